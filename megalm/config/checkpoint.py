@@ -1,0 +1,25 @@
+"""When and where a run is saved, and what it starts from."""
+
+from dataclasses import dataclass
+
+from megalm.config.fields import choice
+
+
+@dataclass
+class CheckpointConfig:
+    """Saving and resuming."""
+
+    every: int = 200
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = 2
+    """Newest checkpoints to keep; 0: all."""
+    keep_every: int = 0
+    """Also keep each checkpoint whose step is a multiple of this; 0: none."""
+    path: str | None = None
+    """Folder or fsspec URL of the checkpoints; None: the run's folder."""
+    resume: bool = True
+    """Go on from the newest good checkpoint in `path`, if there is one."""
+    load: str = choice("all", "weights")
+    """all: resume the run; weights: start a new run (schedule, data, step 0) from the weights in `load_path`."""
+    load_path: str | None = None
+    """load=weights: the checkpoint to take the weights from."""

@@ -1,0 +1,25 @@
+"""Where tokens come from and in which order they are seen."""
+
+from dataclasses import dataclass, field
+
+from megalm.config.fields import choice
+
+
+@dataclass
+class DataConfig:
+    """Tokenized corpora in Megatron's .bin/.idx form, their proportions and their order."""
+
+    train: list[str] = field(default_factory=list)
+    """Prefixes of tokenized data sets (PREFIX.bin and PREFIX.idx)."""
+    weights: list[float] | None = None
+    """Proportions of the sources; None: by their size."""
+    valid: str | None = None
+    """Prefix of a held-out data set; None: the last `holdout` share of every source's documents."""
+    holdout: float = 0.005
+    """Share of each source's documents kept for evaluation when `valid` is not given."""
+    tokenizer: str | None = None
+    """Path of the tokenizer that made the data (to write samples and to check the vocabulary)."""
+    order: str = choice("keyed", "megatron")
+    """keyed: a pure function of (seed, step); megatron: Megatron-LM's own index order, for moved runs."""
+    prefetch: int = 4
+    """Batches prepared ahead by the background thread."""

@@ -1,0 +1,128 @@
+"""The shape of the network: one decoder-only transformer that covers Llama, GPT-2, MPT and their relatives."""
+
+from dataclasses import dataclass, field
+
+from megalm.config.fields import choice, required
+
+
+@dataclass
+class RopeScalingConfig:
+    """How rotary frequencies are stretched for sequences longer than those trained on."""
+
+    kind: str = choice("none", "linear", "llama3")
+    """none, linear (positions divided by `factor`), or llama3 (only the low frequencies are stretched)."""
+    factor: float = 1.0
+    """How many times longer the sequences become."""
+    low_frequency_factor: float = 1.0
+    """llama3: wavelengths above original_seq_length / this are fully stretched."""
+    high_frequency_factor: float = 4.0
+    """llama3: wavelengths below original_seq_length / this are left alone."""
+    original_seq_length: int = 8192
+    """llama3: the sequence length before stretching."""
+
+
+@dataclass
+class MoEConfig:
+    """Mixture of experts in place of the dense MLP. `num_experts: 0` means dense."""
+
+    num_experts: int = 0
+    """Experts per layer; 0 for a dense model."""
+    top_k: int = 2
+    """Experts that each token is sent to."""
+    ffn_hidden_size: int | None = None
+    """Hidden size of one expert; None: the model's ffn_hidden_size."""
+    num_shared_experts: int = 0
+    """Experts that every token passes through, beside the routed ones."""
+
+
+@dataclass
+class ModelConfig:
+    """Every number that decides the parameters' names and shapes and the function computed with them."""
+
+    name: str = "custom"
+    """What people call it; used in reports only."""
+    num_layers: int = required()
+    """Transformer layers."""
+    hidden_size: int = required()
+    """Width of the residual stream."""
+    num_heads: int = required()
+    """Query heads of each attention."""
+    num_kv_heads: int | None = None
+    """Key/value heads (grouped-query attention, Ainslie et al. 2023); None: as many as query heads."""
+    head_dim: int | None = None
+    """Width of a head; None: hidden_size / num_heads."""
+    ffn_hidden_size: int | None = None
+    """Hidden width of the MLP; None: 4 x hidden_size, or 8/3 of it in multiples of 64 for a gated activation."""
+    vocab_size: int = required()
+    """Rows of the embedding: at least the tokenizer's vocabulary."""
+    seq_length: int = required()
+    """Tokens in a training sequence."""
+    norm: str = choice("rmsnorm", "layernorm")
+    """rmsnorm (Zhang & Sennrich 2019) or layernorm."""
+    norm_eps: float = 1e-5
+    """Added to the variance inside every norm."""
+    norm_bias: bool = False
+    """A bias in each layernorm (GPT-2); rmsnorm never has one."""
+    norm_placement: str = choice("pre", "post")
+    """pre: on each sub-layer's input; post: on its output, before the residual addition (OLMo 2)."""
+    activation: str = choice("swiglu", "geglu", "gelu", "gelu_tanh", "relu")
+    """The MLP's function; swiglu and geglu are gated (Shazeer 2020), the others have one input matrix."""
+    position: str = choice("rope", "learned", "alibi", "none")
+    """rope (Su et al. 2021), learned (GPT-2), alibi (Press et al. 2021) or none."""
+    rope_theta: float = 10000.0
+    """Base of the rotary wavelengths."""
+    rope_fraction: float = 1.0
+    """Share of each head that is rotated (GPT-NeoX: 0.25)."""
+    rope_interleaved: bool = False
+    """Pairs are neighbours (true) or half a head apart (false, as in Hugging Face's Llama)."""
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+    """Stretching of rotary frequencies for long sequences."""
+    alibi_max_bias: float = 8.0
+    """ALiBi: slopes run over 2^(-alibi_max_bias * k / heads)."""
+    linear_bias: bool = False
+    """Biases in the MLP's matrices."""
+    qkv_bias: bool = False
+    """Biases in the query, key and value projections (Qwen2, GPT-2)."""
+    attention_out_bias: bool = False
+    """A bias in attention's output projection."""
+    parallel_residual: bool = False
+    """Attention and MLP read the same input and are added together (GPT-NeoX)."""
+    qk_norm: bool = False
+    """Normalise queries and keys before their product: keeps attention logits bounded (Dehghani et al. 2023)."""
+    qk_norm_scope: str = choice("head", "full")
+    """head: each head by itself, one weight of head_dim (Qwen3); full: over all heads together (OLMo 2)."""
+    clip_qkv: float | None = None
+    """Clamp queries, keys and values to +- this value (MPT); None: no clamp."""
+    tie_embeddings: bool = False
+    """The output matrix is the embedding's."""
+    embedding_norm: bool = False
+    """A norm right after the embedding (BLOOM)."""
+    embedding_scale: float = 1.0
+    """The embedding's output is multiplied by this."""
+    dropout: float = 0.0
+    """Probability of dropping an element of each sub-layer's output and of the embedding's, in training."""
+    z_loss: float = 0.0
+    """Weight of mean log^2 Z added to the loss: keeps logits from drifting (PaLM: 1e-4)."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights."""
+    scaled_init: bool = True
+    """Matrices that write to the residual stream start smaller, by 1 / sqrt(2 num_layers) (GPT-2)."""
+    moe: MoEConfig = field(default_factory=MoEConfig)
+    """Mixture of experts."""
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate beside its up projection."""
+        return self.activation in ("swiglu", "geglu")
+
+    def fill_in(self) -> None:
+        """Replace each None by what it stands for."""
+        if self.num_kv_heads is None:
+            self.num_kv_heads = self.num_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_heads
+        if self.ffn_hidden_size is None:
+            gated_width = -(-8 * self.hidden_size // 3 // 64) * 64
+            self.ffn_hidden_size = gated_width if self.gated else 4 * self.hidden_size
+        if self.moe.ffn_hidden_size is None:
+            self.moe.ffn_hidden_size = self.ffn_hidden_size

@@ -1,0 +1,37 @@
+"""How the work is laid out over ranks. No choice here changes the loss that a run follows."""
+
+from dataclasses import dataclass
+
+from megalm.config.fields import choice
+
+
+@dataclass
+class ParallelConfig:
+    """Sizes of the mesh's axes and the way each is used; data x tensor x pipeline x context = world_size."""
+
+    data: int | str = "auto"
+    """Data-parallel replicas; auto: what is left of the world."""
+    tensor: int = 1
+    """Ranks that share each matrix (Shoeybi et al. 2019)."""
+    pipeline: int = 1
+    """Ranks that the layers are cut over (Narayanan et al. 2021)."""
+    virtual_pipeline: int = 1
+    """Chunks of layers on each pipeline rank (interleaved and V schedules)."""
+    context: int = 1
+    """Ranks that each sequence is cut over."""
+    expert: int = 1
+    """Ranks, within data parallelism, that experts are spread over."""
+    sequence: bool = False
+    """Sequence parallelism around tensor-parallel blocks (Korthikanti et al. 2022)."""
+    schedule: str = choice("1f1b", "gpipe", "interleaved", "zb-h1", "zb-v", "dualpipe-v")
+    """Order of forward and backward passes over the pipeline."""
+    zero_stage: int = 0
+    """0: each replica holds all optimizer state; 1: it is split; 2: gradients too (ZeRO, arXiv:1910.02054)."""
+    data_mode: str = choice("replicate", "fully_shard")
+    """replicate: weights on every data rank; fully_shard: torch's fully_shard."""
+    recompute: str = choice("none", "selective", "full")
+    """Activations computed again in backward: none, the attention core, norms and activations, or whole layers."""
+    context_mode: str = choice("ring", "all_gather")
+    """How keys and values travel under context parallelism."""
+    bucket_mb: float = 25.0
+    """Megabytes of gradients that are reduced at a time, while backward goes on."""

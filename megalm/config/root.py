@@ -1,0 +1,72 @@
+"""The whole configuration of a run."""
+
+from dataclasses import dataclass, field
+
+from megalm.config.checkpoint import CheckpointConfig
+from megalm.config.cluster import ClusterConfig
+from megalm.config.data import DataConfig
+from megalm.config.fields import choice
+from megalm.config.guard import GuardConfig
+from megalm.config.model import ModelConfig
+from megalm.config.optim import OptimConfig
+from megalm.config.parallel import ParallelConfig
+from megalm.config.precision import PrecisionConfig
+from megalm.config.resilience import ResilienceConfig
+from megalm.config.tracking import TrackingConfig
+from megalm.config.train import TrainConfig
+
+
+@dataclass
+class RunConfig:
+    """What the run is called and where its folder is."""
+
+    name: str = "run"
+    """Name of the run's folder."""
+    dir: str = "runs"
+    """Folder that holds the runs' folders."""
+
+
+@dataclass
+class OpsConfig:
+    """Which implementation of the kernels serves."""
+
+    backend: str = choice("auto", "native", "reference")
+    """auto: the compiled kernels where they are built; native: insist on them; reference: plain PyTorch."""
+
+
+@dataclass
+class Config:
+    """Everything that decides a run. `python -m megalm.launch +model=tiny train.steps=100` sets its fields."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The corpus and its order."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Length and batch sizes."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Update rule and learning rate."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Layout over ranks."""
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    """Number formats."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving and resuming."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Answers to loss spikes."""
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
+    """Answers to dead and hanging ranks."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Extra outputs of measurements."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """The machine to plan for."""
+    ops: OpsConfig = field(default_factory=OpsConfig)
+    """Kernel backends."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Name and folder."""
+    world_size: int | None = None
+    """Local ranks to start; None: 1 on a CPU, else the number of GPUs."""
+    device: str = choice("auto", "cpu", "cuda")
+    """Where tensors live; auto: GPUs when there are any."""
+    dry_run: bool = False
+    """Plan, build on the meta device, print, and stop before training."""

@@ -1,0 +1,13 @@
+"""Where measurements go, beside metrics.jsonl and events.jsonl."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class TrackingConfig:
+    """Extra outputs of a run's measurements."""
+
+    tensorboard: bool = True
+    """Write TensorBoard scalars to the run's folder."""
+    report: bool = True
+    """Write report.html when the run ends."""

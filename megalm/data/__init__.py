@@ -1,0 +1,1 @@
+"""From tokenized corpora to training batches."""

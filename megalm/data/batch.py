@@ -1,0 +1,35 @@
+"""One micro-batch of one data rank."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens and what is to be predicted from them.
+
+    Shapes: all [B, S]; under context parallelism [B, S/c], this rank's positions only.
+    """
+
+    tokens: Tensor
+    """int64: the input."""
+    labels: Tensor
+    """int64: the token that follows each position."""
+    loss_mask: Tensor | None = None
+    """float32: weight of each position in the loss; None: all ones."""
+    positions: Tensor | None = None
+    """int64: position of each token in its document; None: 0 .. S-1."""
+    document_ids: Tensor | None = None
+    """int32: which document each token is of; attention stays within one. None: one document."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in moved.items() if t is not None})
+
+    @property
+    def token_count(self) -> float:
+        """Positions that count in the loss."""
+        return float(self.tokens.numel() if self.loss_mask is None else self.loss_mask.sum().item())

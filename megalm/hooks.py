@@ -1,0 +1,39 @@
+"""What attaches to the training step: the guard, checkpoints, metrics, resilience. Each moment is one method."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megalm.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a step measured before its update, the same on every rank: one host synchronisation a step."""
+
+    loss: float
+    """Mean loss over the tokens of the global batch, nats."""
+    grad_norm: float
+    """L2 norm of the whole gradient, before clipping."""
+    nonfinite: float
+    """Gradient values that are NaN or infinite."""
+
+
+class Hook:
+    """Override the moments you need; every method does nothing by itself."""
+
+    def on_train_start(self, trainer: "Trainer") -> None:
+        """Model, optimizer, data and resumed state are ready; no step was made yet."""
+
+    def on_step_start(self, trainer: "Trainer") -> None:
+        """A step is about to fetch its batch."""
+
+    def on_gradients(self, trainer: "Trainer", signals: Signals) -> bool:
+        """Gradients are reduced and not applied yet. False refuses the update. All ranks must answer alike."""
+        return True
+
+    def on_step_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
+        """The step is complete; `record` is its line of metrics.jsonl and may still be added to."""
+
+    def on_train_end(self, trainer: "Trainer", status: int) -> None:
+        """The run stops, with this exit status; called on errors too."""

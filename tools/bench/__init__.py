@@ -1,0 +1,1 @@
+"""Measure megalm beside its peers, alternating in one run."""

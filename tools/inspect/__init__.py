@@ -1,0 +1,1 @@
+"""Look into data sets, batches, checkpoints and kernels."""

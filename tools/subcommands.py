@@ -1,0 +1,49 @@
+"""How a tool finds its subcommands: each module of its folder that has HELP, add_arguments(parser) and run(args)."""
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from megalm.config.errors import ConfigError
+
+
+def modules(package: ModuleType) -> list[str]:
+    """Names of the subcommands in the tool's folder."""
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def run_tool(package: ModuleType, argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, import only the subcommand that was asked for, and run it.
+
+    Exit status: what the subcommand returns; 2 with one message when the input is wrong.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = package.__name__
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=package.__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    wanted = next((a for a in arguments if not a.startswith("-")), None)
+    available = modules(package)
+    loaded = {}
+    for command in available if wanted not in available else [wanted]:
+        module = importlib.import_module(f"{name}.{command}")
+        loaded[command] = module
+        subparser = subparsers.add_parser(command, help=module.HELP, description=module.HELP)
+        module.add_arguments(subparser)
+    parsed = parser.parse_args(arguments)
+    return run_reporting(lambda: loaded[parsed.command].run(parsed))
+
+
+def run_reporting(action) -> int:
+    """Run `action`; a ConfigError becomes one message on standard error and exit status 2."""
+    try:
+        return int(action() or 0)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        return 130
