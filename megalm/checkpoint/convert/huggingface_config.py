@@ -1,0 +1,447 @@
+"""Hugging Face's `config.json` <-> ModelConfig, for each architecture.
+
+Each architecture is two functions. Whether an architecture can express a model is not a list of conditions that could
+be wrong: the model's config is written in it and read back, and must come back the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from megalm.config import ModelConfig, RopeScalingConfig
+from megalm.config.errors import ConfigError
+
+Json = dict[str, Any]
+
+GATED = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"}
+UNGATED = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+GATED_NAMES = {"swiglu": "silu", "geglu": "gelu"}
+UNGATED_NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One `model_type`: its class in transformers and its config in both directions."""
+
+    model_type: str
+    class_name: str
+    read: Callable[[Json], ModelConfig]
+    write: Callable[[ModelConfig], Json]
+
+
+def _require(json: Json, key: str) -> Any:
+    if json.get(key) is None:
+        raise ConfigError(f"config.json: key '{key}' is missing; a {json.get('model_type')} config must have it")
+    return json[key]
+
+
+def _activation(json: Json, key: str, default: str, names: dict[str, str]) -> str:
+    value = json.get(key, default)
+    if value not in names:
+        raise ConfigError(f"config.json: {key}={value!r} is not supported; supported are {', '.join(names)}")
+    return names[value]
+
+
+def _refuse(json: Json, key: str, *allowed: Any) -> None:
+    """Stops at a setting that this model cannot compute."""
+    value = json.get(key, allowed[0])
+    if value not in allowed:
+        raise ConfigError(f"config.json: {key}={value!r} is not supported; allowed: {', '.join(map(repr, allowed))}")
+
+
+def _read_rope(json: Json, model: ModelConfig, *, fraction: float = 1.0) -> None:
+    """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    settings = dict(json.get("rope_scaling") or json.get("rope_parameters") or {})
+    model.position = "rope"
+    outside = {"rope_theta": ("rope_theta", "rotary_emb_base"), "partial_rotary_factor": ("rotary_pct",)}
+    for key, others in outside.items():
+        for other in (key, *others):
+            if json.get(other) is not None:
+                settings.setdefault(key, json[other])
+    model.rope_theta = float(settings.get("rope_theta", 10000.0))
+    model.rope_fraction = float(settings.get("partial_rotary_factor", fraction))
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    if kind == "default":
+        return
+    if kind == "linear":
+        model.rope_scaling = RopeScalingConfig(kind="linear", factor=float(settings["factor"]))
+    elif kind == "llama3":
+        model.rope_scaling = RopeScalingConfig(
+            kind="llama3",
+            factor=float(settings["factor"]),
+            low_frequency_factor=float(settings["low_freq_factor"]),
+            high_frequency_factor=float(settings["high_freq_factor"]),
+            original_seq_length=int(settings.get("original_max_position_embeddings", model.seq_length)),
+        )
+    else:
+        raise ConfigError(f"config.json: rope scaling {kind!r} is not supported; supported are default, linear, llama3")
+
+
+def _write_rope(model: ModelConfig) -> Json:
+    """The keys that every transformers since 4.43 reads."""
+    scaling = model.rope_scaling
+    settings: Json | None = None
+    if scaling.kind == "linear":
+        settings = {"rope_type": "linear", "factor": scaling.factor}
+    elif scaling.kind == "llama3":
+        settings = {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_frequency_factor,
+            "high_freq_factor": scaling.high_frequency_factor,
+            "original_max_position_embeddings": scaling.original_seq_length,
+        }
+    return {"rope_theta": model.rope_theta, "rope_scaling": settings}
+
+
+def _read_llama_like(
+    json: Json, *, kv_heads: int | None = None, positions: int = 2048, eps: float = 1e-6, head_dim: int | None = None
+) -> ModelConfig:
+    """What Llama, Mistral, Qwen and OLMo 2 have in common; the keyword defaults are transformers' for that type."""
+    heads = _require(json, "num_attention_heads")
+    model = ModelConfig(
+        name=json.get("model_type", "llama"),
+        num_layers=_require(json, "num_hidden_layers"),
+        hidden_size=_require(json, "hidden_size"),
+        num_heads=heads,
+        num_kv_heads=json.get("num_key_value_heads", kv_heads) or heads,
+        head_dim=json.get("head_dim", head_dim) or json["hidden_size"] // heads,
+        ffn_hidden_size=_require(json, "intermediate_size"),
+        vocab_size=_require(json, "vocab_size"),
+        seq_length=json.get("max_position_embeddings", positions),
+        norm="rmsnorm",
+        norm_eps=json.get("rms_norm_eps", eps),
+        activation=_activation(json, "hidden_act", "silu", GATED),
+        tie_embeddings=bool(json.get("tie_word_embeddings", False)),
+        init_std=json.get("initializer_range", 0.02),
+    )
+    _read_rope(json, model)
+    model.fill_in()
+    return model
+
+
+def _write_llama_like(model: ModelConfig) -> Json:
+    return {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_kv_heads,
+        "head_dim": model.head_dim,
+        "hidden_act": GATED_NAMES.get(model.activation),
+        "max_position_embeddings": model.seq_length,
+        "initializer_range": model.init_std,
+        "rms_norm_eps": model.norm_eps,
+        "tie_word_embeddings": model.tie_embeddings,
+        **_write_rope(model),
+    }
+
+
+def _read_llama(json: Json) -> ModelConfig:
+    model = _read_llama_like(json)
+    model.qkv_bias = model.attention_out_bias = bool(json.get("attention_bias", False))
+    model.linear_bias = bool(json.get("mlp_bias", False))
+    return model
+
+
+def _write_llama(model: ModelConfig) -> Json:
+    biases = {"attention_bias": model.qkv_bias and model.attention_out_bias, "mlp_bias": model.linear_bias}
+    return {**_write_llama_like(model), **biases}
+
+
+def _read_mistral(json: Json) -> ModelConfig:
+    model = _read_llama_like(json, kv_heads=8, positions=131072)
+    window = json.get("sliding_window", 4096)
+    if window is not None:  # within the window, attention is plain causal attention
+        model.seq_length = min(model.seq_length, window)
+    return model
+
+
+def _write_mistral(model: ModelConfig) -> Json:
+    return {**_write_llama_like(model), "sliding_window": None}
+
+
+def _read_qwen2(json: Json) -> ModelConfig:
+    model = _read_llama_like(json, kv_heads=32, positions=32768)
+    _refuse_windows(json)
+    model.qkv_bias = True
+    return model
+
+
+def _write_qwen2(model: ModelConfig) -> Json:
+    return {**_write_llama_like(model), "use_sliding_window": False}
+
+
+def _read_qwen3(json: Json) -> ModelConfig:
+    model = _read_llama_like(json, kv_heads=32, positions=32768, head_dim=128)
+    _refuse_windows(json)
+    model.qkv_bias = model.attention_out_bias = bool(json.get("attention_bias", False))
+    model.qk_norm, model.qk_norm_scope = True, "head"
+    return model
+
+
+def _write_qwen3(model: ModelConfig) -> Json:
+    return {**_write_qwen2(model), "attention_bias": model.qkv_bias and model.attention_out_bias}
+
+
+def _refuse_windows(json: Json) -> None:
+    _refuse(json, "use_sliding_window", False)
+    if any(kind != "full_attention" for kind in json.get("layer_types") or ()):
+        raise ConfigError(
+            f"config.json: layer_types={json['layer_types']} has sliding windows; only full_attention is supported"
+        )
+
+
+def _read_olmo2(json: Json) -> ModelConfig:
+    model = _read_llama_like(json, eps=1e-5)
+    model.qkv_bias = model.attention_out_bias = bool(json.get("attention_bias", False))
+    model.norm_placement = "post"
+    model.qk_norm, model.qk_norm_scope = True, "full"
+    return model
+
+
+def _write_olmo2(model: ModelConfig) -> Json:
+    json = {**_write_llama_like(model), "attention_bias": model.qkv_bias and model.attention_out_bias}
+    json.pop("head_dim")  # always hidden_size / num_attention_heads there
+    return json
+
+
+def _read_gpt2(json: Json) -> ModelConfig:
+    for key, allowed in (
+        ("scale_attn_weights", True),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("add_cross_attention", False),
+    ):
+        _refuse(json, key, allowed)
+    model = ModelConfig(
+        name="gpt2",
+        num_layers=_require(json, "n_layer"),
+        hidden_size=_require(json, "n_embd"),
+        num_heads=_require(json, "n_head"),
+        ffn_hidden_size=json.get("n_inner") or 4 * json["n_embd"],
+        vocab_size=_require(json, "vocab_size"),
+        seq_length=json.get("n_positions", 1024),
+        norm="layernorm",
+        norm_bias=True,
+        norm_eps=json.get("layer_norm_epsilon", 1e-5),
+        activation=_activation(json, "activation_function", "gelu_new", UNGATED),
+        position="learned",
+        linear_bias=True,
+        qkv_bias=True,
+        attention_out_bias=True,
+        tie_embeddings=bool(json.get("tie_word_embeddings", True)),
+        init_std=json.get("initializer_range", 0.02),
+    )
+    model.fill_in()
+    return model
+
+
+def _write_gpt2(model: ModelConfig) -> Json:
+    return {
+        "vocab_size": model.vocab_size,
+        "n_positions": model.seq_length,
+        "n_embd": model.hidden_size,
+        "n_layer": model.num_layers,
+        "n_head": model.num_heads,
+        "n_inner": model.ffn_hidden_size,
+        "activation_function": UNGATED_NAMES.get(model.activation),
+        "layer_norm_epsilon": model.norm_eps,
+        "initializer_range": model.init_std,
+        "tie_word_embeddings": model.tie_embeddings,
+        "resid_pdrop": model.dropout,
+        "embd_pdrop": model.dropout,
+        "attn_pdrop": 0.0,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def _read_gpt_neox(json: Json) -> ModelConfig:
+    bias = bool(json.get("attention_bias", True))
+    model = ModelConfig(
+        name="gpt_neox",
+        num_layers=_require(json, "num_hidden_layers"),
+        hidden_size=_require(json, "hidden_size"),
+        num_heads=_require(json, "num_attention_heads"),
+        ffn_hidden_size=_require(json, "intermediate_size"),
+        vocab_size=_require(json, "vocab_size"),
+        seq_length=json.get("max_position_embeddings", 2048),
+        norm="layernorm",
+        norm_bias=True,
+        norm_eps=json.get("layer_norm_eps", 1e-5),
+        activation=_activation(json, "hidden_act", "gelu", UNGATED),
+        linear_bias=True,
+        qkv_bias=bias,
+        attention_out_bias=bias,
+        parallel_residual=bool(json.get("use_parallel_residual", True)),
+        tie_embeddings=bool(json.get("tie_word_embeddings", False)),
+        init_std=json.get("initializer_range", 0.02),
+    )
+    _read_rope(json, model, fraction=0.25)
+    model.fill_in()
+    return model
+
+
+def _write_gpt_neox(model: ModelConfig) -> Json:
+    rope = _write_rope(model)
+    return {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": model.ffn_hidden_size,
+        "hidden_act": UNGATED_NAMES.get(model.activation),
+        "max_position_embeddings": model.seq_length,
+        "layer_norm_eps": model.norm_eps,
+        "initializer_range": model.init_std,
+        "use_parallel_residual": model.parallel_residual,
+        "tie_word_embeddings": model.tie_embeddings,
+        "attention_bias": model.qkv_bias and model.attention_out_bias,
+        "rotary_emb_base": rope["rope_theta"],
+        "rotary_pct": model.rope_fraction,
+        "rope_scaling": rope["rope_scaling"],
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def _read_mpt(json: Json) -> ModelConfig:
+    attention = json.get("attn_config") or {}
+    for key, allowed in (("alibi", True), ("qk_ln", False), ("prefix_lm", False), ("softmax_scale", None)):
+        _refuse(attention, key, allowed)
+    for key, value in (("no_bias", True), ("logit_scale", None), ("expansion_ratio", 4)):
+        _refuse(json, key, value)
+    model = ModelConfig(
+        name="mpt",
+        num_layers=_require(json, "n_layers"),
+        hidden_size=_require(json, "d_model"),
+        num_heads=_require(json, "n_heads"),
+        ffn_hidden_size=4 * json["d_model"],
+        vocab_size=_require(json, "vocab_size"),
+        seq_length=json.get("max_seq_len", 2048),
+        norm="layernorm",
+        norm_eps=json.get("layer_norm_epsilon", 1e-5),
+        activation="gelu",
+        position="alibi",
+        alibi_max_bias=float(attention.get("alibi_bias_max", 8)),
+        clip_qkv=attention.get("clip_qkv"),
+        tie_embeddings=bool(json.get("tie_word_embeddings", True)),
+        init_std=json.get("initializer_range", 0.02),
+    )
+    model.fill_in()
+    return model
+
+
+def _write_mpt(model: ModelConfig) -> Json:
+    max_bias = model.alibi_max_bias
+    return {
+        "vocab_size": model.vocab_size,
+        "d_model": model.hidden_size,
+        "n_layers": model.num_layers,
+        "n_heads": model.num_heads,
+        "expansion_ratio": 4,
+        "max_seq_len": model.seq_length,
+        "layer_norm_epsilon": model.norm_eps,
+        "initializer_range": model.init_std,
+        "tie_word_embeddings": model.tie_embeddings,
+        "no_bias": True,
+        "learned_pos_emb": False,
+        "attn_config": {
+            "alibi": True,
+            "alibi_bias_max": int(max_bias) if max_bias == int(max_bias) else max_bias,
+            "attn_impl": "torch",
+            "clip_qkv": model.clip_qkv,
+            "qk_ln": False,
+        },
+    }
+
+
+ARCHITECTURES = {
+    architecture.model_type: architecture
+    for architecture in (
+        Architecture("llama", "LlamaForCausalLM", _read_llama, _write_llama),
+        Architecture("mistral", "MistralForCausalLM", _read_mistral, _write_mistral),
+        Architecture("qwen2", "Qwen2ForCausalLM", _read_qwen2, _write_qwen2),
+        Architecture("qwen3", "Qwen3ForCausalLM", _read_qwen3, _write_qwen3),
+        Architecture("olmo2", "Olmo2ForCausalLM", _read_olmo2, _write_olmo2),
+        Architecture("gpt2", "GPT2LMHeadModel", _read_gpt2, _write_gpt2),
+        Architecture("gpt_neox", "GPTNeoXForCausalLM", _read_gpt_neox, _write_gpt_neox),
+        Architecture("mpt", "MptForCausalLM", _read_mpt, _write_mpt),
+    )
+}
+
+
+def function_of(model: ModelConfig) -> Json:
+    """The settings that decide the function the model computes; those without effect are left out."""
+    fields = dataclasses.asdict(model)
+    for key in ("name", "init_std", "scaled_init", "z_loss", "dropout"):
+        fields.pop(key)
+    fields.pop("rope_interleaved")  # rows are reordered on the way: see half_split_rows
+    if model.position != "rope" or model.rope_scaling.kind == "none":
+        fields.pop("rope_scaling")
+    elif model.rope_scaling.kind == "linear":
+        fields["rope_scaling"] = {"kind": "linear", "factor": model.rope_scaling.factor}
+    if model.position != "rope":
+        fields.pop("rope_theta"), fields.pop("rope_fraction")
+    if model.position != "alibi":
+        fields.pop("alibi_max_bias")
+    if not model.qk_norm:
+        fields.pop("qk_norm_scope")
+    if model.norm == "rmsnorm":
+        fields.pop("norm_bias")
+    fields["moe"] = fields["moe"] if model.moe.num_experts else None
+    return fields
+
+
+def differences(model: ModelConfig, architecture: Architecture) -> list[str]:
+    """What the architecture cannot express of the model: `key=value` of each setting; empty if it fits."""
+    try:
+        back = function_of(architecture.read({"model_type": architecture.model_type, **architecture.write(model)}))
+    except ConfigError as error:
+        return [str(error)]
+    ours = function_of(model)
+    return [f"model.{key}={ours[key]!r}" for key in ours if ours[key] != back.get(key)]
+
+
+def choose_architecture(model: ModelConfig, preferred: str | None = None) -> Architecture:
+    """The architecture that expresses the model exactly. `preferred` (a model_type) is tried first.
+
+    Raises ConfigError that says, for the nearest architectures, which settings stand in the way.
+    """
+    candidates = sorted(ARCHITECTURES.values(), key=lambda architecture: architecture.model_type != preferred)
+    obstacles = [(differences(model, architecture), architecture) for architecture in candidates]
+    for found, architecture in obstacles:
+        if not found:
+            return architecture
+    nearest = sorted(obstacles, key=lambda pair: len(pair[0]))[:3]
+    lines = "; ".join(f"{architecture.model_type} cannot express {', '.join(found)}" for found, architecture in nearest)
+    raise ConfigError(
+        f"no Hugging Face architecture computes what this model does: {lines}. Change these settings to export it."
+    )
+
+
+def read_config(json: Json) -> ModelConfig:
+    """The ModelConfig of a `config.json`; ConfigError where the architecture or a setting of it is not supported."""
+    model_type = json.get("model_type")
+    if model_type not in ARCHITECTURES:
+        raise ConfigError(
+            f"config.json: model_type={model_type!r} is not supported; supported are {', '.join(sorted(ARCHITECTURES))}"
+        )
+    return ARCHITECTURES[model_type].read(json)
+
+
+def write_config(model: ModelConfig, *, preferred: str | None = None, dtype: str = "float32") -> Json:
+    """The `config.json` of the model."""
+    architecture = choose_architecture(model, preferred)
+    head = {"architectures": [architecture.class_name], "model_type": architecture.model_type, "torch_dtype": dtype}
+    return {**head, **architecture.write(model)}
