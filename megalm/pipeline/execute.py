@@ -1,0 +1,242 @@
+"""Runs a schedule: the same code for one stage and for many."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from megalm.config.errors import ConfigError
+from megalm.parallel import deferred
+from megalm.pipeline.schedule import Action, Kind, Schedule, build_schedule, forward_schedule
+
+if TYPE_CHECKING:
+    from megalm.parallel.mesh import Axis
+
+_FROM = {Kind.RECEIVE_ACTIVATION: -1, Kind.RECEIVE_GRADIENT: 1}
+_TO = {Kind.SEND_ACTIVATION: 1, Kind.SEND_GRADIENT: -1}
+
+
+class Executor:
+    """One pipeline rank: computes its chunks' passes in the schedule's order and exchanges tensors with neighbours.
+
+    A chunk is a module: forward(x, batch) -> hidden; the first stage gets x=None; the last returns (objective, report),
+    a scalar to run backward from and a tensor to hand back.
+
+    Shapes:  what travels between stages is [seq_length, micro_batch_size, hidden_size], where seq_length is S/(c*t)
+             if the sequence is sharded over context and (sequence parallelism) tensor ranks
+    Comm:    one activation forward and one gradient backward for each micro-batch and stage boundary between ranks;
+             neighbouring sends and receives start as one batch, on the pipeline axis' group
+    Memory:  an output's data is freed as soon as it is sent; only its place in the autograd graph stays until backward
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[nn.Module],
+        schedule: Schedule,
+        axis: "Axis",
+        *,
+        micro_batch_size: int,
+        seq_length: int,
+        hidden_size: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        split_backward: bool = True,
+        before_backward: Callable[[int], None] | None = None,
+    ) -> None:
+        """
+        split_backward: whether the schedule's weight gradients are put off; False computes them with the input's, and
+            the schedule's W passes do nothing (for weights that are only whole during backward, as with fully_shard).
+        before_backward: called with the number of each micro-batch before its first backward pass on this rank.
+
+        Errors: ConfigError if the schedule is for other numbers of ranks or chunks than there are.
+        """
+        if schedule.placement.ranks != axis.size or schedule.placement.chunks != len(chunks):
+            raise ConfigError(
+                f"a schedule for {schedule.placement.ranks} ranks with {schedule.placement.chunks} chunk(s) each was "
+                f"given to a pipeline of {axis.size} rank(s) with {len(chunks)} chunk(s) each; build it with these."
+            )
+        self.chunks = list(chunks)
+        self.schedule = schedule
+        self.axis = axis
+        self.shape = (seq_length, micro_batch_size, hidden_size)
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self._split = split_backward and schedule.placement.stages > 1
+        self._before_backward = before_backward
+        self._placement = schedule.placement
+        self._schedules = {schedule.micro_batches: schedule}
+        self._forward_schedules: dict[int, Schedule] = {}
+
+    @property
+    def has_last(self) -> bool:
+        """Whether this rank holds the last stage, and so the reports."""
+        return self._placement.rank(self._placement.stages - 1) == self.axis.rank
+
+    @property
+    def has_first(self) -> bool:
+        """Whether this rank holds the first stage."""
+        return self._placement.rank(0) == self.axis.rank
+
+    def run(self, micro_batches: Sequence[Any], scale: float = 1.0) -> list[Tensor]:
+        """Forward and backward of all micro-batches; gradients of scale * objective accumulate in the parameters.
+
+        Returns the reports in the order of the micro-batches; nothing on ranks without the last stage.
+        The schedule is rebuilt for another number of micro-batches than it was made for.
+        """
+        count = len(micro_batches)
+        if count not in self._schedules:
+            where = self._placement
+            self._schedules[count] = build_schedule(self.schedule.kind, where.ranks, count, where.chunks)
+        return _Step(self, micro_batches, scale, training=True).run(self._schedules[count])
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Sequence[Any]) -> list[Tensor]:
+        """Forward passes only; any number of micro-batches. Returns as `run`. The caller sets eval mode."""
+        count = len(micro_batches)
+        if count not in self._forward_schedules:
+            self._forward_schedules[count] = forward_schedule(self._placement, count)
+        return _Step(self, micro_batches, 1.0, training=False).run(self._forward_schedules[count])
+
+
+class _Step:
+    """The tensors of one run through a schedule."""
+
+    def __init__(self, executor: Executor, micro_batches: Sequence[Any], scale: float, training: bool) -> None:
+        self.executor = executor
+        self.micro_batches = micro_batches
+        self.scale = scale
+        self.training = training
+        self.placement = executor._placement
+        self.reports: dict[int, Tensor] = {}
+        self._begun_backward: set[int] = set()
+        # keys: (chunk, micro-batch)
+        self._inputs: dict[tuple[int, int], Tensor] = {}
+        self._roots: dict[tuple[int, int], GradientEdge] = {}
+        self._weight_gradients: dict[tuple[int, int], deferred.Queue] = {}
+        # by stage that needs it: tensors that were computed here, or are on their way
+        self._arriving: dict[tuple[Kind, int, int], tuple[Tensor, list[dist.Work]]] = {}
+        self._departing: dict[tuple[Kind, int, int], Tensor] = {}
+        self._sent: list[tuple[dist.Work, list[Tensor]]] = []
+
+    def run(self, schedule: Schedule) -> list[Tensor]:
+        compute = {Kind.F: self._forward, Kind.B: self._backward, Kind.I: self._backward, Kind.W: self._weights}
+        actions = schedule.actions[self.executor.axis.rank]
+        together: list[Action] = []
+        for action in actions:
+            if action.kind.is_communication:
+                together.append(action)
+                continue
+            self._exchange(together)
+            together = []
+            compute[action.kind](action)
+        self._exchange(together)
+        for work, _ in self._sent:
+            work.wait()
+        self._sent.clear()
+        return [self.reports[i] for i in sorted(self.reports)]
+
+    def _stage(self, chunk: int) -> int:
+        return self.placement.stage(self.executor.axis.rank, chunk)
+
+    def _forward(self, action: Action) -> None:
+        executor, (_, micro_batch, chunk) = self.executor, action
+        stage, key = self._stage(chunk), (chunk, micro_batch)
+        x = None
+        if stage:
+            x = self._take(Kind.RECEIVE_ACTIVATION, micro_batch, chunk)
+            if self.training:
+                x.requires_grad_()
+                self._inputs[key] = x
+        output = executor.chunks[chunk](x, self.micro_batches[micro_batch])
+        if stage == self.placement.stages - 1:
+            objective, report = output
+            self.reports[micro_batch] = report.detach()
+            if self.training:
+                self._roots[key] = get_gradient_edge(objective * self.scale)
+            return
+        if tuple(output.shape) != executor.shape:
+            raise RuntimeError(
+                f"stage {stage} gave {list(output.shape)}, the pipeline was told that {list(executor.shape)} "
+                "(sequence, micro-batch, hidden; local sizes) travel between stages."
+            )
+        if self.training:
+            # the edge keeps the graph alive without the output's data
+            self._roots[key] = get_gradient_edge(output)
+        self._hand_over(Kind.F, action, stage, output.detach())
+
+    def _backward(self, action: Action) -> None:
+        executor, (kind, micro_batch, chunk) = self.executor, action
+        stage, key = self._stage(chunk), (chunk, micro_batch)
+        if micro_batch not in self._begun_backward:
+            self._begun_backward.add(micro_batch)
+            if executor._before_backward is not None:
+                executor._before_backward(micro_batch)
+        root = self._roots.pop(key)
+        gradient = None
+        if stage < self.placement.stages - 1:
+            gradient = self._take(Kind.RECEIVE_GRADIENT, micro_batch, chunk)
+        if kind is Kind.I and executor._split:
+            queue = self._weight_gradients[key] = deferred.Queue()
+            with deferred.deferring(queue):
+                torch.autograd.backward([root], [gradient])
+        else:
+            torch.autograd.backward([root], [gradient])
+        if stage:
+            x = self._inputs.pop(key)
+            assert x.grad is not None, f"stage {stage} does not depend on its input"
+            self._hand_over(Kind.B, action, stage, x.grad)
+
+    def _weights(self, action: Action) -> None:
+        queue = self._weight_gradients.pop((action.chunk, action.micro_batch), None)
+        if queue is not None:
+            queue.run()
+
+    def _take(self, kind: Kind, micro_batch: int, chunk: int) -> Tensor:
+        tensor, works = self._arriving.pop((kind, micro_batch, chunk))
+        for work in works:
+            work.wait()
+        return tensor
+
+    def _hand_over(self, kind: Kind, action: Action, stage: int, tensor: Tensor) -> None:
+        """Keep a result for the send that follows, or for this rank's own neighbouring stage."""
+        forward = kind is Kind.F
+        neighbour = stage + 1 if forward else stage - 1
+        if self.placement.rank(neighbour) == self.executor.axis.rank:
+            receive = Kind.RECEIVE_ACTIVATION if forward else Kind.RECEIVE_GRADIENT
+            self._arriving[receive, action.micro_batch, self.placement.chunk(neighbour)] = (tensor, [])
+        else:
+            send = Kind.SEND_ACTIVATION if forward else Kind.SEND_GRADIENT
+            self._departing[send, action.micro_batch, action.chunk] = tensor
+
+    def _exchange(self, actions: list[Action]) -> None:
+        """Start all these sends and receives as one batch."""
+        self._sent = [(work, tensors) for work, tensors in self._sent if not work.is_completed()]
+        if not actions:
+            return
+        executor = self.executor
+        operations, sent, received = [], [], {}
+        for action in actions:
+            kind, micro_batch, chunk = action
+            stage = self._stage(chunk)
+            if kind in _TO:
+                tensor = self._departing.pop((kind, micro_batch, chunk)).contiguous()
+                peer = self.placement.rank(stage + _TO[kind])
+                operations.append(dist.P2POp(dist.isend, tensor, executor.axis.ranks[peer], group=executor.axis.group))
+                sent.append(tensor)
+            else:
+                tensor = torch.empty(executor.shape, dtype=executor.dtype, device=executor.device)
+                peer = self.placement.rank(stage + _FROM[kind])
+                operations.append(dist.P2POp(dist.irecv, tensor, executor.axis.ranks[peer], group=executor.axis.group))
+                received[len(operations) - 1] = (action, tensor)
+        works = dist.batch_isend_irecv(operations)
+        # gloo gives one handle for each operation; NCCL one for the whole batch
+        single = len(works) == len(operations)
+        for position, (action, tensor) in received.items():
+            key = (action.kind, action.micro_batch, action.chunk)
+            self._arriving[key] = (tensor, [works[position]] if single else list(works))
+        if sent:
+            handles = [w for i, w in enumerate(works) if i not in received] if single else works
+            self._sent.extend((work, sent) for work in handles)

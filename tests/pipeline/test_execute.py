@@ -1,0 +1,240 @@
+"""The executor against one process, for every schedule: outputs, gradients, hook calls, memory."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megalm.config.errors import ConfigError
+from megalm.parallel import deferred
+from megalm.parallel.mesh import Axis
+from megalm.pipeline.execute import Executor
+from megalm.pipeline.schedule import KINDS, Placement, build_schedule
+from tests.distributed import run_ranks
+
+SEQUENCE, BATCH, HIDDEN = 5, 2, 6
+
+
+class DeferringLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x)
+        ctx.weight = weight
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        flat = gradient.flatten(0, 1)
+        product = deferred.weight_gradient(ctx.weight, lambda: flat.T @ x.flatten(0, 1))
+        return gradient @ ctx.weight, product
+
+
+class Layer(nn.Module):
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(index)
+        self.weight = nn.Parameter(torch.randn(HIDDEN, HIDDEN, generator=generator) / HIDDEN**0.5)
+        self.bias = nn.Parameter(torch.randn(HIDDEN, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(DeferringLinear.apply(x, self.weight) + self.bias)
+        # the same weight a second time: one hook call must remain one
+        return x + DeferringLinear.apply(y, self.weight)
+
+
+class Chunk(nn.Module):
+    """Layers [start, end); the first chunk looks tokens up, the last sums a loss."""
+
+    def __init__(self, layers: range, first: bool, last: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({str(i): Layer(i) for i in layers})
+        self.first, self.last = first, last
+        if first:
+            self.embedding = nn.Parameter(torch.randn(11, HIDDEN, generator=torch.Generator().manual_seed(100)))
+
+    def forward(self, x: Tensor | None, batch: Tensor):
+        if self.first:
+            assert x is None
+            x = self.embedding[batch.T]
+        assert x is not None and x.shape == (SEQUENCE, batch.shape[0], HIDDEN)
+        for layer in self.layers.values():
+            x = layer(x)
+        if not self.last:
+            return x
+        objective = (x**2).sum() * (1 + batch[0, 0])
+        return objective, torch.stack([objective.detach(), torch.tensor(float(batch[0, 0]))])
+
+
+def data(count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randint(0, 11, (BATCH, SEQUENCE), generator=generator) for _ in range(count)]
+
+
+def chunks_of(where: Placement, rank: int, num_layers: int) -> list[Chunk]:
+    """Uneven on purpose: the first stages get one layer more."""
+    sizes = [num_layers // where.stages + (s < num_layers % where.stages) for s in range(where.stages)]
+    starts = [sum(sizes[:s]) for s in range(where.stages)]
+    return [Chunk(range(starts[s], starts[s] + sizes[s]), s == 0, s == where.stages - 1) for s in where.of_rank(rank)]
+
+
+def execute(kind: str, ranks: int, count: int, chunks: int | None, num_layers: int, axis: Axis) -> dict:
+    schedule = build_schedule(kind, ranks, count, chunks)
+    modules = chunks_of(schedule.placement, axis.rank, num_layers)
+    calls: dict[str, int] = {}
+    parameters = {name: p for module in modules for name, p in module.named_parameters()}
+    buffers = {name: torch.zeros_like(p) for name, p in parameters.items()}
+
+    def count_calls(name):
+        def hook(parameter):
+            if parameter.grad is None:
+                return
+            calls[name] = calls.get(name, 0) + 1
+            buffers[name] += parameter.grad
+            parameter.grad = None
+
+        return hook
+
+    for name, parameter in parameters.items():
+        parameter.register_post_accumulate_grad_hook(count_calls(name))
+    executor = Executor(modules, schedule, axis, micro_batch_size=BATCH, seq_length=SEQUENCE, hidden_size=HIDDEN)
+    reports = executor.run(data(count), 0.5)
+    assert set(calls.values()) == {count}
+    evaluated = executor.evaluate(data(3))
+    return {
+        "reports": reports,
+        "evaluated": evaluated,
+        "gradients": buffers,
+        "last": executor.has_last,
+        "first": executor.has_first,
+    }
+
+
+def on_ranks(*arguments) -> dict:
+    size = dist.get_world_size()
+    axis = Axis("pipeline", size, dist.get_rank(), tuple(range(size)), dist.group.WORLD)
+    return execute(*arguments, axis)
+
+
+def plain(count: int, num_layers: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+    chunk = Chunk(range(num_layers), True, True)
+    reports = []
+    for batch in data(count):
+        objective, report = chunk(None, batch)
+        (objective * 0.5).backward()
+        reports.append(report)
+    return reports, {name: p.grad for name, p in chunk.named_parameters()}
+
+
+def check(results: list[dict], count: int, num_layers: int) -> None:
+    reports, gradients = plain(count, num_layers)
+    seen = {}
+    for rank, result in enumerate(results):
+        assert len(result["reports"]) == (count if result["last"] else 0)
+        assert len(result["evaluated"]) == (3 if result["last"] else 0)
+        if result["last"]:
+            torch.testing.assert_close(result["reports"], reports)
+            torch.testing.assert_close(result["evaluated"], plain(3, num_layers)[0])
+        assert result["first"] == (rank == 0)
+        seen.update(result["gradients"])
+    assert sum(result["last"] for result in results) == 1
+    assert seen.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(seen[name], gradient, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_single_rank_equals_a_plain_loop(kind):
+    check([execute(kind, 1, 3, None, 5, Axis("pipeline"))], 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranks", "count", "chunks"),
+    [(kind, 2, 4, None) for kind in KINDS]
+    + [(kind, 3, 5, None) for kind in KINDS]
+    + [
+        ("gpipe", 2, 3, 2),
+        ("interleaved", 2, 5, 3),
+        ("1f1b", 4, 2, None),
+        ("zb-v", 4, 9, None),
+        ("dualpipe-v", 4, 8, None),
+    ],
+)
+def test_ranks_equal_one_process(kind, ranks, count, chunks):
+    check(run_ranks(ranks, on_ranks, kind, ranks, count, chunks, 9), count, 9)
+
+
+def outputs_alive() -> tuple[int, int]:
+    """(most outputs alive at once on the first of two GPipe ranks, forward passes)"""
+    alive: list[weakref.ref] = []
+    most = 0
+
+    class Watched(Chunk):
+        def forward(self, x, batch):
+            nonlocal most
+            output = super().forward(x, batch)
+            alive.append(weakref.ref(output.untyped_storage()))
+            gc.collect()
+            most = max(most, sum(ref() is not None for ref in alive))
+            return output
+
+    rank = dist.get_rank()
+    axis = Axis("pipeline", 2, rank, (0, 1), dist.group.WORLD)
+    module = Watched(range(2), True, False) if rank == 0 else Chunk(range(2, 4), False, True)
+    schedule = build_schedule("gpipe", 2, 8)
+    executor = Executor([module], schedule, axis, micro_batch_size=BATCH, seq_length=SEQUENCE, hidden_size=HIDDEN)
+    if rank == 1:
+        executor.run(data(8))
+        return 0, 8
+    # the sender waits for each transfer, so that how many are still on their way is not left to chance
+    from megalm.pipeline import execute
+
+    started = execute.dist.batch_isend_irecv
+
+    def finished(operations):
+        works = started(operations)
+        for work, operation in zip(works, operations, strict=True):
+            if operation.op is dist.isend:
+                work.wait()
+        return works
+
+    execute.dist.batch_isend_irecv = finished
+    try:
+        executor.run(data(8))
+    finally:
+        execute.dist.batch_isend_irecv = started
+    return most, len(alive)
+
+
+def test_outputs_are_freed_once_sent():
+    most, count = run_ranks(2, outputs_alive)[0]
+    assert count == 8
+    assert most <= 2, f"{most} of {count} outputs were alive at once"
+
+
+def test_another_number_of_micro_batches_rebuilds_the_schedule():
+    executor = Executor(
+        [Chunk(range(3), True, True)],
+        build_schedule("1f1b", 1, 4),
+        Axis("pipeline"),
+        micro_batch_size=BATCH,
+        seq_length=SEQUENCE,
+        hidden_size=HIDDEN,
+    )
+    reports = executor.run(data(2), 0.5)
+    torch.testing.assert_close(reports, plain(2, 3)[0])
+
+
+def test_a_schedule_for_another_pipeline_is_refused():
+    with pytest.raises(ConfigError, match="2 ranks with 1 chunk"):
+        Executor(
+            [Chunk(range(3), True, True)],
+            build_schedule("1f1b", 2, 4),
+            Axis("pipeline"),
+            micro_batch_size=BATCH,
+            seq_length=SEQUENCE,
+            hidden_size=HIDDEN,
+        )
