@@ -1,0 +1,354 @@
+"""The spike detector: one observation a step in, one judgement out. Pure: numbers only, no torch, no clock, no randomness.
+
+What it looks at is x = ln(loss) (and ln of the gradient norm), against a baseline that only learns from steps it accepted:
+
+    m, s = median and 1.4826 MAD of the last 128 accepted x, after removing a falling trend in ln(step)
+    z    = (x - m) / s
+
+    gate        z > 6 (or a fall to below about a half, or a gradient norm z > 8): this single step is refused
+    shift       S = max(0, S + clip(z, -5, 5) - k): a cumulative sum; S > h means that the level has moved for good
+    nonfinite   refused at once; four in a row mean that the weights themselves are gone
+
+Every constant's reason stands at its definition in `DetectorConfig`.
+Sources: Page 1954 (CUSUM); Hampel 1974 (MAD); the constants were chosen on real loss curves (docs/guard.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """Constants of the detector. Counts are in samples of the curve (a sample is a step, unless `for_stride` was used)."""
+
+    window: int = 128
+    """Accepted samples that the baseline is made of. Shorter is noisier (the median's error is 1.25 s/sqrt(n)), longer lags."""
+    min_window: int = 32
+    """No judgement but non-finite before so many samples: below it the MAD's own error is above 15%."""
+    scale_floor: float = 0.004
+    """Smallest s, in ln(loss): quieter runs than this (0.4% noise) would alarm on rounding and learning-rate steps."""
+    gate: float = 6.0
+    """|z| from which one step is refused. Real data reach it about 20 times in 10,000 healthy steps: cheap to skip, so it may be low."""
+    strong: float = 3.0
+    """A run of outliers goes on while z is above this."""
+    gate_excess: float = 0.05
+    """... and the loss must be 5% above its baseline: a very quiet curve's z = 6 harms nobody."""
+    fall: float = 0.7
+    """A fall is only suspicious below exp(-0.7), about half, of the baseline: losses fall for good reasons all the time."""
+    gradient_gate: float = 8.0
+    """z of ln(gradient norm) from which a step is refused; its tails are heavier than the loss'."""
+    drift: float = 0.5
+    """k: what a shift must exceed, in s, to be counted at all."""
+    alarm: float = 22.0
+    """h: the sum from which a shift is declared."""
+    clip: float = 4.0
+    """The most that one sample may add, so that no single outlier can make an alarm."""
+    persistence: int = 11
+    """Samples that an episode must have lasted: ten bad batches in a row heal by themselves and must not be rolled back."""
+    still: float = 0.4
+    """The last two samples must each be above this share of the episode's mean z: an episode that is over is no shift."""
+    healing: float = 0.8
+    """An excess that shrank to less than this in five samples is healing by itself: the verdict waits ..."""
+    healing_limit: int = 30
+    """... but at most so many samples."""
+    freeze: float = 5.0
+    """The baseline learns nothing while S is above this."""
+    freeze_limit: int = 400
+    """... for at most so many samples; then the new level is taken as the baseline."""
+    nonfinite_limit: int = 4
+    """Non-finite steps in a row from which the weights are taken for lost. Loss scaling alone makes one or two."""
+
+    @staticmethod
+    def for_stride(stride: float) -> DetectorConfig:
+        """The same detector for a curve that holds only every `stride`-th step."""
+        if stride < 5:
+            return DetectorConfig()
+        return DetectorConfig(window=64, min_window=24, alarm=16.0, persistence=3, healing_limit=3, freeze_limit=64)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the detector says of one step."""
+
+    step: int
+    kind: str
+    """none | transient | shift | nonfinite"""
+    z: float
+    """Standard score of ln(loss); 0 while the baseline is not known. Infinite for a non-finite loss."""
+    gradient_z: float = 0.0
+    excess: float = 0.0
+    """ln(loss) above its baseline."""
+    expected: float = math.nan
+    """The loss that the baseline expected."""
+    onset: int = -1
+    """First step of the episode that this step belongs to (-1: none)."""
+    lasting: bool = False
+    """The state is damaged (a shift, or non-finite steps in a row), not only this step."""
+    slow: bool = False
+    """The loss rose slowly (over more than 10 samples), which skipping data alone has not been seen to cure."""
+
+
+class Baseline:
+    """Median and MAD of the last `window` accepted values, with a falling trend in ln(step) removed."""
+
+    def __init__(self, window: int, minimum: int, floor: float, *, trend: bool = True):
+        self.window, self.minimum, self.floor, self.trend = window, minimum, floor, trend
+        self.values = np.zeros(window)
+        self.clock = np.zeros(window)
+        self.count = 0
+        self._fit: tuple[float, float, float, float, float] | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.count >= self.minimum
+
+    def add(self, clock: float, value: float) -> None:
+        n = self.count
+        if n < self.window:
+            self.values[n], self.clock[n] = value, clock
+            self.count = n + 1
+        else:
+            self.values[:-1] = self.values[1:]
+            self.clock[:-1] = self.clock[1:]
+            self.values[-1], self.clock[-1] = value, clock
+        self._fit = None
+
+    def clear(self) -> None:
+        self.count = 0
+        self._fit = None
+
+    def predict(self, clock: float) -> tuple[float, float, float]:
+        """(m, s below, s above) at that time."""
+        if self._fit is None:
+            self._fit = self._estimate()
+        level, slope, least, below, above = self._fit
+        return max(least, level + slope * clock), below, above
+
+    def _estimate(self) -> tuple[float, float, float, float, float]:
+        n = self.count
+        values, half, slope, least = self.values[:n], n // 2, 0.0, -math.inf
+        level = _median(values)
+        scale = _spread(values, level)
+        if self.trend:
+            # Never a rising trend (a slow rise is what we are here to see), nor one that the noise could feign;
+            # and as losses flatten out, never a prediction below what was last reached.
+            fall = _median(values[n - half :]) - _median(values[:half])
+            apart = float(self.clock[n - half : n].mean() - self.clock[:half].mean())
+            if fall < -0.5 * scale and apart > 0:
+                slope = fall / apart
+                least = _median(values[-max(16, n // 4) :]) if n >= 16 else -math.inf
+                values = values - slope * self.clock[:n]
+                level = _median(values)
+                scale = _spread(values, level)
+        below = max(self.floor, scale)
+        tail = float(np.partition(values, n - 1 - n // 10)[n - 1 - n // 10]) - level
+        return level, slope, least, below, max(below, tail / 1.2816)
+
+    def state_dict(self) -> dict:
+        n = self.count
+        return {"values": self.values[:n].tolist(), "clock": self.clock[:n].tolist()}
+
+    def load_state_dict(self, state: dict) -> None:
+        values = state["values"][-self.window :]
+        self.count = len(values)
+        self.values[: self.count] = values
+        self.clock[: self.count] = state["clock"][-self.window :]
+        self._fit = None
+
+
+def _median(values: np.ndarray) -> float:
+    """np.median is ten times slower on arrays this small."""
+    n = len(values)
+    k = n // 2
+    if n % 2:
+        return float(np.partition(values, k)[k])
+    part = np.partition(values, (k - 1, k))
+    return float(0.5 * (part[k - 1] + part[k]))
+
+
+def _spread(values: np.ndarray, level: float) -> float:
+    return 1.4826 * _median(np.abs(values - level))
+
+
+class SpikeDetector:
+    """Feed it every step with `observe`; its state is small and JSON-able."""
+
+    def __init__(self, config: DetectorConfig | None = None):
+        self.config = c = config or DetectorConfig()
+        self.loss = Baseline(c.window, c.min_window, c.scale_floor)
+        self.gradient = Baseline(c.window, c.min_window, 0.02, trend=False)
+        self.lowest = math.inf
+        self.sum = 0.0
+        self.total = 0.0
+        self.recent: list[float] = []
+        self.excesses: list[float] = []
+        self.onset = -1
+        self.length = 0
+        self.frozen = 0
+        self.run = 0
+        self.calm = 0
+        self.run_onset = -1
+        self.below = 0
+        self.nonfinite = 0
+        self.raised = False
+        self.settled: list[float] = []
+        self.held: list[list[float]] = []
+
+    def observe(self, step: int, loss: float, grad_norm: float | None = None, nonfinite: float = 0) -> Observation:
+        """Judge one step, before its update is applied."""
+        bad_gradient = grad_norm is not None and not math.isfinite(grad_norm)
+        if not math.isfinite(loss) or nonfinite or bad_gradient:
+            self.nonfinite += 1
+            if self.nonfinite == 1:
+                self.onset_nonfinite = step
+            lasting = self.nonfinite == self.config.nonfinite_limit
+            return Observation(step, "nonfinite", math.inf, onset=self.onset_nonfinite, lasting=lasting)
+        self.nonfinite = 0
+        return self._judge(step, math.log(max(loss, 1e-9)), grad_norm)
+
+    def _judge(self, step: int, x: float, grad_norm: float | None) -> Observation:
+        c = self.config
+        clock = math.log(step + 10.0)
+        gradient_z = self._gradient_score(clock, grad_norm)
+        if not self.loss.ready:
+            self.loss.add(clock, x)
+            self._learn_gradient(clock, grad_norm)
+            return Observation(step, "none", 0.0, gradient_z)
+        m, below, above = self.loss.predict(clock)
+        self.lowest = min(self.lowest, m)
+        excess = x - m
+        z = excess / (above if excess > 0 else below)
+        gated = (z > c.gate and excess > c.gate_excess) or (z < -c.gate and excess < -c.fall)
+        observed = dict(z=z, gradient_z=gradient_z, excess=excess, expected=math.exp(m))
+        if self.raised:
+            return self._wait_out(step, clock, x, z, gated, observed)
+        shift = self._accumulate(step, z, excess) or self._fallen(x, z)
+        if shift:
+            onset, slow = self.onset, self.length > 10 and self.excesses[0] < 0.5 * max(self.excesses)
+            self._reset_sum()
+            self.raised, self.settled, self.held = True, [], []
+            return Observation(step, "shift", onset=onset if onset >= 0 else step, lasting=True, slow=slow, **observed)
+        gated_gradient = gradient_z > c.gradient_gate
+        # Outliers above enter cut to 6 s, so that heavy tails widen `above`; falls enter as they are, but not collapses.
+        self._learn(clock, max(min(x, m + c.gate * above), m - c.fall))
+        if not gated_gradient and not gated:
+            self._learn_gradient(clock, grad_norm)
+        kind = "transient" if gated or gated_gradient else "none"
+        return Observation(step, kind, onset=self.onset, **observed)
+
+    def _accumulate(self, step: int, z: float, excess: float) -> bool:
+        """True when the level has moved for good. Outliers do not add to the sum: they are counted by their run."""
+        c = self.config
+        if z > c.gate or (self.run and z > c.strong):
+            self.run, self.calm = self.run + 1, 0
+            if self.run == 1:
+                self.run_onset = step
+        elif self.run:
+            self.calm += 1
+            if self.calm == 2:
+                self.run = self.calm = 0
+        if z <= c.gate:
+            before, self.sum = self.sum, max(0.0, self.sum + max(-c.clip, min(c.clip, z)) - c.drift)
+            if self.sum > 0.0 and before == 0.0:
+                self.onset, self.length, self.total = step, 0, 0.0
+        if self.sum == 0.0 and not self.run:
+            self._reset_sum()
+            return False
+        self.length += 1
+        self.total += max(-c.clip, min(c.clip, z))
+        self.recent = (self.recent + [z])[-2:]
+        self.excesses = (self.excesses + [excess])[-64:]
+        long_run = self.run >= c.persistence
+        if not long_run and (self.sum <= c.alarm or self.length < c.persistence):
+            return False
+        if min(self.recent) < c.still * self.total / self.length:
+            return False
+        return not self._healing()
+
+    def _healing(self) -> bool:
+        c = self.config
+        if self.length > c.persistence + c.healing_limit or len(self.excesses) < 8:
+            return False
+        now = sum(self.excesses[-3:]) / 3
+        then = sum(self.excesses[-8:-5]) / 3
+        return now < c.healing * then
+
+    def _fallen(self, x: float, z: float) -> bool:
+        """A loss that stays below half of the lowest level ever expected."""
+        c = self.config
+        self.below = self.below + 1 if z < -c.gate and x < self.lowest - c.fall else 0
+        return self.below >= c.persistence
+
+    def _wait_out(self, step: int, clock: float, x: float, z: float, gated: bool, observed: dict) -> Observation:
+        """After an alarm: either the old level comes back (as a rollback makes it), or the new one becomes the baseline."""
+        c = self.config
+        self.held.append([clock, x])
+        self.settled = (self.settled + [z])[-min(8, c.persistence) :]
+        if len(self.settled) == min(8, c.persistence) and sum(self.settled) < len(self.settled):
+            self.raised, self.held = False, []
+        elif len(self.held) >= c.window // 2:
+            self._adopt()
+        return Observation(step, "none", onset=-1, **observed)
+
+    def _adopt(self) -> None:
+        held, self.held, self.raised = self.held, [], False
+        self.loss.clear()
+        for clock, x in held[-self.config.window // 2 :]:
+            self.loss.add(clock, x)
+        self._reset_sum()
+
+    def _learn(self, clock: float, winsorised: float) -> None:
+        c = self.config
+        if self.sum > c.freeze or self.run > 1:
+            self.frozen += 1
+            self.held = (self.held + [[clock, winsorised]])[-c.window // 2 :]
+            if self.frozen > c.freeze_limit:
+                self.frozen = 0
+                self._adopt()
+            return
+        self.frozen = 0
+        if self.held:
+            self.held = []
+        self.loss.add(clock, winsorised)
+
+    def _gradient_score(self, clock: float, grad_norm: float | None) -> float:
+        if grad_norm is None or not self.gradient.ready or grad_norm <= 0:
+            return 0.0
+        m, _, above = self.gradient.predict(clock)
+        return (math.log(grad_norm) - m) / above
+
+    def _learn_gradient(self, clock: float, grad_norm: float | None) -> None:
+        if grad_norm is not None and grad_norm > 0 and self.sum <= self.config.freeze:
+            self.gradient.add(clock, math.log(grad_norm))
+
+    def _reset_sum(self) -> None:
+        self.sum = self.total = 0.0
+        self.onset, self.length, self.frozen, self.run, self.calm, self.run_onset = -1, 0, 0, 0, 0, -1
+        self.recent, self.excesses = [], []
+
+    _SCALARS = (
+        "lowest sum total recent excesses onset length frozen run calm run_onset below nonfinite onset_nonfinite raised settled held".split()
+    )
+    onset_nonfinite = -1
+
+    def state_dict(self) -> dict:
+        """JSON-able; about 5 KB with full windows."""
+        state = {name: getattr(self, name) for name in self._SCALARS}
+        state["lowest"] = None if math.isinf(self.lowest) else self.lowest
+        return {**state, "loss": self.loss.state_dict(), "gradient": self.gradient.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name in self._SCALARS:
+            setattr(self, name, state[name])
+        self.lowest = math.inf if state["lowest"] is None else state["lowest"]
+        self.loss.load_state_dict(state["loss"])
+        self.gradient.load_state_dict(state["gradient"])
+
+
+def constants(config: DetectorConfig) -> dict:
+    return dataclasses.asdict(config)
