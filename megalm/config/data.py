@@ -21,5 +21,7 @@ class DataConfig:
     """Path of the tokenizer that made the data (to write samples and to check the vocabulary)."""
     order: str = choice("keyed", "megatron")
     """keyed: a pure function of (seed, step); megatron: Megatron-LM's own index order, for moved runs."""
+    packing: str = choice("stream", "documents")
+    """stream: one long text, attention sees over document ends; documents: kept apart by attention mask and positions."""
     prefetch: int = 4
     """Batches prepared ahead by the background thread."""

@@ -1,0 +1,236 @@
+"""From token files to the micro-batches of one data rank, in an order that no layout and no restart changes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from megalm.config.errors import ConfigError
+from megalm.config.root import Config
+from megalm.data.batch import Batch
+from megalm.data.order import Mixture, Source, resolve
+from megalm.data.sources import TokenSource, open_held_out, open_sources
+from megalm.data.stream import Stream, merge_ranges, take
+
+
+class DataAxis(Protocol):
+    """What the loader needs of the mesh's data axis."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def rank(self) -> int: ...
+
+
+class Loader:
+    """Micro-batches of one data rank; the state is a position in the stream and the ranges to skip.
+
+    Row i of a global batch is the same sample whatever the layout: the global batch is cut into micro-batches in its
+    own order, and the ranks take consecutive ones (the first ranks one more, where they do not divide evenly). A
+    background thread prepares `data.prefetch` batches ahead.
+
+    Errors: ConfigError for missing or broken files, batches that do not divide, a token outside the vocabulary.
+    """
+
+    def __init__(self, config: Config, axis: DataAxis):
+        data, train = config.data, config.train
+        self.global_batch_size, self.micro_batch_size = train.global_batch_size, train.micro_batch_size
+        self.seq_length, self.vocab_size = config.model.seq_length, config.model.vocab_size
+        if self.global_batch_size % self.micro_batch_size:
+            raise ConfigError(
+                f"train.global_batch_size is {self.global_batch_size}, which "
+                f"train.micro_batch_size={self.micro_batch_size} "
+                "does not divide: choose a multiple of it."
+            )
+        micro_batches = self.global_batch_size // self.micro_batch_size
+        if micro_batches < axis.size:
+            raise ConfigError(
+                f"train.global_batch_size={self.global_batch_size} makes {micro_batches} micro-batches of "
+                f"{self.micro_batch_size}, "
+                f"fewer than the {axis.size} data-parallel ranks: enlarge it, or make train.micro_batch_size smaller."
+            )
+        share, extra = divmod(micro_batches, axis.size)
+        first = axis.rank * share + min(axis.rank, extra)
+        count = share + (axis.rank < extra)
+        self._rows = slice(first * self.micro_batch_size, (first + count) * self.micro_batch_size)
+        self._axis = axis
+        self.packing = data.packing
+        self.sources = open_sources(data, self.seq_length)
+        self.held_out: list[TokenSource] = open_held_out(data, self.seq_length, self.sources)
+        self._stream = Stream(self.stream_sources(), train.seed)
+        self._eval_sequences = train.eval_sequences
+        self._position = 0
+        self._skipped: list[tuple[int, int]] = []
+        self._prefetch = max(0, data.prefetch)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="data") if self._prefetch else None
+        self._ahead: deque[tuple[int, Future[list[Batch]]]] = deque()  # (position after the batch, the batch)
+
+    def stream_sources(self) -> list[Source]:
+        """The mixture as configured: name, samples and weight of each source."""
+        return [Source(s.name, s.num_samples, s.weight) for s in self.sources]
+
+    @property
+    def samples_consumed(self) -> int:
+        """Position in the stream: samples given out so far, with the skipped ones that lay before."""
+        return self._position
+
+    def next(self) -> list[Batch]:
+        """The micro-batches of this rank in the next global batch."""
+        if self._pool is None:
+            rows, self._position = take(self._position, self.global_batch_size, self._skipped)
+            return self._load(rows[self._rows])
+        position = self._ahead[-1][0] if self._ahead else self._position
+        while len(self._ahead) < self._prefetch + 1:
+            rows, position = take(position, self.global_batch_size, self._skipped)
+            self._ahead.append((position, self._pool.submit(self._load, rows[self._rows])))
+        position, future = self._ahead.popleft()
+        batches = future.result()
+        self._position = position
+        return batches
+
+    def next_positions(self) -> np.ndarray:
+        """Positions in the stream that the next global batch takes, all ranks together. Shapes: -> int64 [global
+        batch]
+        """
+        return take(self._position, self.global_batch_size, self._skipped)[0]
+
+    def skip(self, first_sample: int, last_sample: int) -> None:
+        """Positions [first_sample, last_sample) of the stream will not be given out (any more)."""
+        if not 0 <= first_sample <= last_sample:
+            raise ValueError(f"cannot skip from {first_sample} to {last_sample}")
+        self._skipped = merge_ranges([*self._skipped, (first_sample, last_sample)])
+        self._forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that resuming needs, as plain JSON values."""
+        return {
+            "samples_consumed": self._position,
+            "skipped": [list(pair) for pair in self._skipped],
+            "stream": self._stream.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state, on any layout; a mixture that was changed in the configuration starts here."""
+        self._forget()
+        self._position = int(state["samples_consumed"])
+        self._skipped = merge_ranges([(a, b) for a, b in state["skipped"]])
+        self._stream.load_state_dict(state["stream"], self._position)
+
+    def close(self) -> None:
+        """Ends the background thread."""
+        self._forget()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def describe(self, positions: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """For each position of the stream: source, epoch, sample, and where its tokens lie."""
+        samples = self._stream.samples(np.asarray(positions))
+        return [
+            {
+                "position": int(p),
+                "source": self.sources[s].name,
+                "epoch": int(e),
+                "sample": int(i),
+                **self.sources[s].locate(int(i)),
+            }
+            for p, s, i, e in zip(positions, samples.source, samples.index, samples.epoch, strict=True)
+        ]
+
+    def evaluation_batches(self, sequences: int | None = None) -> list[Batch]:
+        """This rank's micro-batches of held-out text: the same on every call, as many on every rank, padded with
+        weight 0.
+
+        The sequences are drawn from the held-out end of every source by the mixture's weights, each at most once.
+        """
+        wanted = self._eval_sequences if sequences is None else sequences
+        held = [Source(s.name, s.num_held_out, s.weight if s.num_held_out else 0.0) for s in self.held_out]
+        if wanted <= 0 or not any(s.weight > 0 for s in held):
+            return []
+        mixture = Mixture([s.weight for s in held])
+        wanted = min(wanted, sum(s.samples for s in held if s.weight > 0))
+        drawn = resolve(held, 0, *mixture.assign(np.arange(8 * wanted)))
+        keep = np.nonzero(drawn.epoch == 0)[0][:wanted]
+        rows = [(int(drawn.source[k]), int(drawn.index[k])) for k in keep]
+        step = self.micro_batch_size * self._axis.size
+        batches = []
+        for at in range(0, len(rows), step):
+            start = at + self._axis.rank * self.micro_batch_size
+            mine = [self.held_out[s].read_held_out(i) for s, i in rows[start : start + self.micro_batch_size]]
+            batches.append(self._pad(mine))
+        return batches
+
+    def _forget(self) -> None:
+        for _, future in self._ahead:
+            future.cancel()
+        self._ahead.clear()
+
+    def _load(self, positions: np.ndarray) -> list[Batch]:
+        samples = self._stream.samples(positions)
+        size = self.micro_batch_size
+        return [
+            self._micro_batch(samples.source[at : at + size], samples.index[at : at + size])
+            for at in range(0, len(positions), size)
+        ]
+
+    def _micro_batch(self, source: np.ndarray, index: np.ndarray) -> Batch:
+        tokens = np.empty((len(source), self.seq_length + 1), np.int64)
+        for row, (s, i) in enumerate(zip(source, index, strict=True)):
+            tokens[row] = self.sources[s].read(int(i))
+        self._check(tokens, [self.sources[s] for s in source])
+        whole = torch.from_numpy(tokens)
+        inputs, labels = whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
+        if self.packing == "stream":
+            return Batch(inputs, labels)
+        starts = [self.sources[s].boundaries(int(i)) for s, i in zip(source, index, strict=True)]
+        return Batch(inputs, labels, *separate_documents(starts, self.seq_length))
+
+    def _pad(self, rows: list[np.ndarray]) -> Batch:
+        tokens = np.zeros((self.micro_batch_size, self.seq_length + 1), np.int64)
+        mask = torch.zeros(self.micro_batch_size, self.seq_length)
+        for row, values in enumerate(rows):
+            tokens[row, : len(values)] = values
+            mask[row, : len(values) - 1] = 1.0
+        self._check(tokens, self.held_out)
+        whole = torch.from_numpy(tokens)
+        return Batch(whole[:, :-1].contiguous(), whole[:, 1:].contiguous(), loss_mask=mask)
+
+    def _check(self, tokens: np.ndarray, sources: Sequence[TokenSource]) -> None:
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.vocab_size:
+            raise ConfigError(
+                f"{' or '.join(sorted({s.name for s in sources}))}: holds the token {low if low < 0 else high}, "
+                f"outside "
+                f"model.vocab_size={self.vocab_size}. Tokenize with the model's tokenizer, or set model.vocab_size to "
+                f"the tokenizer's."
+            )
+
+
+def separate_documents(
+    starts: Sequence[np.ndarray], seq_length: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Masks that keep documents apart: a label that begins another document does not count.
+
+    Shapes:  starts: per row, the positions in (0, S] where a document begins -> loss_mask, positions, document_ids
+    [B, S]
+    """
+    rows = len(starts)
+    mask = np.ones((rows, seq_length), np.float32)
+    ids = np.zeros((rows, seq_length), np.int32)
+    positions = np.empty((rows, seq_length), np.int64)
+    for row, begin in enumerate(starts):
+        begin = np.asarray(begin, np.int64)
+        mask[row, begin - 1] = 0.0
+        inside = begin[begin < seq_length]
+        np.add.at(ids[row], inside, 1)
+        ids[row] = np.cumsum(ids[row])
+        origin = np.concatenate(([0], inside))
+        positions[row] = (
+            np.arange(seq_length) - origin[np.searchsorted(origin, np.arange(seq_length), side="right") - 1]
+        )
+    return torch.from_numpy(mask), torch.from_numpy(positions), torch.from_numpy(ids)

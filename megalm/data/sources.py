@@ -1,0 +1,104 @@
+"""A source of samples: one token file, cut into a training part and a held-out end, both cut into samples of one
+length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from megalm.config.data import DataConfig
+from megalm.config.errors import ConfigError
+from megalm.data.tokens import TokenFile
+
+
+class TokenSource:
+    """Samples of `seq_length` + 1 tokens from one file; neighbours share one token, so that every token but the
+    first is predicted once.
+
+    The last `holdout` share of the documents is never trained on; the cut is looked up in the index, at any size in
+    constant time. A file of a single document is cut by tokens; `holdout` 1 keeps all of it for evaluation.
+    """
+
+    def __init__(self, name: str, file: TokenFile, seq_length: int, weight: float, holdout: float):
+        self.name, self.file, self.seq_length, self.weight = name, file, seq_length, weight
+        if holdout >= 1:
+            self.train_tokens = 0
+        elif holdout <= 0:
+            self.train_tokens = file.num_tokens
+        elif file.num_documents > 1:
+            held = min(file.num_documents - 1, math.ceil(file.num_documents * holdout))
+            self.train_tokens = file.document_start(file.num_documents - held)
+        else:
+            self.train_tokens = file.num_tokens - math.ceil(file.num_tokens * holdout)
+        self.num_samples = max(0, (self.train_tokens - 1) // seq_length)
+        self.num_held_out = max(0, math.ceil((file.num_tokens - self.train_tokens - 1) / seq_length))
+
+    def read(self, index: int) -> np.ndarray:
+        """Shapes: -> int64 [S + 1]"""
+        start = index * self.seq_length
+        return self.file.read(start, start + self.seq_length + 1)
+
+    def read_held_out(self, index: int) -> np.ndarray:
+        """The last one may be shorter. Shapes: -> int64 [<= S + 1]"""
+        start = self.train_tokens + index * self.seq_length
+        return self.file.read(start, min(start + self.seq_length + 1, self.file.num_tokens))
+
+    def boundaries(self, index: int) -> np.ndarray:
+        """Positions in (0, S] of the sample where a new document begins."""
+        start = index * self.seq_length
+        return self.file.document_starts(start, start + self.seq_length + 1)[1] - start
+
+    def locate(self, index: int) -> dict[str, Any]:
+        """Where the sample lies: document, token inside it, token of the file, byte of .bin."""
+        start = index * self.seq_length
+        document = self.file.document_at(start)
+        return {
+            "document": document,
+            "offset": start - self.file.document_start(document),
+            "token": start,
+            "byte": start * self.file.dtype.itemsize,
+        }
+
+
+def source_names(prefixes: Sequence[str]) -> list[str]:
+    """Short names: the last part of the path without `_text_document`; whole paths if those are not distinct."""
+    short = [prefix.rsplit("/", 1)[-1].removesuffix("_text_document") for prefix in prefixes]
+    return short if len(set(short)) == len(short) else list(prefixes)
+
+
+def open_sources(data: DataConfig, seq_length: int) -> list[TokenSource]:
+    """Opens what `data.train` names, with `data.weights` (or sizes), and cuts off the held-out part.
+
+    Errors: ConfigError if nothing is configured, a number does not fit, or a file cannot be used.
+    """
+    if not data.train:
+        raise ConfigError(
+            "data.train is empty: give prefixes of tokenized data, for example data.train=[data/python_text_document]; "
+            "`make data` makes that one, `python -m tools.tokenize --help` says how to make your own."
+        )
+    if data.weights is not None and len(data.weights) != len(data.train):
+        raise ConfigError(
+            f"data.weights has {len(data.weights)} numbers for {len(data.train)} sources in data.train: give one for "
+            f"each, or null "
+            "to weigh them by size."
+        )
+    if not 0 <= data.holdout < 1:
+        raise ConfigError(f"data.holdout is {data.holdout}: give a share from 0 up to, but not including, 1.")
+    holdout = data.holdout if data.valid is None else 0.0
+    sources = []
+    for number, (name, prefix) in enumerate(zip(source_names(data.train), data.train, strict=True)):
+        file = TokenFile(prefix)
+        weight = float(file.num_tokens) if data.weights is None else float(data.weights[number])
+        sources.append(TokenSource(name, file, seq_length, weight, holdout))
+    return sources
+
+
+def open_held_out(data: DataConfig, seq_length: int, sources: Sequence[TokenSource]) -> list[TokenSource]:
+    """What evaluation reads: the file `data.valid` names, else the held-out ends of the sources themselves."""
+    if data.valid is None:
+        return list(sources)
+    return [TokenSource(source_names([data.valid])[0], TokenFile(data.valid), seq_length, 1.0, 1.0)]

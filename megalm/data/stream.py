@@ -1,0 +1,139 @@
+"""The stream of samples of a run: sources with their weights, which may change on the way, and ranges that are skipped.
+
+The whole state is a position, the ranges to skip, and one short record for each time the mixture was changed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from megalm.config.errors import ConfigError
+from megalm.data.order import Mixture, Samples, Source, check_sources, resolve
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of the stream with one mixture: where it starts, and what each source had given before."""
+
+    start: int
+    weights: dict[str, float]
+    before: dict[str, int]
+
+
+class Stream:
+    """position -> sample, over all changes of the mixture; a source's samples are never given twice in an epoch.
+
+    A source keeps its own count across changes: after one, it goes on where it was.
+    """
+
+    def __init__(self, sources: Sequence[Source], seed: int, segments: Sequence[Segment] = (), *, shuffle: bool = True):
+        check_sources(sources)
+        self.sources, self.seed, self.shuffle = list(sources), seed, shuffle
+        first = Segment(0, {s.name: s.weight for s in sources}, {})
+        self.segments = list(segments) or [first]
+        self._prepare()
+
+    def _prepare(self) -> None:
+        names = [source.name for source in self.sources]
+        self._starts = [segment.start for segment in self.segments]
+        self._mixtures = [Mixture([s.weights.get(name, 0.0) for name in names]) for s in self.segments]
+        self._before = [np.array([s.before.get(name, 0) for name in names], np.int64) for s in self.segments]
+
+    def samples(self, positions: np.ndarray) -> Samples:
+        """Shapes: positions int64 [N] -> Samples of [N]"""
+        positions = np.asarray(positions, np.int64)
+        source, rank = np.empty(len(positions), np.int64), np.empty(len(positions), np.int64)
+        segment = np.searchsorted(self._starts, positions, side="right") - 1
+        for number in np.unique(segment):
+            where = np.nonzero(segment == number)[0]
+            chosen, count = self._mixtures[number].assign(positions[where] - self._starts[number])
+            source[where], rank[where] = chosen, count + self._before[number][chosen]
+        return resolve(self.sources, self.seed, source, rank, shuffle=self.shuffle)
+
+    def counts(self, position: int) -> dict[str, int]:
+        """How many samples each source has given before this position."""
+        number = bisect_right(self._starts, position) - 1
+        counts = self._mixtures[number].counts(position - self._starts[number]) + self._before[number]
+        return {source.name: int(count) for source, count in zip(self.sources, counts, strict=True)}
+
+    def change(self, position: int, weights: dict[str, float]) -> None:
+        """From this position on, the sources come with these weights."""
+        before = self.counts(position)
+        self.segments = [s for s in self.segments if s.start < position] + [Segment(position, dict(weights), before)]
+        self._prepare()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sizes of the sources, to notice that the data is not the same any more, and the changes of the mixture."""
+        return {
+            "sources": {source.name: source.samples for source in self.sources},
+            "segments": [{"start": s.start, "weights": s.weights, "before": s.before} for s in self.segments],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], position: int) -> bool:
+        """Takes up a saved stream at `position`; True if the configured mixture differs from the saved one and
+        starts here.
+
+        Errors: ConfigError if a source that was used has another size now, or is gone.
+        """
+        weights = {source.name: source.weight for source in self.sources}
+        sizes = {source.name: source.samples for source in self.sources}
+        segments = [Segment(s["start"], dict(s["weights"]), dict(s["before"])) for s in state["segments"]]
+        used = {name for s in segments for name, weight in s.weights.items() if weight > 0}
+        for name, samples in state["sources"].items():
+            if name in used and sizes.get(name) != samples:
+                now = "is not configured" if name not in sizes else f"now holds {sizes[name]} samples"
+                raise ConfigError(
+                    f"data source {name!r} held {samples} samples when the checkpoint was written, but {now}: its "
+                    f"order would "
+                    "change and samples would be seen twice. Keep the file, data.holdout and model.seq_length as they "
+                    "were; "
+                    "to stop using a source set its weight to 0, and add new text as a source of its own."
+                )
+        self.segments = segments
+        self._prepare()
+        if _shares(segments[-1].weights) == _shares(weights):
+            return False
+        self.change(position, weights)
+        return True
+
+
+def _shares(weights: dict[str, float]) -> dict[str, float]:
+    total = sum(weights.values())
+    return {name: round(weight / total, 12) for name, weight in weights.items() if weight > 0}
+
+
+def merge_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Half-open ranges, sorted, overlapping and touching ones joined."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted((int(a), int(b)) for a, b in ranges if b > a):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return merged
+
+
+def take(position: int, count: int, skipped: Sequence[tuple[int, int]]) -> tuple[np.ndarray, int]:
+    """The next `count` positions from `position` on that lie in no skipped range, and the position after the last of
+    them.
+
+    Shapes: -> int64 [count]
+    """
+    parts: list[np.ndarray] = []
+    for first, last in skipped:
+        if last <= position:
+            continue
+        free = min(count, max(0, first - position))
+        parts.append(np.arange(position, position + free, dtype=np.int64))
+        count -= free
+        position += free
+        if count == 0:
+            break
+        position = last
+    parts.append(np.arange(position, position + count, dtype=np.int64))
+    return np.concatenate(parts), position + count

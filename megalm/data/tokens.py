@@ -1,0 +1,317 @@
+"""Megatron's indexed data set: PREFIX.bin holds the tokens, PREFIX.idx where each sequence and document lies.
+
+Layout of the index, little-endian: 9 bytes magic, u64 version 1, u8 code of the token type, u64 sequences, u64 document
+indices (documents + 1), i32 length of each sequence, i64 byte position of each sequence in .bin, i64 document
+indices (the first sequence of each document, then the number of sequences), and perhaps one i8 mode for each sequence.
+
+Opening costs the same for ten megabytes and for a hundred gigabytes: both files are mapped into memory, and only the
+header, the ends of the tables and the sizes of the files are checked. `TokenFile.verify` reads everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from megalm.config.errors import ConfigError
+
+MAGIC = b"MMIDIDX\0\0"
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16}
+CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
+TOKEN_CODES = (1, 2, 3, 4, 5, 8)
+UINT16_VOCABULARY = 65_500  # Megatron's own bound: it stores larger vocabularies as i32
+ADVICE = "Restore the file from its source, or make the data set again with `python -m tools.tokenize`."
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The type in which Megatron stores the tokens of a vocabulary of this size."""
+    return np.dtype(np.uint16 if vocab_size < UINT16_VOCABULARY else np.int32)
+
+
+def resolve_prefix(prefix: str | os.PathLike) -> Path:
+    """The prefix whose .idx exists: as given (with or without an ending), or with `_text_document` added, as the
+    tokenizer writes it.
+
+    Errors: ConfigError naming every file that was looked for.
+    """
+    text = os.fspath(prefix)
+    if text.endswith((".bin", ".idx")):
+        text = text[:-4]
+    tried = [text, text + "_text_document"]
+    for candidate in tried:
+        if os.path.exists(candidate + ".idx"):
+            return Path(candidate)
+    names = " or ".join(f"{candidate}.idx" for candidate in tried)
+    raise ConfigError(
+        f"data set {os.fspath(prefix)!r} does not exist: there is no {names}. Give the prefix of a .bin/.idx pair, "
+        f"or make one: `python -m tools.tokenize INPUT --tokenizer FILE --output {text}`."
+    )
+
+
+class TokenFile:
+    """A read-only, memory-mapped .bin/.idx pair.
+
+    Errors: ConfigError with the file, the byte and what to do, if the pair is missing, truncated or inconsistent.
+    """
+
+    def __init__(self, prefix: str | os.PathLike):
+        self.prefix = resolve_prefix(prefix)
+        self.index_path = Path(f"{self.prefix}.idx")
+        self.tokens_path = Path(f"{self.prefix}.bin")
+        index_bytes = self._size(self.index_path)
+        token_bytes = self._size(self.tokens_path)
+        with open(self.index_path, "rb") as file:
+            header = file.read(HEADER.size)
+        if not header.startswith(MAGIC):
+            self._fail(
+                self.index_path, 0, f"starts with {header[:9]!r} and not with {MAGIC!r}: it is not a Megatron index"
+            )
+        if len(header) < HEADER.size:
+            self._fail(self.index_path, len(header), f"ends inside its header of {HEADER.size} bytes")
+        _, version, code, sequences, indices = HEADER.unpack(header)
+        if version != 1:
+            self._fail(self.index_path, 9, f"has version {version}; only version 1 is known")
+        if code not in TOKEN_CODES:
+            self._fail(
+                self.index_path, 17, f"has element type {code}; tokens are one of {', '.join(map(str, TOKEN_CODES))}"
+            )
+        if sequences == 0 or indices < 2:
+            self._fail(
+                self.index_path, 18, f"holds {sequences} sequences and {max(indices, 1) - 1} documents: it is empty"
+            )
+        expected = HEADER.size + 12 * sequences + 8 * indices
+        if index_bytes not in (expected, expected + sequences):
+            self._fail(
+                self.index_path,
+                min(index_bytes, expected),
+                f"has {index_bytes} bytes, but {sequences} sequences and {indices - 1} documents take {expected}",
+            )
+        self.dtype = np.dtype(DTYPES[code]).newbyteorder("<")
+        self.num_sequences, self.num_documents = sequences, indices - 1
+        raw = np.memmap(self.index_path, dtype=np.uint8, mode="r")
+        at = HEADER.size
+        self.lengths = raw[at : at + 4 * sequences].view("<i4")
+        at += 4 * sequences
+        self.pointers = raw[at : at + 8 * sequences].view("<i8")
+        at += 8 * sequences
+        self.documents = raw[at : at + 8 * indices].view("<i8")
+        if self.documents[0] != 0 or self.documents[-1] != sequences:
+            self._fail(
+                self.index_path,
+                at,
+                f"has document indices from {self.documents[0]} to {self.documents[-1]}; they must run from 0 to "
+                f"{sequences}",
+            )
+        end = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
+        if self.pointers[0] != 0 or self.lengths[-1] < 0:
+            self._fail(
+                self.index_path, HEADER.size, "has a first sequence that does not start at byte 0, or a negative length"
+            )
+        if end != token_bytes:
+            self._fail(
+                self.tokens_path, min(end, token_bytes), f"has {token_bytes} bytes, but its index asks for {end}"
+            )
+        self.num_tokens = token_bytes // self.dtype.itemsize
+        if self.num_tokens == 0:
+            self._fail(self.tokens_path, 0, "holds no token")
+        self.tokens = np.memmap(self.tokens_path, dtype=self.dtype, mode="r")
+
+    def _size(self, path: Path) -> int:
+        try:
+            return os.stat(path).st_size
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot be read ({error.strerror}). A data set is a pair of .bin and .idx. {ADVICE}"
+            ) from error
+
+    def _fail(self, path: Path, byte: int, what: str) -> None:
+        raise ConfigError(f"{path}: byte {byte}: the file {what}. {ADVICE}")
+
+    def document_start(self, document: int) -> int:
+        """Position, in tokens, of a document's first token; document == num_documents: the end of the data."""
+        sequence = int(self.documents[document])
+        if sequence >= self.num_sequences:
+            return self.num_tokens
+        return int(self.pointers[sequence]) // self.dtype.itemsize
+
+    def document(self, document: int) -> np.ndarray:
+        """All tokens of one document."""
+        if not 0 <= document < self.num_documents:
+            raise ConfigError(
+                f"{self.prefix}: there is no document {document}; there are {self.num_documents}, counted from 0."
+            )
+        return self.tokens[self.document_start(document) : self.document_start(document + 1)]
+
+    def document_at(self, position: int) -> int:
+        """The document that holds the token at this position; time grows with the logarithm of the number of
+        documents.
+        """
+        low, high = 0, self.num_documents - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.document_start(middle) <= position:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def document_starts(self, start: int, stop: int) -> tuple[int, np.ndarray]:
+        """The document at `start`, and the positions in (start, stop) where further documents begin."""
+        first = self.document_at(start)
+        last = self.document_at(stop - 1)
+        sequences = self.documents[first + 1 : last + 1]
+        return first, self.pointers[sequences] // self.dtype.itemsize if len(sequences) else np.empty(0, np.int64)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop) of the whole stream, as int64."""
+        return self.tokens[start:stop].astype(np.int64)
+
+    def verify(self, vocab_size: int | None = None, chunk: int = 1 << 22) -> None:
+        """Reads everything: pointers follow lengths, document indices do not fall, every token is below `vocab_size`.
+
+        Errors: ConfigError with the file and byte of the first fault.
+        """
+        expected = 0
+        for at in range(0, self.num_sequences, chunk):
+            lengths = self.lengths[at : at + chunk].astype(np.int64)
+            if (lengths < 0).any():
+                bad = at + int(np.argmax(lengths < 0))
+                self._fail(
+                    self.index_path, HEADER.size + 4 * bad, f"has the length {self.lengths[bad]} for sequence {bad}"
+                )
+            ends = expected + np.cumsum(lengths) * self.dtype.itemsize
+            starts = np.concatenate(([expected], ends[:-1]))
+            wrong = self.pointers[at : at + chunk] != starts
+            if wrong.any():
+                bad = int(np.argmax(wrong))
+                self._fail(
+                    self.index_path,
+                    HEADER.size + 4 * self.num_sequences + 8 * (at + bad),
+                    f"has the pointer {self.pointers[at + bad]} for sequence {at + bad}, which must be {starts[bad]}",
+                )
+            expected = int(ends[-1])
+        offset = HEADER.size + 12 * self.num_sequences
+        for at in range(0, self.num_documents, chunk):
+            falls = np.diff(self.documents[at : at + chunk + 1]) < 0
+            if falls.any():
+                bad = at + int(np.argmax(falls)) + 1
+                self._fail(self.index_path, offset + 8 * bad, f"has document index {bad} below the one before it")
+        for at in range(0, self.num_tokens, chunk):
+            tokens = self.tokens[at : at + chunk]
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or (vocab_size is not None and high >= vocab_size):
+                worst = (tokens < 0) if low < 0 else (tokens >= vocab_size)
+                bad = at + int(np.argmax(worst))
+                self._fail(
+                    self.tokens_path,
+                    bad * self.dtype.itemsize,
+                    f"holds the token {self.tokens[bad]} (document {self.document_at(bad)}), outside the vocabulary"
+                    + (f" of {vocab_size}" if vocab_size is not None else ""),
+                )
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self.document(i) for i in range(self.num_documents))
+
+
+class TokenWriter:
+    """Writes a .bin/.idx pair as a stream; nothing appears under the final names until `finish`.
+
+    Memory does not grow with the data: sequence lengths and document indices wait in files of their own.
+    The index is renamed last, so that a pair with an index is complete.
+    """
+
+    def __init__(self, prefix: str | os.PathLike, dtype: np.dtype | type):
+        self.prefix = os.fspath(prefix)
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        if self.dtype.newbyteorder("=") not in CODES:
+            raise ConfigError(
+                f"tokens cannot be stored as {self.dtype}; choose one of {', '.join(str(d) for d in CODES)}."
+            )
+        Path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
+        self._names = {part: f"{self.prefix}.{part}.partial" for part in ("bin", "lengths", "documents", "idx")}
+        self._bin = open(self._names["bin"], "wb", buffering=1 << 20)  # noqa: SIM115
+        self._lengths = open(self._names["lengths"], "wb", buffering=1 << 18)  # noqa: SIM115
+        self._documents = open(self._names["documents"], "wb", buffering=1 << 18)  # noqa: SIM115
+        self.num_sequences = self.num_documents = self.num_tokens = 0
+        self._documents.write(struct.pack("<q", 0))
+
+    def add_document(self, tokens: np.ndarray) -> None:
+        """One document of one sequence; an empty one is refused."""
+        self.add_documents(np.asarray(tokens), np.array([len(tokens)]))
+
+    def add_documents(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Many documents at once: their tokens one after another, and the length of each."""
+        lengths = np.asarray(lengths, dtype="<i8")
+        if (lengths <= 0).any() or int(lengths.sum()) != len(tokens):
+            raise ValueError("every document needs a token, and the lengths must add up to the tokens")
+        if len(lengths) == 0:
+            return
+        if (lengths > 2**31 - 1).any():
+            raise ConfigError(f"a document has {lengths.max()} tokens; the format holds at most {2**31 - 1}. Split it.")
+        self._bin.write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
+        self._lengths.write(lengths.astype("<i4").data)
+        self._documents.write(
+            np.arange(self.num_sequences + 1, self.num_sequences + len(lengths) + 1, dtype="<i8").data
+        )
+        self.num_sequences += len(lengths)
+        self.num_documents += len(lengths)
+        self.num_tokens += len(tokens)
+
+    def finish(self) -> None:
+        """Writes the index, makes everything durable, and gives both files their names."""
+        for file in (self._bin, self._lengths, self._documents):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        with open(self._names["idx"], "wb", buffering=1 << 20) as index:
+            index.write(
+                HEADER.pack(MAGIC, 1, CODES[self.dtype.newbyteorder("=")], self.num_sequences, self.num_documents + 1)
+            )
+            for lengths in self._chunks("lengths", "<i4"):
+                index.write(lengths.data)
+            position = 0
+            for lengths in self._chunks("lengths", "<i4"):
+                ends = position + np.cumsum(lengths, dtype="<i8") * self.dtype.itemsize
+                index.write(np.concatenate((np.array([position], "<i8"), ends[:-1])).data)
+                position = int(ends[-1])
+            for documents in self._chunks("documents", "<i8"):
+                index.write(documents.data)
+            index.flush()
+            os.fsync(index.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.prefix}.idx")  # never an old index beside new tokens
+        os.replace(self._names["bin"], f"{self.prefix}.bin")
+        os.replace(self._names["idx"], f"{self.prefix}.idx")
+        self._remove()
+
+    def abort(self) -> None:
+        """Closes and removes what was written."""
+        for file in (self._bin, self._lengths, self._documents):
+            with contextlib.suppress(OSError):
+                file.close()
+        self._remove()
+
+    def _chunks(self, part: str, dtype: str, count: int = 1 << 20) -> Iterator[np.ndarray]:
+        with open(self._names[part], "rb") as file:
+            while len(chunk := np.fromfile(file, dtype=dtype, count=count)):
+                yield chunk
+
+    def _remove(self) -> None:
+        for name in self._names.values():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+
+    def __enter__(self) -> TokenWriter:
+        return self
+
+    def __exit__(self, kind, value, trace) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.abort()
