@@ -1,0 +1,85 @@
+"""Bytes that a layer keeps for its backward pass, tensor by tensor, and Korthikanti et al.'s closed forms."""
+
+from dataclasses import dataclass
+
+from megalm.config import ModelConfig
+from megalm.plan.layout import BYTES, Layout
+from megalm.plan.shapes import ffn_width, key_width, query_width
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """Bytes one rank keeps of one layer for one micro-batch, by tensor; and what backward needs for a moment."""
+
+    saved: dict[str, float]
+    recomputed: float
+    """Bytes that exist only while the layer's own backward runs (recomputed activations)."""
+    working: float
+    """Gradients in flight inside the layer's backward."""
+
+    @property
+    def total(self) -> float:
+        """Bytes kept between the forward and the backward pass."""
+        return sum(self.saved.values())
+
+
+def layer_activations(model: ModelConfig, layout: Layout, micro_batch: int | None = None) -> LayerActivations:
+    """What one layer keeps for one micro-batch under the layout's recompute mode."""
+    size = BYTES[layout.dtype]
+    tokens = model.seq_length * (micro_batch or layout.micro_batch) / layout.context
+    t = layout.tensor
+    along_sequence = t if layout.sequence else 1
+    stream = tokens * model.hidden_size * size / along_sequence
+    query, key = query_width(model) / t, max(key_width(model) / t, key_width(model) / (model.num_kv_heads or 1))
+    width = ffn_width(model) / t
+    experts = 1.0
+    if model.moe.num_experts:
+        width = (model.moe.ffn_hidden_size or ffn_width(model)) / t
+        experts = model.moe.top_k + model.moe.num_shared_experts
+    statistics = (2 if model.norm == "layernorm" else 1) * 4.0 * tokens / along_sequence
+    normalised = 1 if model.norm_placement == "pre" else 0
+    every = {
+        "attention norm's input": stream + statistics,
+        "query, key and value's input": stream * normalised,
+        "queries, keys and values": tokens * (query + 2 * key) * size,
+        "attention's output": tokens * query * size + 4.0 * tokens * model.num_heads / t,
+        "MLP norm's input": stream + statistics,
+        "MLP's input": stream * normalised * (1 if not model.parallel_residual else 0),
+        "activation's input": tokens * width * experts * (2 if model.gated else 1) * size,
+        "activation's output": tokens * width * experts * size,
+    }
+    if model.qk_norm:
+        every["query and key norm's input"] = tokens * (query + key) * size
+    if model.dropout:
+        every["dropout masks"] = 2.0 * tokens * model.hidden_size / along_sequence
+    if model.moe.num_experts:
+        every["tokens sent to experts"] = tokens * model.hidden_size * experts * size
+    working = 2 * stream + tokens * width * experts * (3 if model.gated else 2) * size
+    if layout.recompute == "full":
+        return LayerActivations({"layer's input": stream}, sum(every.values()), working)
+    if layout.recompute == "selective":
+        again = (
+            "query, key and value's input",
+            "attention's output",
+            "MLP's input",
+            "activation's output",
+        )
+        kept = {name: value for name, value in every.items() if name not in again}
+        return LayerActivations(kept, sum(every.values()) - sum(kept.values()), working)
+    return LayerActivations(every, 0.0, working)
+
+
+def korthikanti(
+    length: int, batch: int, hidden: int, heads: int, tensor: int = 1, sequence: bool = False, recompute: str = "none"
+) -> float:
+    """Bytes of activations per layer and GPU of a 16-bit GPT with dropout and unfused attention.
+
+    Source: Korthikanti et al. 2022 (arXiv:2205.05198), table 2.
+    """
+    sbh = float(length) * batch * hidden
+    if recompute == "full":
+        return 2 * sbh
+    square = 5.0 * heads * length / hidden if recompute == "none" else 0.0
+    if sequence:
+        return sbh * (34 / tensor + square / tensor)
+    return sbh * (10 + 24 / tensor + square / tensor)

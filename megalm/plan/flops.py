@@ -1,0 +1,117 @@
+"""FLOPs of training, exactly and by the usual rules of thumb; MFU and HFU with their definitions."""
+
+from dataclasses import dataclass
+
+from megalm.config import ModelConfig
+from megalm.plan.shapes import ffn_width, key_width, parameters, query_width
+
+DEFINITIONS = {
+    "6nd": "6 N D: six FLOPs per parameter and token (Kaplan et al. 2020), attention's products not counted",
+    "mosaic": "3 (2 N + 4 L d S) per token: all N parameters, attention in full (MosaicML's benchmark tables)",
+    "full": "matrix products without the embedding's look-up, attention over the full square (Narayanan et al. 2021)",
+    "causal": "matrix products without the embedding's look-up, attention over the causal half (Megatron-LM since 0.12)",
+}
+MFU = "MFU = model FLOPs (forward + backward, nothing counted twice) / (time x GPUs x peak)"
+HFU = "HFU = FLOPs the hardware ran (model FLOPs + recomputed forwards) / (time x GPUs x peak)"
+
+
+@dataclass(frozen=True)
+class ForwardFlops:
+    """Forward FLOPs of one token, by part (a multiply and an add are two)."""
+
+    attention_projections: float
+    attention_core: float
+    """Scores and their product with the values, averaged over positions."""
+    mlp: float
+    """The MLP; in a MoE model the router, the top_k experts and the shared ones."""
+    logits: float
+    layers: int
+
+    @property
+    def layer(self) -> float:
+        """One layer."""
+        return self.attention_projections + self.attention_core + self.mlp
+
+    @property
+    def total(self) -> float:
+        """All layers and the logits."""
+        return self.layers * self.layer + self.logits
+
+
+def forward_flops(model: ModelConfig, seq_length: int | None = None, causal: bool = True) -> ForwardFlops:
+    """Forward FLOPs of one token of a sequence of `seq_length` (default: the model's)."""
+    length = seq_length or model.seq_length
+    hidden, query, key = model.hidden_size, query_width(model), key_width(model)
+    matrices = 3 if model.gated else 2
+    if model.moe.num_experts:
+        width = model.moe.ffn_hidden_size or ffn_width(model)
+        experts = model.moe.top_k + model.moe.num_shared_experts
+        mlp = 2.0 * hidden * (matrices * width * experts + model.moe.num_experts)
+    else:
+        mlp = 2.0 * hidden * matrices * ffn_width(model)
+    return ForwardFlops(
+        attention_projections=2.0 * hidden * (query + 2 * key) + 2.0 * query * hidden,
+        attention_core=4.0 * query * attended(length, causal),
+        mlp=mlp,
+        logits=2.0 * hidden * model.vocab_size,
+        layers=model.num_layers,
+    )
+
+
+def attended(length: int, causal: bool) -> float:
+    """Positions that a token attends to on average; the causal half is length / 2, as Megatron-LM counts it."""
+    return length / 2 if causal else float(length)
+
+
+def flops_per_token(model: ModelConfig, seq_length: int | None = None, causal: bool = True) -> float:
+    """Exact training FLOPs of one token: three times the forward's (backward: two products for each forward one)."""
+    return 3.0 * forward_flops(model, seq_length, causal).total
+
+
+def flops_by_definition(model: ModelConfig, definition: str, seq_length: int | None = None) -> float:
+    """Training FLOPs of one token by one of DEFINITIONS."""
+    length = seq_length or model.seq_length
+    if definition == "6nd":
+        return 6.0 * parameters(model).active
+    if definition == "mosaic":
+        return 3.0 * (2.0 * parameters(model).active + 4.0 * model.num_layers * query_width(model) * length)
+    return flops_per_token(model, length, causal=definition == "causal")
+
+
+def hardware_flops_per_token(
+    model: ModelConfig, seq_length: int | None = None, recompute: str = "none", causal: bool = True
+) -> float:
+    """FLOPs that are executed for one training token with activation recomputation.
+
+    none: the model's own; selective: attention's core once more; full: all layers' forwards once more.
+    The logits are computed again in no mode.
+    """
+    forward = forward_flops(model, seq_length, causal)
+    extra = {
+        "none": 0.0,
+        "selective": forward.layers * forward.attention_core,
+        "full": forward.layers * forward.layer,
+    }[recompute]
+    return 3.0 * forward.total + extra
+
+
+def narayanan_batch_flops(model: ModelConfig, batch: int, recompute: bool = True) -> float:
+    """The closed form of Narayanan et al. 2021, eq. 3 (GPT: ungated MLP of 4h): 96 or 72 B s L h^2 (...).
+
+    With full recompute 96 B s L h^2 (1 + s/(6h) + V/(16Lh)); without 72 B s L h^2 (1 + s/(6h) + V/(12Lh)).
+    """
+    length, layers, hidden, vocabulary = model.seq_length, model.num_layers, model.hidden_size, model.vocab_size
+    base, logits = (96, 16) if recompute else (72, 12)
+    return base * batch * length * layers * hidden**2 * (
+        1 + length / (6 * hidden) + vocabulary / (logits * layers * hidden)
+    )
+
+
+def utilisation(flops_per_token: float, tokens_per_second: float, gpus: int, peak: float) -> float:
+    """Share (0..1) of the GPUs' peak: MFU with model FLOPs, HFU with hardware FLOPs."""
+    return flops_per_token * tokens_per_second / (gpus * peak)
+
+
+def mosaic_hfu_factor(recompute: str) -> float:
+    """MosaicML's tables count a full recompute as four forwards in place of three, logits included."""
+    return 4 / 3 if recompute == "full" else 1.0

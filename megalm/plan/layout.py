@@ -1,0 +1,187 @@
+"""A layout: how a run's work is dealt over ranks, checked and resolved."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from megalm.config import Config, ConfigError, ModelConfig
+
+BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+"""Bytes of one element of weights and activations (fp8 products are stored as bf16)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the mesh's axes, the batches and the switches that decide memory and time."""
+
+    data: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    virtual: int = 1
+    context: int = 1
+    expert: int = 1
+    sequence: bool = False
+    schedule: str = "1f1b"
+    zero_stage: int = 0
+    fully_shard: bool = False
+    recompute: str = "none"
+    micro_batch: int = 1
+    global_batch: int = 1
+    dtype: str = "bf16"
+
+    @property
+    def world(self) -> int:
+        """Ranks."""
+        return self.data * self.tensor * self.pipeline * self.context
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.tensor * self.pipeline * self.context
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches that one data rank works through in a step (the last one may be smaller)."""
+        return max(1, -(-self.global_batch // (self.data * self.micro_batch)))
+
+    @property
+    def shards(self) -> int:
+        """Ranks that optimizer state is split over when it is split."""
+        return self.data * self.context
+
+    def describe(self) -> str:
+        """One short line, only what differs from one rank."""
+        parts = [
+            f"{name} {size}"
+            for name, size in (
+                ("data", self.data),
+                ("tensor", self.tensor),
+                ("pipeline", self.pipeline),
+                ("virtual", self.virtual),
+                ("context", self.context),
+                ("expert", self.expert),
+            )
+            if size > 1
+        ] or ["one rank"]
+        if self.sequence and self.tensor > 1:
+            parts.append("sequence")
+        if self.pipeline > 1:
+            parts.append(self.schedule)
+        parts.append("fully sharded" if self.fully_shard else f"ZeRO-{self.zero_stage}")
+        parts.append(f"recompute {self.recompute}")
+        parts.append(f"micro-batch {self.micro_batch} x {self.micro_batches}")
+        return ", ".join(parts)
+
+    def overrides(self) -> list[str]:
+        """The command-line overrides that choose this layout."""
+        words = [
+            f"parallel.data={self.data}",
+            f"parallel.tensor={self.tensor}",
+            f"parallel.pipeline={self.pipeline}",
+            f"parallel.virtual_pipeline={self.virtual}",
+            f"parallel.context={self.context}",
+            f"parallel.expert={self.expert}",
+            f"parallel.sequence={str(self.sequence).lower()}",
+            f"parallel.schedule={self.schedule}",
+            f"parallel.zero_stage={self.zero_stage}",
+            f"parallel.data_mode={'fully_shard' if self.fully_shard else 'replicate'}",
+            f"parallel.recompute={self.recompute}",
+            f"train.micro_batch_size={self.micro_batch}",
+            f"train.global_batch_size={self.global_batch}",
+        ]
+        return words
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "world": self.world, "micro_batches": self.micro_batches}
+
+
+def layout_of(config: Config, gpus: int) -> Layout:
+    """The layout that a configuration asks for on `gpus` ranks.
+
+    Errors: ConfigError when the axes do not multiply to the ranks, with the nearest numbers that work.
+    """
+    parallel, train = config.parallel, config.train
+    model_ranks = parallel.tensor * parallel.pipeline * parallel.context
+    if parallel.data == "auto":
+        if gpus % model_ranks:
+            below, above = gpus // model_ranks * model_ranks, -(-gpus // model_ranks) * model_ranks
+            near = " or ".join(str(n) for n in (below, above) if n)
+            raise ConfigError(
+                f"{gpus} ranks cannot be dealt over tensor {parallel.tensor} x pipeline {parallel.pipeline} x context"
+                f" {parallel.context} = {model_ranks}: use {near} ranks, or smaller axes."
+            )
+        data = gpus // model_ranks
+    else:
+        data = int(parallel.data)
+        if data * model_ranks != gpus:
+            raise ConfigError(
+                f"parallel.data={data} x tensor {parallel.tensor} x pipeline {parallel.pipeline} x context"
+                f" {parallel.context} = {data * model_ranks} ranks, but there are {gpus}:"
+                f" set parallel.data=auto or start {data * model_ranks} ranks."
+            )
+    return Layout(
+        data=data,
+        tensor=parallel.tensor,
+        pipeline=parallel.pipeline,
+        virtual=parallel.virtual_pipeline,
+        context=parallel.context,
+        expert=parallel.expert,
+        sequence=parallel.sequence,
+        schedule=parallel.schedule,
+        zero_stage=parallel.zero_stage,
+        fully_shard=parallel.data_mode == "fully_shard",
+        recompute=parallel.recompute,
+        micro_batch=min(train.micro_batch_size, max(1, -(-train.global_batch_size // data))),
+        global_batch=train.global_batch_size,
+        dtype=config.precision.dtype,
+    )
+
+
+def divisibility(model: ModelConfig, layout: Layout) -> list[str]:
+    """What does not divide, each with the nearest thing that does; empty when all is well."""
+    problems = []
+    t = layout.tensor
+    if model.num_heads % t:
+        problems.append(f"num_heads {model.num_heads} by tensor {t}: tensor {_near_divisors(model.num_heads, t)} divide")
+    kv = model.num_kv_heads or model.num_heads
+    if kv % t and t % kv:
+        problems.append(f"num_kv_heads {kv} and tensor {t}: one must divide the other")
+    width = model.ffn_hidden_size or 4 * model.hidden_size
+    if width % t:
+        problems.append(f"ffn_hidden_size {width} by tensor {t}: tensor {_near_divisors(width, t)} divide")
+    chunks = layout.pipeline * layout.virtual
+    if chunks > model.num_layers:
+        problems.append(
+            f"num_layers {model.num_layers} over pipeline {layout.pipeline} x virtual {layout.virtual}:"
+            f" at most {model.num_layers} chunks"
+        )
+    pieces = 2 * layout.context * (t if layout.sequence else 1)
+    if layout.context > 1 and model.seq_length % pieces:
+        problems.append(f"seq_length {model.seq_length} by 2 x context {layout.context} pieces ({pieces})")
+    elif layout.sequence and t > 1 and model.seq_length % (layout.context * t):
+        problems.append(f"seq_length {model.seq_length} by tensor {t} x context {layout.context} (sequence parallelism)")
+    if model.moe.num_experts:
+        if model.moe.num_experts % layout.expert:
+            problems.append(f"num_experts {model.moe.num_experts} by expert {layout.expert}")
+        if layout.data % layout.expert:
+            problems.append(f"data {layout.data} by expert {layout.expert}")
+    elif layout.expert > 1:
+        problems.append(f"expert {layout.expert} in a dense model: expert 1")
+    if layout.global_batch < layout.data:
+        problems.append(f"global batch {layout.global_batch} over data {layout.data}: at least one sequence a data rank")
+    if layout.schedule == "interleaved" and layout.micro_batches % layout.pipeline:
+        problems.append(
+            f"interleaved schedule: {layout.micro_batches} micro-batches by pipeline {layout.pipeline}"
+        )
+    return problems
+
+
+def _near_divisors(number: int, wanted: int) -> str:
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    near = sorted(divisors, key=lambda d: abs(d - wanted))[:2]
+    return " or ".join(map(str, sorted(near)))
+
+
+def single(config: Config) -> Layout:
+    """The layout of the same run on one rank."""
+    return replace(layout_of(config, 1), data=1)

@@ -1,0 +1,272 @@
+"""Bytes that each rank of each pipeline stage needs, part by part."""
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from math import ceil, prod
+from typing import Any
+
+from megalm.config import Config, ModelConfig
+from megalm.plan.activations import layer_activations
+from megalm.plan.layout import BYTES, Layout, layout_of
+from megalm.plan.machine import Machine, machine_for
+from megalm.plan.shapes import layer_tensors, tensors
+
+FRAGMENTATION = 0.03
+"""Share of the dynamic memory lost between the allocator's blocks: 2-5% is usual with torch's expandable segments."""
+RUNTIME_BYTES = 1.2 * 2**30
+"""CUDA context, libraries' workspaces and NCCL's channels of one GPU: 0.8 to 1.5 GiB are usual."""
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes of one rank of one pipeline stage."""
+
+    stage: int
+    layers: int
+    parameters: int
+    """Parameters that this rank holds."""
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    """Kept for backward, over all micro-batches in flight."""
+    logits: float
+    """Logits and their gradient, on the last stage."""
+    working: float
+    """Gradients and recomputed activations inside one layer's backward."""
+    communication: float
+    """Buckets, gathered weights and tensors under way."""
+    runtime: float
+    """Contexts of the libraries, and fragmentation."""
+    in_flight: int
+    """Micro-batches (chunks of them) whose activations are held at the peak."""
+    host_snapshots: float = 0.0
+    """Host memory of the guard's snapshots."""
+
+    @property
+    def total(self) -> float:
+        """Bytes on the accelerator."""
+        return sum(getattr(self, part) for part in PARTS)
+
+    def as_dict(self) -> dict[str, Any]:
+        """With units in the keys."""
+        values = asdict(self)
+        return {
+            **{name: values[name] for name in ("stage", "layers", "parameters", "in_flight")},
+            **{f"{name}_bytes": round(values[name]) for name in PARTS},
+            "host_snapshots_bytes": round(self.host_snapshots),
+            "total_bytes": round(self.total),
+        }
+
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "working", "communication", "runtime")
+"""The parts that add up to a rank's memory."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """The memory of every pipeline stage; the fullest one decides whether a layout fits."""
+
+    stages: list[StageMemory]
+
+    @property
+    def worst(self) -> StageMemory:
+        """The stage that needs most."""
+        return max(self.stages, key=lambda stage: stage.total)
+
+    @property
+    def bytes_per_gpu(self) -> float:
+        """Bytes of the fullest rank."""
+        return self.worst.total
+
+    def as_dict(self) -> dict[str, Any]:
+        """With units in the keys."""
+        return {
+            "bytes_per_gpu": round(self.bytes_per_gpu),
+            "host_bytes_per_gpu": round(self.worst.host_snapshots),
+            "worst_stage": self.worst.stage,
+            "stages": [stage.as_dict() for stage in self.stages],
+        }
+
+
+def estimate(config: Config, machine: Machine | None = None) -> MemoryEstimate:
+    """Per-rank memory of a configuration's run."""
+    machine = machine or machine_for(config)
+    layout = layout_of(config, machine.gpus)
+    return estimate_layout(
+        config.model,
+        layout,
+        cpu=machine.is_cpu,
+        bucket_bytes=config.parallel.bucket_mb * 1e6,
+        snapshots=guard_snapshots(config),
+    )
+
+
+def guard_snapshots(config: Config) -> int:
+    """Snapshots that the guard keeps in host memory."""
+    guard = config.guard
+    lags = getattr(guard, "snapshot_lags", None)
+    count = len(lags) if lags is not None else int(getattr(guard, "snapshots", 0) or 0)
+    return count if guard.enabled else 0
+
+
+def estimate_layout(
+    model: ModelConfig, layout: Layout, *, cpu: bool = False, bucket_bytes: float = 25e6, snapshots: int = 0
+) -> MemoryEstimate:
+    """Per-rank memory of a model under a layout, for each pipeline stage."""
+    counts = layers_of_stages(model.num_layers, layout.pipeline)
+    distinct: dict[tuple[int, bool, bool, int], StageMemory] = {}
+    stages = []
+    for stage, layers in enumerate(counts):
+        first, last = stage == 0, stage == layout.pipeline - 1
+        flight = micro_batches_in_flight(layout, stage)
+        key = (layers, first, last, flight)
+        if key not in distinct:
+            distinct[key] = _stage(model, layout, stage, layers, flight, cpu, bucket_bytes, snapshots)
+        known = distinct[key]
+        stages.append(known if known.stage == stage else StageMemory(**{**asdict(known), "stage": stage}))
+    return MemoryEstimate(stages)
+
+
+def layers_of_stages(layers: int, stages: int) -> list[int]:
+    """Layers of each stage: as even as can be, the first and last (embedding, logits) never more than the others."""
+    base, rest = divmod(layers, stages)
+    counts = [base] * stages
+    for index in range(rest):
+        counts[(index + 1) % stages if stages > 2 else index] += 1
+    return counts
+
+
+def micro_batches_in_flight(layout: Layout, stage: int) -> int:
+    """Micro-batches (of one chunk each) whose activations a stage holds at its peak, by schedule."""
+    stages, batches, chunks = layout.pipeline, layout.micro_batches, layout.virtual
+    if stages == 1:
+        return chunks
+    if layout.schedule == "gpipe":
+        return batches * chunks
+    if layout.schedule == "interleaved":
+        warm_up = 2 * (stages - stage - 1) + (chunks - 1) * stages + 1
+        return min(warm_up, batches * chunks)
+    if layout.schedule in ("zb-v", "dualpipe-v"):
+        return min(2 * stages + (1 if layout.schedule == "dualpipe-v" else 0), 2 * batches)
+    return min(stages - stage, batches) * chunks
+
+
+@lru_cache(maxsize=4096)
+def _local_parameters(shape: tuple[Any, ...], layers: int, first: bool, last: bool, tensor: int, expert: int) -> int:
+    model = _MODELS[shape]
+    return sum(
+        prod(local_shape(model, name, full, tensor, expert)) * times for name, full, times in _pieces(model, layers, first, last)
+    )
+
+
+_MODELS: dict[tuple[Any, ...], ModelConfig] = {}
+
+
+def model_key(model: ModelConfig) -> tuple[Any, ...]:
+    """A hashable stand-in of a model's shape, for caches."""
+    moe = model.moe
+    key = (
+        model.num_layers, model.hidden_size, model.num_heads, model.num_kv_heads, model.head_dim,
+        model.ffn_hidden_size, model.vocab_size, model.seq_length, model.norm, model.norm_bias, model.norm_placement,
+        model.activation, model.position, model.linear_bias, model.qkv_bias, model.attention_out_bias,
+        model.parallel_residual, model.qk_norm, model.qk_norm_scope, model.tie_embeddings, model.embedding_norm,
+        model.dropout, moe.num_experts, moe.top_k, moe.ffn_hidden_size, moe.num_shared_experts,
+    )  # fmt: skip
+    _MODELS.setdefault(key, model)
+    return key
+
+
+def _pieces(model: ModelConfig, layers: int, first: bool, last: bool) -> list[tuple[str, tuple[int, ...], int]]:
+    pieces = [(name, shape, layers) for name, shape in layer_tensors(model)]
+    for name, shape in tensors_outside_layers(model):
+        front = name.startswith(("embedding", "position_embedding"))
+        back = name.startswith(("final_norm", "output"))
+        shared = name == "embedding.weight" and model.tie_embeddings
+        if (front and first) or (back and last) or (shared and last and not first):
+            pieces.append((name, shape, 1))
+    return pieces
+
+
+def tensors_outside_layers(model: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
+    """The embeddings, the last norm and the output matrix."""
+    from dataclasses import replace
+
+    return list(tensors(replace(model, num_layers=0)))
+
+
+def local_shape(model: ModelConfig, name: str, shape: tuple[int, ...], tensor: int, expert: int = 1) -> tuple[float, ...]:
+    """Shape of one rank's share of a tensor; experts count by their share of the expert axis."""
+    if ".experts." in name:
+        share = (shape[0] / tensor if len(shape) > 1 or ".down." not in name else shape[0],)
+        return (share[0] / expert, *shape[1:])
+    if tensor == 1:
+        return shape
+    kv = model.num_kv_heads or model.num_heads
+    if name in ("embedding.weight", "output.weight"):
+        return (ceil(shape[0] / tensor), *shape[1:])
+    if ".key." in name or ".value." in name:
+        return (shape[0] / min(tensor, kv), *shape[1:])
+    if ".query." in name or ".gate." in name or ".up." in name:
+        return (shape[0] / tensor, *shape[1:])
+    if name.endswith(("attention.output.weight", "down.weight")):
+        return (shape[0], shape[1] / tensor)
+    return shape
+
+
+def _stage(
+    model: ModelConfig, layout: Layout, stage: int, layers: int, flight: int, cpu: bool, bucket: float, snapshots: int
+) -> StageMemory:
+    first, last = stage == 0, stage == layout.pipeline - 1
+    size = BYTES[layout.dtype]
+    key = model_key(model)
+    held = _local_parameters(key, layers, first, last, layout.tensor, layout.expert)
+    shards = layout.shards
+    gathered = 0.0
+    if layout.fully_shard:
+        one_layer = _local_parameters(key, 1, False, False, layout.tensor, layout.expert)
+        weights, gradients, optimizer = 4.0 * held / shards, 4.0 * held / shards, 8.0 * held / shards
+        gathered = 2 * one_layer * size + one_layer * 4.0
+        if first or last:
+            gathered += model.vocab_size * model.hidden_size * size / layout.tensor
+    else:
+        weights = float(size * held)
+        master = 4.0 if layout.dtype != "fp32" else 0.0
+        optimizer = (8.0 + master) * held / (shards if layout.zero_stage else 1)
+        gradients = 4.0 * held / (shards if layout.zero_stage >= 2 else 1)
+    acts = layer_activations(model, layout)
+    tokens = model.seq_length * layout.micro_batch / layout.context
+    stream = tokens * model.hidden_size * size / (layout.tensor if layout.sequence else 1)
+    activations = acts.total * layers / layout.virtual * flight
+    if first:
+        activations += 8.0 * tokens * flight
+    logits = 0.0
+    if last:
+        activations += 2 * stream
+        logits = tokens * model.vocab_size / layout.tensor * (2 * size if not cpu else size + 4.0)
+    working = max(acts.recomputed + acts.working, 0.0)
+    communication = gathered
+    if layout.data * layout.context > 1 and not layout.fully_shard:
+        communication += 2 * bucket
+    if layout.tensor > 1:
+        communication += tokens * model.hidden_size * size
+    if layout.pipeline > 1:
+        communication += 2 * stream
+    dynamic = activations + logits + working + communication
+    runtime = 0.0 if cpu else RUNTIME_BYTES + FRAGMENTATION * dynamic
+    state = held * (12.0 if layout.dtype != "fp32" else 12.0) / (shards if layout.zero_stage or layout.fully_shard else 1)
+    return StageMemory(
+        stage=stage,
+        layers=layers,
+        parameters=round(held),
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        logits=logits,
+        working=working,
+        communication=communication,
+        runtime=runtime,
+        in_flight=flight,
+        host_snapshots=snapshots * state,
+    )

@@ -1,0 +1,150 @@
+"""Seconds of one layer's kernels on one rank: matrix products, attention, and what memory bandwidth decides."""
+
+from dataclasses import dataclass
+from math import ceil
+
+from megalm.config import ModelConfig
+from megalm.plan.layout import BYTES, Layout
+from megalm.plan.machine import Machine
+from megalm.plan.shapes import ffn_width, key_width, query_width
+
+TILE = 128
+"""Rows and columns of the output tile of a matrix product kernel."""
+DEPTH = 256.0
+"""Inner length at which half of a product's time is start-up (loading the first tiles, writing the result)."""
+ATTENTION_BACKWARD = 2.5
+"""Backward over forward FLOPs of fused attention: five products for two (Dao 2023, FlashAttention-2)."""
+OPTIMIZER_BYTES = 30.0
+"""Bytes a parameter moves through AdamW: gradient, master, two moments read; master, moments, weight written."""
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Seconds of one layer for one micro-batch on one rank, without communication."""
+
+    matmul_forward: float
+    attention_forward: float
+    memory_forward: float
+    matmul_backward: float
+    attention_backward: float
+    memory_backward: float
+    recompute: float
+
+    @property
+    def forward(self) -> float:
+        """The forward pass."""
+        return self.matmul_forward + self.attention_forward + self.memory_forward
+
+    @property
+    def backward(self) -> float:
+        """The backward pass with what it computes again."""
+        return self.matmul_backward + self.attention_backward + self.memory_backward + self.recompute
+
+
+class Roofline:
+    """Times of kernels on one rank of a machine, in one dtype."""
+
+    def __init__(self, machine: Machine, dtype: str) -> None:
+        chip = machine.accelerator
+        share = machine.gpus if machine.is_cpu else 1
+        self.rate = machine.peak(dtype) * chip.matmul_efficiency
+        self.attention_rates = {name: machine.peak(dtype) * value for name, value in chip.attention_efficiency.items()}
+        self.bandwidth = chip.memory_bandwidth * chip.memory_efficiency / share
+        self.processors = 1 if machine.is_cpu else chip.processors
+        self.launch = chip.launch
+        self.size = BYTES[dtype]
+
+    def matmul(self, rows: float, columns: float, inner: float) -> float:
+        """Seconds of [rows, inner] x [inner, columns]: the larger of computing and moving, and never less than a launch."""
+        if rows <= 0 or columns <= 0 or inner <= 0:
+            return 0.0
+        flops = 2.0 * rows * columns * inner
+        compute = flops / (self.rate * self.fill(rows, columns) * inner / (inner + DEPTH))
+        moving = self.size * (rows * inner + inner * columns + rows * columns) / self.bandwidth
+        return max(compute, moving, self.launch)
+
+    def fill(self, rows: float, columns: float) -> float:
+        """Share of the processors that the output's tiles keep busy, averaged over waves."""
+        if self.processors == 1:
+            return 1.0
+        tiles = ceil(rows / TILE) * ceil(columns / TILE)
+        return tiles / (ceil(tiles / self.processors) * self.processors)
+
+    def attention(self, flops: float, direction: str) -> float:
+        """Seconds of fused attention's `flops` forward or backward."""
+        return max(flops / self.attention_rates[direction], self.launch)
+
+    def moving(self, amount: float, kernels: int = 1) -> float:
+        """Seconds to move `amount` bytes with elementwise kernels."""
+        return max(amount / self.bandwidth, kernels * self.launch)
+
+    def products(self, rows: float, columns: float, inner: float) -> tuple[float, float]:
+        """(forward, backward) seconds of a linear layer: its product, and the input's and the weight's gradients."""
+        forward = self.matmul(rows, columns, inner)
+        return forward, self.matmul(rows, inner, columns) + self.matmul(inner, columns, rows)
+
+
+def layer_time(model: ModelConfig, layout: Layout, roofline: Roofline, micro_batch: int | None = None) -> LayerTime:
+    """Seconds of one layer for one micro-batch."""
+    length, t = model.seq_length, layout.tensor
+    tokens = length * (micro_batch or layout.micro_batch) / layout.context
+    hidden, size = model.hidden_size, roofline.size
+    query, key = query_width(model) / t, max(key_width(model) / t, key_width(model) / (model.num_kv_heads or 1))
+    width = ffn_width(model) / t
+    along_sequence = t if layout.sequence else 1
+    up = 2 if model.gated else 1
+    products = [
+        roofline.products(tokens, query + 2 * key, hidden),
+        roofline.products(tokens, hidden, query),
+    ]
+    experts = 1.0
+    if model.moe.num_experts:
+        width = (model.moe.ffn_hidden_size or ffn_width(model)) / t
+        experts = model.moe.top_k + model.moe.num_shared_experts
+        local = max(1.0, model.moe.num_experts / layout.expert)
+        rows = tokens * model.moe.top_k * layout.expert / model.moe.num_experts
+        for columns, inner in ((up * width, hidden), (hidden, width)):
+            forward, backward = roofline.products(rows, columns, inner)
+            products.append((forward * local, backward * local))
+            shared = roofline.products(tokens, columns, inner)
+            products.append((shared[0] * model.moe.num_shared_experts, shared[1] * model.moe.num_shared_experts))
+        products.append(roofline.products(tokens, model.moe.num_experts, hidden))
+    else:
+        products.append(roofline.products(tokens, up * width, hidden))
+        products.append(roofline.products(tokens, hidden, width))
+    core = 4.0 * tokens * (length + TILE) / 2 * query
+    rotated = 2 * (query + key) if model.position == "rope" else 0.0
+    routed = 4.0 * experts * hidden if model.moe.num_experts else 0.0
+    forward_bytes = tokens * size * (8 * hidden / along_sequence + rotated + (up + 1) * width * experts + routed)
+    backward_bytes = tokens * size * (10 * hidden / along_sequence + rotated + (2 * up + 1) * width * experts + routed)
+    matmul_forward, matmul_backward = (sum(column) for column in zip(*products, strict=True))
+    attention_forward = roofline.attention(core, "forward")
+    memory_forward = roofline.moving(forward_bytes, 6)
+    again = {
+        "none": 0.0,
+        "selective": attention_forward + memory_forward,
+        "full": matmul_forward + attention_forward + memory_forward,
+    }[layout.recompute]
+    return LayerTime(
+        matmul_forward=matmul_forward,
+        attention_forward=attention_forward,
+        memory_forward=memory_forward,
+        matmul_backward=matmul_backward,
+        attention_backward=roofline.attention(ATTENTION_BACKWARD * core, "backward"),
+        memory_backward=roofline.moving(backward_bytes, 8),
+        recompute=again,
+    )
+
+
+def ends_time(model: ModelConfig, layout: Layout, roofline: Roofline) -> tuple[float, float]:
+    """(forward, backward) seconds of the logits and the loss for one micro-batch, on the last stage."""
+    tokens = model.seq_length * layout.micro_batch / layout.context
+    columns = model.vocab_size / layout.tensor
+    forward, backward = roofline.products(tokens, columns, model.hidden_size)
+    logits = tokens * columns * roofline.size
+    return forward + roofline.moving(2 * logits, 2), backward + roofline.moving(2 * logits, 2)
+
+
+def optimizer_time(held: float, roofline: Roofline) -> float:
+    """Seconds of the update of `held` parameters on one rank."""
+    return roofline.moving(OPTIMIZER_BYTES * held)

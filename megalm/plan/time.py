@@ -1,0 +1,229 @@
+"""Seconds of a training step: kernels, communication that nothing hides, the pipeline's bubble, the update."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from megalm.config import ModelConfig
+from megalm.plan.communication import MeshLinks, mesh_links
+from megalm.plan.layout import BYTES, Layout
+from megalm.plan.machine import Machine
+from megalm.plan.memory import _MODELS, _local_parameters, layers_of_stages, model_key
+from megalm.plan.roofline import LayerTime, Roofline, ends_time, layer_time, optimizer_time
+
+OVERLAP = 0.9
+"""Share of a communication that can hide behind computation: kernels start late and links share the memory."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step, by part; the parts add up to `total`."""
+
+    matmul: float
+    attention: float
+    memory_bound: float
+    recompute: float
+    logits: float
+    tensor_communication: float
+    context_communication: float
+    expert_communication: float
+    pipeline_communication: float
+    data_communication: float
+    """What the backward pass does not hide."""
+    bubble: float
+    optimizer: float
+    hidden_communication: float
+    """Communication behind computation; not part of the total."""
+
+    @property
+    def total(self) -> float:
+        """Seconds of a step."""
+        return sum(getattr(self, part) for part in PARTS)
+
+    def as_dict(self) -> dict[str, float]:
+        """With units in the keys."""
+        return {
+            **{f"{part}_seconds": getattr(self, part) for part in PARTS},
+            "hidden_communication_seconds": self.hidden_communication,
+            "step_seconds": self.total,
+        }
+
+
+PARTS = (
+    "matmul", "attention", "memory_bound", "recompute", "logits", "tensor_communication", "context_communication",
+    "expert_communication", "pipeline_communication", "data_communication", "bubble", "optimizer",
+)  # fmt: skip
+
+
+def step_time(model: ModelConfig, layout: Layout, machine: Machine) -> StepTime:
+    """Seconds of one step of a model under a layout on a machine."""
+    key = model_key(model)
+    micro = (layout.tensor, layout.context, layout.expert, layout.sequence, layout.recompute, layout.micro_batch)
+    return _Clock(model, key, layout, machine, _layer(key, micro, layout.dtype, machine_key(machine))).step()
+
+
+def machine_key(machine: Machine) -> tuple[Any, ...]:
+    """A hashable stand-in of what a machine's kernels depend on."""
+    key = (id(machine.accelerator), machine.gpus if machine.is_cpu else 0)
+    _MACHINES.setdefault(key, machine)
+    return key
+
+
+_MACHINES: dict[tuple[Any, ...], Machine] = {}
+
+
+@lru_cache(maxsize=65536)
+def _layer(
+    key: tuple[Any, ...], micro: tuple[Any, ...], dtype: str, machine: tuple[Any, ...]
+) -> tuple[LayerTime, tuple[float, float], Roofline]:
+    tensor, context, expert, sequence, recompute, batch = micro
+    layout = Layout(
+        tensor=tensor, context=context, expert=expert, sequence=sequence, recompute=recompute, micro_batch=batch
+    )
+    roofline = Roofline(_MACHINES[machine], dtype)
+    model = _MODELS[key]
+    return layer_time(model, layout, roofline), ends_time(model, layout, roofline), roofline
+
+
+class _Clock:
+    """One evaluation: the pieces that several parts share."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        key: tuple[Any, ...],
+        layout: Layout,
+        machine: Machine,
+        layer: tuple[LayerTime, tuple[float, float], Roofline],
+    ) -> None:
+        self.model, self.key, self.layout = model, key, layout
+        self.layer, (self.logits_forward, self.logits_backward), self.roofline = layer
+        self.links: MeshLinks = mesh_links(layout, machine)
+        self.size = BYTES[layout.dtype]
+        self.tokens = model.seq_length * layout.micro_batch / layout.context
+        self.layers = max(layers_of_stages(model.num_layers, layout.pipeline))
+
+    def step(self) -> StepTime:
+        layout, layer, layers = self.layout, self.layer, self.layers
+        batches = layout.micro_batches
+        exact = layout.global_batch / (layout.data * layout.micro_batch)
+        tensor = self._tensor_communication() * layers
+        context = self._context_communication() * layers
+        expert = self._expert_communication() * layers
+        logits = self.logits_forward + self.logits_backward
+        # A stage's micro-batch: the layers of the fullest stage; the logits' time is shared out by cutting stages by cost.
+        share = layers / self.model.num_layers if layout.pipeline > 1 else 1.0
+        gathered, hidden_gather = self._gathered_weights(layers)
+        per_batch = layers * (layer.forward + layer.backward) + tensor + context + expert + logits * share + gathered
+        messages = self._messages()
+        bubble = bubble_fraction(layout, layer, batches) * per_batch * batches
+        reduction, hidden_reduction = self._gradient_reduction(per_batch)
+        return StepTime(
+            matmul=exact * layers * (layer.matmul_forward + layer.matmul_backward),
+            attention=exact * layers * (layer.attention_forward + layer.attention_backward),
+            memory_bound=exact * layers * (layer.memory_forward + layer.memory_backward) + self._accumulate() * batches,
+            recompute=exact * layers * layer.recompute,
+            logits=exact * logits * share,
+            tensor_communication=exact * tensor,
+            context_communication=exact * context,
+            expert_communication=exact * expert,
+            pipeline_communication=messages * batches,
+            data_communication=gathered * batches + reduction,
+            bubble=bubble,
+            optimizer=self._update(),
+            hidden_communication=hidden_gather * batches + hidden_reduction,
+        )
+
+    def _held(self, layers: int, first: bool = False, last: bool = False) -> int:
+        return _local_parameters(self.key, layers, first, last, self.layout.tensor, self.layout.expert)
+
+    def _tensor_communication(self) -> float:
+        """Per layer: two all-reduces forward and two backward (or their halves under sequence parallelism)."""
+        links = self.links.tensor
+        rounds = 4.0 + (2.0 if self.layout.recompute == "full" else 0.0)
+        return rounds * links.all_reduce(self.tokens * self.model.hidden_size * self.size)
+
+    def _context_communication(self) -> float:
+        """Keys and values to all ranks of the axis, forward and (with their gradients) backward, behind attention."""
+        from megalm.plan.shapes import key_width
+
+        total = 2 * self.tokens * self.layout.context * key_width(self.model) / self.layout.tensor * self.size
+        moving = 3 * self.links.context.all_gather(total)
+        compute = self.layer.attention_forward + self.layer.attention_backward
+        return max(moving - OVERLAP * compute, moving * (1 - OVERLAP)) if self.layout.context > 1 else 0.0
+
+    def _expert_communication(self) -> float:
+        """Tokens to their experts and back, forward and backward."""
+        moe = self.model.moe
+        if not moe.num_experts or self.layout.expert == 1:
+            return 0.0
+        sent = self.tokens * moe.top_k * self.model.hidden_size * self.size
+        return 4 * self.links.expert.all_to_all(sent)
+
+    def _messages(self) -> float:
+        """Activations and gradients between stages: one each way for each chunk of a micro-batch."""
+        if self.layout.pipeline == 1:
+            return 0.0
+        stream = self.tokens * self.model.hidden_size * self.size
+        return 2 * self.layout.virtual * self.links.pipeline.send(stream / self.layout.tensor)
+
+    def _gathered_weights(self, layers: int) -> tuple[float, float]:
+        """(exposed, hidden) seconds of gathering and reducing fully sharded layers in one micro-batch."""
+        if not self.layout.fully_shard:
+            return 0.0, 0.0
+        one = self._held(1)
+        links = self.links.data
+        forward = links.all_gather(one * self.size)
+        backward = links.all_gather(one * self.size) + links.reduce_scatter(one * 4.0)
+        first = links.all_gather((self._held(1, True, True) - one) * self.size)
+        exposed = first + forward + layers * (
+            max(forward - OVERLAP * self.layer.forward, (1 - OVERLAP) * forward)
+            + max(backward - OVERLAP * self.layer.backward, (1 - OVERLAP) * backward)
+        )
+        return exposed, max(0.0, layers * (forward + backward) + first - exposed)
+
+    def _gradient_reduction(self, per_batch: float) -> tuple[float, float]:
+        """(exposed, hidden) seconds of the gradients' sum over the replicas, and of the weights' gathering (ZeRO)."""
+        layout, links = self.layout, self.links.data
+        if layout.fully_shard or links.size == 1:
+            return 0.0, 0.0
+        held = self._held(self.layers, layout.pipeline == 1, True)
+        reduce = links.reduce_scatter(4.0 * held)
+        gather = links.all_gather(4.0 * held) if layout.zero_stage == 0 else links.all_gather(self.size * held)
+        rounds = layout.micro_batches if layout.zero_stage >= 2 else 1
+        window = per_batch * 2 / 3 * rounds
+        moving = rounds * reduce + (gather if layout.zero_stage == 0 else 0.0)
+        exposed = max(moving - OVERLAP * window, (1 - OVERLAP) * moving)
+        if layout.zero_stage:
+            exposed += gather
+            moving += gather
+        return exposed, moving - exposed
+
+    def _accumulate(self) -> float:
+        """Adding a micro-batch's gradients to the fp32 sums."""
+        held = self._held(self.layers, True, False)
+        return self.roofline.moving(held * (self.size + 8.0))
+
+    def _update(self) -> float:
+        layout = self.layout
+        held = self._held(self.layers, layout.pipeline == 1, True)
+        split = layout.shards if layout.zero_stage or layout.fully_shard else 1
+        return optimizer_time(held / split, self.roofline)
+
+
+def bubble_fraction(layout: Layout, layer: LayerTime | None = None, batches: int | None = None) -> float:
+    """Idle time of a stage over its working time, by schedule.
+
+    Sources: Narayanan et al. 2021 (GPipe and 1F1B (p-1)/m, interleaved (p-1)/(v m)); Qi et al. 2023 (ZB-H1: a third of
+    1F1B's; ZB-V: none once there are 2p micro-batches); DualPipe-V as ZB-V.
+    """
+    stages, count = layout.pipeline, batches or layout.micro_batches
+    if stages == 1:
+        return 0.0
+    if layout.schedule in ("gpipe", "1f1b"):
+        return (stages - 1) / count
+    if layout.schedule == "interleaved":
+        return (stages - 1) / (layout.virtual * count)
+    if layout.schedule == "zb-h1":
+        return (stages - 1) / (3 * count)
+    return max(0.0, (2 * stages - count) / (2 * stages)) * (stages - 1) / (3 * count)
