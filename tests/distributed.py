@@ -10,9 +10,9 @@
     def test_sum():
         results = run_ranks(2, body, 10.0)          # [rank 0's result, rank 1's result]
 
-Workers start once (a fork server imports torch a single time) and serve every test of the session. Each call gets a fresh default
-process group, so nothing leaks from one test to the next. When a rank fails, hangs or dies, its traceback becomes a `RankError`
-and the pool's processes are replaced.
+Workers start once (a fork server imports torch a single time) and serve every test of the session. Each call gets a
+fresh default process group, so nothing leaks from one test to the next. When a rank fails, hangs or dies, its
+traceback becomes a `RankError` and the pool's processes are replaced.
 """
 
 from __future__ import annotations
@@ -142,7 +142,9 @@ class RankPool:
             if len(results) != world_size:
                 self.close()
         if failures:
-            raise RankError("\n".join(f"--- rank {rank} of {world_size}\n{failures[rank]}" for rank in sorted(failures)))
+            raise RankError(
+                "\n".join(f"--- rank {rank} of {world_size}\n{failures[rank]}" for rank in sorted(failures))
+            )
         return [results[rank] for rank in range(world_size)]
 
 
@@ -152,7 +154,8 @@ _POOL: RankPool | None = None
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = TIMEOUT_SECONDS) -> list[Any]:
     """Run `function(*args)` on `world_size` gloo ranks; returns each rank's result, in rank order.
 
-    `function` and `args` are pickled, so the function must be at a module's top level; so are the results (return tensors, not modules).
+    `function` and `args` are pickled, so the function must be at a module's top level; so are the results (return
+    tensors, not modules).
     Raises RankError with every failed rank's traceback.
     """
     global _POOL

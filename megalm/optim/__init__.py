@@ -1,0 +1,1 @@
+"""Optimizers over flat, sharded buffers; gradient clipping; learning-rate schedules."""

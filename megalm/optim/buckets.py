@@ -1,0 +1,224 @@
+"""Flat buffers: parameters grouped into buckets, each with its gradients, its fp32 masters and its optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from megalm.parallel import collectives
+from megalm.parallel.mesh import Axis, Mesh
+from megalm.parallel.slices import Box, Piece, range_boxes, slice_of
+
+# Every parameter starts at a multiple of this many elements: 64 bytes of fp32, the widest vector load.
+_ALIGN = 16
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A parameter and its place [start, stop) in the bucket."""
+
+    parameter: nn.Parameter
+    start: int
+    stop: int
+
+    def segments(self) -> Iterator[tuple[Piece, int, int]]:
+        """Each piece with its place in the bucket; what lies between pieces is padding."""
+        columns = self.parameter[:1].numel()
+        for piece in slice_of(self.parameter).pieces:
+            first = self.start + piece.row * columns
+            yield piece, first, first + piece.shape[0] * columns
+
+
+class Bucket:
+    """Consecutive parameters of one kind whose gradients are reduced together.
+
+    axis: ranks that hold the same parameters and whose gradients are summed. shards: over how many of them the
+    optimizer's work is split (1, or axis.size with ZeRO); this rank's shard is [low, high).
+    late: reduced only when all backward passes are done, because gradients must first be summed over other axes or
+    copies.
+
+    Buffers (flat):  weights [N] in the parameters' dtype, the parameters are views of it;  gradient [N] fp32;
+                     master, exp_avg, exp_avg_sq [N / shards] fp32; masters of fp32 parameters are a view of weights
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], axis: Axis, *, shards: int, keep_gradient: bool, late: bool
+    ) -> None:
+        first = parameters[0]
+        self.axis, self.shards, self.late, self.keep_gradient = axis, shards, late, keep_gradient
+        self.decay = slice_of(first).decay
+        self.entries: list[Entry] = []
+        end = 0
+        for parameter in parameters:
+            self.entries.append(Entry(parameter, end, end + parameter.numel()))
+            end += -(-parameter.numel() // _ALIGN) * _ALIGN
+        grain = _ALIGN * axis.size
+        self.length = -(-end // grain) * grain
+        part = self.length // shards
+        self.low, self.high = (axis.rank * part, (axis.rank + 1) * part) if shards > 1 else (0, self.length)
+
+        self.weights = torch.zeros(self.length, dtype=first.dtype, device=first.device)
+        for entry in self.entries:
+            view = self.weights[entry.start : entry.stop].view(entry.parameter.shape)
+            view.copy_(entry.parameter.detach())
+            entry.parameter.data = view
+        own = self.weights[self.low : self.high]
+        self.narrow = first.dtype != torch.float32
+        self.master = own.float() if self.narrow else own
+        self.exp_avg = torch.zeros_like(self.master)
+        self.exp_avg_sq = torch.zeros_like(self.master)
+
+        self.gradient: Tensor | None = None
+        self.reduced: Tensor | None = None
+        self.pending: list[collectives.Pending] = []
+        self.gathering: collectives.Pending | None = None
+        self.filled = [False] * len(self.entries)
+        self.arrived = 0
+        self.launched = False
+
+    # ------------------------------------------------------------------------------------------------------- gradients
+    def reset(self) -> None:
+        """Forget the gradients of the last step."""
+        self.filled = [False] * len(self.entries)
+        self.arrived = 0
+        self.launched = False
+        self.reduced = None
+
+    def gradient_view(self, index: int) -> Tensor:
+        """The fp32 gradient buffer of a parameter, shaped like it."""
+        if self.gradient is None:
+            # Zeros, not empty: the gaps between parameters travel and are counted in norms.
+            self.gradient = torch.zeros(self.length, dtype=torch.float32, device=self.weights.device)
+        entry = self.entries[index]
+        return self.gradient[entry.start : entry.stop].view(entry.parameter.shape)
+
+    def fill_missing(self) -> None:
+        """Zero the gradients that no backward pass has written."""
+        for index, filled in enumerate(self.filled):
+            if not filled:
+                self.gradient_view(index).zero_()
+
+    def launch(self) -> None:
+        """Start summing the gradient buffer over the axis; each rank gets its shard of the sum."""
+        self.fill_missing()
+        assert self.gradient is not None
+        self.launched = True
+        if self.shards == 1:
+            self.pending.append(collectives.all_reduce_async(self.gradient, self.axis))
+        else:
+            self.pending.append(collectives.reduce_scatter_async(self.gradient, self.axis))
+            if not self.keep_gradient:
+                self.gradient = None
+                self.filled = [False] * len(self.entries)
+
+    def collect(self, leave: int = 0) -> None:
+        """Wait for reductions under way, all but the newest `leave`, and add them to this rank's shard of gradients."""
+        while len(self.pending) > leave:
+            part = self.pending.pop(0).wait()
+            self.reduced = part if self.reduced is None else self.reduced.add_(part)
+
+    def own_gradients(self) -> list[Tensor]:
+        """The parts of the summed gradients that this rank alone contributes to the global norm.
+
+        Elements that several ranks hold (replicated, tied) are contributed by their owner only; copies over the axis
+        are dealt out.
+        """
+        assert self.reduced is not None
+        part = self.length // self.axis.size
+        low, high = self.axis.rank * part, (self.axis.rank + 1) * part
+        base = self.low
+        merged: list[list[int]] = []
+        for entry in self.entries:
+            for piece, start, stop in entry.segments():
+                start, stop = max(start, low), min(stop, high)
+                if not piece.owner or start >= stop:
+                    continue
+                # Alignment gaps are zero, so neighbours merge across them.
+                if merged and start - merged[-1][1] < _ALIGN:
+                    merged[-1][1] = stop
+                else:
+                    merged.append([start, stop])
+        return [self.reduced[start - base : stop - base] for start, stop in merged]
+
+    def partial_segments(self) -> Iterator[tuple[Axis, Tensor]]:
+        """Gradient segments that must be summed over further axes, with the axis."""
+        assert self.gradient is not None
+        for entry in self.entries:
+            for piece, start, stop in entry.segments():
+                for axis in piece.sum_over:
+                    yield axis, self.gradient[start:stop]
+
+    # --------------------------------------------------------------------------------------------------------- weights
+    def publish(self) -> None:
+        """Start giving every rank of the axis the weights that belong to this rank's masters."""
+        own = self.weights[self.low : self.high]
+        if self.narrow:
+            own.copy_(self.master)
+        self.gather()
+
+    def gather(self) -> None:
+        """Start collecting the other ranks' shards of the weights."""
+        if self.shards > 1:
+            self.gathering = collectives.all_gather_into(self.weights, self.weights[self.low : self.high], self.axis)
+
+    def wait_weights(self) -> None:
+        """The weights are whole after this."""
+        if self.gathering is not None:
+            self.gathering.wait()
+            self.gathering = None
+
+    def boxes(self) -> Iterator[Box]:
+        """This rank's masters and optimizer state as boxes of global tensors."""
+        parts = (("", self.master), ("optimizer.exp_avg.", self.exp_avg), ("optimizer.exp_avg_sq.", self.exp_avg_sq))
+        for prefix, flat in parts:
+            for entry in self.entries:
+                for piece, start, stop in entry.segments():
+                    low, high = max(start, self.low), min(stop, self.high)
+                    for offset, shape, element in range_boxes(piece, low - start, high - start):
+                        at = start + element - self.low
+                        count = torch.Size(shape).numel()
+                        yield Box(prefix + piece.name, piece.global_shape, offset, flat[at : at + count].view(shape))
+
+
+def plan_buckets(
+    chunks: Sequence[nn.Module], mesh: Mesh, *, zero_stage: int, bucket_bytes: float
+) -> tuple[list[Bucket], dict[int, int]]:
+    """Buckets of all parameters, in the order in which backward completes them (the late ones last), and how often
+    each parameter occurs.
+
+    Within a bucket: one dtype, one decay, one reduction axis. A parameter that several chunks share is placed once.
+    """
+    uses: dict[int, int] = {}
+    ordered: list[nn.Parameter] = []
+    for chunk in chunks:
+        for parameter in chunk.parameters():
+            if not parameter.requires_grad:
+                continue
+            if id(parameter) not in uses:
+                ordered.append(parameter)
+            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    ordered.reverse()
+
+    open_groups: dict[tuple, list[nn.Parameter]] = {}
+    finished: list[tuple[int, tuple, list[nn.Parameter]]] = []
+    for position, parameter in enumerate(ordered):
+        slice_ = slice_of(parameter)
+        late = slice_.shared or uses[id(parameter)] > 1 or any(piece.sum_over for piece in slice_.pieces)
+        key = (late, parameter.dtype, slice_.decay, slice_.reduce_over)
+        group = open_groups.setdefault(key, [])
+        group.append(parameter)
+        if sum(member.numel() for member in group) * 4 >= bucket_bytes:
+            finished.append((position, key, open_groups.pop(key)))
+    rest: Iterable[tuple[tuple, list[nn.Parameter]]] = open_groups.items()
+    places = {id(parameter): position for position, parameter in enumerate(ordered)}
+    finished += [(places[id(group[-1])], key, group) for key, group in rest]
+    finished.sort(key=lambda item: (item[1][0], item[0]))
+    buckets = []
+    for _, (late, _, _, reduce_over), group in finished:
+        axis: Axis = getattr(mesh, reduce_over)
+        shards = axis.size if zero_stage else 1
+        buckets.append(Bucket(group, axis, shards=shards, keep_gradient=zero_stage < 2 or late, late=late))
+    return buckets, uses

@@ -1,0 +1,33 @@
+"""Global gradient norm and the factor that bounds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def squares_and_nonfinite(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """[sum of squares, number of NaN or infinite elements] over flat tensors, fp64.
+
+    The sum is NaN or infinite when an element is.
+    """
+    result = torch.zeros(2, dtype=torch.float64, device=device)
+    for tensor in tensors:
+        norm = torch.linalg.vector_norm(tensor, dtype=torch.float32).double()
+        result[0] += norm * norm
+        # On a CPU looking at the norm is free, and nearly always spares the second pass; on a GPU it would stop the
+        # queue.
+        if device.type != "cpu" or not torch.isfinite(norm):
+            result[1] += torch.isfinite(tensor).logical_not_().sum()
+    return result
+
+
+def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+    """What gradients of global norm `norm` are multiplied by so that it stays within `max_norm`; 1 when max_norm is 0
+    (never clip)."""
+    if max_norm == 0:
+        return torch.ones_like(norm)
+    # The small constant keeps a zero norm finite, as in torch.nn.utils.clip_grad_norm_.
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0)

@@ -1,0 +1,59 @@
+"""RMSNorm and LayerNorm whose weights know how their gradients are summed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megalm.config.errors import ConfigError
+from megalm.parallel.mesh import Axis
+from megalm.parallel.slices import attach, replicated
+
+
+class Norm(nn.Module):
+    """`norm(x)` -> y; `norm(x, residual)` -> (norm(x + residual), x + residual), fused.
+
+    The weights are whole on every rank of the axis. Where each rank sees only a part of what they are applied to (its
+    part of the sequence, or of the heads: sequence_parallel=True), their gradients are partial and get summed over
+    the axis.
+
+    Shapes: x [.., size] -> [.., size]; weight and bias [size]
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        size: int,
+        *,
+        name: str,
+        eps: float,
+        bias: bool = False,
+        axis: Axis,
+        sequence_parallel: bool,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if kind not in ("rmsnorm", "layernorm"):
+            raise ConfigError(f"model.norm={kind}: not one of rmsnorm, layernorm.")
+        self.kind, self.eps = kind, eps
+
+        def make(part: str, initial: float | str) -> nn.Parameter:
+            parameter = nn.Parameter(torch.full((size,), float(initial == "ones"), device=device, dtype=dtype))
+            slice_ = replicated(
+                f"{name}.{part}", (size,), axis, partial_gradient=sequence_parallel, decay=False, initial=initial
+            )
+            return attach(parameter, slice_)
+
+        self.weight = make("weight", "ones")
+        self.bias = make("bias", 0.0) if bias and kind == "layernorm" else None
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        total = x if residual is None else x + residual
+        shape = self.weight.shape
+        if self.kind == "rmsnorm":
+            y = F.rms_norm(total, shape, self.weight, self.eps)
+        else:
+            y = F.layer_norm(total, shape, self.weight, self.bias, self.eps)
+        return y if residual is None else (y, total)
