@@ -15,6 +15,8 @@ class CheckpointConfig:
     """Newest checkpoints to keep; 0: all."""
     keep_every: int = 0
     """Also keep each checkpoint whose step is a multiple of this; 0: none."""
+    asynchronous: bool = True
+    """The step waits only for the copy to host memory, and a thread writes the files; false: it waits for the disk."""
     path: str | None = None
     """Folder or fsspec URL of the checkpoints; None: the run's folder."""
     resume: bool = True

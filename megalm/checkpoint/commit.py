@@ -1,0 +1,194 @@
+"""How a checkpoint becomes durable on a local file system, and how it goes away again.
+
+A save writes into `step-00000100.tmp-<attempt>`, fsyncs every file and the folder, renames it to `step-00000100`, and
+fsyncs the parent. A crash at any point leaves the folder with its final name either absent or whole. What a crash may
+leave besides (`.tmp-*`, `.trash-*`) is never read, and removed by the next process that saves there.
+"""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError
+from megalm.checkpoint.manifest import MANIFEST, FileRecord, Manifest, check_sizes, decode
+
+_COMMITTED = re.compile(r"step-(\d{8,})(\.old-[0-9a-f]+)?")
+_LEFT_OVER = re.compile(r"step-\d{8,}\.(tmp|trash)-[0-9a-f]+")
+
+# Small pieces (archive heads, tails, norm weights) are gathered to one write call of about this size.
+WRITE_BYTES = 1 << 20
+
+
+def step_name(step: int) -> str:
+    """`step-00000100`"""
+    return f"step-{step:08d}"
+
+
+def write_file(path: Path, parts: Iterable[Any]) -> FileRecord:
+    """Create `path` from buffers, flush it to the device, and return its length and checksum.
+
+    The checksum is of the buffers, not of what the file system gives back. Errors: OSError from any of the calls; an
+    fsync that failed is not tried again, because the kernel forgets the pages that it could not write.
+    """
+    digest, length = xxhash.xxh3_64(), 0
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        pending = bytearray()
+        for part in parts:
+            data = memoryview(part).cast("B") if len(part) else memoryview(b"")
+            digest.update(data)
+            length += len(data)
+            if len(data) < WRITE_BYTES:
+                pending += data
+                if len(pending) < WRITE_BYTES:
+                    continue
+                data = memoryview(b"")
+            if pending:
+                _write_all(descriptor, memoryview(pending))
+                pending = bytearray()
+            _write_all(descriptor, data)
+        _write_all(descriptor, memoryview(pending))
+        os.fsync(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return FileRecord(length, digest.hexdigest())
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries (created, renamed, removed names) to the device."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(aside: Path, final: Path) -> None:
+    """Give a finished folder its final name, durably.
+
+    A checkpoint of the same step that is there already (the step was trained again after a rollback) is first set
+    aside under a name that readers still accept, so that at no moment there is neither.
+    """
+    replaced: Path | None = None
+    if final.exists():
+        replaced = final.with_name(f"{final.name}.old-{os.urandom(4).hex()}")
+        os.rename(final, replaced)
+        sync_folder(final.parent)
+    os.rename(aside, final)
+    sync_folder(final.parent)
+    if replaced is not None:
+        remove(replaced)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint's folder: renamed first, so that a half-deleted one is never taken for a checkpoint."""
+    match = _COMMITTED.fullmatch(path.name)
+    if match:
+        trash = path.with_name(f"step-{match[1]}.trash-{os.urandom(4).hex()}")
+        os.rename(path, trash)
+        sync_folder(path.parent)
+        path = trash
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def committed(folder: Path) -> list[Path]:
+    """Folders under their final names, newest step first. Whether each is good is `read_manifest`'s to say."""
+    found = []
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    for name in names:
+        match = _COMMITTED.fullmatch(name)
+        if match:
+            found.append((int(match[1]), match[2] is None, name))
+    return [folder / name for _, _, name in sorted(found, reverse=True)]
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a folder, with every file there in its full length.
+
+    Errors: CorruptCheckpointError if it is not a whole checkpoint.
+    """
+    where = path / MANIFEST
+    try:
+        data = where.read_bytes()
+    except OSError as error:
+        raise CorruptCheckpointError(f"{where}: {error.strerror or error}") from None
+    manifest = decode(data, str(where))
+    check_sizes(manifest, lambda name: _size(path / name), str(path))
+    return manifest
+
+
+def sweep(folder: Path, own_attempt: str | None = None) -> list[str]:
+    """Remove what interrupted saves and deletions left behind; returns the names."""
+    removed = []
+    for name in sorted(os.listdir(folder)):
+        if _LEFT_OVER.fullmatch(name) and not (own_attempt and name.endswith(own_attempt)):
+            shutil.rmtree(folder / name, ignore_errors=True)
+            removed.append(name)
+    return removed
+
+
+def superseded(steps: Sequence[int], keep: int, keep_every: int) -> list[int]:
+    """The steps that retention gives up: not the `keep` newest (0: keep all), no multiple of `keep_every`."""
+    ordered = sorted(set(steps), reverse=True)
+    if keep == 0:
+        return []
+    return [step for step in ordered[max(1, keep) :] if not (keep_every and step % keep_every == 0)]
+
+
+def retain(folder: Path, keep: int, keep_every: int) -> list[str]:
+    """Apply retention; returns the names removed.
+
+    Only good checkpoints count towards `keep`, so the newest good one is never removed, whatever lies around it.
+    Folders that are no good are removed when a newer good one exists.
+    """
+    good: dict[int, list[Path]] = {}
+    bad: list[tuple[int, Path]] = []
+    for path in committed(folder):
+        step = step_of(path)
+        try:
+            read_manifest(path)
+            good.setdefault(step, []).append(path)
+        except CorruptCheckpointError:
+            bad.append((step, path))
+    if not good:
+        return []
+    doomed = [path for step in superseded(list(good), keep, keep_every) for path in good[step]]
+    doomed += [path for paths in good.values() for path in paths[1:] if path not in doomed]
+    doomed += [path for step, path in bad if step < max(good)]
+    for path in doomed:
+        remove(path)
+    return [path.name for path in doomed]
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint folder's name; CheckpointError for other names."""
+    match = _COMMITTED.fullmatch(path.name)
+    if match is None:
+        raise CheckpointError(f"{path.name!r} is no name of a checkpoint (step-00000100)")
+    return int(match[1])
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while len(data):
+        written = os.write(descriptor, data)
+        if written == 0:
+            raise OSError(errno.EIO, "the file system took none of the bytes of a write")
+        data = data[written:]
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None

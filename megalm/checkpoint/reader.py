@@ -1,0 +1,74 @@
+"""A committed checkpoint as plain global tensors: for tools, conversion and generation; no ranks, no boxes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megalm.checkpoint.boxes import dtype_of
+from megalm.checkpoint.commit import committed
+from megalm.checkpoint.errors import CorruptCheckpointError
+from megalm.checkpoint.load import OPTIMIZER_PREFIX, read_chunk, read_state
+from megalm.checkpoint.manifest import MANIFEST
+from megalm.checkpoint.source import LocalSource
+from megalm.config.errors import ConfigError
+
+
+class CheckpointReader:
+    """Reads a checkpoint tensor by tensor, each piece compared with its checksum.
+
+    Args: path: a checkpoint's folder, or a folder of checkpoints or a run (then the newest good one).
+    Errors: ConfigError when there is none; CorruptCheckpointError when it is damaged.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = newest(Path(path))
+        self.source = LocalSource(self.path)
+        self.manifest = self.source.manifest()
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    def state(self) -> dict[str, Any]:
+        """The run's state as it was saved."""
+        return read_state(self.source, self.manifest)
+
+    def names(self, *, optimizer: bool = False) -> list[str]:
+        """The names of the weights, or of everything."""
+        return [name for name in self.manifest.tensors if optimizer or not name.startswith(OPTIMIZER_PREFIX)]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One whole global tensor, in host memory."""
+        record = self.manifest.tensors[name]
+        result = torch.empty(record.shape, dtype=dtype_of(record.dtype))
+        filled = 0
+        for chunk in record.chunks:
+            target = result
+            for dim, (start, size) in enumerate(zip(*chunk.region, strict=True)):
+                target = target.narrow(dim, start, size)
+            target.copy_(read_chunk(self.source, name, record, chunk))
+            filled += chunk.region.numel
+        if filled != result.numel():
+            raise CorruptCheckpointError(f"{self.path}: {name}: {filled} of its {result.numel()} elements are there")
+        return result
+
+    def tensors(self, *, optimizer: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        """Tensor after tensor; one at a time is in memory."""
+        for name in self.names(optimizer=optimizer):
+            yield name, self.tensor(name)
+
+
+def newest(path: Path) -> Path:
+    """The checkpoint's folder that `path` means: itself, or the newest good one in it or in its `checkpoints/`."""
+    if (path / MANIFEST).is_file():
+        return path
+    for folder in (path, path / "checkpoints"):
+        for candidate in committed(folder):
+            try:
+                LocalSource(candidate).manifest()
+                return candidate
+            except CorruptCheckpointError:
+                continue
+    raise ConfigError(f"{path}: there is no checkpoint (a folder such as step-00000100 with a good manifest.json).")

@@ -1,0 +1,238 @@
+"""One save, from staged host copies to a committed folder; every rank runs it, in a background thread or not."""
+
+import json
+import os
+import pickle
+import platform
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import WriteItem
+
+from megalm.checkpoint.boxes import dtype_name
+from megalm.checkpoint.commit import publish, read_manifest, step_name, sync_folder, write_file
+from megalm.checkpoint.container import ALIGNMENT, frame
+from megalm.checkpoint.errors import CheckpointError
+from megalm.checkpoint.manifest import (
+    MANIFEST,
+    METADATA,
+    RANKS,
+    STATE,
+    ChunkRecord,
+    FileRecord,
+    Manifest,
+    TensorRecord,
+    encode,
+)
+from megalm.checkpoint.planner import item_region, metadata_of
+from megalm.checkpoint.ranks import Ranks
+from megalm.checkpoint.staging import StagedChunk
+
+
+@dataclass(frozen=True)
+class SaveRequest:
+    """What one rank brings to a save; nothing of it changes any more, whatever the training step does meanwhile."""
+
+    step: int
+    folder: Path
+    chunks: list[StagedChunk]
+    state: bytes
+    """The run's state as JSON text; rank 0's is written."""
+    rank_state: Any
+    layout: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What one rank wrote: its file, and where each piece's values begin."""
+
+    name: str
+    record: FileRecord
+    chunks: list[tuple[WriteItem, int, int, int, str]]
+    """(piece, archive start, archive length, position of the values, checksum)"""
+    rank_state: Any
+
+
+def write_and_commit(request: SaveRequest, ranks: Ranks) -> Manifest:
+    """Write this rank's file, and on rank 0 everything else; then publish. Collective.
+
+    Returns: the manifest on rank 0, a manifest without tensors elsewhere (same step, attempt and time).
+    Errors: CheckpointError on every rank when any rank failed: then nothing was published, and what was written aside
+    is removed if the file system still lets us.
+    """
+    begun = ranks.broadcast(_begin(request) if ranks.rank == 0 else None)
+    if isinstance(begun, str):
+        raise CheckpointError(f"step {request.step}: {begun}")
+    aside, step = request.folder / begun[0], begun[1]
+    try:
+        return _write(request, ranks, aside, step)
+    except Exception:
+        if ranks.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def json_bytes(value: Any, what: str) -> bytes:
+    """`value` as JSON; CheckpointError if reading it back would give something else (tuples, keys that are no text)."""
+    try:
+        text = json.dumps(value)
+        if json.loads(text) != value and not _has_nan(value):
+            raise TypeError("it holds something that JSON changes, such as a tuple or a key that is not text")
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{what} cannot be saved as JSON: {error}") from None
+    return text.encode()
+
+
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_nan(v) for v in value.values())
+    if isinstance(value, list):
+        return any(_has_nan(v) for v in value)
+    return isinstance(value, float) and value != value
+
+
+def _begin(request: SaveRequest) -> tuple[str, int] | str:
+    """Rank 0 makes the folder aside: (its name, the step), or what went wrong."""
+    name = f"{step_name(request.step)}.tmp-{os.urandom(6).hex()}"
+    try:
+        request.folder.mkdir(parents=True, exist_ok=True)
+        (request.folder / name).mkdir()
+    except OSError as error:
+        return f"{request.folder}: {error.strerror or error}"
+    return name, request.step
+
+
+def _write(request: SaveRequest, ranks: Ranks, aside: Path, step: int) -> Manifest:
+    mine: _Written | str
+    try:
+        if step != request.step:
+            raise CheckpointError(f"it is saving step {request.step}, rank 0 step {step}")
+        mine = _write_chunks(request, ranks.rank, aside)
+    except Exception as error:
+        mine = f"rank {ranks.rank}: {_reason(error)}"
+    gathered = ranks.gather(mine)
+    outcome: Manifest | str | None = None
+    if gathered is not None:
+        failed = [entry for entry in gathered if isinstance(entry, str)]
+        try:
+            outcome = failed[0] if failed else _finish(request, aside, gathered)
+        except Exception as error:
+            outcome = f"rank 0: {_reason(error)}"
+    whole = outcome
+    if isinstance(outcome, Manifest):
+        outcome = replace(outcome, tensors={})  # other ranks need no list of every piece
+    outcome = ranks.broadcast(outcome)
+    if isinstance(outcome, str):
+        raise CheckpointError(f"step {request.step}: {outcome}")
+    result = whole if whole is not None else outcome
+    assert isinstance(result, Manifest)
+    return result
+
+
+def _write_chunks(request: SaveRequest, rank: int, aside: Path) -> _Written:
+    name = f"__{rank}_0.distcp"
+    placed: list[tuple[WriteItem, int, int, int, str]] = []
+    record = write_file(aside / name, _archives(request.chunks, placed))
+    sync_folder(aside)
+    return _Written(name, record, placed, request.rank_state)
+
+
+def _archives(
+    chunks: Iterable[StagedChunk], placed: list[tuple[WriteItem, int, int, int, str]]
+) -> Iterator[bytes | memoryview]:
+    """The file's bytes: one torch.save archive for each piece; fills `placed` with where they are."""
+    at = 0
+    for chunk in chunks:
+        assert chunk.item.tensor_data is not None
+        head, tail = frame(chunk.item.tensor_data.properties.dtype, item_region(chunk.item).shape)
+        length = len(head) + chunk.values.nbytes + len(tail)
+        placed.append((chunk.item, at, length, at + len(head), chunk.xxh3))
+        yield head
+        yield chunk.values.data
+        yield tail
+        padding = -length % ALIGNMENT
+        yield bytes(padding)
+        at += length + padding
+
+
+def _finish(request: SaveRequest, aside: Path, written: list[_Written]) -> Manifest:
+    """Rank 0: the small files, the manifest last, and the rename."""
+    for entry in written:
+        path = aside / entry.name
+        if not path.exists() or path.stat().st_size != entry.record.bytes:
+            raise CheckpointError(
+                f"{entry.name} is not to be seen from rank 0: {request.folder} must be on storage that all nodes share"
+            )
+    ranks_text = {
+        "world_size": len(written),
+        "layout": request.layout,
+        "ranks": [entry.rank_state for entry in written],
+    }
+    files = {entry.name: entry.record for entry in written}
+    files[STATE] = write_file(aside / STATE, [request.state])
+    files[RANKS] = write_file(aside / RANKS, [json_bytes(ranks_text, "the ranks' state")])
+    files[METADATA] = write_file(aside / METADATA, [_torch_metadata(written)])
+    manifest = Manifest(
+        step=request.step,
+        attempt=aside.name.rpartition("-")[2],
+        saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        world_size=len(written),
+        layout=request.layout,
+        versions=versions(),
+        files=files,
+        tensors=_tensors(written),
+    )
+    write_file(aside / MANIFEST, [encode(manifest)])
+    sync_folder(aside)
+    publish(aside, request.folder / step_name(request.step))
+    read_manifest(request.folder / step_name(request.step))
+    return manifest
+
+
+def _tensors(written: list[_Written]) -> dict[str, TensorRecord]:
+    tensors: dict[str, TensorRecord] = {}
+    for entry in written:
+        for item, _, _, position, xxh3 in entry.chunks:
+            data = item.tensor_data
+            assert data is not None
+            record = tensors.setdefault(
+                item.index.fqn, TensorRecord(dtype_name(data.properties.dtype), tuple(data.size))
+            )
+            record.chunks.append(ChunkRecord(item_region(item), entry.name, position, xxh3))
+    return tensors
+
+
+def _torch_metadata(written: list[_Written]) -> bytes:
+    """The `.metadata` file that torch's own tools read; megalm never does, because reading a pickle can run code."""
+    metadata = metadata_of(item for entry in written for item, *_ in entry.chunks)
+    metadata.version = CURRENT_DCP_VERSION
+    metadata.storage_data = {
+        MetadataIndex(item.index.fqn, item.index.offset): _StorageInfo(entry.name, start, length)
+        for entry in written
+        for item, start, length, _, _ in entry.chunks
+    }
+    return pickle.dumps(metadata)
+
+
+def versions() -> dict[str, str]:
+    """What wrote the checkpoint."""
+    import megalm
+
+    return {
+        "megalm": getattr(megalm, "__version__", "unknown"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    return f"{type(error).__name__}: {error}" if not isinstance(error, CheckpointError) else str(error)
