@@ -37,3 +37,10 @@ class Hook:
 
     def on_train_end(self, trainer: "Trainer", status: int) -> None:
         """The run stops, with this exit status; called on errors too."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart: small and JSON-able, the same on every rank; kept in the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave; {} when the checkpoint holds nothing of this hook."""

@@ -1,0 +1,131 @@
+"""`python -m megalm.launch +model=NAME [group=choice] [key=value ...]`: compose -> validate -> plan -> run."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from megalm.config import Config, ConfigError
+from megalm.config.compose import compose_config, conf_dir, config_yaml, groups, model_is_given
+from megalm.config.resolve import resolve
+from megalm.world import World, find_world
+
+USAGE = """usage: python -m megalm.launch +model=NAME [group=choice ...] [key=value ...]
+
+Trains a language model. Exit status: 0 done; 2 the configuration or input is wrong; 3 the run gave up, with a report;
+130 interrupted after a checkpoint (run the same command again to go on).
+
+examples:
+  python -m megalm.launch +model=tiny train.steps=200
+  python -m megalm.launch +model=tiny world_size=2 parallel.tensor=2
+  python -m megalm.launch +model=30b dry_run=true
+
+groups (group=choice), from {conf}:
+{groups}
+Every key with its meaning: the dataclasses in megalm/config; their values in a run: runs/NAME/config.yaml.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if any(argument in ("-h", "--help") for argument in arguments):
+        choices = "".join(
+            f"  {group:<11} {' '.join(names)}\n" for group, names in groups().items() if group != "experiment"
+        )
+        print(USAGE.format(conf=conf_dir(), groups=choices))
+        return 0
+    try:
+        return launch(arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Everything between the command line and the exit status. Errors: ConfigError."""
+    from megalm.plan.machine import machine_of
+    from megalm.plan.summary import make_plan
+
+    if not model_is_given(arguments):
+        raise ConfigError(_choose_a_model())
+    config = compose_config(arguments)
+    world = find_world(config, os.environ)
+    resolve(config, world.size)
+    console = Console(quiet=world.rank != 0, soft_wrap=not sys.stdout.isatty())
+    plan = make_plan(config, machine_of(config))
+    if config.dry_run:
+        return _dry_run(config, plan, console)
+    plan.require_fit()
+    _check_data(config)
+    console.print(plan.screen())
+    folder = run_folder(config)
+    if world.rank == 0:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        write_aside(folder / "config.yaml", config_yaml(config))
+        write_aside(folder / "plan.json", plan.json())
+    return _start(config, folder, world)
+
+
+def run_folder(config: Config) -> Path:
+    """runs/NAME."""
+    return Path(config.run.dir) / config.run.name
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    aside = path.with_name(path.name + ".new")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _start(config: Config, folder: Path, world: World) -> int:
+    """Run in this process where it is one rank (alone, or started by torchrun, Slurm, ...); else start local ranks."""
+    if world.external or world.size == 1:
+        from megalm.worker import run_rank
+
+        return run_rank(config, folder, world)
+    from megalm.resilience.local_ranks import start_local_ranks
+
+    return start_local_ranks(config, folder, world.size)
+
+
+def _choose_a_model() -> str:
+    from megalm.plan.machine import this_machine
+    from megalm.plan.models import table
+
+    return f"choose a model with +model=NAME.\n\n{table(this_machine())}"
+
+
+def _check_data(config: Config) -> None:
+    """Open every data set once, so that a missing or broken file is reported before any process starts."""
+    from megalm.data.sources import open_sources
+    from megalm.data.tokenizer import load_tokenizer
+
+    open_sources(config.data, config.model.seq_length)
+    if config.data.tokenizer is not None:
+        size = load_tokenizer(config.data.tokenizer).vocab_size
+        if size > config.model.vocab_size:
+            raise ConfigError(
+                f"the tokenizer {config.data.tokenizer} has {size} tokens, more than model.vocab_size="
+                f"{config.model.vocab_size}: set model.vocab_size={-(-size // 128) * 128}, or tokenize with a smaller one."
+            )
+
+
+def _dry_run(config: Config, plan, console: Console) -> int:
+    """Plan, and build every kind of rank on the meta device, where nothing is allocated."""
+    from megalm.dry_run import describe_ranks
+
+    console.print(plan.screen())
+    console.print(describe_ranks(config))
+    return 0
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())

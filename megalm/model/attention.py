@@ -1,0 +1,172 @@
+"""Causal self-attention with grouped key/value heads, over the tensor and context axes."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from megalm import ops
+from megalm.config import ModelConfig, ParallelConfig
+from megalm.data.batch import Batch
+from megalm.model.head_norm import AllHeadsNorm, HeadNorm
+from megalm.model.positions import alibi_slopes, causal_alibi_bias, rotary_dim, rotary_tables
+from megalm.parallel.context import context_attention
+from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
+from megalm.parallel.mesh import Mesh
+
+
+class Attention(nn.Module):
+    """y = W_o softmax(q k^T / sqrt(d) + bias) v, causal; each tensor rank holds A/t query heads.
+
+    Shapes:  x [S/t or S, B, H] -> y the same;  q [S/c, B, A/t, d];  k, v [S/c, B, max(K/t, 1), d]
+    Comm:    those of the column- and row-parallel projections; key/value exchange over the context axis
+    Source:  Vaswani et al. 2017; Ainslie et al. 2023 (arXiv:2305.13245) for grouped heads
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        mesh: Mesh,
+        parallel: ParallelConfig,
+        *,
+        name: str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        assert config.head_dim is not None and config.num_kv_heads is not None
+        self.config = config
+        self.context = mesh.context
+        self.context_mode = parallel.context_mode
+        self.head_dim = config.head_dim
+        made = {"device": device, "dtype": dtype}
+        sequence = parallel.sequence and mesh.tensor.size > 1
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.qkv = ColumnParallelLinear(
+            config.hidden_size,
+            [
+                Output(f"{name}.query", queries, unit=config.head_dim),
+                Output(f"{name}.key", keys, unit=config.head_dim, replicate=True),
+                Output(f"{name}.value", keys, unit=config.head_dim, replicate=True),
+            ],
+            mesh.tensor,
+            bias=config.qkv_bias,
+            sequence_parallel=sequence,
+            init_std=config.init_std,
+            **made,
+        )
+        self.output = RowParallelLinear(
+            queries,
+            config.hidden_size,
+            mesh.tensor,
+            name=f"{name}.output",
+            unit=config.head_dim,
+            bias=config.attention_out_bias,
+            sequence_parallel=sequence,
+            init_std=residual_std(config),
+            **made,
+        )
+        if config.qk_norm:
+            self.query_norm = self._head_norm(config.num_heads, mesh, f"{name}.query_norm", **made)
+            self.key_norm = self._head_norm(config.num_kv_heads, mesh, f"{name}.key_norm", **made)
+        if config.position == "alibi":
+            local = config.num_heads // mesh.tensor.size
+            slopes = alibi_slopes(config.num_heads, config.alibi_max_bias)[mesh.tensor.rank * local :][:local]
+            self.register_buffer("slopes", slopes.to(device), persistent=False)
+            self._bias: Tensor | None = None
+        self.recompute_core = parallel.recompute == "selective"
+
+    def _head_norm(self, num_heads: int, mesh: Mesh, name: str, **made: Any) -> nn.Module:
+        config = self.config
+        assert config.head_dim is not None
+        if config.qk_norm_scope == "head":
+            return HeadNorm(config.norm, config.head_dim, mesh.tensor, name=name, eps=config.norm_eps, **made)
+        return AllHeadsNorm(num_heads, config.head_dim, mesh.tensor, name=name, eps=config.norm_eps, **made)
+
+    def forward(self, x: Tensor, batch: Batch, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        return self.output(self.attend(self.qkv(x), batch, rotary))
+
+    def attend(self, qkv: Tensor, batch: Batch, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        """From the stacked projections [S, B, (A + 2K)/t d] to the heads' outputs [S, B, A/t d]."""
+        if self.recompute_core and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(
+                self._core, qkv, batch, rotary, use_reentrant=False, preserve_rng_state=False
+            )
+        return self._core(qkv, batch, rotary)
+
+    def _core(self, qkv: Tensor, batch: Batch, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        q, k, v = self.heads(qkv)
+        if rotary is not None:
+            cos, sin = rotary
+            q = ops.rotary(q, cos, sin, interleaved=self.config.rope_interleaved)
+            k = ops.rotary(k, cos, sin, interleaved=self.config.rope_interleaved)
+        return self._mix(q, k, v, batch).flatten(2)
+
+    def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cut the stack into q [S, B, A/t, d] and k, v [S, B, K/t, d], clamped and normalised as configured."""
+        if self.config.clip_qkv is not None:
+            qkv = qkv.clamp(-self.config.clip_qkv, self.config.clip_qkv)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in qkv.split(self.qkv.split_sizes, dim=-1))
+        if self.config.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        return q, k, v
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+        if self.context.size > 1:
+            slopes = self.slopes if self.config.position == "alibi" else None
+            return context_attention(
+                q,
+                k,
+                v,
+                self.context,
+                causal=True,
+                scale=self.head_dim**-0.5,
+                alibi_slopes=slopes,
+                mode=self.context_mode,
+            )
+        mask = self._mask(q.shape[0], batch, q.dtype)
+        q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
+        grouped = q.shape[1] != k.shape[1]
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped, scale=self.head_dim**-0.5
+        )
+        return mixed.permute(2, 0, 1, 3)
+
+    def _mask(self, seq_length: int, batch: Batch, dtype: torch.dtype) -> Tensor | None:
+        """None where plain causal attention serves; else an additive or boolean mask that SDPA takes."""
+        bias = None
+        if self.config.position == "alibi":
+            if self._bias is None or self._bias.shape[-1] != seq_length or self._bias.dtype != dtype:
+                where = torch.arange(seq_length, device=self.slopes.device)
+                self._bias = causal_alibi_bias(self.slopes, where, where, dtype)
+            bias = self._bias
+        if batch.document_ids is None:
+            return bias
+        ids = batch.document_ids
+        same = (ids[:, None, :, None] == ids[:, None, None, :]).tril()
+        return same if bias is None else bias.masked_fill(~same, float("-inf"))
+
+
+def residual_std(config: ModelConfig) -> float:
+    """Initial standard deviation of matrices that write to the residual stream."""
+    return config.init_std / (2 * config.num_layers) ** 0.5 if config.scaled_init else config.init_std
+
+
+class Rotary(nn.Module):
+    """The rotary tables, shared by all layers of a chunk: looked up by position, fp32."""
+
+    def __init__(self, config: ModelConfig, device: torch.device | str | None) -> None:
+        super().__init__()
+        cos, sin = rotary_tables(config, config.seq_length, device)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.dim = rotary_dim(config)
+
+    def forward(self, seq_length: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        """cos and sin: [S, 1, 1, rotary_dim/2], or [S, B, 1, rotary_dim/2] where each row has its own positions."""
+        if batch.positions is None:
+            return self.cos[:seq_length, None, None], self.sin[:seq_length, None, None]
+        positions = batch.positions.t()
+        return self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)

@@ -1,0 +1,78 @@
+"""The position-wise MLP, plain or gated."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megalm import ops
+from megalm.config import ModelConfig, ParallelConfig
+from megalm.model.attention import residual_std
+from megalm.model.recompute import recomputed
+from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
+from megalm.parallel.mesh import Mesh
+
+
+def activate(kind: str, x: Tensor) -> Tensor:
+    """The MLP's function; gated kinds take [gate; up] stacked, [.., 2F] -> [.., F]."""
+    if kind == "swiglu":
+        return ops.swiglu(x)
+    if kind == "geglu":
+        return ops.geglu(x)
+    if kind == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+
+class MLP(nn.Module):
+    """y = W_down f(W_up x), with F/t hidden features on each tensor rank.
+
+    Shapes:  x [S/t or S, B, H] -> y the same
+    Comm:    those of the column- and row-parallel projections
+    Source:  Shazeer 2020 (arXiv:2002.05202) for the gated kinds
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        mesh: Mesh,
+        parallel: ParallelConfig,
+        *,
+        name: str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        assert config.ffn_hidden_size is not None
+        sequence = parallel.sequence and mesh.tensor.size > 1
+        self.activation = config.activation
+        names = ("gate", "up") if config.gated else ("up",)
+        self.up = ColumnParallelLinear(
+            config.hidden_size,
+            [Output(f"{name}.{part}", config.ffn_hidden_size) for part in names],
+            mesh.tensor,
+            bias=config.linear_bias,
+            sequence_parallel=sequence,
+            init_std=config.init_std,
+            device=device,
+            dtype=dtype,
+        )
+        self.down = RowParallelLinear(
+            config.ffn_hidden_size,
+            config.hidden_size,
+            mesh.tensor,
+            name=f"{name}.down",
+            bias=config.linear_bias,
+            sequence_parallel=sequence,
+            init_std=residual_std(config),
+            device=device,
+            dtype=dtype,
+        )
+        self.recompute_activation = parallel.recompute == "selective"
+
+    def forward(self, x: Tensor) -> Tensor:
+        projected = self.up(x)
+        hidden = activate(self.activation, projected)
+        if not self.recompute_activation:
+            return self.down(hidden)
+        with recomputed(hidden, lambda: activate(self.activation, projected)):
+            return self.down(hidden)

@@ -1,0 +1,1 @@
+"""What a run shows: metrics, events, the console, TensorBoard and the report."""

@@ -1,0 +1,81 @@
+"""What a person sees while a run trains: a progress line on a terminal, plain lines elsewhere, a picture at the end."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from megalm.hooks import Hook
+from megalm.observe.plot import text_plot
+
+if TYPE_CHECKING:
+    from megalm.trainer import Trainer
+
+
+class ConsoleHook(Hook):
+    """Rank 0's voice."""
+
+    def __init__(self, console: Console, log_every: int) -> None:
+        self.console = console
+        self.log_every = log_every
+        self._losses: list[float] = []
+        self._progress: Progress | None = None
+
+    def on_train_start(self, trainer: "Trainer") -> None:
+        self._first_step = trainer.step + 1
+        self._started = time.perf_counter()
+        if trainer.step:
+            self.console.print(f"resumed at step {trainer.step} of {trainer.total_steps}")
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("", total=trainer.total_steps, completed=trainer.step)
+            self._progress.start()
+
+    def on_step_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
+        self._losses.append(record["loss"])
+        if self._progress is not None:
+            self._progress.update(self._task, completed=record["step"], description=describe(record))
+        evaluated = "eval/loss" in record
+        logged = self.log_every > 0 and (record["step"] % self.log_every == 0 or record["step"] == self._first_step)
+        if evaluated or (logged and self._progress is None):
+            done = record["step"] - self._first_step + 1
+            left = (time.perf_counter() - self._started) / done * (trainer.total_steps - record["step"])
+            text = f"step {record['step']:>6}/{trainer.total_steps}  {describe(record)}"
+            text += f"  eval loss {record['eval/loss']:.4f}" if evaluated else ""
+            self.console.print(f"{text}  left {format_seconds(left)}", highlight=False)
+
+    def on_train_end(self, trainer: "Trainer", status: int) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        if len(self._losses) > 1:
+            self.console.print(
+                text_plot(self._losses, first=self._first_step, title="loss (nats a token) over steps"), highlight=False
+            )
+
+
+def describe(record: dict[str, Any]) -> str:
+    """The numbers of a step in one short line."""
+    mfu = f"  mfu {100 * record['mfu']:4.1f}%" if record.get("mfu") is not None else ""
+    skipped = "  update refused" if record["skipped"] else ""
+    return (
+        f"loss {record['loss']:.4f}  grad {record['grad_norm']:.2f}  lr {record['lr']:.2e}  "
+        f"{record['tokens_per_s']:,.0f} tokens/s{mfu}{skipped}"
+    )
+
+
+def format_seconds(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,33 @@
+"""metrics.jsonl: one object a step, written by one rank."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megalm.hooks import Hook
+from megalm.observe.events import read_json_lines
+
+if TYPE_CHECKING:
+    from megalm.trainer import Trainer
+
+
+class MetricsWriter(Hook):
+    """Appends each step's record. A resumed run first drops the lines of steps that it is going to make again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: "Trainer") -> None:
+        kept = [record for record in read_json_lines(self.path) if record["step"] <= trainer.step]
+        aside = self.path.with_suffix(".jsonl.new")
+        aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        os.replace(aside, self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def on_step_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def on_train_end(self, trainer: "Trainer", status: int) -> None:
+        self._file.close()

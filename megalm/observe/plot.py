@@ -1,0 +1,47 @@
+"""A line of numbers as a picture in the terminal."""
+
+import math
+from collections.abc import Sequence
+
+# Dots of a braille character by (row, column) of its 4 x 2 grid (Unicode 15, block U+2800).
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+
+
+def thin(values: Sequence[float], count: int) -> list[float]:
+    """At most `count` means of neighbouring finite values."""
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) <= count:
+        return finite
+    edges = [round(i * len(finite) / count) for i in range(count + 1)]
+    return [sum(finite[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def text_plot(values: Sequence[float], *, width: int = 64, height: int = 10, first: int = 1, title: str = "") -> str:
+    """The values over their index, in braille dots, with the range on the left and the steps below.
+
+    Args: width, height: of the picture in characters. first: step number of the first value.
+    """
+    if not values:
+        return "(nothing to plot)"
+    points = thin(values, 2 * width)
+    if not points:
+        return "(no finite values to plot)"
+    low, high = min(points), max(points)
+    span = (high - low) or 1.0
+    rows = [[0] * width for _ in range(height)]
+    previous: int | None = None
+    for index, value in enumerate(points):
+        column = index if len(points) > width else round(index * (2 * width - 1) / max(1, len(points) - 1))
+        level = round((high - value) / span * (4 * height - 1))
+        begin = level if previous is None else previous
+        for dot in range(min(begin, level), max(begin, level) + 1):
+            rows[dot // 4][column // 2] |= _DOTS[dot % 4][column % 2]
+        previous = level
+    lines = [title] if title else []
+    for number, row in enumerate(rows):
+        label = f"{high:8.3f} " if number == 0 else f"{low:8.3f} " if number == height - 1 else " " * 9
+        lines.append(label + "│" + "".join(chr(0x2800 + cell) for cell in row))
+    lines.append(" " * 9 + "└" + "─" * width)
+    last = str(first + len(values) - 1)
+    lines.append(" " * 10 + f"{first:<{width - len(last)}}{last}")
+    return "\n".join(lines)

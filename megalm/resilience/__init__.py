@@ -1,0 +1,1 @@
+"""Keeping a run alive: starting its ranks, and starting them again."""

@@ -1,0 +1,254 @@
+"""The training run, readable top to bottom: build, resume, step, evaluate, save. Everything else hooks in."""
+
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from megalm.build import DTYPES, build_chunks, local_seq_length, schedule_of
+from megalm.checkpoint import Checkpointer
+from megalm.config import Config
+from megalm.data.loader import Loader
+from megalm.hooks import Hook, Signals
+from megalm.observe.events import EventLog
+from megalm.optim.lr import learning_rate
+from megalm.optim.sharded import ShardedOptimizer
+from megalm.parallel.collectives import all_reduce
+from megalm.parallel.mesh import Mesh
+from megalm.parallel.slices import Box
+from megalm.pipeline.execute import Executor
+from megalm.plan.flops import flops_per_token, hardware_flops_per_token
+
+
+class Trainer:
+    """One run on this rank.
+
+    `step` counts completed updates (refused ones too); `tokens` the tokens of the batches they consumed. After `train()`
+    returns 0 the run is complete, 130 it was interrupted and saved, 3 a hook gave up.
+    """
+
+    def __init__(self, config: Config, mesh: Mesh, folder: Path, *, peak_flops: float | None = None) -> None:
+        assert config.train.steps is not None
+        self.config, self.mesh, self.folder = config, mesh, folder
+        self.total_steps = config.train.steps
+        self.peak_flops = peak_flops
+        self.step = 0
+        self.tokens = 0
+        self.lr_scale = 1.0
+        self.status = 0
+        self.stop_requested = False
+        self._saved_step = 0
+        self.hooks: list[Hook] = []
+        self.is_writer = mesh.rank == 0
+        self.events = EventLog(folder / "events.jsonl", writes=self.is_writer)
+
+        _seed_everything(config.train.seed, config.train.deterministic)
+        self.model_chunks = build_chunks(config, mesh)
+        self.optimizer = ShardedOptimizer(self.model_chunks, config.optim, config.precision, mesh, config.parallel)
+        self.executor = Executor(
+            self.model_chunks,
+            schedule_of(config, mesh.data.size),
+            mesh.pipeline,
+            micro_batch_size=config.train.micro_batch_size,
+            seq_length=local_seq_length(config, mesh),
+            hidden_size=config.model.hidden_size,
+            dtype=DTYPES[config.precision.dtype],
+            device=mesh.device,
+        )
+        self.loader = Loader(config, mesh.data)
+        self.checkpoints = Checkpointer(
+            config.checkpoint.path or folder / "checkpoints", config.checkpoint, mesh, events=self.events.write
+        )
+        self.model_flops_per_token = flops_per_token(config.model)
+        self.hardware_flops_per_token = hardware_flops_per_token(config.model, recompute=config.parallel.recompute)
+
+    # ------------------------------------------------------------------------------------------------------ the run
+    def train(self) -> int:
+        """Go on from where the run stands to its last step; returns the exit status."""
+        self._resume()
+        status = 1
+        try:
+            for hook in self.hooks:
+                hook.on_train_start(self)
+            while self.step < self.total_steps and self.status == 0:
+                self._notify(self.train_step())
+                if self.stop_requested:
+                    self.status = 130
+                elif self.status == 0 and self._due(self.config.checkpoint.every):
+                    self.save()
+                self.checkpoints.poll()
+            if self.status != 3:
+                self.save(wait=True)
+            status = self.status
+        finally:
+            for hook in self.hooks:
+                hook.on_train_end(self, status)
+            self.checkpoints.close()
+            self.loader.close()
+            self.events.close()
+        return status
+
+    def train_step(self) -> dict[str, Any]:
+        """One update: batch, forward and backward over all micro-batches, reduce, decide, apply. Returns its record."""
+        for hook in self.hooks:
+            hook.on_step_start(self)
+        started = time.perf_counter()
+        lr = learning_rate(self.config.optim, self.step, self.total_steps) * self.lr_scale
+        micro_batches = [batch.to(self.mesh.device) for batch in self.loader.next()]
+        expected_tokens = self.config.train.global_batch_size * self.config.model.seq_length
+
+        self.optimizer.begin_step(len(micro_batches))
+        reports = self.executor.run(micro_batches, scale=1.0 / expected_tokens)
+        self.optimizer.finish_gradients()
+
+        signals, tokens, stop = self._measure(reports, expected_tokens)
+        answers = [hook.on_gradients(self, signals) for hook in self.hooks]
+        if all(answers):
+            self.optimizer.step(lr, grad_scale=expected_tokens / tokens * self._clip(signals.grad_norm))
+        self.step += 1
+        self.tokens += int(tokens)
+        self.stop_requested = stop
+        elapsed = time.perf_counter() - started
+        record = {
+            "step": self.step,
+            "loss": signals.loss,
+            "grad_norm": signals.grad_norm,
+            "lr": lr,
+            "lr_scale": self.lr_scale,
+            "tokens": self.tokens,
+            "samples": self.loader.samples_consumed,
+            "step_time_s": elapsed,
+            "tokens_per_s": tokens / elapsed,
+            "mfu": self._utilisation(self.model_flops_per_token, tokens / elapsed),
+            "hfu": self._utilisation(self.hardware_flops_per_token, tokens / elapsed),
+            "loss_scale": 1.0,
+            "skipped": int(not all(answers)),
+        }
+        if self._due(self.config.train.eval_every) or self.step == self.total_steps:
+            record.update(self.evaluate())
+        return record
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss on held-out documents, the same sequences at every call: {"eval/loss": nats a token}."""
+        batches = [batch.to(self.mesh.device) for batch in self.loader.evaluation_batches()]
+        if not batches:
+            return {}
+        for chunk in self.model_chunks:
+            chunk.eval()
+        reports = self.executor.evaluate(batches)
+        for chunk in self.model_chunks:
+            chunk.train()
+        loss_sum, tokens, _ = all_reduce(self._sum_own(reports), self.mesh.world).tolist()
+        return {"eval/loss": loss_sum / max(tokens, 1.0)}
+
+    # ------------------------------------------------------------------------------------------------------ the state
+    def boxes(self) -> list[Box]:
+        """Every tensor of the run as boxes of global tensors: fp32 weights and the optimizer's moments."""
+        return self.optimizer.boxes()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rest of the run's state, small and JSON-able, the same on every rank."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "lr_scale": self.lr_scale,
+            "total_steps": self.total_steps,
+            "optimizer": self.optimizer.state(),
+            "loader": self.loader.state_dict(),
+            "hooks": {type(hook).__name__: state for hook in self.hooks if (state := hook.state_dict())},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave; the tensors of `boxes` have been overwritten before."""
+        self.step, self.tokens, self.lr_scale = state["step"], state["tokens"], state["lr_scale"]
+        self.optimizer.load_state(state["optimizer"])
+        self.loader.load_state_dict(state["loader"])
+        for hook in self.hooks:
+            hook.load_state_dict(state["hooks"].get(type(hook).__name__, {}))
+        self.optimizer.gather_parameters()
+
+    def save(self, *, wait: bool = False) -> None:
+        """Checkpoint the run as it stands between two steps."""
+        if self._saved_step != self.step:
+            self.checkpoints.save(self.step, self.boxes(), self.state_dict(), _random_state())
+            self._saved_step = self.step
+        if wait:
+            self.checkpoints.wait()
+
+    def _resume(self) -> None:
+        options = self.config.checkpoint
+        if options.resume and self.checkpoints.latest() is not None:
+            state, rank_state = self.checkpoints.load(self.boxes())
+            self.load_state_dict(state)
+            self._saved_step = self.step
+            if rank_state:
+                _set_random_state(rank_state)
+            self.events.write("resume", step=self.step, tokens=self.tokens)
+        elif options.load == "weights":
+            assert options.load_path is not None
+            self.checkpoints.load(self.boxes(), path=Path(options.load_path), weights_only=True)
+            self.optimizer.gather_parameters()
+            self.events.write("load_weights", step=0, path=options.load_path)
+
+    # ------------------------------------------------------------------------------------------------------ details
+    def _measure(self, reports: Sequence[torch.Tensor], expected_tokens: int) -> tuple[Signals, float, bool]:
+        """The step's numbers, summed over the world; the step's only host synchronisation."""
+        flags = self._sum_own(reports, float(self.stop_requested))
+        norm, nonfinite, summed = self.optimizer.statistics(extra=flags)
+        grad_norm, bad_values, loss_sum, tokens, stop = torch.cat([norm[None], nonfinite[None], summed]).tolist()
+        tokens = max(tokens, 1.0)
+        signals = Signals(loss=loss_sum / tokens, grad_norm=grad_norm * expected_tokens / tokens, nonfinite=bad_values)
+        return signals, tokens, stop > 0
+
+    def _sum_own(self, reports: Sequence[torch.Tensor], flag: float = 0.0) -> torch.Tensor:
+        """[loss sum, tokens, flag] of this rank, fp64, such that the sum over the world counts each token once."""
+        total = torch.zeros(3, dtype=torch.float64, device=self.mesh.device)
+        for report in reports:
+            total[:2] += report
+        total[:2] /= self.mesh.tensor.size
+        total[2] = flag
+        return total
+
+    def _clip(self, grad_norm: float) -> float:
+        limit = self.config.optim.clip_grad_norm
+        return min(1.0, limit / (grad_norm + 1e-6)) if limit else 1.0
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _utilisation(self, flops_per_token: float, tokens_per_s: float) -> float | None:
+        if self.peak_flops is None:
+            return None
+        return flops_per_token * tokens_per_s / (self.peak_flops * self.mesh.world_size)
+
+    def _notify(self, record: dict[str, Any]) -> None:
+        for hook in self.hooks:
+            hook.on_step_end(self, record)
+
+
+def _seed_everything(seed: int, deterministic: bool) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def _random_state() -> dict[str, Any]:
+    """Torch's generators of this rank, as text."""
+    state = {"cpu": torch.get_rng_state().numpy().tobytes().hex()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    def tensor(text: str) -> torch.Tensor:
+        return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+    torch.set_rng_state(tensor(state["cpu"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensor(state["cuda"]))
