@@ -156,7 +156,9 @@ def hardware() -> dict[str, ClusterConfig]:
             continue
         unknown = set(entries) - {f.name for f in fields(ClusterConfig)}
         if unknown:
-            raise ConfigError(f"{path}: unknown {', '.join(sorted(unknown))}; see megalm/config/cluster.py for the keys.")
+            raise ConfigError(
+                f"{path}: unknown {', '.join(sorted(unknown))}; see megalm/config/cluster.py for the keys."
+            )
         records[entries["gpu"]] = ClusterConfig(**entries)
     return records
 
@@ -195,4 +197,6 @@ def prices() -> dict[str, Any]:
     try:
         return yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise ConfigError(f"{path} is missing: the prices that the planner works with. Restore it from the repository.") from None
+        raise ConfigError(
+            f"{path} is missing: the prices that the planner works with. Restore it from the repository."
+        ) from None

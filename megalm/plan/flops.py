@@ -102,8 +102,13 @@ def narayanan_batch_flops(model: ModelConfig, batch: int, recompute: bool = True
     """
     length, layers, hidden, vocabulary = model.seq_length, model.num_layers, model.hidden_size, model.vocab_size
     base, logits = (96, 16) if recompute else (72, 12)
-    return base * batch * length * layers * hidden**2 * (
-        1 + length / (6 * hidden) + vocabulary / (logits * layers * hidden)
+    return (
+        base
+        * batch
+        * length
+        * layers
+        * hidden**2
+        * (1 + length / (6 * hidden) + vocabulary / (logits * layers * hidden))
     )
 
 

@@ -142,7 +142,9 @@ def divisibility(model: ModelConfig, layout: Layout) -> list[str]:
     problems = []
     t = layout.tensor
     if model.num_heads % t:
-        problems.append(f"num_heads {model.num_heads} by tensor {t}: tensor {_near_divisors(model.num_heads, t)} divide")
+        problems.append(
+            f"num_heads {model.num_heads} by tensor {t}: tensor {_near_divisors(model.num_heads, t)} divide"
+        )
     kv = model.num_kv_heads or model.num_heads
     if kv % t and t % kv:
         problems.append(f"num_kv_heads {kv} and tensor {t}: one must divide the other")
@@ -159,7 +161,9 @@ def divisibility(model: ModelConfig, layout: Layout) -> list[str]:
     if layout.context > 1 and model.seq_length % pieces:
         problems.append(f"seq_length {model.seq_length} by 2 x context {layout.context} pieces ({pieces})")
     elif layout.sequence and t > 1 and model.seq_length % (layout.context * t):
-        problems.append(f"seq_length {model.seq_length} by tensor {t} x context {layout.context} (sequence parallelism)")
+        problems.append(
+            f"seq_length {model.seq_length} by tensor {t} x context {layout.context} (sequence parallelism)"
+        )
     if model.moe.num_experts:
         if model.moe.num_experts % layout.expert:
             problems.append(f"num_experts {model.moe.num_experts} by expert {layout.expert}")
@@ -168,11 +172,11 @@ def divisibility(model: ModelConfig, layout: Layout) -> list[str]:
     elif layout.expert > 1:
         problems.append(f"expert {layout.expert} in a dense model: expert 1")
     if layout.global_batch < layout.data:
-        problems.append(f"global batch {layout.global_batch} over data {layout.data}: at least one sequence a data rank")
-    if layout.schedule == "interleaved" and layout.micro_batches % layout.pipeline:
         problems.append(
-            f"interleaved schedule: {layout.micro_batches} micro-batches by pipeline {layout.pipeline}"
+            f"global batch {layout.global_batch} over data {layout.data}: at least one sequence a data rank"
         )
+    if layout.schedule == "interleaved" and layout.micro_batches % layout.pipeline:
+        problems.append(f"interleaved schedule: {layout.micro_batches} micro-batches by pipeline {layout.pipeline}")
     return problems
 
 

@@ -71,7 +71,12 @@ class Machine:
 
 
 def planned_machine(
-    gpu: str, gpus: int, *, price: float | None = None, price_list: str | None = None, overrides: ClusterConfig | None = None
+    gpu: str,
+    gpus: int,
+    *,
+    price: float | None = None,
+    price_list: str | None = None,
+    overrides: ClusterConfig | None = None,
 ) -> Machine:
     """A machine of `gpus` accelerators called `gpu`, with its price and failure rate from conf/prices.yaml."""
     if gpus < 1:
@@ -135,9 +140,7 @@ def this_machine(gpu: bool | None = None) -> Machine:
         accelerator = _recognise(name)
         if accelerator is not None:
             failures, why = failure_rate()
-            return Machine(
-                accelerator, count, cores, memory, *gpu_hour_price(accelerator.name), failures, why
-            )
+            return Machine(accelerator, count, cores, memory, *gpu_hour_price(accelerator.name), failures, why)
     measured = measure_cpu(cores)
     flops, copy = measured["fp32_flops"], measured["copy_bytes_per_s"]
     source = f"measured on this machine ({_processor()}, {cores} cores)"

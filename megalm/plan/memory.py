@@ -156,7 +156,8 @@ def micro_batches_in_flight(layout: Layout, stage: int) -> int:
 def _local_parameters(shape: tuple[Any, ...], layers: int, first: bool, last: bool, tensor: int, expert: int) -> int:
     model = _MODELS[shape]
     return sum(
-        prod(local_shape(model, name, full, tensor, expert)) * times for name, full, times in _pieces(model, layers, first, last)
+        prod(local_shape(model, name, full, tensor, expert)) * times
+        for name, full, times in _pieces(model, layers, first, last)
     )
 
 
@@ -195,7 +196,9 @@ def tensors_outside_layers(model: ModelConfig) -> list[tuple[str, tuple[int, ...
     return list(tensors(replace(model, num_layers=0)))
 
 
-def local_shape(model: ModelConfig, name: str, shape: tuple[int, ...], tensor: int, expert: int = 1) -> tuple[float, ...]:
+def local_shape(
+    model: ModelConfig, name: str, shape: tuple[int, ...], tensor: int, expert: int = 1
+) -> tuple[float, ...]:
     """Shape of one rank's share of a tensor; experts count by their share of the expert axis."""
     if ".experts." in name:
         share = (shape[0] / tensor if len(shape) > 1 or ".down." not in name else shape[0],)
@@ -254,7 +257,9 @@ def _stage(
         communication += 2 * stream
     dynamic = activations + logits + working + communication
     runtime = 0.0 if cpu else RUNTIME_BYTES + FRAGMENTATION * dynamic
-    state = held * (12.0 if layout.dtype != "fp32" else 12.0) / (shards if layout.zero_stage or layout.fully_shard else 1)
+    state = (
+        held * (12.0 if layout.dtype != "fp32" else 12.0) / (shards if layout.zero_stage or layout.fully_shard else 1)
+    )
     return StageMemory(
         stage=stage,
         layers=layers,

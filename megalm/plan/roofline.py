@@ -10,8 +10,10 @@ from megalm.plan.shapes import ffn_width, key_width, query_width
 
 TILE = 128
 """Rows and columns of the output tile of a matrix product kernel."""
-DEPTH = 256.0
-"""Inner length at which half of a product's time is start-up (loading the first tiles, writing the result)."""
+DEPTH = 512.0
+"""Inner length at which half of a GPU product's time is start-up (loading the first tiles, writing the result)."""
+CPU_DEPTH = 24.0
+"""The same on a CPU, whose kernels reach their rate at small sizes."""
 ATTENTION_BACKWARD = 2.5
 """Backward over forward FLOPs of fused attention: five products for two (Dao 2023, FlashAttention-2)."""
 OPTIMIZER_BYTES = 30.0
@@ -51,6 +53,7 @@ class Roofline:
         self.attention_rates = {name: machine.peak(dtype) * value for name, value in chip.attention_efficiency.items()}
         self.bandwidth = chip.memory_bandwidth * chip.memory_efficiency / share
         self.processors = 1 if machine.is_cpu else chip.processors
+        self.depth = CPU_DEPTH if machine.is_cpu else DEPTH
         self.launch = chip.launch
         self.size = BYTES[dtype]
 
@@ -59,7 +62,7 @@ class Roofline:
         if rows <= 0 or columns <= 0 or inner <= 0:
             return 0.0
         flops = 2.0 * rows * columns * inner
-        compute = flops / (self.rate * self.fill(rows, columns) * inner / (inner + DEPTH))
+        compute = flops / (self.rate * self.fill(rows, columns) * inner / (inner + self.depth))
         moving = self.size * (rows * inner + inner * columns + rows * columns) / self.bandwidth
         return max(compute, moving, self.launch)
 

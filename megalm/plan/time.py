@@ -176,9 +176,14 @@ class _Clock:
         forward = links.all_gather(one * self.size)
         backward = links.all_gather(one * self.size) + links.reduce_scatter(one * 4.0)
         first = links.all_gather((self._held(1, True, True) - one) * self.size)
-        exposed = first + forward + layers * (
-            max(forward - OVERLAP * self.layer.forward, (1 - OVERLAP) * forward)
-            + max(backward - OVERLAP * self.layer.backward, (1 - OVERLAP) * backward)
+        exposed = (
+            first
+            + forward
+            + layers
+            * (
+                max(forward - OVERLAP * self.layer.forward, (1 - OVERLAP) * forward)
+                + max(backward - OVERLAP * self.layer.backward, (1 - OVERLAP) * backward)
+            )
         )
         return exposed, max(0.0, layers * (forward + backward) + first - exposed)
 

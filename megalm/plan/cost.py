@@ -1,0 +1,58 @@
+"""Dollars: GPU-hours, people's data, checkpoints in object storage."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from megalm.config import ConfigError
+from megalm.config.cluster import prices
+from megalm.plan.shapes import ParameterCounts
+
+CHECKPOINT_BYTES = 12.0
+"""Bytes a parameter in a checkpoint: fp32 master and the two moments of Adam."""
+
+
+def training_days(flops: float, gpus: int, peak: float, mfu: float = 1.0) -> float:
+    """Days that `flops` take on GPUs of `peak` FLOP/s at a utilisation (1: the peak itself)."""
+    if not 0 < mfu <= 1:
+        raise ConfigError(f"mfu={mfu}: a share of the peak, above 0 and at most 1 (50.7% is mfu=0.507).")
+    return flops / (gpus * peak * mfu) / 86400.0
+
+
+def gpu_dollars(gpus: int, days: float, price: float) -> float:
+    """Dollars of `gpus` GPUs for `days` at `price` a GPU-hour."""
+    return gpus * days * 24.0 * price
+
+
+def human_data_dollars(counts: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Dollars of after-training data made by people: {kind: count} with the kinds of conf/prices.yaml."""
+    table = prices()["human_data"]
+    bill = {}
+    for kind, count in counts.items():
+        if kind not in table:
+            raise ConfigError(f"{kind}: conf/prices.yaml knows {', '.join(table)}.")
+        if count < 0:
+            raise ConfigError(f"{kind}={count:g}: must not be negative.")
+        price = float(table[kind]["price"])
+        bill[kind] = {"count": count, "dollars_each": price, "dollars": count * price, "source": table[kind]["source"]}
+    return bill
+
+
+@dataclass(frozen=True)
+class StorageCost:
+    """Checkpoints in object storage."""
+
+    checkpoint_bytes: float
+    kept: int
+    months: float
+    dollars: float
+    source: str
+
+
+def checkpoint_storage(counts: ParameterCounts | int, kept: int, days: float) -> StorageCost:
+    """Dollars of keeping `kept` checkpoints for `days`."""
+    total = counts if isinstance(counts, int) else counts.total
+    entry = prices()["storage"]["gb_month"]
+    size = CHECKPOINT_BYTES * total
+    months = days / 30.4375
+    dollars = size / 1e9 * kept * months * float(entry["price"])
+    return StorageCost(size, kept, months, dollars, f"{entry['source']} ({entry['date']})")

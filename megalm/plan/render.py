@@ -1,0 +1,168 @@
+"""Plans and tables for people: rich in the terminal, one self-contained HTML page with SVG plots."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megalm.plan.summary import Plan
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A count with its thousands, millions, ... as a letter: 6.65B."""
+    if value is None:
+        return "-"
+    for limit, letter in (
+        (1e24, "Y"),
+        (1e21, "Z"),
+        (1e18, "E"),
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "B"),
+        (1e6, "M"),
+        (1e3, "k"),
+    ):
+        if abs(value) >= limit:
+            return f"{value / limit:.{digits}g}{letter}"
+    return f"{value:.{digits}g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit that people would use."""
+    if seconds is None:
+        return "-"
+    if seconds == float("inf"):
+        return "never"
+    for limit, unit in ((2 * 86400, "days"), (2 * 3600, "hours"), (120, "minutes")):
+        if seconds >= limit:
+            return f"{seconds / {'days': 86400, 'hours': 3600, 'minutes': 60}[unit]:.1f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+
+
+def gib(value: float) -> str:
+    """Bytes as GiB, or MiB when small."""
+    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def dollars(value: float | None) -> str:
+    """Dollars without cents from ten on."""
+    if value is None:
+        return "-"
+    return f"${value:,.0f}" if value >= 10 else f"${value:,.2f}"
+
+
+def plan_rows(plan: "Plan") -> list[tuple[str, str]]:
+    """(question, answer) lines of the one-screen plan."""
+    layout, memory, time = plan.layout, plan.memory, plan.time
+    counts, losses = plan.counts, plan.losses
+    active = f", {number(counts.active)} active" if counts.active != counts.total else ""
+    rows = [
+        ("what", f"{plan.name}: {counts.total:,} parameters{active} ({number(counts.embedding)} in embeddings)"),
+        ("where", plan.machine.describe()),
+        ("layout", layout.describe()),
+        (
+            "batch",
+            f"{layout.global_batch} x {plan.seq_length} = {number(plan.tokens_per_step)} tokens a step"
+            + (
+                ""
+                if plan.steps is None
+                else f"; {plan.steps:,} steps = {number(plan.tokens)} tokens"
+                f" ({plan.tokens / counts.active:.1f} a parameter)"
+            ),  # type: ignore[operator]
+        ),
+        (
+            "FLOPs",
+            f"{number(plan.flops_per_token)} a token (forward + backward, causal attention),"
+            f" {number(plan.flops_per_token * plan.tokens_per_step)} a step",
+        ),
+        ("memory", f"{gib(memory.bytes_per_gpu)} of {gib(plan.machine.memory)} a rank: {_memory_words(memory.worst)}"),
+        ("step", f"{duration(time.total)}: {_time_words(plan)}"),
+        (
+            "speed",
+            f"{plan.tokens_per_second:,.0f} tokens/s, MFU {100 * plan.mfu:.1f}%, HFU {100 * plan.hfu:.1f}%"
+            f" of {number(plan.peak)}FLOP/s a rank",
+        ),
+    ]
+    if plan.days is not None:
+        rows.append(
+            (
+                "how long",
+                duration(plan.days * 86400)
+                + (
+                    f" with failures ({duration(plan.training_seconds)} of training)"
+                    if losses.effective < 0.999
+                    else ""
+                ),
+            )
+        )
+    if plan.dollars is not None:
+        rows.append(
+            (
+                "how much",
+                f"{dollars(plan.dollars)} at ${plan.machine.price:.2f} a GPU-hour; {plan.machine.price_source}",
+            )
+        )
+    if losses.mtti != float("inf"):
+        expected = "" if plan.days is None else f", about {plan.days * 86400 / losses.mtti:.1f} in this run"
+        rows.append(
+            (
+                "failures",
+                f"one in {duration(losses.mtti)}{expected}; save every {duration(losses.interval)}"
+                f" (Young-Daly), {100 * losses.effective:.1f}% of the time trains",
+            )
+        )
+    rows.append(("checkpoint", f"{gib(plan.as_dict()['checkpoint_bytes'])} each (weights and optimizer, fp32)"))
+    return rows
+
+
+def _memory_words(stage: Any) -> str:
+    from megalm.plan.memory import PARTS
+
+    parts = sorted(((getattr(stage, part), part) for part in PARTS), reverse=True)
+    return ", ".join(f"{part} {gib(value)}" for value, part in parts[:4] if value > 0)
+
+
+def _time_words(plan: "Plan") -> str:
+    from megalm.plan.summary import time_shares
+
+    return ", ".join(f"{part.replace('_', ' ')} {100 * share:.0f}%" for part, share in time_shares(plan.time)[:4])
+
+
+def plan_screen(plan: "Plan") -> Any:
+    """The plan as a rich table."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="plan", box=box.SIMPLE_HEAVY, show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for question, answer in plan_rows(plan):
+        table.add_row(question, answer)
+    return table
+
+
+def grid(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> Any:
+    """A rich table: first column to the left, the others to the right; units belong in the headers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAVY, title_justify="left", caption=caption, caption_justify="left")
+    numeric = [all(_looks_numeric(row[i]) for row in rows) for i in range(len(headers))]
+    for header, right in zip(headers, numeric, strict=True):
+        table.add_column(header, justify="right" if right else "left")
+    for row in rows:
+        table.add_row(*[str(cell) for cell in row])
+    return table
+
+
+def _looks_numeric(cell: Any) -> bool:
+    text = str(cell).strip()
+    return not text or text == "-" or text[0] in "+-$<~0123456789."
+
+
+def console(width: int | None = None) -> Any:
+    """A rich console that does not wrap tables when the output is a file."""
+    import sys
+
+    from rich.console import Console
+
+    return Console(width=width or (None if sys.stdout.isatty() else 140), highlight=False)
