@@ -20,35 +20,37 @@ class Queue:
     """Weight-gradient products of one backward pass."""
 
     def __init__(self) -> None:
-        self._entries: list[tuple[Tensor, Callable[[], Tensor]]] = []
+        self._entries: list[tuple[Tensor, Callable[[], Tensor | None]]] = []
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def put(self, parameter: Tensor, product: Callable[[], Tensor]) -> None:
-        """Remember to add product() to the parameter's gradient."""
+    def put(self, parameter: Tensor, product: Callable[[], Tensor | None]) -> None:
+        """Remember to add product() to the parameter's gradient; it returns None if it has added it by itself."""
         self._entries.append((parameter, product))
 
     def run(self) -> None:
-        """Compute all products. A parameter that was used several times gets their sum, and its hooks one call."""
+        """Compute all products. A parameter that was used several times gets their sum, and its hooks one call.
+
+        A product that returns None has put the gradient where it belongs by itself.
+        """
         entries, self._entries = self._entries, []
         remaining: dict[int, int] = {}
         for parameter, _ in entries:
             remaining[id(parameter)] = remaining.get(id(parameter), 0) + 1
         sums: dict[int, Tensor] = {}
         entries.reverse()
-        while entries:
+        while entries:  # popped, so that what each product holds is freed as soon as it is computed
             parameter, product = entries.pop()
+            key = id(parameter)
             with torch.no_grad():
                 gradient = product()
-                before = sums.pop(id(parameter), None)
-                if before is not None:
-                    gradient = before + gradient
-            remaining[id(parameter)] -= 1
-            if remaining[id(parameter)]:
-                sums[id(parameter)] = gradient
-            else:
-                torch.autograd.backward([parameter], [gradient])
+                del product
+                if gradient is not None:
+                    sums[key] = sums[key] + gradient if key in sums else gradient
+            remaining[key] -= 1
+            if not remaining[key] and key in sums:
+                torch.autograd.backward([parameter], [sums.pop(key)])
 
 
 # A plain module variable, not a context variable: on GPUs autograd runs backward on threads of its own, which would not
@@ -66,7 +68,7 @@ def deferring(queue: Queue) -> Iterator[None]:
         _active.pop()
 
 
-def weight_gradient(parameter: Tensor, product: Callable[[], Tensor]) -> Tensor | None:
+def weight_gradient(parameter: Tensor, product: Callable[[], Tensor | None]) -> Tensor | None:
     """product(), or None where it is put off. For the backward of an autograd function.
 
     `parameter` is the leaf whose gradient it is; anything else (a view, a cast copy) is never put off.

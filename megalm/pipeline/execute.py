@@ -1,6 +1,6 @@
 """Runs a schedule: the same code for one stage and for many."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,12 +44,10 @@ class Executor:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         split_backward: bool = True,
-        before_backward: Callable[[int], None] | None = None,
     ) -> None:
         """
         split_backward: whether the schedule's weight gradients are put off; False computes them with the input's, and
             the schedule's W passes do nothing (for weights that are only whole during backward, as with fully_shard).
-        before_backward: called with the number of each micro-batch before its first backward pass on this rank.
 
         Errors: ConfigError if the schedule is for other numbers of ranks or chunks than there are.
         """
@@ -65,7 +63,6 @@ class Executor:
         self.dtype = dtype
         self.device = torch.device(device)
         self._split = split_backward and schedule.placement.stages > 1
-        self._before_backward = before_backward
         self._placement = schedule.placement
         self._schedules = {schedule.micro_batches: schedule}
         self._forward_schedules: dict[int, Schedule] = {}
@@ -111,7 +108,6 @@ class _Step:
         self.training = training
         self.placement = executor._placement
         self.reports: dict[int, Tensor] = {}
-        self._begun_backward: set[int] = set()
         # keys: (chunk, micro-batch)
         self._inputs: dict[tuple[int, int], Tensor] = {}
         self._roots: dict[tuple[int, int], GradientEdge] = {}
@@ -170,10 +166,6 @@ class _Step:
     def _backward(self, action: Action) -> None:
         executor, (kind, micro_batch, chunk) = self.executor, action
         stage, key = self._stage(chunk), (chunk, micro_batch)
-        if micro_batch not in self._begun_backward:
-            self._begun_backward.add(micro_batch)
-            if executor._before_backward is not None:
-                executor._before_backward(micro_batch)
         root = self._roots.pop(key)
         gradient = None
         if stage < self.placement.stages - 1:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from operator import itemgetter
 from typing import NamedTuple
 
 from megalm.config.errors import ConfigError
@@ -37,9 +38,16 @@ class Kind(StrEnum):
     RECEIVE_GRADIENT = "RG"
     """gradient of this chunk's output, from the next stage"""
 
+    # Enum's own hash runs in Python; schedules of hundreds of ranks are looked up millions of times
+    __hash__ = str.__hash__
+
     @property
     def is_communication(self) -> bool:
-        return len(self.value) == 2
+        """Whether this sends or receives."""
+        return self in _COMMUNICATION
+
+
+_COMMUNICATION = frozenset(kind for kind in Kind if len(kind) == 2)
 
 
 class Action(NamedTuple):
@@ -99,9 +107,10 @@ class Schedule:
         """Whether some backward passes are split into input- and weight-gradient."""
         return any(action.kind is Kind.I for rank in self.actions for action in rank)
 
-    def computation(self) -> list[list[Action]]:
+    @cached_property
+    def computation(self) -> tuple[tuple[Action, ...], ...]:
         """Each rank's actions without communication."""
-        return [[action for action in rank if not action.kind.is_communication] for rank in self.actions]
+        return tuple(tuple(a for a in rank if a.kind not in _COMMUNICATION) for rank in self.actions)
 
     def to_json(self) -> dict:
         """A plain structure: actions are written as KIND:micro_batch:chunk."""
@@ -349,7 +358,7 @@ def forward_schedule(where: Placement, micro_batches: int) -> Schedule:
 
 
 def with_communication(
-    kind: str, where: Placement, micro_batches: int, computation: Sequence[Iterable[Action]]
+    kind_name: str, where: Placement, micro_batches: int, computation: Sequence[Iterable[Action]]
 ) -> Schedule:
     """Add sends and receives to orders of computation.
 
@@ -358,48 +367,45 @@ def with_communication(
     then (so that the data moves under that computation). As all ranks' orders agree with one order in time, no set of
     ranks can wait for each other in a circle, even if every send blocked until it is received.
     """
-    orders = [list(rank) for rank in computation]
+    orders = [tuple(rank) for rank in computation]
     times = timeline(orders, where, micro_batches)
     ranks, last = where.ranks, where.stages - 1
-    posts: list[list[tuple[float, Action]]] = [[] for _ in range(ranks)]
-    transfers = []
-    cache: dict[tuple[Kind, int, int], Action] = {}
-
-    def action(kind: Kind, micro_batch: int, chunk: int) -> Action:
-        key = (kind, micro_batch, chunk)
-        found = cache.get(key)
-        if found is None:
-            found = cache[key] = Action(*key)
-        return found
-
-    stages = [where.of_rank(rank) for rank in range(ranks)]
+    kinds = (Kind.SEND_ACTIVATION, Kind.RECEIVE_ACTIVATION, Kind.SEND_GRADIENT, Kind.RECEIVE_GRADIENT)
+    # one object for equal actions of all ranks
+    sends, receives, sends_back, receives_back = (
+        [[Action(kind, i, chunk) for i in range(micro_batches)] for chunk in range(where.chunks)] for kind in kinds
+    )
+    transfers: list[tuple[float, int, Action, int, Action]] = []  # when, from, what it does, to, what that does
     holder = [where.rank(stage) for stage in range(where.stages)]
+    chunk_of = [where.chunk(stage) for stage in range(where.stages)]
     for rank, order in enumerate(orders):
-        ends = times.ends[rank]
-        for position, (what, micro_batch, chunk) in enumerate(order):
-            if what is Kind.W:
+        stages = where.of_rank(rank)
+        for end, (kind, micro_batch, chunk) in zip(times.ends[rank], order, strict=True):
+            if kind is Kind.W:
                 continue
-            stage = stages[rank][chunk]
-            neighbour = stage + 1 if what is Kind.F else stage - 1
-            if 0 <= neighbour <= last and holder[neighbour] != rank:
-                transfers.append((ends[position], rank, position, what is Kind.F, micro_batch, chunk, neighbour))
-    transfers.sort()
-    for end, rank, _, forward, micro_batch, chunk, neighbour in transfers:
-        send, receive = (
-            (Kind.SEND_ACTIVATION, Kind.RECEIVE_ACTIVATION) if forward else (Kind.SEND_GRADIENT, Kind.RECEIVE_GRADIENT)
-        )
-        posts[rank].append((end, action(send, micro_batch, chunk)))
-        posts[holder[neighbour]].append((end, action(receive, micro_batch, where.chunk(neighbour))))
+            neighbour = stages[chunk] + (1 if kind is Kind.F else -1)
+            if neighbour < 0 or neighbour > last or holder[neighbour] == rank:
+                continue
+            there = chunk_of[neighbour]
+            if kind is Kind.F:
+                pair = sends[chunk][micro_batch], receives[there][micro_batch]
+            else:
+                pair = sends_back[chunk][micro_batch], receives_back[there][micro_batch]
+            transfers.append((end, rank, pair[0], holder[neighbour], pair[1]))
+    transfers.sort(key=itemgetter(0))
+    moments: list[list[tuple[float, Action]]] = [[] for _ in range(ranks)]
+    for end, rank, send, peer, receive in transfers:
+        moments[rank].append((end, send))
+        moments[peer].append((end, receive))
     merged = []
-    for rank, order in enumerate(orders):
+    for order, ends, waiting in zip(orders, times.ends, moments, strict=True):
         result: list[Action] = []
-        waiting = posts[rank]
         at, count = 0, len(waiting)
-        for computed, end in zip(order, times.ends[rank], strict=True):
+        for computed, end in zip(order, ends, strict=True):
             while at < count and waiting[at][0] < end:
                 result.append(waiting[at][1])
                 at += 1
             result.append(computed)
         result.extend(post for _, post in waiting[at:])
         merged.append(tuple(result))
-    return Schedule(kind, where, micro_batches, tuple(merged))
+    return Schedule(kind_name, where, micro_batches, tuple(merged))
