@@ -1,25 +1,18 @@
-"""Where the weight gradient of a linear layer goes, and when it is computed.
+"""Where the weight gradient of a linear layer goes: to autograd, into the optimizer's buffer, or onto a queue for
+later.
 
-By default a layer's backward returns dW to autograd. Two things change that:
-
-- A parameter may have a *sink* (the sharded optimizer gives one): dW is then accumulated by the matrix product itself
-into an fp32 buffer.
-- Inside `deferred()` the product is not computed at all but queued, so that a pipeline schedule can send the input
-gradient to the
-  previous stage first and fill its bubbles with the weight gradients later (zero-bubble pipelines, Qi et al. 2023,
-  arXiv:2401.10241).
-
-Only matrices are deferred: the gradients of biases, norms and embeddings cost little and come with the input gradient.
+A parameter may have a *sink* (`parameter.gradient_sink`; the sharded optimizer gives one): dW is then accumulated by
+the matrix product itself into an fp32 buffer. Inside `deferred.deferring(queue)` the product waits until `queue.run()`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from megalm.parallel import deferred
 
 
 class GradientSink(Protocol):
@@ -36,58 +29,16 @@ class GradientSink(Protocol):
         """The gradient is in the buffer."""
 
 
-class WeightGradientQueue:
-    """Weight-gradient products of one backward pass, waiting to be run."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def add(self, weight: Tensor, grad: Tensor, x: Tensor) -> None:
-        self._waiting.append((weight, grad, x))
-
-    @torch.no_grad()
-    def run(self) -> None:
-        """Compute every queued product, in order, and accumulate it: into the parameter's sink, or else into
-        `.grad`."""
-        waiting, self._waiting = self._waiting, []
-        waiting.reverse()
-        while waiting:
-            weight, grad, x = waiting.pop()
-            product = _accumulate(weight, grad, x)
-            if product is not None:
-                weight.grad = product if weight.grad is None else weight.grad.add_(product)
-
-
-_ACTIVE: list[WeightGradientQueue] = []
-
-
-@contextmanager
-def deferred() -> Iterator[WeightGradientQueue]:
-    """Backward passes inside the block queue their weight-gradient products; run them with `queue.run()` at any later
-    time."""
-    queue = WeightGradientQueue()
-    _ACTIVE.append(queue)
-    try:
-        yield queue
-    finally:
-        _ACTIVE.remove(queue)
-
-
 def weight_gradient(weight: Tensor, grad: Tensor, x: Tensor) -> Tensor | None:
-    """dW = grad^T x for autograd, or None when it went to a queue or a sink.
+    """dW = grad^T x for autograd, or None when it was put off or went to a sink.
 
     Shapes: weight [F, H], grad [N, F], x [N, H]
     """
-    if _ACTIVE:
-        _ACTIVE[-1].add(weight, grad, x)
-        return None
-    return _accumulate(weight, grad, x)
+    return deferred.weight_gradient(weight, lambda: _product(weight, grad, x))
 
 
-def _accumulate(weight: Tensor, grad: Tensor, x: Tensor) -> Tensor | None:
+@torch.no_grad()
+def _product(weight: Tensor, grad: Tensor, x: Tensor) -> Tensor | None:
     sink: GradientSink | None = getattr(weight, "gradient_sink", None)
     if sink is None or not sink.active:
         return grad.t().mm(x)

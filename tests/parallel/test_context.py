@@ -1,0 +1,130 @@
+"""Context-parallel attention against plain attention over the whole sequence."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from megalm.config import ConfigError, ParallelConfig
+from megalm.data.batch import Batch
+from megalm.parallel import context
+from megalm.parallel.collectives import count_bytes
+from megalm.parallel.mesh import Axis, build_mesh
+from tests.distributed import run_ranks
+
+
+def inputs(length, heads, groups, dim, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(7)
+    shapes = [(length, 2, heads, dim), (length, 2, groups, dim), (length, 2, groups, dim), (length, 2, heads, dim)]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def slopes_of(heads, alibi):
+    return torch.tensor([2.0 ** -(i + 1) for i in range(heads)]) if alibi else None
+
+
+def plain(length, heads, groups, dim, causal, alibi):
+    q, k, v, grad = (t.double() for t in inputs(length, heads, groups, dim))
+    leaves = [t.requires_grad_() for t in (q, k, v)]
+    q, k, v = (t.permute(1, 2, 0, 3) for t in leaves)
+    k, v = (t.repeat_interleave(heads // groups, 1) for t in (k, v))
+    scores = q @ k.transpose(-1, -2) * 0.3
+    where = torch.arange(length)
+    if alibi:
+        scores = scores - slopes_of(heads, True)[:, None, None] * (where[:, None] - where).abs()
+    if causal:
+        scores = scores.masked_fill(where[:, None] < where, -torch.inf)
+    out = (scores.softmax(-1) @ v).permute(2, 0, 1, 3)
+    out.backward(grad)
+    return [out.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def attend(context_size, cases):
+    axis = build_mesh(ParallelConfig(context=context_size)).context
+    results = []
+    for length, heads, groups, dim, causal, alibi, mode, dtype in cases:
+        parts = [context.shard_sequence(t, axis, 0) for t in inputs(length, heads, groups, dim, dtype)]
+        leaves = [t.requires_grad_() for t in parts[:3]]
+        with count_bytes() as sent:
+            slopes = slopes_of(heads, alibi)
+            out = context.context_attention(*leaves, axis, causal=causal, scale=0.3, alibi_slopes=slopes, mode=mode)
+            out.backward(parts[3])
+        results.append(([out.detach(), *(leaf.grad for leaf in leaves)], sent.bytes))
+    return results
+
+
+CASES = [
+    (24, 4, 4, 8, True, False, "ring", torch.float32),
+    (24, 4, 2, 8, True, False, "all_gather", torch.float32),
+    (40, 6, 2, 5, True, True, "ring", torch.float32),
+    (40, 3, 1, 5, True, True, "all_gather", torch.float32),
+    (24, 2, 1, 7, False, False, "ring", torch.float32),
+    (24, 2, 1, 7, True, False, "ring", torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_values_and_gradients_equal_plain_attention(size):
+    results = run_ranks(size, attend, size, CASES)
+    for number, (length, heads, groups, dim, causal, alibi, _, dtype) in enumerate(CASES):
+        expected = plain(length, heads, groups, dim, causal, alibi)
+        for rank in range(size):
+            axis = Axis("context", size, rank, tuple(range(size)))
+            for ours, whole in zip(results[rank][number][0], expected, strict=True):
+                assert ours.dtype == dtype
+                tolerance = 1e-5 if dtype == torch.float32 else 0.05
+                torch.testing.assert_close(
+                    ours.double(), context.shard_sequence(whole, axis, 0), rtol=tolerance, atol=tolerance
+                )
+
+
+def test_bytes_on_the_ring_are_those_of_the_docstring():
+    length, heads, groups, dim = 24, 4, 2, 8
+    cases = [(length, heads, groups, dim, True, False, mode, torch.bfloat16) for mode in ("ring", "all_gather")]
+    ring, gathered = (sent for _, sent in run_ranks(4, attend, 4, cases)[1])
+    pair = 2 * (length // 4) * 2 * groups * dim  # elements of k and v on one rank
+    assert ring == {("send", "context"): 2 * (4 - 1) * pair * 2 + 4 * pair * 4}
+    assert gathered == {("all_gather", "context"): 2 * 3 * pair * 2, ("reduce_scatter", "context"): 3 * pair * 4}
+
+
+def test_the_plain_kernel_equals_the_cpu_flash_kernel():
+    q, k, v, grad = (t.permute(1, 2, 0, 3) for t in inputs(16, 3, 3, 8))
+    bias = context._alibi(slopes_of(3, True), 16, 0, 0)
+    for causal, extra in ((True, None), (False, None), (False, bias)):
+        ours, flash = (kind.forward(q, k, v, causal, extra, 0.3) for kind in (context._Plain, context._CpuFlash))
+        torch.testing.assert_close(ours, tuple(flash))
+        mine, theirs = (
+            kind.backward(grad, q, k, v, *ours, causal, extra, 0.3) for kind in (context._Plain, context._CpuFlash)
+        )
+        torch.testing.assert_close(mine, tuple(theirs))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
+    torch.testing.assert_close(context._Plain.forward(q, k, v, True, None, 0.3)[0], out)
+
+
+def test_zigzag_parts_cover_the_sequence_and_balance_causal_work():
+    for size in (2, 3, 4, 8):
+        axes = [Axis("context", size, rank, tuple(range(size))) for rank in range(size)]
+        positions = [context.zigzag_positions(4 * size, axis) for axis in axes]
+        assert sorted(torch.cat(positions).tolist()) == list(range(4 * size))
+        assert len({int((p + 1).sum()) for p in positions}) == 1
+
+
+def test_a_batch_is_cut_with_its_positions():
+    axis = Axis("context", 2, 1, (0, 1))
+    tokens = torch.arange(16).view(2, 8)
+    part = context.shard_batch(Batch(tokens, tokens + 1, torch.ones(2, 8)), axis)
+    assert part.tokens.tolist() == [[2, 3, 4, 5], [10, 11, 12, 13]]
+    assert part.labels.tolist() == [[3, 4, 5, 6], [11, 12, 13, 14]]
+    assert part.positions.tolist() == [[2, 3, 4, 5]] * 2
+    assert part.loss_mask.shape == (2, 4)
+
+
+def test_what_cannot_be_cut_is_refused():
+    axis = Axis("context", 2, 0, (0, 1))
+    tokens = torch.zeros(1, 8, dtype=torch.int64)
+    with pytest.raises(ConfigError, match="document"):
+        context.shard_batch(Batch(tokens, tokens, document_ids=tokens.int()), axis)
+    with pytest.raises(ConfigError, match="8, 12"):
+        context.zigzag_positions(10, axis)
+    with pytest.raises(ConfigError, match="ring, all_gather"):
+        q = torch.zeros(4, 1, 1, 2)
+        context.context_attention(q, q, q, axis, causal=True, scale=1.0, mode="tree")
