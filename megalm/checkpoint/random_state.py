@@ -1,4 +1,4 @@
-"""The state of this process' random number generators as JSON: Python's, NumPy's, torch's on the CPU and accelerators."""
+"""The state of this process' random number generators (Python's, NumPy's, torch's) as JSON."""
 
 import base64
 import random
@@ -10,36 +10,40 @@ import torch
 
 def random_state() -> dict[str, Any]:
     """What `restore_random_state` needs to go on with the same numbers."""
-    version, internal, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    version, words, gauss = random.getstate()
+    legacy: Any = np.random.get_state(legacy=False)
     state: dict[str, Any] = {
-        "python": [version, list(internal), gauss],
-        "numpy": [str(kind), _text(keys.astype("<u4").tobytes()), int(position), int(has_gauss), float(cached)],
-        "torch": _text(torch.get_rng_state().numpy().tobytes()),
+        "python": [version, _text(np.array(words, dtype="<u4")), gauss],
+        "numpy": {
+            "kind": legacy["bit_generator"],
+            "key": _text(legacy["state"]["key"].astype("<u4")),
+            "position": int(legacy["state"]["pos"]),
+            "has_gauss": int(legacy["has_gauss"]),
+            "gauss": float(legacy["gauss"]),
+        },
+        "torch": _text(torch.get_rng_state().numpy()),
     }
     if torch.cuda.is_available():
-        state["cuda"] = _text(torch.cuda.get_rng_state().numpy().tobytes())
+        state["cuda"] = _text(torch.cuda.get_rng_state().numpy())
     return state
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
     """Set the generators to what `random_state` found."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, np.frombuffer(_bytes(keys), dtype="<u4"), position, has_gauss, cached))
-    torch.set_rng_state(_tensor(state["torch"]))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(_array(words, "<u4").tolist()), gauss))
+    saved = state["numpy"]
+    np.random.set_state(
+        (saved["kind"], _array(saved["key"], "<u4"), saved["position"], saved["has_gauss"], saved["gauss"])
+    )
+    torch.set_rng_state(torch.from_numpy(_array(state["torch"], "u1")))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_tensor(state["cuda"]))
+        torch.cuda.set_rng_state(torch.from_numpy(_array(state["cuda"], "u1")))
 
 
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+def _text(array: np.ndarray) -> str:
+    return base64.b64encode(array.tobytes()).decode()
 
 
-def _bytes(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
-
-
-def _tensor(text: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(_bytes(text)), dtype=torch.uint8)
+def _array(text: str, dtype: str) -> np.ndarray:
+    return np.frombuffer(bytearray(base64.b64decode(text, validate=True)), dtype=dtype)
