@@ -1,11 +1,202 @@
-"""What the run does by itself when the loss misbehaves."""
+"""What the run does by itself when the loss misbehaves: how it notices, what it may do about it, and how often."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from megalm.config.errors import ConfigError
+from megalm.config.fields import choice
+
+ACTIONS = ("skip", "skip_data", "rollback", "lower_lr", "reseed", "give_up")
+
+
+@dataclass
+class DetectorConfig:
+    """Constants of the spike detector (megalm/guard/detect.py). Counts are in samples of the curve, which are steps."""
+
+    window: int = 128
+    """Accepted samples that the baseline is made of: the median's error is 1.25 s/sqrt(n), and longer ones lag."""
+    min_window: int = 32
+    """No judgement but non-finite before so many samples: below it the spread's own error is above 15%."""
+    scale_floor: float = 0.004
+    """Smallest spread s of ln(loss): quieter runs (0.4% noise) would alarm on rounding and learning-rate steps."""
+    gate: float = 6.0
+    """z from which one step is refused. Healthy real data reach it 25 to 30 times in 10,000 steps."""
+    gate_excess: float = 0.05
+    """... and the loss must be 5% above its baseline: z = 6 on a very quiet curve harms nobody."""
+    strong: float = 3.0
+    """A run of outliers goes on while z is above this."""
+    fall: float = 0.7
+    """A fall is only suspicious below exp(-0.7), half, of the baseline: losses fall for good reasons all the time."""
+    gradient_gate: float = 8.0
+    """z of ln(gradient norm) from which a step is refused; its tails are heavier than the loss'."""
+    drift: float = 0.5
+    """What a shift must exceed, in s, to be counted at all: half of the smallest shift that matters (Page 1954)."""
+    alarm: float = 22.0
+    """Sum of z beyond the drift from which a shift is declared; healthy real curves reached 15 in 130,000 steps."""
+    clip: float = 4.0
+    """The most that one sample may add to that sum."""
+    persistence: int = 11
+    """Samples that an episode must have lasted: ten bad batches in a row heal by themselves."""
+    still: float = 0.4
+    """The last two samples must each be above this share of the episode's mean z: an episode that is over is no shift."""
+    healing: float = 0.8
+    """An excess that shrank to less than this in five samples is healing by itself: the verdict waits ..."""
+    healing_limit: int = 30
+    """... but at most so many samples."""
+    freeze: float = 5.0
+    """The baseline learns nothing while the sum is above this."""
+    freeze_limit: int = 400
+    """... for at most so many samples; then the new level is taken as the baseline."""
+    nonfinite_limit: int = 4
+    """Non-finite steps in a row from which the weights are taken for lost. Loss scaling alone makes one or two."""
+
+
+@dataclass
+class RungConfig:
+    """One rung of the ladder: an action, how often it may be taken, and its own numbers."""
+
+    action: str = choice("skip", "skip_data", "rollback", "lower_lr", "reseed", "give_up")
+    """skip: refuse one update. skip_data: also jump over the next batches. rollback: back to before the onset, and skip
+    the data around it. lower_lr, reseed: a rollback with a lower learning rate, or with new random numbers. give_up: stop
+    with a report, exit status 3."""
+    budget: int = 1
+    """Times it may be taken within `within` steps; then the next rung that fits answers."""
+    within: int = 10000
+    """Steps that the budget is for."""
+    in_a_row: int = 0
+    """skip: after so many refused steps in a row the next rung answers; 0: no limit but the budget."""
+    steps: int = 8
+    """skip_data: batches to jump over; twice as many each time."""
+    lr_scale: float = 1.0
+    """lower_lr: factor on the scheduled learning rate ..."""
+    rewarm_steps: int = 1000
+    """... that returns to 1, linearly, over so many steps."""
+
+
+@dataclass
+class ProvokeConfig:
+    """Damage done on purpose, to see the guard at work (experiment=spike/...). Never set it in a real run."""
+
+    kind: str = choice(
+        "none",
+        "random_tokens",
+        "permuted_tokens",
+        "repeated_token",
+        "zero_second_moment",
+        "lr_jump",
+        "bit_flip",
+        "gradient_scale",
+    )
+    """What is damaged: batches of random, permuted or one repeated token; the second moment set to zero; the learning
+    rate multiplied; one bit of one weight of one rank; the gradients multiplied."""
+    step: int = 100
+    """First step of the damage."""
+    steps: int = 1
+    """Steps that it lasts: batches that are bad, or updates at the wrong learning rate."""
+    times: int = 1
+    """How often it strikes when the same steps come again (2: it also strikes the replay, as a true fault would)."""
+    factor: float = 30.0
+    """lr_jump, gradient_scale: the factor."""
+    bit: int = 30
+    """bit_flip: which bit of the fp32 weight (30: the exponent's highest)."""
+    rank: int = 0
+    """bit_flip: on which rank."""
 
 
 @dataclass
 class GuardConfig:
-    """Detection of loss spikes and non-finite values, and the policy that answers them."""
+    """Detection of loss spikes and non-finite values, and the ladder of answers to them."""
 
     enabled: bool = True
-    """Refuse updates whose loss or gradients are not finite."""
+    """Watch the run at all."""
+    act: bool = True
+    """Act on what is seen; false: only report it."""
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    """What counts as a spike."""
+    rungs: list[RungConfig] = field(default_factory=list)
+    """The ladder, gentlest first. An empty one only reports."""
+    snapshot_lags: list[int] = field(default_factory=lambda: [16, 64, 256])
+    """Steps between snapshots in host memory: one for each lag, the older ones filled from the younger. Empty: none."""
+    ring_memory_gb: float | None = None
+    """Host memory that the snapshots of one rank may take, GB; None: half of what is free, shared by the local ranks."""
+    margin: int = 4
+    """A snapshot is trusted when it is at least so many steps older than the onset of the trouble."""
+    probe_sequences: int = 8
+    """Held-out sequences of the probe that tells bad data from damaged weights; 0: no probe."""
+    probe_excess: float = 0.1
+    """Nats by which the probe's loss may exceed that of the last clean snapshot before the weights count as damaged.
+    One bad batch adds about 0.01, a wrong learning rate 0.3, a lost second moment 30."""
+    replay: bool = True
+    """Repeat the steps since the last clean snapshot once: damage that does not come again was the hardware's."""
+    replica_check_every: int = 256
+    """Steps between comparisons of the weights of data-parallel replicas, which must be equal bit by bit; 0: never."""
+    recurrence: int = 500
+    """Steps within which trouble counts as the same trouble again: rollbacks then go further back, and skip twice as much."""
+    skip_before: int = 20
+    """Batches before the onset that a rollback skips."""
+    skip_after: int = 50
+    """Batches after the alarm that a rollback skips."""
+    skip_limit: int = 500
+    """Batches that one rollback skips at most."""
+    provoke: ProvokeConfig = field(default_factory=ProvokeConfig)
+    """Damage done on purpose."""
+
+
+def ring_bytes(guard: GuardConfig, state_bytes: int) -> int:
+    """Host memory of one rank's snapshots.
+
+    Args:
+        state_bytes: this rank's share of the fp32 weights and both moments (12 bytes a parameter, divided as ZeRO does).
+    """
+    if not (guard.enabled and guard.act and any(r.action in _GO_BACK for r in guard.rungs)):
+        return 0
+    return len(guard.snapshot_lags) * state_bytes
+
+
+_GO_BACK = ("rollback", "lower_lr", "reseed")
+
+
+def check_guard(guard: GuardConfig) -> None:
+    """Raise ConfigError for a ladder or numbers that cannot work."""
+    for number, rung in enumerate(guard.rungs):
+        where = f"guard.rungs[{number}]"
+        if rung.action not in ACTIONS:
+            raise ConfigError(f"{where}.action={rung.action}: there is no such action. Actions: {', '.join(ACTIONS)}.")
+        for name in ("budget", "within", "in_a_row", "steps", "rewarm_steps"):
+            value = getattr(rung, name)
+            if value < 0:
+                raise ConfigError(f"{where}.{name}={value} (action {rung.action}): must not be negative; 0 turns it off.")
+        if not 0 < rung.lr_scale <= 1:
+            raise ConfigError(f"{where}.lr_scale={rung.lr_scale}: must be above 0 and at most 1.")
+        if rung.action == "lower_lr" and rung.lr_scale == 1:
+            raise ConfigError(f"{where}: lower_lr needs lr_scale below 1, for example lr_scale: 0.7.")
+    if guard.snapshot_lags != sorted(set(guard.snapshot_lags)) or any(lag <= 0 for lag in guard.snapshot_lags):
+        raise ConfigError(f"guard.snapshot_lags={list(guard.snapshot_lags)}: positive numbers of steps, each larger than the one before.")
+    if any(b % a for a, b in zip(guard.snapshot_lags, guard.snapshot_lags[1:], strict=False)):
+        raise ConfigError(f"guard.snapshot_lags={list(guard.snapshot_lags)}: each must be a multiple of the one before, as in [16, 64, 256].")
+    for name in ("margin", "probe_sequences", "replica_check_every", "recurrence", "skip_before", "skip_after"):
+        if getattr(guard, name) < 0:
+            raise ConfigError(f"guard.{name}={getattr(guard, name)}: must not be negative.")
+    if guard.probe_excess <= 0:
+        raise ConfigError(f"guard.probe_excess={guard.probe_excess}: must be positive (nats).")
+    _check_detector(guard.detector)
+    _check_provoke(guard.provoke)
+
+
+def _check_detector(detector: DetectorConfig) -> None:
+    if not 8 <= detector.min_window <= detector.window:
+        raise ConfigError(
+            f"guard.detector.min_window={detector.min_window}: must lie between 8 and guard.detector.window="
+            f"{detector.window}."
+        )
+    for name in ("scale_floor", "gate", "gradient_gate", "alarm", "clip", "persistence", "nonfinite_limit"):
+        if getattr(detector, name) <= 0:
+            raise ConfigError(f"guard.detector.{name}={getattr(detector, name)}: must be positive.")
+
+
+def _check_provoke(provoke: ProvokeConfig) -> None:
+    if not 0 <= provoke.bit <= 31:
+        raise ConfigError(f"guard.provoke.bit={provoke.bit}: an fp32 weight has bits 0 to 31.")
+    if provoke.kind != "none" and (provoke.step < 1 or provoke.steps < 1 or provoke.times < 1):
+        raise ConfigError(
+            f"guard.provoke: step={provoke.step}, steps={provoke.steps}, times={provoke.times}: each must be 1 or more."
+        )

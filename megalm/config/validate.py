@@ -5,6 +5,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from megalm.config.errors import ConfigError
+from megalm.config.guard import check_guard
 from megalm.config.model import ModelConfig
 from megalm.config.root import Config
 from megalm.config.train import TrainConfig
@@ -18,6 +19,7 @@ def validate(config: Config) -> None:
     _check_model(config.model)
     _check_train(config.train)
     _check_ranges(config)
+    check_guard(config.guard)
 
 
 def _choices(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, tuple[str, ...]]]:

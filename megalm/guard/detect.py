@@ -9,66 +9,28 @@ What it looks at is x = ln(loss) (and ln of the gradient norm), against a baseli
     shift       S = max(0, S + clip(z, -5, 5) - k): a cumulative sum; S > h means that the level has moved for good
     nonfinite   refused at once; four in a row mean that the weights themselves are gone
 
-Every constant's reason stands at its definition in `DetectorConfig`.
+Every constant's reason stands at its definition in `megalm.config.guard.DetectorConfig`.
 Sources: Page 1954 (CUSUM); Hampel 1974 (MAD); the constants were chosen on real loss curves (docs/guard.md).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from megalm.config.guard import DetectorConfig
 
-@dataclass(frozen=True)
-class DetectorConfig:
-    """Constants of the detector. Counts are in samples of the curve (a sample is a step, unless `for_stride` was used)."""
 
-    window: int = 128
-    """Accepted samples that the baseline is made of. Shorter is noisier (the median's error is 1.25 s/sqrt(n)), longer lags."""
-    min_window: int = 32
-    """No judgement but non-finite before so many samples: below it the MAD's own error is above 15%."""
-    scale_floor: float = 0.004
-    """Smallest s, in ln(loss): quieter runs than this (0.4% noise) would alarm on rounding and learning-rate steps."""
-    gate: float = 6.0
-    """|z| from which one step is refused. Real data reach it about 20 times in 10,000 healthy steps: cheap to skip, so it may be low."""
-    strong: float = 3.0
-    """A run of outliers goes on while z is above this."""
-    gate_excess: float = 0.05
-    """... and the loss must be 5% above its baseline: a very quiet curve's z = 6 harms nobody."""
-    fall: float = 0.7
-    """A fall is only suspicious below exp(-0.7), about half, of the baseline: losses fall for good reasons all the time."""
-    gradient_gate: float = 8.0
-    """z of ln(gradient norm) from which a step is refused; its tails are heavier than the loss'."""
-    drift: float = 0.5
-    """k: what a shift must exceed, in s, to be counted at all."""
-    alarm: float = 22.0
-    """h: the sum from which a shift is declared."""
-    clip: float = 4.0
-    """The most that one sample may add, so that no single outlier can make an alarm."""
-    persistence: int = 11
-    """Samples that an episode must have lasted: ten bad batches in a row heal by themselves and must not be rolled back."""
-    still: float = 0.4
-    """The last two samples must each be above this share of the episode's mean z: an episode that is over is no shift."""
-    healing: float = 0.8
-    """An excess that shrank to less than this in five samples is healing by itself: the verdict waits ..."""
-    healing_limit: int = 30
-    """... but at most so many samples."""
-    freeze: float = 5.0
-    """The baseline learns nothing while S is above this."""
-    freeze_limit: int = 400
-    """... for at most so many samples; then the new level is taken as the baseline."""
-    nonfinite_limit: int = 4
-    """Non-finite steps in a row from which the weights are taken for lost. Loss scaling alone makes one or two."""
+def config_for_stride(stride: float) -> DetectorConfig:
+    """The detector's constants for a curve that holds only every `stride`-th step.
 
-    @staticmethod
-    def for_stride(stride: float) -> DetectorConfig:
-        """The same detector for a curve that holds only every `stride`-th step."""
-        if stride < 5:
-            return DetectorConfig()
-        return DetectorConfig(window=64, min_window=24, alarm=16.0, persistence=3, healing_limit=3, freeze_limit=64)
+    There a sample stands for many steps: three in a row are already a lasting shift.
+    """
+    if stride < 5:
+        return DetectorConfig()
+    return DetectorConfig(window=64, min_window=24, alarm=16.0, persistence=3, healing_limit=3, freeze_limit=64)
 
 
 @dataclass(frozen=True)
@@ -349,6 +311,3 @@ class SpikeDetector:
         self.loss.load_state_dict(state["loss"])
         self.gradient.load_state_dict(state["gradient"])
 
-
-def constants(config: DetectorConfig) -> dict:
-    return dataclasses.asdict(config)
