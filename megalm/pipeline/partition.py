@@ -44,6 +44,11 @@ def layer_costs(model: ModelConfig) -> LayerCosts:
     )
 
 
+def partition_layers(model: ModelConfig, stages: int) -> list[range]:
+    """The layers of each stage of this model. Errors: as for `partition`."""
+    return partition(layer_costs(model), stages)
+
+
 def partition(costs: LayerCosts | Sequence[float], stages: int) -> list[range]:
     """The layers of each stage, cut so that the most expensive stage costs as little as possible.
 

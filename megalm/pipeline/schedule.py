@@ -292,10 +292,10 @@ def _dualpipe_v(order: _Order, rank: int, ranks: int, chunks: int, m: int) -> No
 
 _Generator = Callable[[_Order, int, int, int, int], None]
 _KINDS: dict[str, tuple[_Generator, str, str]] = {
-    # name: generator, placement of chunks, chunks a rank ("1", "2": exactly; "+": any number from 1; "2+": from 2)
+    # name: generator, placement of chunks, chunks a rank (with +: or more)
     "gpipe": (_gpipe, "loop", "1+"),
     "1f1b": (_one_f_one_b, "loop", "1"),
-    "interleaved": (_interleaved, "loop", "1+"),
+    "interleaved": (_interleaved, "loop", "2+"),
     "zb-h1": (_zb_h1, "loop", "1"),
     "zb-v": (_zb_v, "v", "2"),
     "dualpipe-v": (_dualpipe_v, "v", "2"),
@@ -305,8 +305,9 @@ KINDS = tuple(_KINDS)
 
 
 def placement(kind: str, ranks: int, chunks: int | None = None) -> Placement:
-    """Where the stages of a schedule sit; chunks=None: what the schedule needs at least (interleaved: 2).
+    """Where the stages of a schedule sit.
 
+    chunks: of each rank; None or 1: the fewest that the schedule works with (2 for interleaved, zb-v and dualpipe-v).
     Errors: ConfigError for a schedule that is not known or a number of chunks that it does not work with.
     """
     if kind not in _KINDS:
@@ -314,14 +315,14 @@ def placement(kind: str, ranks: int, chunks: int | None = None) -> Placement:
     if ranks < 1:
         raise ConfigError(f"parallel.pipeline={ranks}: a pipeline has at least one rank.")
     _, shape, allowed = _KINDS[kind]
-    if chunks is None:
-        chunks = 2 if shape == "v" or kind == "interleaved" else 1
-    if chunks < 1 or (allowed != "1+" and chunks != int(allowed)):
-        others = ", ".join(k for k, (_, _, a) in _KINDS.items() if a in ("1+", str(chunks)))
+    fewest = int(allowed[0])
+    if chunks is None or chunks == 1:
+        chunks = fewest
+    if chunks < fewest or (chunks > fewest and not allowed.endswith("+")):
+        others = ", ".join(k for k, (_, _, a) in _KINDS.items() if a.endswith("+"))
         raise ConfigError(
-            f"parallel.virtual_pipeline={chunks}: the schedule {kind} has {allowed.replace('1+', 'one or more')} "
-            f"chunk(s) on each rank. Set parallel.virtual_pipeline={allowed[0]}, or choose a schedule with {chunks}: "
-            f"{others or 'none'}."
+            f"parallel.virtual_pipeline={chunks}: the schedule {kind} has {fewest} chunk(s) of layers on each rank. Set "
+            f"parallel.virtual_pipeline={fewest}, or choose a schedule with any number: {others}."
         )
     return Placement(ranks, chunks, shape)
 
