@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from megalm import ops
 from megalm.config import ModelConfig, ParallelConfig
 from megalm.data.batch import Batch
+from megalm.model.cache import KeyValueCache
 from megalm.model.head_norm import AllHeadsNorm, HeadNorm
 from megalm.model.positions import alibi_slopes, causal_alibi_bias, rotary_dim, rotary_tables
 from megalm.parallel.context import context_attention
@@ -77,6 +78,7 @@ class Attention(nn.Module):
             self.register_buffer("slopes", slopes.to(device), persistent=False)
             self._bias: Tensor | None = None
         self.recompute_core = parallel.recompute == "selective"
+        self.cache: KeyValueCache | None = None  # set while text is generated: see megalm.model.cache
 
     def _head_norm(self, num_heads: int, mesh: Mesh, name: str, **made: Any) -> nn.Module:
         config = self.config
@@ -126,7 +128,12 @@ class Attention(nn.Module):
                 alibi_slopes=slopes,
                 mode=self.context_mode,
             )
-        mask = self._mask(q.shape[0], batch, q.dtype)
+        if self.cache is not None:
+            seen = self.cache.length
+            k, v = self.cache.append(k, v)
+            mask = self._mask_after(seen, q.shape[0], q.dtype)
+        else:
+            mask = self._mask(q.shape[0], batch, q.dtype)
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
         grouped = q.shape[1] != k.shape[1]
         mixed = F.scaled_dot_product_attention(
@@ -147,6 +154,13 @@ class Attention(nn.Module):
         ids = batch.document_ids
         same = (ids[:, None, :, None] == ids[:, None, None, :]).tril()
         return same if bias is None else bias.masked_fill(~same, float("-inf"))
+
+    def _mask_after(self, seen: int, count: int, dtype: torch.dtype) -> Tensor | None:
+        """The mask of `count` tokens that follow `seen` cached ones, [count, seen + count] or with a dim of heads first."""
+        where = torch.arange(seen + count, device=self.qkv.weight.device)
+        if self.config.position == "alibi":
+            return causal_alibi_bias(self.slopes, where[seen:], where, dtype)
+        return where[seen:, None] >= where if seen else None
 
 
 def residual_std(config: ModelConfig) -> float:

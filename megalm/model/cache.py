@@ -1,0 +1,45 @@
+"""Keys and values of the tokens seen so far, so that generating one more token costs one token's work."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class KeyValueCache:
+    """The keys and values of one attention layer, in the order of the tokens.
+
+    Shapes:  k, v [S, B, K/t, d]; room for `capacity` tokens is taken at the first append
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.length = 0
+        self._keys = self._values = torch.empty(0)
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds the next tokens' keys and values; returns those of all tokens so far."""
+        if self.length == 0:
+            self._keys, self._values = (t.new_empty(self.capacity, *t.shape[1:]) for t in (k, v))
+        end = self.length + k.shape[0]
+        if end > self.capacity:
+            raise ValueError(f"{end} tokens do not fit into a cache made for {self.capacity}")
+        self._keys[self.length : end] = k
+        self._values[self.length : end] = v
+        self.length = end
+        return self._keys[:end], self._values[:end]
+
+
+@contextmanager
+def cached(model: nn.Module, capacity: int) -> Iterator[None]:
+    """Within, each attention layer of the model keeps keys and values, and a forward pass takes only the next tokens."""
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "cache")]
+    for layer in layers:
+        layer.cache = KeyValueCache(capacity)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cache = None
