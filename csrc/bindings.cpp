@@ -1,0 +1,47 @@
+#include <pybind11/pybind11.h>
+
+#include "common/op.h"
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+namespace megalm {
+
+void register_norm(pybind11::module_& m);
+
+namespace {
+
+// Lets the C library keep freed memory instead of handing it back to the system: a large output then costs no page
+// faults after the first step. Returns whether this system has such a setting.
+bool keep_freed_memory() {
+#if defined(__GLIBC__)
+  constexpr int kNever = 0x7fffffff;
+  return mallopt(M_MMAP_THRESHOLD, kNever) == 1 && mallopt(M_TRIM_THRESHOLD, kNever) == 1;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+}  // namespace megalm
+
+PYBIND11_MODULE(_C, m) {
+  using namespace megalm;
+  m.doc() = "megalm's kernels. Use megalm.ops: it checks what these functions take on trust.";
+#if defined(MEGALM_CUDA)
+  m.attr("has_cuda") = true;
+#else
+  m.attr("has_cuda") = false;
+#endif
+#if defined(MEGALM_EMULATED)
+  m.attr("emulated") = true;
+#else
+  m.attr("emulated") = false;
+#endif
+  m.def("cpu_isa", [] { return static_cast<int>(current_isa()); });
+  m.def("best_cpu_isa", [] { return static_cast<int>(best_isa()); });
+  m.def("set_cpu_isa", [](int isa) { set_isa(static_cast<Isa>(isa)); });
+  m.def("keep_freed_memory", &keep_freed_memory);
+  register_norm(m);
+}

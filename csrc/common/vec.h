@@ -1,0 +1,179 @@
+// A register of floats for the CPU kernels, on the compiler's vector extensions: 16 lanes with AVX-512, 8 with AVX2,
+// 4 elsewhere (SSE2, NEON). bf16 is widened on load and rounded to nearest even on store; all arithmetic is fp32.
+//
+// Included by files that are compiled once for each instruction set: all of it is inline in that set's own namespace,
+// and it calls no inline function of the standard library, which the linker could take from a build that this CPU
+// cannot run.
+#pragma once
+
+#include <cstdint>
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "common/op.h"
+
+#if !defined(MEGALM_ISA)
+#define MEGALM_ISA baseline
+#endif
+
+#define MEGALM_INLINE inline __attribute__((always_inline))
+
+namespace megalm::MEGALM_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t UintVec __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+MEGALM_INLINE Vec broadcast(float value) { return Vec{} + value; }
+
+MEGALM_INLINE float to_float(float value) { return value; }
+MEGALM_INLINE float to_float(BFloat16 value) {
+  const uint32_t bits = uint32_t(value.bits) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, 4);
+  return result;
+}
+
+MEGALM_INLINE Vec load(const float* p) {
+  Vec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+MEGALM_INLINE Vec load(const BFloat16* p) {
+  HalfVec half;
+  __builtin_memcpy(&half, p, sizeof half);
+  return (Vec)(__builtin_convertvector(half, UintVec) << 16);
+}
+MEGALM_INLINE void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+MEGALM_INLINE HalfVec round_to_bfloat16(Vec v) {
+  const UintVec bits = (UintVec)v;
+  const UintVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const UintVec quiet_nan = UintVec{} + 0x7fc0u;
+  return __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded, HalfVec);
+}
+MEGALM_INLINE void store(BFloat16* p, Vec v) {
+  const HalfVec half = round_to_bfloat16(v);
+  __builtin_memcpy(p, &half, sizeof half);
+}
+
+// The first `count` (< kLanes) elements; the other lanes are 0.
+template <typename T>
+MEGALM_INLINE Vec load_part(const T* p, int64_t count) {
+  T buffer[kLanes] = {};
+  __builtin_memcpy(buffer, p, size_t(count) * sizeof(T));
+  return load(buffer);
+}
+template <typename T>
+MEGALM_INLINE void store_part(T* p, Vec v, int64_t count) {
+  T buffer[kLanes];
+  store(buffer, v);
+  __builtin_memcpy(p, buffer, size_t(count) * sizeof(T));
+}
+
+// What a value becomes when it is stored as T and read again.
+template <typename T>
+MEGALM_INLINE Vec rounded(Vec v) {
+  if constexpr (sizeof(T) == 4) {
+    return v;
+  } else {
+    return (Vec)(__builtin_convertvector(round_to_bfloat16(v), UintVec) << 16);
+  }
+}
+
+// Calls body(i, whole, count) over [0, n): whole registers first, then one part of `count` elements.
+template <typename Body>
+MEGALM_INLINE void for_each_vec(int64_t n, Body&& body) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) body(i, [](auto* p) { return load(p); }, [](auto* p, Vec v) { store(p, v); });
+  if (i < n) {
+    const int64_t count = n - i;
+    body(
+        i, [count](auto* p) { return load_part(p, count); },
+        [count](auto* p, Vec v) { store_part(p, v, count); });
+  }
+}
+
+MEGALM_INLINE float sum(Vec v) {
+  float total = 0.f;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+MEGALM_INLINE float maximum(Vec v) {
+  float top = v[0];
+  for (int i = 1; i < kLanes; ++i) top = v[i] > top ? v[i] : top;
+  return top;
+}
+MEGALM_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+MEGALM_INLINE Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
+
+// e^x to about 1 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, then a polynomial in r and the exponent's bits.
+// 0 below -104, infinity above 88.73, NaN stays NaN.
+MEGALM_INLINE Vec exp(Vec x) {
+  const Vec clamped = minimum(maximum(x, broadcast(-104.f)), broadcast(89.f));
+  const Vec magic = broadcast(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec shifted = clamped * 1.44269504f + magic;
+  const Vec n = shifted - magic;
+  Vec r = clamped - n * 0.693145752f;
+  r = r - n * 1.42860677e-6f;
+  Vec p = broadcast(1.98412698e-4f);
+  p = p * r + 1.38888889e-3f;
+  p = p * r + 8.33333333e-3f;
+  p = p * r + 4.16666667e-2f;
+  p = p * r + 1.66666667e-1f;
+  p = p * r + 0.5f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
+  // 2^n in two factors, so that n = 128 and the subnormal range come out right.
+  const IntVec exponent = __builtin_convertvector(n, IntVec);
+  const IntVec half = exponent >> 1;
+  const Vec scale = (Vec)((half + 127) << 23);
+  const Vec rest = (Vec)((exponent - half + 127) << 23);
+  const Vec result = p * scale * rest;
+  return x != x ? x : result;
+}
+
+MEGALM_INLINE Vec sigmoid(Vec x) { return 1.f / (1.f + exp(-x)); }
+
+// Splits [0, n) among torch's OpenMP threads; `work` is the elements touched in all. Below 32k elements a thread's
+// start costs more than it saves.
+template <typename Body>
+MEGALM_INLINE void parallel_for(int64_t n, int64_t work, Body&& body) {
+#if defined(_OPENMP)
+  if (work >= 32768 && n > 1 && omp_get_max_threads() > 1 && !omp_in_parallel()) {
+#pragma omp parallel
+    {
+      const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
+      body(n * me / threads, n * (me + 1) / threads);
+    }
+    return;
+  }
+#endif
+  (void)work;
+  body(int64_t(0), n);
+}
+
+// Calls body(T{}) with the CPU's type for dtype.
+template <typename Body>
+MEGALM_INLINE void for_dtype(DType dtype, Body&& body) {
+  if (dtype == DType::kBFloat16) {
+    body(BFloat16{});
+  } else {
+    body(float{});
+  }
+}
+
+}  // namespace megalm::MEGALM_ISA
