@@ -1,0 +1,168 @@
+"""Which layouts a model and a world allow: checked before anything is built. No torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from megalm.config.errors import ConfigError
+from megalm.config.model import ModelConfig
+from megalm.config.parallel import ParallelConfig
+
+_V_SHAPED = ("zb-v", "dualpipe-v")
+_SUGGESTIONS = 3
+
+
+def check_layout(model: ModelConfig, parallel: ParallelConfig, world_size: int) -> ParallelConfig:
+    """The layout with every choice made: `data` a number, `virtual_pipeline` what the schedule needs.
+
+    Errors: ConfigError that names the numbers that do not go together, and the nearest layouts that do.
+    """
+    for name in ("tensor", "pipeline", "virtual_pipeline", "context", "expert"):
+        value = getattr(parallel, name)
+        if value < 1:
+            raise ConfigError(f"parallel.{name}={value}: must be at least 1.")
+    if parallel.data != "auto" and (not isinstance(parallel.data, int) or parallel.data < 1):
+        raise ConfigError(f"parallel.data={parallel.data}: a positive number, or auto (what is left of the world).")
+    if parallel.zero_stage not in (0, 1, 2):
+        raise ConfigError(
+            f"parallel.zero_stage={parallel.zero_stage}: 0 (everything on every data rank), 1 (optimizer state split) "
+            "or 2 (gradients too)."
+        )
+    if parallel.bucket_mb <= 0:
+        raise ConfigError(f"parallel.bucket_mb={parallel.bucket_mb}: must be positive.")
+    resolved = _resolve(parallel, world_size)
+    problem = _problem(model, resolved, world_size)
+    if problem is None:
+        return resolved
+    near = _nearest(model, resolved, world_size)
+    rank_word = "rank" if world_size == 1 else "ranks"
+    if not near:
+        advice = f"No layout of this model works on {world_size} {rank_word}: choose another world_size or model."
+    else:
+        advice = f"Layouts near it that work on {world_size} {rank_word}: {'; '.join(map(_describe, near))}."
+    raise ConfigError(f"{problem} {advice}")
+
+
+def _resolve(parallel: ParallelConfig, world_size: int) -> ParallelConfig:
+    """Fill in `data: auto` (rounded down; at least 1) and the two chunks that V-shaped and interleaved schedules have."""
+    data = parallel.data
+    if data == "auto":
+        data = max(1, world_size // (parallel.tensor * parallel.context * parallel.pipeline))
+    chunks = parallel.virtual_pipeline
+    if chunks == 1 and (
+        parallel.schedule in _V_SHAPED or (parallel.schedule == "interleaved" and parallel.pipeline > 1)
+    ):
+        chunks = 2
+    return replace(parallel, data=data, virtual_pipeline=chunks)
+
+
+def _problem(model: ModelConfig, parallel: ParallelConfig, world_size: int) -> str | None:
+    """The first reason why a resolved layout cannot work; None if it can."""
+    tensor, context, pipeline, data = parallel.tensor, parallel.context, parallel.pipeline, parallel.data
+    assert isinstance(data, int)
+    product = data * tensor * pipeline * context
+    if product != world_size:
+        return (
+            f"parallel.data={data} x tensor={tensor} x pipeline={pipeline} x context={context} = {product} ranks, "
+            f"and the world has {world_size}."
+        )
+    if data % parallel.expert:
+        return (
+            f"parallel.expert={parallel.expert} does not divide parallel.data={data}, within which experts are spread."
+        )
+    if parallel.expert > 1 and model.moe.num_experts % parallel.expert:
+        return f"parallel.expert={parallel.expert} does not divide model.moe.num_experts={model.moe.num_experts}."
+    if parallel.expert > 1 and not model.moe.num_experts:
+        return f"parallel.expert={parallel.expert}, and the model has no experts (model.moe.num_experts=0)."
+    return _tensor_problem(model, tensor) or _sequence_problem(model, parallel) or _pipeline_problem(model, parallel)
+
+
+def _tensor_problem(model: ModelConfig, tensor: int) -> str | None:
+    kv_heads = model.num_kv_heads or model.num_heads
+    if model.num_heads % tensor:
+        return f"parallel.tensor={tensor} does not divide model.num_heads={model.num_heads}."
+    if kv_heads % tensor and tensor % kv_heads:
+        return (
+            f"parallel.tensor={tensor} and model.num_kv_heads={kv_heads}: one must divide the other, so that each rank "
+            "holds whole key/value heads, or several ranks the same one."
+        )
+    if model.ffn_hidden_size and model.ffn_hidden_size % tensor:
+        return f"parallel.tensor={tensor} does not divide model.ffn_hidden_size={model.ffn_hidden_size}."
+    return None
+
+
+def _sequence_problem(model: ModelConfig, parallel: ParallelConfig) -> str | None:
+    tensor, context = parallel.tensor, parallel.context
+    if context > 1 and model.seq_length % (2 * context):
+        return (
+            f"parallel.context={context} needs model.seq_length={model.seq_length} divisible by {2 * context}: "
+            "each rank holds two blocks of the sequence, an early one and a late one."
+        )
+    if parallel.sequence and model.seq_length % (context * tensor):
+        return (
+            f"parallel.sequence=true needs model.seq_length={model.seq_length} divisible by context x tensor = "
+            f"{context * tensor}."
+        )
+    return None
+
+
+def _pipeline_problem(model: ModelConfig, parallel: ParallelConfig) -> str | None:
+    pipeline, chunks = parallel.pipeline, parallel.virtual_pipeline
+    if chunks > 1 and parallel.schedule in ("1f1b", "gpipe", "zb-h1"):
+        return (
+            f"parallel.virtual_pipeline={chunks}: the schedule {parallel.schedule} runs one chunk on each rank; "
+            "interleaved runs several, zb-v and dualpipe-v two."
+        )
+    if parallel.schedule in _V_SHAPED and chunks != 2:
+        return f"parallel.virtual_pipeline={chunks}: the schedule {parallel.schedule} runs two chunks on each rank."
+    stages = pipeline * chunks
+    if model.num_layers < stages:
+        times = f" x virtual_pipeline={chunks}" if chunks > 1 else ""
+        return (
+            f"parallel.pipeline={pipeline}{times} makes {stages} stages, and model.num_layers={model.num_layers} "
+            "does not give each one a layer."
+        )
+    return None
+
+
+def _nearest(model: ModelConfig, wanted: ParallelConfig, world_size: int) -> list[ParallelConfig]:
+    """Up to three layouts that work, the least changed first (distance: sum of log-ratios of the axes' sizes)."""
+    divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
+    chunks = {wanted.virtual_pipeline, 2 if wanted.schedule in _V_SHAPED else 1}
+    found: list[tuple[float, int, ParallelConfig]] = []
+    for tensor in divisors:
+        for context in divisors:
+            for pipeline in divisors:
+                data, rest = divmod(world_size, tensor * context * pipeline)
+                if rest or not data:
+                    continue
+                for count in chunks:
+                    schedule = wanted.schedule
+                    if count > 1 and schedule in ("1f1b", "gpipe", "zb-h1"):
+                        continue
+                    changed = replace(
+                        wanted,
+                        data=data,
+                        tensor=tensor,
+                        context=context,
+                        pipeline=pipeline,
+                        virtual_pipeline=count,
+                        expert=wanted.expert if data % wanted.expert == 0 and model.moe.num_experts else 1,
+                    )
+                    if _problem(model, changed, world_size) is None:
+                        found.append((_distance(wanted, changed), len(found), changed))
+    return [layout for _, _, layout in sorted(found)[:_SUGGESTIONS]]
+
+
+def _distance(a: ParallelConfig, b: ParallelConfig) -> float:
+    # The data axis is what is left over: changing it is no choice that was made, so it counts little.
+    weights = {"tensor": 1.0, "context": 1.0, "pipeline": 1.0, "virtual_pipeline": 0.5, "expert": 1.0, "data": 0.25}
+    return sum(weight * abs(math.log2(getattr(a, name) / getattr(b, name))) for name, weight in weights.items())
+
+
+def _describe(parallel: ParallelConfig) -> str:
+    parts = [f"parallel.{name}={getattr(parallel, name)}" for name in ("tensor", "pipeline", "context")]
+    if parallel.virtual_pipeline > 1:
+        parts.append(f"parallel.virtual_pipeline={parallel.virtual_pipeline}")
+    return " ".join([*parts, f"(data {parallel.data})"])
