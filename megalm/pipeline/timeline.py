@@ -89,9 +89,7 @@ def timeline(
                 start, target, needed_by = now, -1, -1
             else:
                 if own[key] < 0:
-                    raise ScheduleError(
-                        f"rank {rank}: backward of micro-batch {micro_batch}, stage {stage} comes before its forward."
-                    )
+                    raise ScheduleError(f"rank {rank}: {describe(order[at])} comes before its forward.")
                 if stage < stages - 1:
                     there = arrived[backward + key + m]
                     if there < 0:
