@@ -120,8 +120,24 @@ class Checkpointer:
             self._staging.close()
 
     def latest(self) -> Path | None:
-        """The newest folder with a good manifest and all files in full length; None without one."""
-        return next((path for path, _ in self._good()), None)
+        """The newest folder with a good manifest and all files in full length; None if nothing was saved yet.
+
+        Errors: CorruptCheckpointError if there are checkpoints and none of them is good: a run must not start again from
+        its first step because its checkpoints are damaged.
+        """
+        reasons = []
+        for path in committed(self.folder):
+            try:
+                read_manifest(path)
+                return path
+            except CorruptCheckpointError as error:
+                reasons.append(str(error))
+        if reasons:
+            raise CorruptCheckpointError(
+                f"{self.folder}: none of its {len(reasons)} checkpoints is whole ({reasons[0]}). Restore one from a copy, "
+                "or choose another run.name or checkpoint.path to start from the first step."
+            )
+        return None
 
     def newest_verified(self) -> Path | None:
         """The newest checkpoint every byte of which matches its checksum; reads all of it."""

@@ -96,7 +96,7 @@ def encode(manifest: Manifest) -> bytes:
         },
     }
     text = _canonical(body)
-    return b'{"checksum":"' + checksum(text).encode() + b'","body":' + text + b"}\n"
+    return _wrapped(text)
 
 
 def decode(data: bytes, where: str) -> Manifest:
@@ -105,9 +105,8 @@ def decode(data: bytes, where: str) -> Manifest:
     Errors: CorruptCheckpointError if it is cut short, changed, or describes what cannot be.
     """
     try:
-        outer = json.loads(data)
-        body = outer["body"]
-        if checksum(_canonical(body)) != outer["checksum"]:
+        body = json.loads(data)["body"]
+        if bytes(data) != _wrapped(_canonical(body)):
             raise CorruptCheckpointError(f"{where}: its checksum does not match its text")
         if body["format"] != FORMAT or body["version"] != VERSION:
             raise CorruptCheckpointError(
@@ -147,6 +146,10 @@ def check_sizes(manifest: Manifest, size_of: Callable[[str], int | None], where:
         if found != record.bytes:
             state = "is missing" if found is None else f"has {found} bytes"
             raise CorruptCheckpointError(f"{where}: {name} {state}; the manifest says {record.bytes} bytes")
+
+
+def _wrapped(text: bytes) -> bytes:
+    return b'{"checksum":"' + checksum(text).encode() + b'","body":' + text + b"}"
 
 
 def _canonical(body: Any) -> bytes:

@@ -1,0 +1,311 @@
+"""What is durable, what is kept, and what is never taken for a checkpoint."""
+
+import errno
+import os
+import threading
+
+import pytest
+import torch
+
+from megalm.checkpoint import Checkpointer, CheckpointError, CheckpointReader, CorruptCheckpointError
+from megalm.checkpoint import commit as commit_module
+from megalm.checkpoint import save as save_module
+from megalm.checkpoint.commit import committed, superseded
+from megalm.config import CheckpointConfig, ConfigError
+from megalm.parallel.slices import Box
+from tests.checkpoint.fakes import FakeMesh, Layout, assert_holds, boxes_on, reference, run_threads
+
+SINGLE = FakeMesh(Layout())
+
+
+def checkpointer(folder, **options):
+    events = []
+    config = CheckpointConfig(**options)
+
+    def record(kind, *, step, **fields):
+        events.append((kind, step, fields))
+
+    made = Checkpointer(folder, config, SINGLE, events=record)
+    return made, events
+
+
+def box(value, size=1000):
+    return [Box("weight", (size,), (0,), torch.full((size,), float(value)))]
+
+
+def save_steps(folder, steps, **options):
+    made, events = checkpointer(folder, **options)
+    for step in steps:
+        made.save(step, box(step), {"step": step}, {"r": step}, wait=True)
+    made.close()
+    return events
+
+
+def loaded(folder, **options):
+    made, events = checkpointer(folder)
+    target = box(float("nan"))
+    state, _ = made.load(target, **options)
+    assert (target[0].tensor == target[0].tensor[0]).all()
+    return state["step"], target[0].tensor[0].item(), events
+
+
+def names(folder):
+    return sorted(os.listdir(folder))
+
+
+def test_newest_and_every_nth_are_kept(tmp_path):
+    save_steps(tmp_path, range(10, 80, 10), keep=2, keep_every=30)
+    assert names(tmp_path) == [f"step-{step:08d}" for step in (30, 60, 70)]
+    assert superseded([1, 2, 3], keep=0, keep_every=0) == []
+    assert superseded([5], keep=1, keep_every=0) == []
+
+
+def test_damaged_checkpoints_do_not_count_towards_keep(tmp_path):
+    save_steps(tmp_path, [1, 2], keep=2)
+    (tmp_path / "step-00000002" / "state.json").unlink()
+    save_steps(tmp_path, [3], keep=2)
+    assert names(tmp_path) == ["step-00000001", "step-00000003"]
+
+
+def test_leftovers_are_ignored_and_swept(tmp_path):
+    save_steps(tmp_path, [1])
+    aside = tmp_path / "step-00000009.tmp-0123456789ab"
+    os.rename(tmp_path / "step-00000001", aside)
+    (tmp_path / "step-00000008.trash-01234567").mkdir()
+    made, _ = checkpointer(tmp_path)
+    assert made.latest() is None
+    with pytest.raises(ConfigError, match="there is no checkpoint"):
+        made.load(box(0))
+    save_steps(tmp_path, [2])
+    assert names(tmp_path) == ["step-00000002"]
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "state.json", "ranks.json", ".metadata", "__0_0.distcp"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove", "torn"])
+def test_every_damage_to_every_file_is_found(tmp_path, file, damage):
+    save_steps(tmp_path, [1, 2])
+    path = tmp_path / "step-00000002" / file
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1 << 3
+    elif damage == "truncate":
+        del data[-1:]
+    elif damage == "empty":
+        data.clear()
+    elif damage == "torn":
+        data[-min(len(data), 512) :] = bytes(min(len(data), 512))
+    path.write_bytes(data)
+    if damage == "remove":
+        path.unlink()
+    made, events = checkpointer(tmp_path)
+    assert made.newest_verified() == tmp_path / "step-00000001"
+    assert [(kind, step) for kind, step, _ in events] == [("checkpoint_rejected", 2)]
+    if file == ".metadata" and damage in ("flip", "torn"):
+        return  # only torch's own tools read it: a load is right without it
+    if file == "__0_0.distcp" and damage == "torn":
+        return  # the file's last bytes are the archive's directory, which a load does not read either
+    assert loaded(tmp_path)[:2] == (1, 1.0)
+    step, _, events = loaded(tmp_path)
+    assert events[0][0] == "checkpoint_rejected" and events[0][1] == 2 and str(tmp_path) in events[0][2]["reason"]
+
+
+def test_every_bit_of_a_manifest_counts(tmp_path):
+    save_steps(tmp_path, [1])
+    path = tmp_path / "step-00000001" / "manifest.json"
+    data = path.read_bytes()
+    for at in range(0, len(data), 7):
+        path.write_bytes(data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :])
+        with pytest.raises(CorruptCheckpointError):
+            CheckpointReader(tmp_path / "step-00000001")
+
+
+def test_no_good_checkpoint_is_an_error_and_no_fresh_start(tmp_path):
+    save_steps(tmp_path, [1])
+    (tmp_path / "step-00000001" / "manifest.json").write_bytes(b"")
+    made, _ = checkpointer(tmp_path)
+    with pytest.raises(CorruptCheckpointError, match="none of its 1 checkpoints is whole"):
+        made.latest()
+    with pytest.raises(CorruptCheckpointError):
+        made.load(box(0))
+
+
+def test_another_model_is_named_and_nothing_is_overwritten(tmp_path):
+    save_steps(tmp_path, [1])
+    made, _ = checkpointer(tmp_path)
+    target = [*box(5), Box("layers.0.mlp.up.weight", (2, 3), (0, 0), torch.zeros(2, 3))]
+    with pytest.raises(ConfigError, match=r"layers.0.mlp.up.weight: absent in the checkpoint, \[2, 3\] in the model"):
+        made.load(target)
+    with pytest.raises(ConfigError, match=r"weight: \[1000\] in the checkpoint, \[999\] in the model"):
+        made.load(box(5, size=999))
+    assert (target[0].tensor == 5).all()
+
+
+def test_a_step_saved_again_replaces_the_first(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    made, _ = checkpointer(tmp_path)
+    made.save(2, box(22), {"step": 2}, {}, wait=True)
+    assert loaded(tmp_path)[:2] == (2, 22.0)
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_between_the_two_renames_the_old_one_is_found(tmp_path, monkeypatch):
+    save_steps(tmp_path, [2])
+    real = os.rename
+
+    def rename(source, target):
+        if ".tmp-" in str(source):
+            raise OSError(errno.EIO, "injected")
+        real(source, target)
+
+    monkeypatch.setattr(commit_module.os, "rename", rename)
+    made, events = checkpointer(tmp_path)
+    with pytest.raises(CheckpointError, match="injected"):
+        made.save(2, box(22), {"step": 2}, {}, wait=True)
+    assert loaded(tmp_path)[:2] == (2, 2.0)
+    assert ".old-" in names(tmp_path)[0]
+    monkeypatch.undo()
+    save_steps(tmp_path, [3])
+    assert loaded(tmp_path)[:2] == (3, 3.0)
+
+
+def test_a_run_that_went_back_forgets_what_came_after(tmp_path):
+    save_steps(tmp_path, [1, 2, 3], keep=0)
+    made, _ = checkpointer(tmp_path)
+    made.discard_after(1)
+    assert names(tmp_path) == ["step-00000001"]
+    made.discard_after(0)
+    assert names(tmp_path) == ["step-00000001"]  # the last one stays
+
+
+def test_an_asynchronous_save_is_not_touched_by_what_comes_after(tmp_path, monkeypatch):
+    gate = threading.Event()
+    real = save_module.write_file
+
+    def slow(path, parts):
+        gate.wait(10)
+        return real(path, parts)
+
+    monkeypatch.setattr(save_module, "write_file", slow)
+    made, events = checkpointer(tmp_path, keep=0)
+    boxes, state, own = box(1), {"step": 1}, {"r": 1}
+    made.save(1, boxes, state, own)
+    boxes[0].tensor.fill_(2)
+    state["step"] = own["r"] = 2
+    made.poll()
+    assert events == [] and committed(tmp_path) == []
+    threading.Timer(0.2, gate.set).start()
+    made.save(2, boxes, state, own)  # waits for the first
+    boxes[0].tensor.fill_(3)
+    made.wait()
+    assert [(kind, step) for kind, step, _ in events] == [("checkpoint", 1), ("checkpoint", 2)]
+    first, second = CheckpointReader(tmp_path / "step-00000001"), CheckpointReader(tmp_path / "step-00000002")
+    assert (first.tensor("weight") == 1).all() and first.state() == {"step": 1}
+    assert (second.tensor("weight") == 2).all() and second.state() == {"step": 2}
+    assert made.newest_verified() is not None
+    made.close()
+
+
+def test_a_staging_buffer_changed_before_it_is_written_is_found(tmp_path, monkeypatch):
+    """The checksum is of the tensor, so a copy that goes bad on its way to the disk cannot pass."""
+    real = save_module.write_and_commit
+
+    def damaging(request, ranks):
+        request.chunks[0].values[17] ^= 1
+        return real(request, ranks)
+
+    monkeypatch.setattr("megalm.checkpoint.checkpointer.write_and_commit", damaging)
+    save_steps(tmp_path, [1])
+    made, _ = checkpointer(tmp_path)
+    assert made.newest_verified() is None
+    with pytest.raises(CorruptCheckpointError, match="weight"):
+        made.load(box(0))
+
+
+def test_a_failed_save_is_an_event_and_the_run_goes_on(tmp_path, monkeypatch):
+    made, events = checkpointer(tmp_path)
+    made.save(1, box(1), {"step": 1}, {}, wait=True)
+
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(commit_module.os, "write", full)
+    made.save(2, box(2), {"step": 2}, {})
+    with pytest.raises(CheckpointError, match="No space left"):
+        made.wait()
+    made.save(3, box(3), {"step": 3}, {})
+    monkeypatch.undo()
+    made.save(4, box(4), {"step": 4}, {}, wait=True)
+    assert [(kind, step) for kind, step, _ in events][1] == ("checkpoint_failed", 2)
+    assert events[-1][:2] == ("checkpoint", 4)
+    assert "step-00000002" not in names(tmp_path) and not [n for n in names(tmp_path) if "tmp" in n]
+
+
+def test_one_failing_rank_fails_the_save_on_all(tmp_path, monkeypatch):
+    layout, values = Layout(data=2, zero=True), reference()
+    real = save_module.write_file
+
+    def write_file(path, parts):
+        if path.name == "__1_0.distcp":
+            raise OSError(errno.EIO, "injected")
+        return real(path, parts)
+
+    monkeypatch.setattr(save_module, "write_file", write_file)
+
+    def body(ranks):
+        made = Checkpointer(tmp_path, CheckpointConfig(), FakeMesh(layout), ranks=ranks)
+        with pytest.raises(CheckpointError, match="rank 1: injected"):
+            made.save(1, boxes_on(layout, ranks.rank, values), {}, {}, wait=True)
+        made.close()
+        return True
+
+    assert run_threads(2, body) == [True, True]
+    assert names(tmp_path) == []
+
+
+def test_boxes_that_do_not_cover_the_model_are_refused(tmp_path):
+    values = reference()
+    layout = Layout(tensor=2)
+    made, _ = checkpointer(tmp_path)
+    with pytest.raises(CheckpointError, match="hold 48 of its 96 elements"):
+        made.save(1, boxes_on(layout, 0, values), {}, {}, wait=True)
+    assert names(tmp_path) == []
+
+
+def test_a_state_that_json_would_change_is_refused(tmp_path):
+    made, _ = checkpointer(tmp_path)
+    with pytest.raises(CheckpointError, match="the key 3 is no text"):
+        made.save(1, box(1), {"a": {3: 4}}, {}, wait=True)
+    with pytest.raises(CheckpointError, match="JSON"):
+        made.save(1, box(1), {"a": object()}, {}, wait=True)
+
+
+def test_a_named_checkpoint_or_folder_is_loaded(tmp_path):
+    save_steps(tmp_path, [1, 2], keep=0)
+    assert loaded(tmp_path, path=tmp_path / "step-00000001")[:2] == (1, 1.0)
+    assert loaded(tmp_path, path=tmp_path)[:2] == (2, 2.0)
+    os.rename(tmp_path / "step-00000001", tmp_path / "my-model")
+    assert loaded(tmp_path, path=tmp_path / "my-model")[:2] == (1, 1.0)
+    assert CheckpointReader(tmp_path).step == 2
+
+
+def test_boxes_survive_a_real_process_group(tmp_path):
+    from tests.distributed import run_ranks
+
+    run_ranks(2, _save_and_load, str(tmp_path))
+    manifest = CheckpointReader(tmp_path).manifest
+    assert manifest.world_size == 2 and manifest.layout["data"] == 2 and manifest.step == 2
+
+
+def _save_and_load(folder):
+    import torch.distributed as dist
+
+    layout, values = Layout(data=2, zero=True), reference()
+    made = Checkpointer(folder, CheckpointConfig(), FakeMesh(layout))
+    for step in (1, 2):
+        made.save(step, boxes_on(layout, dist.get_rank(), values), {"step": step}, {"rank": dist.get_rank()})
+        dist.all_reduce(torch.ones(3))  # the step's own traffic goes on meanwhile
+    made.close()
+    boxes = boxes_on(layout, dist.get_rank(), None)
+    state, own = made.load(boxes)
+    assert_holds(boxes, values)
+    assert state == {"step": 2} and own == {"rank": dist.get_rank()}
