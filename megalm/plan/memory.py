@@ -1,11 +1,14 @@
 """Bytes that each rank of each pipeline stage needs, part by part."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from heapq import heapify, heapreplace
 from math import ceil, prod
 from typing import Any
 
 from megalm.config import Config, ModelConfig
+from megalm.pipeline.partition import layer_costs
+from megalm.pipeline.schedule import Placement
 from megalm.plan.activations import layer_activations
 from megalm.plan.layout import BYTES, Layout, layout_of
 from megalm.plan.machine import Machine, machine_for
@@ -114,46 +117,81 @@ def estimate_layout(
     model: ModelConfig, layout: Layout, *, cpu: bool = False, bucket_bytes: float = 25e6, snapshots: int = 0
 ) -> MemoryEstimate:
     """Per-rank memory of a model under a layout, for each pipeline stage."""
-    counts = layers_of_stages(model.num_layers, layout.pipeline)
+    counts = layers_of_ranks(model, layout)
+    ends_together = layout.schedule in V_SCHEDULES and layout.pipeline > 1
     distinct: dict[tuple[int, bool, bool, int], StageMemory] = {}
     stages = []
     for stage, layers in enumerate(counts):
-        first, last = stage == 0, stage == layout.pipeline - 1
-        flight = micro_batches_in_flight(layout, stage)
+        first = stage == 0
+        last = first if ends_together else stage == layout.pipeline - 1
+        flight = chunks_in_flight(layout, stage)
         key = (layers, first, last, flight)
         if key not in distinct:
-            distinct[key] = _stage(model, layout, stage, layers, flight, cpu, bucket_bytes, snapshots)
+            distinct[key] = _stage(model, layout, stage, key, cpu, bucket_bytes, snapshots)
         known = distinct[key]
-        stages.append(known if known.stage == stage else StageMemory(**{**asdict(known), "stage": stage}))
+        stages.append(known if known.stage == stage else replace(known, stage=stage))
     return MemoryEstimate(stages)
 
 
-def layers_of_stages(layers: int, stages: int) -> list[int]:
-    """Layers of each stage: as even as can be, the first and last (embedding, logits) never more than the others."""
-    base, rest = divmod(layers, stages)
-    counts = [base] * stages
-    for index in range(rest):
-        counts[(index + 1) % stages if stages > 2 else index] += 1
-    return counts
+@lru_cache(maxsize=4096)
+def _cut(layers: int, stages: int, first: float, last: float) -> tuple[int, ...]:
+    """Layers of each stage when the ends carry `first` and `last` layers' worth of other work.
+
+    The next layer always goes to the cheapest stage so far (the earliest of equals): that keeps both the most expensive
+    stage and the sum of squares smallest, the cut that `megalm.pipeline.partition` makes.
+    """
+    costs = [(1.0 + (first if i == 0 else 0.0) + (last if i == stages - 1 else 0.0), i) for i in range(stages)]
+    counts = [1] * stages
+    heapify(costs)
+    for _ in range(layers - stages):
+        cost, index = costs[0]
+        counts[index] += 1
+        heapreplace(costs, (cost + 1.0, index))
+    return tuple(counts)
 
 
-def micro_batches_in_flight(layout: Layout, stage: int) -> int:
-    """Micro-batches (of one chunk each) whose activations a stage holds at its peak, by schedule."""
-    stages, batches, chunks = layout.pipeline, layout.micro_batches, layout.virtual
-    if stages == 1:
-        return chunks
+def layers_of_stages(model: ModelConfig, stages: int) -> tuple[int, ...]:
+    """Layers of each pipeline stage, cut by cost: the logits count on the last one."""
+    costs = layer_costs(model)
+    layer = costs.layers[0]
+    return _cut(model.num_layers, stages, costs.embedding / layer, costs.output / layer)
+
+
+def layers_of_ranks(model: ModelConfig, layout: Layout) -> list[int]:
+    """Layers of each pipeline rank, over all its chunks."""
+    cut = layers_of_stages(model, layout.pipeline * layout.virtual)
+    where = Placement(layout.pipeline, layout.virtual, "v" if layout.schedule in V_SCHEDULES else "loop")
+    return [sum(cut[stage] for stage in where.of_rank(rank)) for rank in range(layout.pipeline)]
+
+
+V_SCHEDULES = ("zb-v", "dualpipe-v")
+"""Schedules whose first and last stage share a rank."""
+
+
+def chunks_in_flight(layout: Layout, rank: int) -> int:
+    """Forward passes of one chunk and micro-batch whose activations a rank holds at its peak, by schedule.
+
+    The figures of `megalm.pipeline.simulate` in closed form; one rank holds one micro-batch (all its chunks of it).
+    """
+    ranks, batches, chunks = layout.pipeline, layout.micro_batches, layout.virtual
     if layout.schedule == "gpipe":
         return batches * chunks
     if layout.schedule == "interleaved":
-        warm_up = 2 * (stages - stage - 1) + (chunks - 1) * stages + 1
-        return min(warm_up, batches * chunks)
-    if layout.schedule in ("zb-v", "dualpipe-v"):
-        return min(2 * stages + (1 if layout.schedule == "dualpipe-v" else 0), 2 * batches)
-    return min(stages - stage, batches) * chunks
+        groups = max(1, batches // ranks)
+        widest = -(-batches // groups)
+        return min(2 * (ranks - 1 - rank) + (chunks - 1) * widest + 1, batches * chunks)
+    if layout.schedule in V_SCHEDULES:
+        most = 2 * ranks + (1 if layout.schedule == "dualpipe-v" else 0)
+        return min(batches + 1 + rank, most, 2 * batches)
+    if layout.schedule == "zb-h1":
+        return min(ranks, batches)
+    return min(ranks - rank, batches) * chunks
 
 
 @lru_cache(maxsize=4096)
-def _local_parameters(shape: tuple[Any, ...], layers: int, first: bool, last: bool, tensor: int, expert: int) -> int:
+def _local_parameters(
+    shape: tuple[Any, ...], layers: int, first: bool, last: bool, tensor: int, expert: int
+) -> float:
     model = _MODELS[shape]
     return sum(
         prod(local_shape(model, name, full, tensor, expert)) * times
@@ -191,8 +229,6 @@ def _pieces(model: ModelConfig, layers: int, first: bool, last: bool) -> list[tu
 
 def tensors_outside_layers(model: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
     """The embeddings, the last norm and the output matrix."""
-    from dataclasses import replace
-
     return list(tensors(replace(model, num_layers=0)))
 
 
@@ -218,9 +254,15 @@ def local_shape(
 
 
 def _stage(
-    model: ModelConfig, layout: Layout, stage: int, layers: int, flight: int, cpu: bool, bucket: float, snapshots: int
+    model: ModelConfig,
+    layout: Layout,
+    stage: int,
+    place: tuple[int, bool, bool, int],
+    cpu: bool,
+    bucket: float,
+    snapshots: int,
 ) -> StageMemory:
-    first, last = stage == 0, stage == layout.pipeline - 1
+    layers, first, last, flight = place
     size = BYTES[layout.dtype]
     key = model_key(model)
     held = _local_parameters(key, layers, first, last, layout.tensor, layout.expert)

@@ -5,10 +5,12 @@ from functools import lru_cache
 from typing import Any
 
 from megalm.config import ModelConfig
+from megalm.pipeline.schedule import build_schedule
+from megalm.pipeline.timeline import Costs, timeline
 from megalm.plan.communication import MeshLinks, mesh_links
 from megalm.plan.layout import BYTES, Layout
 from megalm.plan.machine import Machine
-from megalm.plan.memory import _MODELS, _local_parameters, layers_of_stages, model_key
+from megalm.plan.memory import _MODELS, _local_parameters, layers_of_ranks, model_key
 from megalm.plan.roofline import LayerTime, Roofline, ends_time, layer_time, optimizer_time
 
 OVERLAP = 0.9
@@ -55,11 +57,11 @@ PARTS = (
 )  # fmt: skip
 
 
-def step_time(model: ModelConfig, layout: Layout, machine: Machine) -> StepTime:
-    """Seconds of one step of a model under a layout on a machine."""
+def step_time(model: ModelConfig, layout: Layout, machine: Machine, *, exact: bool = True) -> StepTime:
+    """Seconds of one step of a model under a layout on a machine; exact: the pipeline is simulated, action by action."""
     key = model_key(model)
     micro = (layout.tensor, layout.context, layout.expert, layout.sequence, layout.recompute, layout.micro_batch)
-    return _Clock(model, key, layout, machine, _layer(key, micro, layout.dtype, machine_key(machine))).step()
+    return _Clock(model, key, layout, machine, _layer(key, micro, layout.dtype, machine_key(machine)), exact).step()
 
 
 def machine_key(machine: Machine) -> tuple[Any, ...]:
@@ -95,13 +97,15 @@ class _Clock:
         layout: Layout,
         machine: Machine,
         layer: tuple[LayerTime, tuple[float, float], Roofline],
+        exact: bool,
     ) -> None:
+        self.exact = exact
         self.model, self.key, self.layout = model, key, layout
         self.layer, (self.logits_forward, self.logits_backward), self.roofline = layer
         self.links: MeshLinks = mesh_links(layout, machine)
         self.size = BYTES[layout.dtype]
         self.tokens = model.seq_length * layout.micro_batch / layout.context
-        self.layers = max(layers_of_stages(model.num_layers, layout.pipeline))
+        self.layers = max(layers_of_ranks(model, layout))
 
     def step(self) -> StepTime:
         layout, layer, layers = self.layout, self.layer, self.layers
@@ -115,8 +119,7 @@ class _Clock:
         share = layers / self.model.num_layers if layout.pipeline > 1 else 1.0
         gathered, hidden_gather = self._gathered_weights(layers)
         per_batch = layers * (layer.forward + layer.backward) + tensor + context + expert + logits * share + gathered
-        messages = self._messages()
-        bubble = bubble_fraction(layout, layer, batches) * per_batch * batches
+        bubble, messages = self._pipeline(per_batch)
         reduction, hidden_reduction = self._gradient_reduction(per_batch)
         return StepTime(
             matmul=exact * layers * (layer.matmul_forward + layer.matmul_backward),
@@ -127,14 +130,14 @@ class _Clock:
             tensor_communication=exact * tensor,
             context_communication=exact * context,
             expert_communication=exact * expert,
-            pipeline_communication=messages * batches,
+            pipeline_communication=messages,
             data_communication=gathered * batches + reduction,
             bubble=bubble,
             optimizer=self._update(),
             hidden_communication=hidden_gather * batches + hidden_reduction,
         )
 
-    def _held(self, layers: int, first: bool = False, last: bool = False) -> int:
+    def _held(self, layers: int, first: bool = False, last: bool = False) -> float:
         return _local_parameters(self.key, layers, first, last, self.layout.tensor, self.layout.expert)
 
     def _tensor_communication(self) -> float:
@@ -160,12 +163,22 @@ class _Clock:
         sent = self.tokens * moe.top_k * self.model.hidden_size * self.size
         return 4 * self.links.expert.all_to_all(sent)
 
-    def _messages(self) -> float:
-        """Activations and gradients between stages: one each way for each chunk of a micro-batch."""
-        if self.layout.pipeline == 1:
-            return 0.0
+    def _pipeline(self, per_batch: float) -> tuple[float, float]:
+        """(bubble, exposed messages) seconds of a step: from the simulated schedule, or its closed form when that is long."""
+        layout = self.layout
+        if layout.pipeline == 1:
+            return 0.0, 0.0
         stream = self.tokens * self.model.hidden_size * self.size
-        return 2 * self.layout.virtual * self.links.pipeline.send(stream / self.layout.tensor)
+        message = self.links.pipeline.send(stream / layout.tensor)
+        forward = per_batch * self.layer.forward / (self.layer.forward + self.layer.backward)
+        weights = per_batch * 0.5 * self.layer.matmul_backward / (self.layer.forward + self.layer.backward)
+        work = per_batch * layout.micro_batches
+        if self.exact and layout.pipeline * layout.micro_batches * layout.virtual <= SIMULATED:
+            costs = (forward, per_batch - forward - weights, weights)
+            without = makespan(layout.schedule, layout.pipeline, layout.micro_batches, layout.virtual, costs, 0.0)
+            full = makespan(layout.schedule, layout.pipeline, layout.micro_batches, layout.virtual, costs, message)
+            return max(0.0, without - work), full - without
+        return bubble_fraction(layout) * work, 2 * layout.virtual * message * layout.micro_batches
 
     def _gathered_weights(self, layers: int) -> tuple[float, float]:
         """(exposed, hidden) seconds of gathering and reducing fully sharded layers in one micro-batch."""
@@ -216,13 +229,29 @@ class _Clock:
         return optimizer_time(held / split, self.roofline)
 
 
-def bubble_fraction(layout: Layout, layer: LayerTime | None = None, batches: int | None = None) -> float:
-    """Idle time of a stage over its working time, by schedule.
+SIMULATED = 40_000
+"""Longest pipeline (ranks x micro-batches x chunks) that is simulated rather than taken from a closed form."""
+
+
+@lru_cache(maxsize=256)
+def makespan(
+    kind: str, ranks: int, batches: int, chunks: int, costs: tuple[float, float, float], message: float
+) -> float:
+    """Seconds from the first action of a pipeline to the last, simulated; costs of a whole rank's micro-batch."""
+    forward, inputs, weights = (cost / chunks for cost in costs)
+    schedule = build_schedule(kind, ranks, batches, chunks)
+    return timeline(
+        schedule.computation, schedule.placement, batches, Costs(forward, inputs, weights, message)
+    ).makespan
+
+
+def bubble_fraction(layout: Layout) -> float:
+    """Idle time of a stage over its working time, by schedule, in closed form.
 
     Sources: Narayanan et al. 2021 (GPipe and 1F1B (p-1)/m, interleaved (p-1)/(v m)); Qi et al. 2023 (ZB-H1: a third of
-    1F1B's; ZB-V: none once there are 2p micro-batches); DualPipe-V as ZB-V.
+    1F1B's; ZB-V and DualPipe-V: the start-up of the forward passes alone).
     """
-    stages, count = layout.pipeline, batches or layout.micro_batches
+    stages, count = layout.pipeline, layout.micro_batches
     if stages == 1:
         return 0.0
     if layout.schedule in ("gpipe", "1f1b"):
@@ -231,4 +260,4 @@ def bubble_fraction(layout: Layout, layer: LayerTime | None = None, batches: int
         return (stages - 1) / (layout.virtual * count)
     if layout.schedule == "zb-h1":
         return (stages - 1) / (3 * count)
-    return max(0.0, (2 * stages - count) / (2 * stages)) * (stages - 1) / (3 * count)
+    return (stages - 1) / (6 * count)
