@@ -1,6 +1,7 @@
 """`python -m megalm.launch +model=NAME [group=choice] [key=value ...]`: compose -> validate -> plan -> run."""
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -49,26 +50,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def launch(arguments: Sequence[str]) -> int:
     """Everything between the command line and the exit status. Errors: ConfigError."""
-    from megalm.plan.machine import machine_of
-    from megalm.plan.summary import make_plan
+    from megalm.plan.fit import check_fits
+    from megalm.plan.machine import machine_for
+    from megalm.plan.summary import plan
 
     if not model_is_given(arguments):
         raise ConfigError(_choose_a_model())
     config = compose_config(arguments)
     world = find_world(config, os.environ)
     resolve(config, world.size)
+    machine = machine_for(config, world.size)
+    planned = plan(config, machine)
     console = Console(quiet=world.rank != 0, soft_wrap=not sys.stdout.isatty())
-    plan = make_plan(config, machine_of(config))
+    console.print(planned)
     if config.dry_run:
-        return _dry_run(config, plan, console)
-    plan.require_fit()
+        from megalm.dry_run import describe_ranks
+
+        console.print(describe_ranks(config))
+        return 0
+    check_fits(config, machine)
     _check_data(config)
-    console.print(plan.screen())
     folder = run_folder(config)
     if world.rank == 0:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         write_aside(folder / "config.yaml", config_yaml(config))
-        write_aside(folder / "plan.json", plan.json())
+        write_aside(folder / "plan.json", json.dumps(planned.as_dict(), indent=2) + "\n")
     return _start(config, folder, world)
 
 
@@ -98,8 +104,18 @@ def _start(config: Config, folder: Path, world: World) -> int:
 def _choose_a_model() -> str:
     from megalm.plan.machine import this_machine
     from megalm.plan.models import table
+    from megalm.plan.render import gib
 
-    return f"choose a model with +model=NAME.\n\n{table(this_machine())}"
+    machine = this_machine()
+    lines = [f"{'model':<12} {'parameters':>15} {'memory':>11}  fits here"]
+    for row in table(machine):
+        fits = "yes" if row.fits else "no"
+        lines.append(f"{row.name:<12} {row.parameters:>15,} {gib(row.bytes_needed):>11}  {fits}")
+    return (
+        "choose a model with +model=NAME, for example: python -m megalm.launch +model=tiny train.steps=200\n\n"
+        + "\n".join(lines)
+        + f"\n\nmemory: at least, to train on {machine.describe()}"
+    )
 
 
 def _check_data(config: Config) -> None:
@@ -115,15 +131,6 @@ def _check_data(config: Config) -> None:
                 f"the tokenizer {config.data.tokenizer} has {size} tokens, more than model.vocab_size="
                 f"{config.model.vocab_size}: set model.vocab_size={-(-size // 128) * 128}, or tokenize with a smaller one."
             )
-
-
-def _dry_run(config: Config, plan, console: Console) -> int:
-    """Plan, and build every kind of rank on the meta device, where nothing is allocated."""
-    from megalm.dry_run import describe_ranks
-
-    console.print(plan.screen())
-    console.print(describe_ranks(config))
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 
 from megalm.build import DTYPES, build_chunks, local_seq_length, schedule_of
 from megalm.checkpoint import Checkpointer
+from megalm.checkpoint.random_state import random_state, restore_random_state
 from megalm.config import Config
 from megalm.data.loader import Loader
 from megalm.hooks import Hook, Signals
@@ -19,6 +20,7 @@ from megalm.optim.lr import learning_rate
 from megalm.optim.sharded import ShardedOptimizer
 from megalm.parallel.collectives import all_reduce
 from megalm.parallel.mesh import Mesh
+from megalm.parallel.random import seed_ranks
 from megalm.parallel.slices import Box
 from megalm.pipeline.execute import Executor
 from megalm.plan.flops import flops_per_token, hardware_flops_per_token
@@ -46,7 +48,7 @@ class Trainer:
         self.is_writer = mesh.rank == 0
         self.events = EventLog(folder / "events.jsonl", writes=self.is_writer)
 
-        _seed_everything(config.train.seed, config.train.deterministic)
+        _seed_everything(config.train.seed, mesh, config.train.deterministic)
         self.model_chunks = build_chunks(config, mesh)
         self.optimizer = ShardedOptimizer(self.model_chunks, config.optim, config.precision, mesh, config.parallel)
         self.executor = Executor(
@@ -174,7 +176,7 @@ class Trainer:
     def save(self, *, wait: bool = False) -> None:
         """Checkpoint the run as it stands between two steps."""
         if self._saved_step != self.step:
-            self.checkpoints.save(self.step, self.boxes(), self.state_dict(), _random_state())
+            self.checkpoints.save(self.step, self.boxes(), self.state_dict(), random_state())
             self._saved_step = self.step
         if wait:
             self.checkpoints.wait()
@@ -186,7 +188,7 @@ class Trainer:
             self.load_state_dict(state)
             self._saved_step = self.step
             if rank_state:
-                _set_random_state(rank_state)
+                restore_random_state(rank_state)
             self.events.write("resume", step=self.step, tokens=self.tokens)
         elif options.load == "weights":
             assert options.load_path is not None
@@ -230,25 +232,8 @@ class Trainer:
             hook.on_step_end(self, record)
 
 
-def _seed_everything(seed: int, deterministic: bool) -> None:
+def _seed_everything(seed: int, mesh: Mesh, deterministic: bool) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    seed_ranks(seed, mesh)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-
-
-def _random_state() -> dict[str, Any]:
-    """Torch's generators of this rank, as text."""
-    state = {"cpu": torch.get_rng_state().numpy().tobytes().hex()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
-    return state
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    def tensor(text: str) -> torch.Tensor:
-        return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-
-    torch.set_rng_state(tensor(state["cpu"]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensor(state["cuda"]))

@@ -22,7 +22,7 @@ from megalm.observe.report import ReportHook
 from megalm.observe.sample import SampleHook
 from megalm.observe.tensorboard import TensorBoardHook
 from megalm.parallel.mesh import build_mesh
-from megalm.plan.machine import machine_of
+from megalm.plan.machine import machine_for
 from megalm.trainer import Trainer
 from megalm.world import World, device_type
 
@@ -61,10 +61,12 @@ def _run(config: Config, folder: Path, world: World, meeting: Path | None) -> in
     ops.set_backend(config.ops.backend)
     if kind == "cuda":
         torch.cuda.set_device(world.local_rank)
+    else:
+        ops.keep_freed_memory()
     if world.size > 1 or world.external:
         _join(config, world, kind, meeting)
     mesh = build_mesh(config.parallel, kind)
-    trainer = Trainer(config, mesh, folder, peak_flops=machine_of(config).peak(config.precision.dtype))
+    trainer = Trainer(config, mesh, folder, peak_flops=machine_for(config).peak(config.precision.dtype))
     if trainer.is_writer:
         trainer.events.write("start", step=0, **_environment(config, world, kind))
     for hook in _hooks(config, folder, trainer):
@@ -94,16 +96,15 @@ def _join(config: Config, world: World, kind: str, meeting: Path | None) -> None
 
 def _hooks(config: Config, folder: Path, trainer: Trainer) -> list[Hook]:
     """What attaches to the run; only rank 0 speaks and writes."""
+    console = Console(soft_wrap=not sys.stdout.isatty()) if trainer.is_writer else None
     hooks: list[Hook] = [GuardHook(config.guard)]
-    if not trainer.is_writer:
-        return hooks
-    console = Console(soft_wrap=not sys.stdout.isatty())
-    hooks += [MetricsWriter(folder / "metrics.jsonl"), ConsoleHook(console, config.train.log_every)]
-    if config.tracking.tensorboard:
-        hooks.append(TensorBoardHook(folder / "tensorboard"))
+    if console is not None:
+        hooks += [MetricsWriter(folder / "metrics.jsonl"), ConsoleHook(console, config.train.log_every)]
+        if config.tracking.tensorboard:
+            hooks.append(TensorBoardHook(folder / "tensorboard"))
     if config.train.sample and config.train.sample_tokens:
         hooks.append(SampleHook(folder, console))
-    if config.tracking.report:
+    if console is not None and config.tracking.report:
         hooks.append(ReportHook(folder))
     return hooks
 
@@ -126,5 +127,5 @@ def _environment(config: Config, world: World, kind: str) -> dict[str, object]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "device": kind,
         "world_size": world.size,
-        "ops": ops.describe_backend(),
+        "ops": ops.backend(),
     }

@@ -5,12 +5,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megalm.config.errors import ConfigError
@@ -53,6 +54,7 @@ def compose_config(overrides: Sequence[str], *, check: bool = True) -> Config:
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             composed = compose("config", overrides=normal)
+        _refuse_unknown_keys(composed, Config())
         config = OmegaConf.to_object(composed)
     except OverrideParseException as error:
         raise ConfigError(
@@ -96,6 +98,8 @@ def _normalise(override: str, available: dict[str, list[str]]) -> str:
     key, separator, value = override.partition("=")
     if separator and key in ("model", "experiment"):
         override = f"+{override}"
+    if key == "checkpoint.async":  # a word that Python keeps for itself
+        return f"checkpoint.asynchronous={value}"
     if separator and key.lstrip("+") in available and re.fullmatch(r"[\w./-]+", value):
         group, choices = key.lstrip("+"), available[key.lstrip("+")]
         if value not in choices and value != "null":
@@ -125,6 +129,20 @@ def _explain(error: Exception, overrides: Sequence[str], available: dict[str, li
     if key:
         return f"{given or key}: {text}"
     return text
+
+
+def _refuse_unknown_keys(given: DictConfig, known: Any, prefix: str = "") -> None:
+    """`+key=value` adds any key it likes; only those of the dataclasses mean something."""
+    names = [f.name for f in fields(known)]
+    for key in given:
+        if key not in names:
+            raise ConfigError(
+                f"unknown key {prefix + str(key)!r}.{_closest(str(key), names)} "
+                f"Keys of {prefix.rstrip('.') or 'the configuration'}: {', '.join(names)}."
+            )
+        inner = getattr(known, str(key))
+        if is_dataclass(inner) and not OmegaConf.is_missing(given, key):
+            _refuse_unknown_keys(given[key], inner, f"{prefix}{key}.")
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,52 @@
+"""A paragraph that the model writes when its training is done."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from megalm.data.tokenizer import load_tokenizer
+from megalm.evaluate.generate import generate
+from megalm.hooks import Hook
+
+if TYPE_CHECKING:
+    from megalm.trainer import Trainer
+
+
+class SampleHook(Hook):
+    """Writes `sample.txt` and prints it. Attached on every rank, since the tensor ranks write together.
+
+    A model that is cut over pipeline or context ranks, or runs with sequence parallelism, is left to tools.generate,
+    which loads the checkpoint whole.
+    """
+
+    def __init__(self, folder: Path, console: Console | None) -> None:
+        self.folder, self.console = folder, console
+
+    def on_train_end(self, trainer: "Trainer", status: int) -> None:
+        config, mesh = trainer.config, trainer.mesh
+        if status != 0 or config.data.tokenizer is None or mesh.data.rank != 0:
+            return
+        if mesh.pipeline.size > 1 or mesh.context.size > 1 or config.parallel.sequence or len(trainer.model_chunks) > 1:
+            self._print(f"\nto read what it writes: python -m tools.generate {self.folder} --prompt 'The '")
+            return
+        trainer.optimizer.wait_weights()
+        tokenizer = load_tokenizer(config.data.tokenizer)
+        prompt = tokenizer.encode(config.train.sample_prompt)
+        written = generate(
+            trainer.model_chunks[0],
+            prompt,
+            max_tokens=config.train.sample_tokens,
+            temperature=0.7,
+            top_p=0.95,
+            seed=config.train.seed,
+        )
+        text = tokenizer.decode([*prompt, *written])
+        if trainer.is_writer:
+            (self.folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
+        self._print("\nwhat the model writes:\n")
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        if self.console is not None:
+            self.console.print(text, highlight=False, markup=False)

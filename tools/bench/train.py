@@ -1,0 +1,165 @@
+"""Training throughput beside Hugging Face transformers: the same shape, alternating in one run."""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+HELP = "train a 50M-parameter Llama shape in Hugging Face transformers and in megalm, alternating; tokens/s and ratio"
+
+SHAPE = {
+    "num_layers": 8,
+    "hidden_size": 512,
+    "num_heads": 8,
+    "ffn_hidden_size": 1408,
+    "vocab_size": 32000,
+    "seq_length": 512,
+}
+MICRO_BATCH = 4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=6, help="rounds of one measurement each (default 6)")
+    parser.add_argument("--steps", type=int, default=2, help="training steps in one measurement (default 2)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16"), default="fp32", help="weights and activations (default fp32)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(args.threads)
+    steps: dict[str, Callable[[], float]] = {
+        "transformers": _peer_step(device, args.dtype),
+        "megalm": _our_step(device, args.dtype),
+    }
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    losses: dict[str, float] = {name: step() for name, step in steps.items()}  # warm-up
+    for _ in range(args.rounds):
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            for _ in range(args.steps):
+                losses[name] = step()
+            times[name].append((time.perf_counter() - begun) / args.steps)
+    tokens = MICRO_BATCH * SHAPE["seq_length"]
+    ratios = [peer / ours for peer, ours in zip(times["transformers"], times["megalm"], strict=True)]
+    result = {
+        "shape": SHAPE | {"micro_batch_size": MICRO_BATCH, "dtype": args.dtype},
+        "device": device,
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "tokens_per_second": {name: tokens / median(values) for name, values in times.items()},
+        "tokens_per_second_best": {name: tokens / min(values) for name, values in times.items()},
+        "ratio": median(ratios),
+        "ratio_lowest": min(ratios),
+        "ratio_highest": max(ratios),
+        "last_loss": losses,
+    }
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if args.json:
+        print(json.dumps(result))
+        return 0
+    print(f"{device}, {args.threads} threads, {args.dtype}; {args.rounds} rounds of {args.steps} steps, alternating")
+    print(f"{'':<14} {'tokens/s':>10} {'best':>10} {'last loss':>10}")
+    for name in steps:
+        median_rate, best = result["tokens_per_second"][name], result["tokens_per_second_best"][name]
+        print(f"{name:<14} {median_rate:>10,.0f} {best:>10,.0f} {losses[name]:>10.4f}")
+    print(f"megalm / transformers: {result['ratio']:.3f} (median of rounds; {min(ratios):.3f} to {max(ratios):.3f})")
+    return 0
+
+
+def _batches(device: str):
+    """The same random tokens for both."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(SHAPE["vocab_size"], (MICRO_BATCH, SHAPE["seq_length"] + 1), generator=generator)
+    return tokens.to(device)
+
+
+def _peer_step(device: str, dtype: str) -> Callable[[], float]:
+    """LlamaForCausalLM with torch's fused AdamW and clipping; bf16 by autocast with fp32 weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=SHAPE["hidden_size"],
+            intermediate_size=SHAPE["ffn_hidden_size"],
+            num_hidden_layers=SHAPE["num_layers"],
+            num_attention_heads=SHAPE["num_heads"],
+            num_key_value_heads=SHAPE["num_heads"],
+            vocab_size=SHAPE["vocab_size"],
+            max_position_embeddings=SHAPE["seq_length"],
+            attn_implementation="sdpa",
+            use_cache=False,
+        )
+    ).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    tokens = _batches(device)
+    inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def step() -> float:
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16"):
+            logits = model(input_ids=inputs).logits
+        loss = torch.nn.functional.cross_entropy(logits.view(-1, SHAPE["vocab_size"]).float(), labels.view(-1))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def _our_step(device: str, dtype: str) -> Callable[[], float]:
+    """The trainer's own pieces: model, executor, sharded optimizer, one statistics message, clipping."""
+    import torch
+
+    from megalm.build import build_chunks, schedule_of
+    from megalm.config import Config, ModelConfig
+    from megalm.data.batch import Batch
+    from megalm.optim.sharded import ShardedOptimizer
+    from megalm.parallel.mesh import Mesh
+    from megalm.pipeline.execute import Executor
+
+    config = Config(model=ModelConfig(name="bench", **SHAPE))
+    config.model.fill_in()
+    config.train.global_batch_size = config.train.micro_batch_size = MICRO_BATCH
+    config.precision.dtype = dtype
+    mesh = Mesh.single(device)
+    chunks = build_chunks(config, mesh)
+    optimizer = ShardedOptimizer(chunks, config.optim, config.precision, mesh, config.parallel)
+    executor = Executor(
+        chunks,
+        schedule_of(config),
+        mesh.pipeline,
+        micro_batch_size=MICRO_BATCH,
+        seq_length=SHAPE["seq_length"],
+        hidden_size=SHAPE["hidden_size"],
+        device=device,
+    )
+    tokens = _batches(device)
+    batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+    count = batch.tokens.numel()
+
+    def step() -> float:
+        optimizer.begin_step(1)
+        reports = executor.run([batch], scale=1.0 / count)
+        optimizer.finish_gradients()
+        norm, _, extra = optimizer.statistics(extra=reports[0])
+        grad_norm, loss_sum = torch.stack([norm, extra[0]]).tolist()
+        optimizer.step(1e-4, grad_scale=min(1.0, 1.0 / (grad_norm + 1e-6)))
+        return loss_sum / count
+
+    return step
