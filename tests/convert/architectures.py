@@ -75,7 +75,7 @@ BUILDERS: dict[str, Callable] = {
         use_parallel_residual=False, rope_parameters=dict(rope_theta=2000.0, partial_rotary_factor=1.0)
     ),
     "mpt": _mpt,
-    "mpt-six-heads": lambda: _mpt(d_model=48, n_heads=6, attn_config=dict(clip_qkv=0.3, alibi_bias_max=16)),
+    "mpt-six-heads": lambda: _mpt(d_model=48, n_heads=6, attn_config=dict(clip_qkv=0.3)),
 }
 NAMES = list(BUILDERS)
 

@@ -168,6 +168,26 @@ def test_interleaved_rotary_rows_are_reordered_on_export(tmp_path):
     )
 
 
+def test_slopes_that_transformers_would_ignore_are_not_exported():
+    """transformers' MPT reads alibi_bias_max and does not use it."""
+    model = ModelConfig(
+        num_layers=1,
+        hidden_size=16,
+        num_heads=2,
+        vocab_size=8,
+        seq_length=8,
+        norm="layernorm",
+        activation="gelu",
+        position="alibi",
+        tie_embeddings=True,
+    )
+    model.fill_in()
+    assert choose_architecture(model).model_type == "mpt"
+    model.alibi_max_bias = 16.0
+    with pytest.raises(ConfigError, match="mpt cannot express model.alibi_max_bias=16.0"):
+        choose_architecture(model)
+
+
 def test_models_no_architecture_can_express():
     model = ModelConfig(num_layers=1, hidden_size=16, num_heads=2, vocab_size=8, seq_length=8, embedding_norm=True)
     model.fill_in()

@@ -343,7 +343,6 @@ def _read_mpt(json: Json) -> ModelConfig:
 
 
 def _write_mpt(model: ModelConfig) -> Json:
-    max_bias = model.alibi_max_bias
     return {
         "vocab_size": model.vocab_size,
         "d_model": model.hidden_size,
@@ -358,7 +357,7 @@ def _write_mpt(model: ModelConfig) -> Json:
         "learned_pos_emb": False,
         "attn_config": {
             "alibi": True,
-            "alibi_bias_max": int(max_bias) if max_bias == int(max_bias) else max_bias,
+            "alibi_bias_max": 8,  # transformers' MPT computes with 8 whatever stands here
             "attn_impl": "torch",
             "clip_qkv": model.clip_qkv,
             "qk_ln": False,

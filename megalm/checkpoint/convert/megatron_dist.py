@@ -1,0 +1,269 @@
+"""Megatron-LM's `torch_dist` checkpoints, in both directions.
+
+They are torch.distributed.checkpoint folders whose keys do not depend on the layout: names as with Transformer
+Engine, the layers stacked on a first axis, tensors whole (all gate rows, then all up rows). Beside the weights lie
+arguments (`common.pt`, or since newer versions the object `common_state/shard_0_1`) and the optimizer's state, which
+stays behind.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import re
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megalm.checkpoint.convert import megatron_names, restricted
+from megalm.checkpoint.convert.huggingface import read_json
+from megalm.checkpoint.convert.megatron_args import read_args, write_args
+from megalm.checkpoint.convert.megatron_legacy import TRACKER
+from megalm.checkpoint.convert.megatron_names import EMBEDDING, OUTPUT, canonical, padded_vocabulary, spell
+from megalm.checkpoint.convert.source import RuleReader, Source, check_none_left, check_shapes
+from megalm.config.errors import ConfigError
+
+COMMON_FILE = "common.pt"
+COMMON_OBJECT = "common_state/shard_0_1"
+_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
+# Not weights: what only Megatron's own trainer reads.
+_OTHER_STATE = re.compile(r"^(optimizer|rng_state|rerun_state_machine|opt_param_scheduler|common_state)")
+
+
+def is_torch_dist(folder: Path) -> bool:
+    """Whether the folder is one iteration of a torch_dist checkpoint."""
+    return (folder / ".metadata").is_file() and (folder / "metadata.json").is_file()
+
+
+class DistributedFiles:
+    """The weights of a torch_dist folder under plain names, layer by layer, although the layers are stored stacked."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        backend = read_json(folder / "metadata.json")
+        if backend.get("sharded_backend") != "torch_dist":
+            found = backend.get("sharded_backend")
+            raise ConfigError(
+                f"{folder}/metadata.json: sharded_backend={found!r} is not supported; supported: 'torch_dist'"
+            )
+        metadata = restricted.load_metadata(folder / ".metadata")
+        self._stored: dict[str, TensorStorageMetadata] = {}
+        self._places: dict[tuple[str, tuple[int, ...]], _StorageInfo] = {}
+        self._objects: dict[str, _StorageInfo] = {}
+        for index, place in metadata.storage_data.items():
+            if index.offset is None:
+                self._objects[index.fqn] = place
+            else:
+                self._places[index.fqn, tuple(index.offset)] = place
+        self.recomputed: list[str] = []
+        self.other_state: list[str] = []
+        # plain name -> (stored key, layer or None where the key is not a stack)
+        self._origin: dict[str, tuple[str, int | None]] = {}
+        for key, entry in metadata.state_dict_metadata.items():
+            if _OTHER_STATE.match(key):
+                self.other_state.append(key)
+            elif megatron_names.RECOMPUTED.search(key.split("/")[0]):
+                self.recomputed.append(key)
+            elif isinstance(entry, TensorStorageMetadata):
+                self._stored[key] = entry
+                self._add(key, entry)
+            else:
+                raise ConfigError(f"{folder}: {key} is an object, not a tensor, and no object is known under this name")
+        common = self._common()
+        if not isinstance(common, dict) or not isinstance(common.get("args"), Namespace):
+            raise ConfigError(
+                f"{folder}: no training arguments in {COMMON_FILE} or {COMMON_OBJECT}; it is not Megatron-LM's"
+            )
+        self.args: Namespace = common["args"]
+        self.iteration = int(common.get("iteration", 0) or 0)
+
+    def _add(self, key: str, entry: TensorStorageMetadata) -> None:
+        name = re.sub(r"^(module\.|model\.)+", "", key)
+        stacked = name.startswith("decoder.layers.") and not _LAYER.match(name)
+        if not stacked:
+            self._origin[canonical(name)] = (key, None)
+            return
+        for layer in range(entry.size[0]):
+            numbered = canonical(f"decoder.layers.{layer}.{name.removeprefix('decoder.layers.')}")
+            self._origin[numbered] = (key, layer)
+
+    def _common(self) -> Any:
+        if (self.folder / COMMON_FILE).is_file():
+            return restricted.load(self.folder / COMMON_FILE)
+        place = self._objects.get(COMMON_OBJECT)
+        return restricted.load(io.BytesIO(self._bytes(place))) if place else None
+
+    def _bytes(self, place: _StorageInfo) -> bytes:
+        file = self.folder / Path(place.relative_path).name
+        try:
+            with open(file, "rb") as stream:
+                stream.seek(place.offset)
+                data = stream.read(place.length)
+        except OSError as error:
+            raise ConfigError(f"{file}: {error.strerror}; copy the whole checkpoint") from None
+        if len(data) != place.length:
+            raise ConfigError(f"{file}: ends early; it is truncated, copy it again")
+        return data
+
+    def names(self) -> list[str]:
+        return list(self._origin)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        key, layer = self._origin[name]
+        size = tuple(self._stored[key].size)
+        return size if layer is None else size[1:]
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._stored[self._origin[name][0]].properties.dtype
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, from those stored chunks that hold a part of it."""
+        key, layer = self._origin[name]
+        size = list(self._stored[key].size)
+        begin, end = [0] * len(size), list(size)
+        if layer is not None:
+            begin[0], end[0] = layer, layer + 1
+        result = torch.empty([e - b for b, e in zip(begin, end, strict=True)], dtype=self.dtype(name))
+        filled = 0
+        for chunk in self._stored[key].chunks:
+            first = [max(b, o) for b, o in zip(begin, chunk.offsets, strict=True)]
+            last = [min(e, o + s) for e, o, s in zip(end, chunk.offsets, chunk.sizes, strict=True)]
+            if any(a >= b for a, b in zip(first, last, strict=True)):
+                continue
+            part = self._chunk(key, chunk)
+            target = result
+            for dim, (a, b) in enumerate(zip(first, last, strict=True)):
+                target = target.narrow(dim, a - begin[dim], b - a)
+                part = part.narrow(dim, a - chunk.offsets[dim], b - a)
+            target.copy_(part)
+            filled += target.numel()
+        if filled != result.numel():
+            raise ConfigError(f"{self.folder}: only {filled} of the {result.numel()} elements of {name} are there")
+        return result if layer is None else result[0]
+
+    def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
+        place = self._places.get((key, tuple(chunk.offsets)))
+        if place is None:
+            raise ConfigError(f"{self.folder}/.metadata: says nothing of where {key} at {tuple(chunk.offsets)} lies")
+        tensor = restricted.load(io.BytesIO(self._bytes(place)))
+        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != tuple(chunk.sizes):
+            raise ConfigError(
+                f"{self.folder}: {key} at {tuple(chunk.offsets)} is not a tensor of shape {tuple(chunk.sizes)}"
+            )
+        return tensor
+
+
+def open_dist(folder: Path, vocab_size: int | None = None) -> Source:
+    """An iteration's torch_dist folder as a Source."""
+    files = DistributedFiles(folder)
+    model = read_args(files.args, vocab_size)
+    # The rows of a stored embedding follow the layout that it was first saved on.
+    rows = files.shape(EMBEDDING)[0] if EMBEDDING in files.names() else files.args.padded_vocab_size
+    table = megatron_names.rules(model, tensor=1, padded_vocab_size=rows)
+    check_shapes(folder, files, {rule.foreign: rule.shape for rule in table})
+    ignored = dict.fromkeys(files.recomputed, "follows from the configuration")
+    ignored |= dict.fromkeys(files.other_state, "is not a weight")
+    left = set(files.names()) - {rule.foreign for rule in table}
+    if model.tie_embeddings and OUTPUT in left:
+        if not torch.equal(files.read(OUTPUT), files.read(EMBEDDING)):
+            raise ConfigError(f"{folder}: {OUTPUT} differs from {EMBEDDING} although the arguments tie them")
+        ignored[OUTPUT] = f"is {EMBEDDING} again"
+        left.remove(OUTPUT)
+    check_none_left(folder, sorted(left))
+    return Source(
+        path=folder,
+        format="megatron",
+        model=model,
+        weights=RuleReader(files, table),
+        foreign_count=len(files.names()) + len(files.recomputed) + len(files.other_state),
+        ignored=ignored,
+        step=files.iteration,
+    )
+
+
+def write_dist(
+    source: Source,
+    folder: Path,
+    *,
+    spelling: str = "te",
+    pad_vocabulary: int = 128,
+    dtype: torch.dtype | None = None,
+    progress: Any = lambda name, size: None,
+) -> int:
+    """Writes a torch_dist folder, tensor by tensor. Returns the number of tensors, a layer's each counted.
+
+    Megatron loads it on any layout; `pad_vocabulary` should be its --make-vocab-size-divisible-by times tensor ranks.
+    """
+    if spelling not in ("te", "plain"):
+        raise ConfigError(f"names {spelling!r} are older than torch_dist; allowed: te, plain")
+    model = source.model
+    padded = padded_vocabulary(model.vocab_size, pad_vocabulary, 1)
+    args = write_args(model, tensor=1, pipeline=1, virtual=1, padded_vocab_size=padded)
+    table = megatron_names.rules(model, tensor=1, padded_vocab_size=padded)
+    check_none_left(
+        source.path, sorted(set(source.weights.names()) - {part.name for rule in table for part in rule.parts})
+    )
+    target = folder / (f"iter_{source.step:07d}" if source.step else "release")
+    target.mkdir(parents=True, exist_ok=True)
+    entries: dict[str, TensorStorageMetadata] = {}
+    places: dict[MetadataIndex, _StorageInfo] = {}
+    with open(target / "__0_0.distcp", "wb") as stream:
+        for rule in table:
+            tensor = rule.join([source.weights.read(part.name) for part in rule.parts])
+            tensor = tensor.to(dtype or tensor.dtype)
+            _write_chunk(stream, entries, places, spell(rule.foreign, spelling), tensor, model.num_layers)
+            progress(rule.foreign, tensor.nbytes)
+        stream.flush()
+        os.fsync(stream.fileno())
+    torch.save({"args": args, "checkpoint_version": 3.0, "iteration": source.step}, target / COMMON_FILE)
+    backend = {
+        "sharded_backend": "torch_dist",
+        "sharded_backend_version": 1,
+        "common_backend": "torch",
+        "common_backend_version": 1,
+    }
+    (target / "metadata.json").write_text(json.dumps(backend))
+    with open(target / ".metadata", "wb") as stream:
+        pickle.dump(Metadata(state_dict_metadata=dict(entries), storage_data=places), stream)
+    (folder / TRACKER).write_text(f"{source.step}" if source.step else "release")
+    return len(table)
+
+
+def _write_chunk(
+    stream: IO[bytes],
+    entries: dict[str, TensorStorageMetadata],
+    places: dict[MetadataIndex, _StorageInfo],
+    name: str,
+    tensor: Tensor,
+    num_layers: int,
+) -> None:
+    """Appends one tensor, a layer's one as its row of the stack over the layers."""
+    offsets: Sequence[int] = [0] * tensor.dim()
+    size: Sequence[int] = tensor.shape
+    match = _LAYER.match(name)
+    if match:
+        name = f"decoder.layers.{name[match.end() :]}"
+        offsets, size = [int(match[1]), *offsets], [num_layers, *size]
+        tensor = tensor.unsqueeze(0)
+    if name not in entries:
+        entries[name] = TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(size), [])
+    entries[name].chunks.append(ChunkStorageMetadata(torch.Size(offsets), tensor.shape))
+    data = io.BytesIO()
+    torch.save(tensor.clone(), data)
+    index = MetadataIndex(name, offsets, len(entries[name].chunks) - 1)
+    places[index] = _StorageInfo("__0_0.distcp", stream.tell(), data.tell())
+    stream.write(data.getbuffer())

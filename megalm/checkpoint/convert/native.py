@@ -1,0 +1,172 @@
+"""megalm's own run folders and checkpoints as the source or target of a conversion."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megalm.checkpoint.boxes import Region, cut, dtype_of
+from megalm.checkpoint.convert.huggingface import TOKENIZER_FILES, read_json
+from megalm.checkpoint.convert.source import Source
+from megalm.checkpoint.convert.weights import WeightReader
+from megalm.checkpoint.manifest import checksum
+from megalm.checkpoint.planner import CHUNK_BYTES, write_item
+from megalm.checkpoint.ranks import SingleRank
+from megalm.checkpoint.reader import CheckpointReader
+from megalm.checkpoint.save import SaveRequest, json_bytes, write_and_commit
+from megalm.checkpoint.staging import StagedChunk
+from megalm.config import Config, ModelConfig
+from megalm.config.compose import config_yaml, load_config
+from megalm.config.errors import ConfigError
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.yaml"
+ORIGIN = "huggingface"
+"""Sub-folder that keeps the config.json and tokenizer files that a model came with."""
+OVERRIDES = "model.overrides"
+
+
+class CheckpointWeights:
+    """The weights of a checkpoint, each stored piece compared with its checksum as it is read."""
+
+    def __init__(self, reader: CheckpointReader):
+        self._reader = reader
+        self._tensors = reader.manifest.tensors
+
+    def names(self) -> list[str]:
+        return self._reader.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return dtype_of(self._tensors[name].dtype)
+
+    def read(self, name: str) -> Tensor:
+        return self._reader.tensor(name)
+
+
+def find_config(path: Path) -> Path:
+    """The config.yaml of the run that a run's folder, its checkpoints or one of them belongs to."""
+    path = path.absolute()
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / CONFIG).is_file():
+            return folder / CONFIG
+    raise ConfigError(f"{path}: no config.yaml here or above; give the folder of a run (runs/NAME)")
+
+
+def open_native(path: Path) -> Source:
+    """A run's folder (its newest good checkpoint), or one of its checkpoints, as a Source."""
+    config_file = find_config(path)
+    config = load_config(config_file)
+    weights = CheckpointWeights(reader := CheckpointReader(path))
+    kept = config_file.parent / ORIGIN
+    files = [kept / name for name in TOKENIZER_FILES if (kept / name).is_file()]
+    if not any(file.name.startswith("tokenizer") for file in files):
+        files += tokenizer_files(config)
+    return Source(
+        path=reader.path,
+        format="megalm",
+        model=config.model,
+        weights=weights,
+        foreign_count=len(weights.names()),
+        files=files,
+        config_json=read_json(kept / "config.json") if (kept / "config.json").is_file() else None,
+        step=reader.step,
+    )
+
+
+def tokenizer_files(config: Config) -> list[Path]:
+    """The run's tokenizer, where it is one that `transformers` can load too."""
+    path = Path(config.data.tokenizer) if config.data.tokenizer else None
+    return [path] if path is not None and path.is_file() and path.suffix in (".json", ".model") else []
+
+
+def write_native(
+    source: Source, folder: Path, *, dtype: torch.dtype | None = None, progress: Any = lambda name, size: None
+) -> int:
+    """Writes a run's folder with one checkpoint of the source's step, tensor by tensor. Returns the number of tensors.
+
+    Training starts from it with `checkpoint.load=weights checkpoint.load_path=FOLDER/checkpoints`; `model.overrides` has the
+    model's settings as the launcher takes them.
+    """
+    names = source.weights.names()
+    pieces = _Pieces(source.weights, names, dtype, progress)
+    state = {"step": source.step, "tokens": 0, "converted_from": source.format}
+    request = SaveRequest(
+        step=source.step,
+        folder=folder / CHECKPOINTS,
+        chunks=pieces,  # type: ignore[arg-type]
+        state=json_bytes(state, "the state"),
+        rank_state=None,
+        layout={},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_and_commit(request, SingleRank())
+    config = Config(model=source.model)
+    config.run.name, config.run.dir = folder.name, str(folder.parent)
+    if source.config_json is not None or source.files:
+        kept = folder / ORIGIN
+        kept.mkdir(exist_ok=True)
+        if source.config_json is not None:
+            (kept / "config.json").write_text(json.dumps(source.config_json, indent=2) + "\n")
+        for file in source.files:
+            shutil.copyfile(file, kept / file.name)
+        tokenizer = next(
+            (kept / name for name in ("tokenizer.json", "tokenizer.model") if (kept / name).is_file()), None
+        )
+        if tokenizer is not None:
+            config.data.tokenizer = str(tokenizer)
+    (folder / CONFIG).write_text(config_yaml(config))
+    (folder / OVERRIDES).write_text(" ".join(overrides(source.model)) + "\n")
+    return len(names)
+
+
+class _Pieces:
+    """The pieces of a save, made one after the other as they are asked for: one tensor is in memory at a time."""
+
+    def __init__(self, weights: WeightReader, names: list[str], dtype: torch.dtype | None, progress: Any):
+        self.weights, self.names, self.dtype, self.progress = weights, names, dtype, progress
+
+    def __iter__(self) -> Iterator[StagedChunk]:
+        for name in self.names:
+            tensor = self.weights.read(name)
+            tensor = tensor.to(self.dtype or tensor.dtype)
+            whole = Region((0,) * tensor.dim(), tuple(tensor.shape))
+            for region in cut(whole, CHUNK_BYTES // tensor.dtype.itemsize):
+                part = tensor
+                for dim, (start, size) in enumerate(zip(region.offset, region.shape, strict=True)):
+                    part = part.narrow(dim, start, size)
+                values = part.contiguous().reshape(-1).view(torch.uint8).numpy()
+                yield StagedChunk(write_item(name, tensor.shape, tensor.dtype, region), values, checksum(values.data))
+            self.progress(name, tensor.nbytes)
+
+
+def overrides(model: ModelConfig) -> list[str]:
+    """The model as `key=value` arguments of the launcher: those that differ from the defaults, and the required ones."""
+    given: list[str] = []
+
+    def walk(values: Any, defaults: Any, prefix: str) -> None:
+        for field in dataclasses.fields(values):
+            value = getattr(values, field.name)
+            default = getattr(defaults, field.name)
+            if dataclasses.is_dataclass(value):
+                walk(value, default, f"{prefix}.{field.name}")
+            elif value != default:
+                given.append(f"{prefix}.{field.name}={_literal(value)}")
+
+    walk(model, ModelConfig(), "model")
+    return given
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
