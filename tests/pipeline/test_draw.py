@@ -27,7 +27,7 @@ def test_the_picture_is_the_papers():
     ]
     assert picture("zb-v", 2, 1, unicode=False) == [
         "rank 0 F0a .   .   F0b I0b W0b .   .   I0a W0a",
-        "rank 1 .   F0a F0b .   .   I0b I0a W0b W0a .",
+        "rank 1 .   F0a F0b .   .   I0b W0b I0a W0a .",
     ]
 
 
