@@ -1,0 +1,91 @@
+"""The grid of ranks."""
+
+import itertools
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megalm.config import ConfigError, ParallelConfig
+from megalm.parallel.collectives import all_reduce
+from megalm.parallel.mesh import Mesh, build_mesh
+from tests.distributed import run_ranks
+
+AXES = ("data", "context", "tensor", "pipeline", "expert", "data_context", "expert_data", "pipeline_ends", "world")
+
+
+def describe(layout):
+    mesh = build_mesh(ParallelConfig(**layout))
+    found = {}
+    for name in AXES:
+        axis = getattr(mesh, name)
+        total = all_reduce(torch.tensor([1 << mesh.rank]), axis)
+        found[name] = (axis.size, axis.rank, axis.ranks, int(total), axis.group is None)
+    return mesh.rank, mesh.world_size, found
+
+
+def test_tensor_is_fastest_and_pipeline_slowest():
+    for rank, world_size, axes in run_ranks(8, describe, dict(tensor=2, context=2, pipeline=2)):
+        assert world_size == 8
+        tensor, context, pipeline = rank % 2, rank // 2 % 2, rank // 4
+        assert [axes[n][1] for n in ("tensor", "context", "pipeline", "data")] == [tensor, context, pipeline, 0]
+        assert axes["tensor"][2] == (rank - tensor, rank - tensor + 1)
+        assert axes["context"][2] == (rank - 2 * context, rank - 2 * context + 2)
+        assert axes["pipeline"][2] == axes["pipeline_ends"][2] == (rank % 4, rank % 4 + 4)
+        assert axes["data_context"][2] == axes["context"][2]
+        assert axes["data"][0] == 1 and axes["data"][4]
+        for _, _, ranks, total, _ in axes.values():  # messages reach exactly the ranks of the axis
+            assert total == sum(1 << r for r in ranks)
+
+
+def test_expert_ranks_are_neighbours_within_data():
+    for rank, _, axes in run_ranks(8, describe, dict(tensor=2, expert=2)):
+        data = rank // 2
+        assert axes["data"][:2] == (4, data)
+        assert axes["expert"][1] == data % 2 and axes["expert_data"][1] == data // 2
+        assert axes["expert"][2] == tuple(rank % 2 + 2 * d for d in (data - data % 2, data - data % 2 + 1))
+        assert axes["expert_data"][2] == tuple(rank % 2 + 2 * d for d in (data % 2, data % 2 + 2))
+
+
+def middle_stage(pipeline):
+    mesh = build_mesh(ParallelConfig(pipeline=pipeline))
+    return mesh.pipeline_ends.size, mesh.pipeline_ends.rank
+
+
+def test_only_the_ends_of_a_pipeline_are_pipeline_ends():
+    assert run_ranks(4, middle_stage, 4) == [(2, 0), (1, 0), (1, 0), (2, 1)]
+
+
+def blocks():
+    tensor = build_mesh(ParallelConfig(tensor=4)).tensor
+    block = tensor.block(2)
+    total = all_reduce(torch.tensor([dist.get_rank()]), block)
+    return block.ranks, int(total), tensor.block(4) is tensor, tensor.block(1).size
+
+
+def test_blocks_of_the_tensor_axis():
+    for rank, found in enumerate(run_ranks(4, blocks)):
+        low = rank - rank % 2
+        assert found == ((low, low + 1), 2 * low + 1, True, 1)
+
+
+def test_one_process_needs_no_process_group():
+    assert not dist.is_initialized()
+    for mesh in (Mesh.single("cpu"), build_mesh(ParallelConfig())):
+        assert mesh.world_size == 1
+        for name, other in itertools.combinations(AXES, 2):
+            assert getattr(mesh, name).size == getattr(mesh, other).size == 1
+    with pytest.raises(ConfigError, match="needs a process group"):
+        build_mesh(ParallelConfig(tensor=2))
+
+
+def refused(layout):
+    try:
+        build_mesh(ParallelConfig(**layout))
+    except ConfigError as error:
+        return str(error)
+
+
+def test_layouts_that_do_not_fit_the_world_are_refused():
+    assert "4 ranks cannot be split into tensor=3" in run_ranks(4, refused, dict(tensor=3))[0]
+    assert "parallel.expert=3 must divide the data axis" in run_ranks(4, refused, dict(expert=3))[0]
