@@ -164,15 +164,20 @@ def check_guard(guard: GuardConfig) -> None:
         for name in ("budget", "within", "in_a_row", "steps", "rewarm_steps"):
             value = getattr(rung, name)
             if value < 0:
-                raise ConfigError(f"{where}.{name}={value} (action {rung.action}): must not be negative; 0 turns it off.")
+                raise ConfigError(
+                    f"{where}.{name}={value} (action {rung.action}): must not be negative; 0 turns it off."
+                )
         if not 0 < rung.lr_scale <= 1:
             raise ConfigError(f"{where}.lr_scale={rung.lr_scale}: must be above 0 and at most 1.")
         if rung.action == "lower_lr" and rung.lr_scale == 1:
             raise ConfigError(f"{where}: lower_lr needs lr_scale below 1, for example lr_scale: 0.7.")
-    if guard.snapshot_lags != sorted(set(guard.snapshot_lags)) or any(lag <= 0 for lag in guard.snapshot_lags):
-        raise ConfigError(f"guard.snapshot_lags={list(guard.snapshot_lags)}: positive numbers of steps, each larger than the one before.")
-    if any(b % a for a, b in zip(guard.snapshot_lags, guard.snapshot_lags[1:], strict=False)):
-        raise ConfigError(f"guard.snapshot_lags={list(guard.snapshot_lags)}: each must be a multiple of the one before, as in [16, 64, 256].")
+    lags = list(guard.snapshot_lags)
+    if lags != sorted(set(lags)) or any(lag <= 0 for lag in lags):
+        raise ConfigError(f"guard.snapshot_lags={lags}: positive numbers of steps, each larger than the one before.")
+    if any(b % a for a, b in zip(lags, lags[1:], strict=False)):
+        raise ConfigError(
+            f"guard.snapshot_lags={lags}: each must be a multiple of the one before, as in [16, 64, 256]."
+        )
     for name in ("margin", "probe_sequences", "replica_check_every", "recurrence", "skip_before", "skip_after"):
         if getattr(guard, name) < 0:
             raise ConfigError(f"guard.{name}={getattr(guard, name)}: must not be negative.")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -157,6 +158,7 @@ class SpikeDetector:
         self.run_onset = -1
         self.below = 0
         self.nonfinite = 0
+        self.onset_nonfinite = -1
         self.raised = False
         self.settled: list[float] = []
         self.held: list[list[float]] = []
@@ -186,9 +188,14 @@ class SpikeDetector:
         excess = x - m
         z = excess / (above if excess > 0 else below)
         gated = (z > c.gate and excess > c.gate_excess) or (z < -c.gate and excess < -c.fall)
-        observed = dict(z=z, gradient_z=gradient_z, excess=excess, expected=math.exp(m))
+        observed: dict[str, Any] = {
+            "z": z,
+            "gradient_z": gradient_z,
+            "excess": excess,
+            "expected": math.exp(m),
+        }
         if self.raised:
-            return self._wait_out(step, clock, x, z, gated, observed)
+            return self._wait_out(step, clock, x, z, observed)
         shift = self._accumulate(step, z, excess) or self._fallen(x, z)
         if shift:
             onset, slow = self.onset, self.length > 10 and self.excesses[0] < 0.5 * max(self.excesses)
@@ -246,7 +253,7 @@ class SpikeDetector:
         self.below = self.below + 1 if z < -c.gate and x < self.lowest - c.fall else 0
         return self.below >= c.persistence
 
-    def _wait_out(self, step: int, clock: float, x: float, z: float, gated: bool, observed: dict) -> Observation:
+    def _wait_out(self, step: int, clock: float, x: float, z: float, observed: dict[str, Any]) -> Observation:
         """After an alarm: either the old level comes back (as a rollback makes it), or the new one becomes the baseline."""
         c = self.config
         self.held.append([clock, x])
@@ -294,9 +301,9 @@ class SpikeDetector:
         self.recent, self.excesses = [], []
 
     _SCALARS = (
-        "lowest sum total recent excesses onset length frozen run calm run_onset below nonfinite onset_nonfinite raised settled held".split()
+        *("lowest", "sum", "total", "recent", "excesses", "onset", "length", "frozen", "run", "calm", "run_onset"),
+        *("below", "nonfinite", "onset_nonfinite", "raised", "settled", "held"),
     )
-    onset_nonfinite = -1
 
     def state_dict(self) -> dict:
         """JSON-able; about 5 KB with full windows."""
@@ -310,4 +317,3 @@ class SpikeDetector:
         self.lowest = math.inf if state["lowest"] is None else state["lowest"]
         self.loss.load_state_dict(state["loss"])
         self.gradient.load_state_dict(state["gradient"])
-

@@ -1,0 +1,29 @@
+"""What prevents loss spikes: changes of the configuration that others report to have worked, with their sources."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def advice(config: Any) -> list[str]:
+    """The changes that this configuration has not made yet."""
+    model, optim = config.model, config.optim
+    hints = []
+    if not model.qk_norm:
+        hints.append(
+            "model.qk_norm=true: normalise queries and keys, so that attention logits cannot grow "
+            "(Dehghani et al. 2023, arXiv:2302.05442; Wortsman et al. 2023, arXiv:2309.14322)"
+        )
+    if not model.z_loss:
+        hints.append("model.z_loss=1e-4: keep the output logits from drifting (PaLM, arXiv:2204.02311, sec. 5)")
+    if not model.embedding_norm:
+        hints.append("model.embedding_norm=true: normalise the embeddings (BLOOM, arXiv:2211.05100, sec. 3.2)")
+    if optim.clip_grad_norm == 0 or optim.clip_grad_norm > 1:
+        hints.append("optim.clip_grad_norm=1.0, or lower: GPT-3 and OPT clip at 1.0, Marin at 0.2")
+    if len(optim.betas) == 2 and optim.betas[1] > 0.95:
+        hints.append(
+            f"optim.betas=[{optim.betas[0]:g},0.95]: a second moment that forgets {optim.betas[1]:g} too slowly lags "
+            "behind growing gradients (OPT, arXiv:2205.01068; Wortsman et al. 2023, arXiv:2304.13013)"
+        )
+    hints.append(f"optim.lr={optim.lr * 0.5:g}: half of this run's, or a longer optim.warmup_steps")
+    return hints

@@ -1,0 +1,330 @@
+"""The guard at work: it sees each step before its update, asks the probe, decides by the policy, and repairs.
+
+    on_gradients   detector -> (odd?) probe -> verdict -> decision, written to events.jsonl -> update or not
+    on_step_end    carry out what goes back: snapshot or checkpoint, data to leave out, learning rate, random numbers
+
+Every rank sees the same numbers (they are reduced over the world) and so decides alike; nothing is sent to agree.
+Damaged weights are met in two stages: first the steps since the last clean snapshot are replayed as they were; only if
+the damage comes again is data skipped or the learning rate lowered (see megalm.guard.replay).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from megalm.config.guard import GuardConfig
+from megalm.guard.detect import Observation, SpikeDetector
+from megalm.guard.policy import Decision, Policy
+from megalm.guard.probe import Probe, verdict
+from megalm.guard.provoke import Provoker
+from megalm.guard.recover import Recovery
+from megalm.guard.replay import History, StepRecord, differing, gather_fingerprints, minority
+from megalm.guard.snapshots import Snapshot, SnapshotRing, check_memory
+from megalm.hooks import Hook, Signals
+from megalm.parallel.collectives import all_gather
+
+if TYPE_CHECKING:
+    from megalm.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class GuardHook(Hook):
+    """Attach it to a trainer; `guard=off|watch|default|strict` chooses what it may do."""
+
+    def __init__(self, config: GuardConfig):
+        self.config = config
+        self.detector = SpikeDetector(config.detector)
+        self.policy = Policy(config)
+        self.history = History()
+        self.ring = SnapshotRing(config.snapshot_lags if config.act and config.rungs else ())
+        self.recovery = Recovery(config, self.ring, self.policy, self.history)
+        self.provoker = Provoker(config.provoke)
+        self.probe: Probe | None = None
+        self.probe_known: float | None = None
+        """The probe's loss at the last clean snapshot."""
+        self.pending: Decision | None = None
+        self.replica_step = 0
+        """Last step at which all replicas were seen to be equal."""
+        self._going_back = False
+        self._position = 0
+        self._began = 0
+
+    # ------------------------------------------------------------------------------------------------------ life cycle
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Check the memory, take up a recovery that a crash interrupted, and take the first snapshot."""
+        self.provoker.attach(trainer)
+        if not self.config.enabled:
+            return
+        self._began = self.replica_step = trainer.step
+        if self.ring.lags:
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", trainer.mesh.world_size))
+            limit = self.config.ring_memory_gb
+            check_memory(self.ring.lags, trainer.boxes(), local_ranks=local, limit_gb=limit)
+        if self.config.probe_sequences:
+            batches = trainer.loader.evaluation_batches(self.config.probe_sequences)
+            self.probe = Probe(trainer.executor, batches, trainer.mesh) if batches else None
+        self._going_back = True
+        self.recovery.resume(trainer)
+        self._going_back = False
+        self._capture(trainer)
+
+    def on_step_start(self, trainer: Trainer) -> None:
+        """The learning rate on its way back to schedule."""
+        if self.config.enabled and self.config.act:
+            trainer.lr_scale = self.policy.lr_scale(trainer.step)
+        self._position = trainer.loader.samples_consumed
+        self.provoker.before_step(trainer)
+
+    def on_gradients(self, trainer: Trainer, signals: Signals) -> bool:
+        """Judge the step; False refuses its update."""
+        if not self.config.enabled:
+            return True
+        step = trainer.step + 1
+        seen = self.detector.observe(step, signals.loss, signals.grad_norm, signals.nonfinite)
+        accepted = self._answer(trainer, step, signals, seen)
+        record = StepRecord(
+            signals.loss, signals.grad_norm, self._position, trainer.loader.samples_consumed, not accepted
+        )
+        self.history.add(step, record)
+        return accepted
+
+    def on_step_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """Go back where that was decided; else keep the snapshots fresh."""
+        self.provoker.after_step(trainer)
+        if not self.config.enabled:
+            return
+        if self.pending is not None:
+            decision, self.pending = self.pending, None
+            self._carry_out(trainer, decision)
+            return
+        if self.recovery.replay is None:
+            self._check_replicas(trainer)
+        if self.pending is None and self.ring.due(trainer.step) and self._calm():
+            self._capture(trainer)
+
+    # -------------------------------------------------------------------------------------------------------- judgement
+    def _answer(self, trainer: Trainer, step: int, signals: Signals, seen: Observation) -> bool:
+        replay = self.recovery.replay
+        if replay is not None and step <= replay["until"]:
+            known = self.history.get(step)
+            if step < replay["until"] and known is not None and known.same(signals.loss, signals.grad_norm):
+                return not known.refused
+            if step == replay["until"] or seen.kind != "none":
+                return self._judge_replay(trainer, step, signals, seen)
+        if seen.kind == "none":
+            return True
+        excess = self._probe_excess()
+        found = verdict(seen.kind, excess, self.config.probe_excess)
+        if self._is_settled(seen, found):
+            self._observed(trainer, step, seen, found, excess, signals)
+            return True
+        return self._decide(trainer, step, seen, found, excess, signals)
+
+    def _is_settled(self, seen: Observation, found: str) -> bool:
+        """A lasting change of the data is no fault: the weights are fine, and the detector takes up the new level."""
+        return seen.kind == "shift" and found == "data"
+
+    def _decide(
+        self, trainer: Trainer, step: int, seen: Observation, found: str, excess: float | None, signals: Signals
+    ) -> bool:
+        onset = seen.onset if seen.onset >= 0 else step
+        self._observed(trainer, step, seen, found, excess, signals)
+        if not self.config.act or not self.config.rungs:
+            return True
+        if found == "weights" and self.recovery.may_replay(trainer, step, onset):
+            self._start_replay(trainer, step, onset, signals)
+            return False
+        decision = self.policy.decide(step, found, onset, slow=seen.slow)
+        if decision.action == "accept":
+            return True
+        if decision.action == "skip":
+            self._event(trainer, "skip", decision, samples=self._samples(trainer))
+            return False
+        self.pending = decision
+        return False
+
+    def _start_replay(self, trainer: Trainer, step: int, onset: int, signals: Signals) -> None:
+        prints = gather_fingerprints(trainer.model_chunks, trainer.boxes(), trainer.mesh.world, trainer.mesh.device)
+        self.recovery.plan_replay(step, onset, signals, prints)
+        self.policy.count += 1
+        self.pending = Decision(self.policy.count, step, "replay", "weights", onset)
+
+    def _judge_replay(self, trainer: Trainer, step: int, signals: Signals, seen: Observation) -> bool:
+        """The replay arrived at the step that gave the alarm, or met trouble of its own before."""
+        replay, self.recovery.replay = self.recovery.replay, None
+        assert replay is not None
+        prints = gather_fingerprints(trainer.model_chunks, trainer.boxes(), trainer.mesh.world, trainer.mesh.device)
+        same = replay["loss"] == [repr(signals.loss), repr(signals.grad_norm)]
+        if same or seen.kind != "none":
+            excess = self._probe_excess()
+            return self._decide(trainer, step, seen, "weights", excess, signals)
+        ranks = differing(replay["fingerprints"], prints)
+        trainer.events.write(
+            "verdict",
+            step=step,
+            onset=replay["onset"],
+            cause="hardware",
+            ranks=ranks,
+            loss=signals.loss,
+            loss_before=replay["loss"][0],
+            text=f"the same steps gave loss {signals.loss:.4f} where they gave {replay['loss'][0]} before: "
+            + (f"rank {ranks[0]} had computed wrongly" if len(ranks) == 1 else _many(ranks)),
+        )
+        return True
+
+    def _observed(
+        self, trainer: Trainer, step: int, seen: Observation, found: str, excess: float | None, signals: Signals
+    ) -> None:
+        trainer.events.write(
+            "spike",
+            step=step,
+            onset=seen.onset if seen.onset >= 0 else step,
+            seen=seen.kind,
+            cause=found,
+            slow=seen.slow,
+            loss=_finite(signals.loss),
+            expected=_finite(seen.expected),
+            z=_finite(seen.z),
+            grad_norm=_finite(signals.grad_norm),
+            grad_z=_finite(seen.gradient_z),
+            nonfinite=signals.nonfinite,
+            probe_excess=_finite(excess) if excess is not None else None,
+            samples=self._samples(trainer),
+            lr_scale=trainer.lr_scale,
+        )
+
+    def _probe_excess(self) -> float | None:
+        if self.probe is None or self.probe_known is None:
+            return None
+        return self.probe.loss() - self.probe_known
+
+    # ----------------------------------------------------------------------------------------------------------- repair
+    def _carry_out(self, trainer: Trainer, decision: Decision) -> None:
+        """Written down first, then done; a crash in between is taken up by `Recovery.resume`."""
+        if decision.action == "skip_data":
+            first = trainer.loader.samples_consumed
+            samples = [first, first + decision.skip_after * trainer.config.train.global_batch_size]
+            self._event(trainer, "skip", decision, samples=samples)
+            trainer.loader.skip(*samples)
+            return
+        if decision.action == "give_up":
+            self._give_up(trainer, decision)
+            return
+        source = self.recovery.source(trainer, decision)
+        if source is None:
+            self._give_up(trainer, decision, "no snapshot and no checkpoint from before the onset is left")
+            return
+        plan = self.recovery.plan(trainer, decision, source)
+        self.recovery.announce(trainer, decision, plan)
+        self._going_back = True
+        self.recovery.go_back(trainer, plan, source)
+        self._going_back = False
+        self.pending = None
+        if isinstance(source, Snapshot):
+            self.probe_known = source.probe
+        else:
+            self.probe_known = None
+            self._capture(trainer)
+        self.replica_step = min(self.replica_step, trainer.step)
+
+    def _give_up(self, trainer: Trainer, decision: Decision, reason: str = "") -> None:
+        report = self.recovery.report(trainer, decision, reason)
+        self._event(trainer, "give_up", decision, reason=reason or "the ladder is exhausted", **report)
+        if trainer.is_writer:
+            path = trainer.folder / "guard_report.txt"
+            path.write_text(report["text"])
+            log.error("the guard gave up at step %d: see %s", decision.step, path)
+        trainer.checkpoints.discard_after(max(0, decision.onset - self.config.margin))
+        trainer.status = 3
+
+    def _calm(self) -> bool:
+        d = self.detector
+        return not (d.raised or d.run or d.nonfinite) and d.sum <= self.config.detector.freeze
+
+    def _capture(self, trainer: Trainer) -> None:
+        """A snapshot and the probe's loss with it, unless the probe says that the state is not clean."""
+        if self.probe is not None:
+            loss = self.probe.loss()
+            if self.probe_known is not None and not loss - self.probe_known <= self.config.probe_excess:
+                return
+            self.probe_known = loss
+        if self.ring.lags:
+            self.ring.capture(trainer.step, trainer.boxes(), trainer.state_dict(), self.probe_known)
+
+    def _check_replicas(self, trainer: Trainer) -> None:
+        every, axis = self.config.replica_check_every, trainer.mesh.data_context
+        if not every or axis.size == 1 or trainer.step % every:
+            return
+        device = trainer.mesh.device
+        trainer.optimizer.wait_weights()
+        own = gather_fingerprints(trainer.model_chunks, [], axis, device)
+        odd = [axis.ranks[i] for i in minority(own)] if len(set(own)) > 1 else []
+        flags = torch.zeros(trainer.mesh.world_size, dtype=torch.int64, device=device)
+        flags[odd] = 1
+        odd = _union(flags, trainer.mesh.world)
+        if not odd:
+            self.replica_step = trainer.step
+            return
+        trainer.events.write(
+            "verdict",
+            step=trainer.step,
+            onset=self.replica_step + 1,
+            cause="hardware",
+            ranks=odd,
+            text=f"weights that must be equal on all replicas differ: {_many(odd)}",
+        )
+        if self.config.act and self.config.rungs:
+            self.policy.count += 1
+            decision = Decision(self.policy.count, trainer.step, "replay", "hardware", self.replica_step + 1)
+            self._carry_out(trainer, decision)
+
+    # ----------------------------------------------------------------------------------------------------------- details
+    def _samples(self, trainer: Trainer) -> list[int]:
+        return [self._position, trainer.loader.samples_consumed]
+
+    def _event(self, trainer: Trainer, kind: str, decision: Decision, **fields: Any) -> None:
+        fields = {"cause": decision.verdict, "onset": decision.onset, "lr_scale": trainer.lr_scale, **fields}
+        trainer.events.write(kind, step=decision.step, **fields, decision=decision.as_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """In the checkpoint: statistics, books and a replay under way."""
+        if not self.config.enabled:
+            return {}
+        return {
+            "detector": self.detector.state_dict(),
+            "policy": self.policy.state_dict(),
+            "replay": self.recovery.replay,
+            "probe": self.probe_known,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """When going back, only the statistics go back with the weights: what was decided stays decided."""
+        if not state:
+            return
+        self.detector.load_state_dict(state["detector"])
+        if not self._going_back:
+            self.policy.load_state_dict(state["policy"])
+            self.recovery.replay = state["replay"]
+            self.probe_known = state["probe"]
+
+
+def _union(flags: torch.Tensor, axis: Any) -> list[int]:
+    if axis.size > 1:
+        flags = all_gather(flags.unsqueeze(0), axis).amax(0)
+    return torch.nonzero(flags).flatten().tolist()
+
+
+def _many(ranks: list[int]) -> str:
+    if not ranks:
+        return "which rank had computed wrongly cannot be told, all weights agree again"
+    return f"one of the ranks {', '.join(map(str, ranks))} had computed wrongly"
+
+
+def _finite(value: float | None) -> float | str | None:
+    """JSON has no NaN."""
+    return value if value is None or abs(value) < float("inf") else repr(value)

@@ -1,0 +1,53 @@
+"""The probe: one forward pass over a fixed held-out batch tells bad data from damaged weights.
+
+If the training loss is odd and the probe's is not, the batch was bad. If the probe's is odd as well, the weights are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from megalm.parallel.collectives import all_reduce
+
+
+class Probe:
+    """Loss of a few held-out sequences, the same at every call.
+
+    Args:
+        batches: this rank's micro-batches of the probe; as many on every rank, or none on all of them.
+    """
+
+    def __init__(self, executor: Any, batches: Sequence[Any], mesh: Any):
+        self.executor, self.batches, self.mesh = executor, list(batches), mesh
+
+    def __bool__(self) -> bool:
+        return bool(self.batches)
+
+    def loss(self) -> float:
+        """Mean loss over the probe's tokens, the same on every rank; NaN or infinite if the weights are that far gone.
+
+        Comm: the forward pass's, then one all-reduce of 2 numbers over the world.
+        """
+        reports = self.executor.evaluate([batch.to(self.mesh.device) for batch in self.batches])
+        total = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
+        for report in reports:
+            total += report
+        total /= self.mesh.tensor.size
+        loss_sum, tokens = all_reduce(total, self.mesh.world).tolist()
+        return loss_sum / tokens if tokens > 0 else math.nan
+
+
+def verdict(kind: str, excess: float | None, limit: float) -> str:
+    """data | nonfinite | weights | unknown, from the kind of observation and the probe's loss above its last clean one.
+
+    excess: nats; None without a probe; not finite if the probe's loss was not.
+    """
+    if excess is None:
+        return {"shift": "weights", "nonfinite": "nonfinite"}.get(kind, "unknown")
+    if not excess <= limit:  # NaN is damage, too
+        return "weights"
+    return "nonfinite" if kind == "nonfinite" else "data"

@@ -1,0 +1,195 @@
+"""Going back: from which state, leaving out which data, in an order that survives a crash at any point.
+
+    plan -> announce (events.jsonl, on disk) -> go_back -> the run goes on
+
+A process that dies after the announcement starts from a checkpoint and finds the announcement: decisions with a higher
+number than the checkpoint's books know are taken up again (`resume`), so that the same recovery goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megalm.checkpoint.commit import committed, step_of
+from megalm.checkpoint.random_state import restore_random_state
+from megalm.config.guard import GuardConfig
+from megalm.guard.advice import advice
+from megalm.guard.policy import Decision, Policy
+from megalm.guard.replay import History
+from megalm.guard.snapshots import Snapshot, SnapshotRing
+from megalm.observe.events import read_events
+from megalm.parallel.random import seed_ranks
+
+if TYPE_CHECKING:
+    from megalm.hooks import Signals
+    from megalm.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class Recovery:
+    """Carries out decisions that go back, and remembers a replay under way."""
+
+    def __init__(self, config: GuardConfig, ring: SnapshotRing, policy: Policy, history: History):
+        self.config, self.ring, self.policy, self.history = config, ring, policy, history
+        self.replay: dict[str, Any] | None = None
+        """until (step), onset, loss [loss, gradient norm as text] and each rank's fingerprint when it was decided."""
+        self.replayed_at: int | None = None
+
+    # ------------------------------------------------------------------------------------------------------------ replay
+    def may_replay(self, trainer: Trainer, step: int, onset: int) -> bool:
+        """Whether a replay can tell anything: deterministic, a trusted snapshot, and not just done."""
+        if not (self.config.replay and trainer.config.train.deterministic):
+            return False
+        if self.replayed_at is not None and abs(step - self.replayed_at) <= self.config.recurrence:
+            return False
+        return self._snapshot(onset, 1) is not None
+
+    def plan_replay(self, step: int, onset: int, signals: Signals, fingerprints: list[int]) -> None:
+        """Remember what was seen, for the comparison when the replay arrives at `step`."""
+        self.replayed_at = step
+        self.replay = {
+            "until": step,
+            "onset": onset,
+            "loss": [repr(signals.loss), repr(signals.grad_norm)],
+            "fingerprints": fingerprints,
+        }
+
+    # --------------------------------------------------------------------------------------------------------- going back
+    def source(self, trainer: Trainer, decision: Decision) -> Snapshot | Path | None:
+        """Where to go back to: a snapshot, else the newest checkpoint from before the onset, else nowhere."""
+        snapshot = self._snapshot(decision.onset, decision.attempt)
+        if snapshot is not None:
+            return snapshot
+        return self._checkpoint(trainer, decision.onset - self.config.margin)
+
+    def _snapshot(self, onset: int, attempt: int) -> Snapshot | None:
+        return self.ring.choose(onset - self.config.margin, attempt)
+
+    def _checkpoint(self, trainer: Trainer, latest: int) -> Path | None:
+        """The newest checkpoint of at most this step. Comm: a broadcast from rank 0."""
+        checkpoints = trainer.checkpoints
+        checkpoints.wait()
+        fitting = [p for p in committed(checkpoints.folder) if step_of(p) <= latest] if trainer.is_writer else []
+        return checkpoints.ranks.broadcast(fitting[0] if fitting else None)
+
+    def plan(self, trainer: Trainer, decision: Decision, source: Snapshot | Path) -> dict[str, Any]:
+        """What will be done, complete: enough for another process to do it."""
+        target = source.step if isinstance(source, Snapshot) else step_of(source)
+        plan: dict[str, Any] = {
+            "target": target,
+            "source": "memory" if isinstance(source, Snapshot) else "checkpoint",
+            "samples": None,
+            "replay": self.replay,
+        }
+        if decision.action == "replay":
+            return plan
+        batch = trainer.config.train.global_batch_size
+        first = self.history.first_position(max(decision.onset - decision.skip_before, target + 1))
+        last = trainer.loader.samples_consumed + decision.skip_after * batch
+        if first is not None and last > first:
+            plan["samples"] = [first, min(last, first + self.config.skip_limit * batch)]
+        if decision.action == "reseed":
+            plan["seed"] = trainer.config.train.seed + decision.number
+        return plan
+
+    def announce(self, trainer: Trainer, decision: Decision, plan: dict[str, Any]) -> None:
+        """On disk on rank 0 before any rank goes on."""
+        common = {"cause": decision.verdict, "onset": decision.onset, "samples": plan["samples"]}
+        scale = self.policy.lr_scale(plan["target"])
+        trainer.events.write(
+            "rollback",
+            step=decision.step,
+            **common,
+            action=decision.action,
+            to_step=plan["target"],
+            source=plan["source"],
+            lr_scale=scale,
+            decision=decision.as_dict(),
+            plan=plan,
+        )
+        if decision.action == "lower_lr":
+            trainer.events.write(
+                "lr_adjust", step=decision.step, **common, lr_scale=scale, rewarm_steps=decision.rewarm_steps
+            )
+        if decision.action == "reseed":
+            trainer.events.write("reseed", step=decision.step, **common, lr_scale=scale, seed=plan["seed"])
+        trainer.checkpoints.ranks.broadcast(None)
+
+    def go_back(self, trainer: Trainer, plan: dict[str, Any], source: Snapshot | Path) -> None:
+        """Restore the state, discard what came after it, and leave out the data."""
+        if isinstance(source, Snapshot):
+            self.ring.restore(source, trainer.boxes())
+            trainer.load_state_dict(source.state)
+        else:
+            self._load(trainer, source)
+        trainer.checkpoints.discard_after(trainer.step)
+        self._leave_out(trainer, plan)
+
+    def _load(self, trainer: Trainer, path: Path) -> None:
+        state, random = trainer.checkpoints.load(trainer.boxes(), path=path)
+        trainer.load_state_dict(state)
+        if random:
+            restore_random_state(random)
+        self.ring.clear()
+
+    def _leave_out(self, trainer: Trainer, plan: dict[str, Any]) -> None:
+        if plan["samples"] is not None:
+            trainer.loader.skip(*plan["samples"])
+        if "seed" in plan:
+            seed_ranks(plan["seed"], trainer.mesh)
+
+    # -------------------------------------------------------------------------------------------------- after a crash
+    def resume(self, trainer: Trainer) -> None:
+        """Take up decisions that were written down but are unknown to the state that the run started from."""
+        events = read_events(trainer.events.path) if trainer.is_writer and trainer.config.checkpoint.resume else []
+        events = trainer.checkpoints.ranks.broadcast([e for e in events if self._is_open(e)])
+        if not events:
+            return
+        returns = [e for e in events if "plan" in e]
+        if returns and trainer.step > (target := min(e["plan"]["target"] for e in returns)):
+            # Saved between the onset and the decision: what it holds is what the decision wanted to leave behind.
+            older = self._checkpoint(trainer, target)
+            if older is not None:
+                self._load(trainer, older)
+            trainer.checkpoints.discard_after(target)
+        for event in events:
+            decision = Decision(**event["decision"])
+            self.policy.adopt(decision)
+            if "plan" in event:
+                self._leave_out(trainer, event["plan"])
+                self.replay = event["plan"]["replay"]
+            else:
+                trainer.loader.skip(*event["samples"])
+        trainer.events.write(
+            "resume_recovery",
+            step=trainer.step,
+            decisions=[e["decision"]["number"] for e in events],
+            lr_scale=self.policy.lr_scale(trainer.step),
+        )
+
+    def _is_open(self, event: dict[str, Any]) -> bool:
+        decision = event.get("decision")
+        if not decision or decision["number"] <= self.policy.count:
+            return False
+        return "plan" in event or decision["action"] == "skip_data"
+
+    # ----------------------------------------------------------------------------------------------------------- the end
+    def report(self, trainer: Trainer, decision: Decision, reason: str) -> dict[str, Any]:
+        """What a person needs to go on: the suspect samples, and what prevents such trouble."""
+        record = self.history.get(decision.onset) or self.history.get(decision.step)
+        suspects = trainer.loader.describe(range(record.first, record.last)) if record is not None else []
+        hints = advice(trainer.config)
+        lines = [
+            f"The guard gave up at step {decision.step}: {reason or 'every rung of the ladder is used up'}.",
+            f"Cause: {decision.verdict}; first seen at step {decision.onset}.",
+            "",
+            "Suspect samples (the batch of the onset):",
+            *(f"  {s['source']}: document {s['document']}, offset {s['offset']}" for s in suspects),
+            "",
+            "What others changed after such trouble:",
+            *(f"  {hint}" for hint in hints),
+        ]
+        return {"suspects": suspects[:64], "advice": hints, "text": "\n".join(lines) + "\n"}
