@@ -1,0 +1,390 @@
+"""Does the layout change the answer? Tiny models trained on every layout, against one process."""
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from megalm.config.errors import ConfigError
+from megalm.pipeline.schedule import KINDS
+
+HELP = "train tiny models on every layout: largest difference of loss and weights from one process, tokens/s"
+
+STEPS = 10
+# relative, over ten steps in fp32; sums in another order differ in the last of 24 bits and training carries it on
+LOSS_TOLERANCE = 1e-5
+# of the largest weight of each tensor
+WEIGHT_TOLERANCE = 1e-4
+
+_COMMON = [
+    "+model=tiny",
+    "model.hidden_size=32",
+    "model.num_heads=4",
+    "model.ffn_hidden_size=64",
+    "model.seq_length=32",
+    "model.dropout=0",
+    "data.tokenizer=null",
+    f"train.steps={STEPS}",
+    "train.global_batch_size=8",
+    "train.micro_batch_size=1",
+    "train.eval_every=0",
+    "train.eval_sequences=4",
+    "train.sample=false",
+    "optim.lr=3e-3",
+    "optim.min_lr=3e-4",
+    "optim.warmup_steps=2",
+    # the gradient of a key bias is zero but for rounding, and Adam would divide that noise by itself
+    "optim.eps=1e-6",
+    "checkpoint.every=0",
+    "precision=fp32",
+    "device=cpu",
+]
+MODELS = {
+    # a vocabulary that no number of ranks divides (padding), layers that no number of stages divides
+    "llama": [
+        "model.num_layers=5",
+        "model.num_kv_heads=2",
+        "model.vocab_size=97",
+        "model.norm=rmsnorm",
+        "model.activation=swiglu",
+        "model.position=rope",
+        "model.tie_embeddings=false",
+    ],
+    "gpt2": [
+        "model.num_layers=4",
+        "model.num_kv_heads=4",
+        "model.vocab_size=96",
+        "model.norm=layernorm",
+        "model.norm_bias=true",
+        "model.activation=gelu_tanh",
+        "model.position=learned",
+        "model.linear_bias=true",
+        "model.qkv_bias=true",
+        "model.attention_out_bias=true",
+        "model.tie_embeddings=true",
+    ],
+    "mpt": [
+        "model.num_layers=4",
+        "model.num_kv_heads=1",
+        "model.vocab_size=96",
+        "model.norm=layernorm",
+        "model.norm_bias=false",
+        "model.activation=gelu",
+        "model.position=alibi",
+        "model.clip_qkv=0.5",
+        "model.tie_embeddings=true",
+    ],
+}
+ZERO_STAGES = (0, 1, 2)
+RECOMPUTE = ("none", "selective", "full")
+CONTEXT_MODES = ("ring", "all_gather")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to spread a model over ranks."""
+
+    data: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+    sequence: bool = False
+    schedule: str = "1f1b"
+    zero_stage: int = 0
+    recompute: str = "none"
+    context_mode: str = "ring"
+
+    @property
+    def world_size(self) -> int:
+        return self.data * self.tensor * self.pipeline * self.context
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.data, self.tensor, self.pipeline, self.context
+
+    def overrides(self) -> list[str]:
+        """The configuration of this layout."""
+        return [f"parallel.{name}={str(value).lower()}" for name, value in asdict(self).items()]
+
+    def __str__(self) -> str:
+        words = [f"d{self.data} t{self.tensor} p{self.pipeline} c{self.context}"]
+        words += ["sequence"] * self.sequence + [self.schedule] * (self.pipeline > 1)
+        words += [f"zero{self.zero_stage}"] * (self.zero_stage > 0)
+        words += [self.recompute] * (self.recompute != "none") + [self.context_mode] * (self.context > 1)
+        return " ".join(words)
+
+
+def every_layout(full: bool = False) -> list[Layout]:
+    """(data, tensor, pipeline, context) in {1, 2}^4 on at most 8 ranks, sequence parallelism on and off, each schedule.
+
+    With `full` each of them with each ZeRO stage, recomputation and context mode; otherwise those are dealt out in
+    turn, such that each of their combinations falls on about a ninth of the layouts.
+    """
+    found = []
+    deal = itertools.cycle(itertools.product(RECOMPUTE, ZERO_STAGES))
+    modes = itertools.cycle(CONTEXT_MODES)
+    for data, tensor, pipeline, context in itertools.product((1, 2), repeat=4):
+        if data * tensor * pipeline * context > 8:
+            continue
+        for sequence in (False, True) if tensor > 1 else (False,):
+            for schedule in KINDS if pipeline > 1 else ("1f1b",):
+                where = Layout(data, tensor, pipeline, context, sequence, schedule)
+                choices: list[tuple[str, int, str]]
+                if full:
+                    choices = list(itertools.product(RECOMPUTE, ZERO_STAGES, CONTEXT_MODES if context > 1 else ("ring",)))
+                else:
+                    recompute, zero = next(deal)
+                    choices = [(recompute, zero, next(modes) if context > 1 else "ring")]
+                for recompute, zero, mode in choices:
+                    found.append(
+                        Layout(data, tensor, pipeline, context, sequence, schedule, zero, recompute, mode)
+                    )
+    return found
+
+
+def write_tokens(folder: Path, vocab_size: int = 96) -> str:
+    """A small corpus of noisy counting, for something to learn; returns its prefix."""
+    import numpy as np
+
+    from megalm.data.tokens import TokenWriter
+
+    prefix = folder / "tokens"
+    random = np.random.RandomState(11)
+    with TokenWriter(prefix, np.uint16) as writer:
+        for _ in range(60):
+            counted = np.arange(120) + random.randint(vocab_size)
+            noise = random.randint(0, vocab_size, counted.size) * (random.rand(counted.size) < 0.2)
+            writer.add_document(((counted + noise) % vocab_size).astype(np.uint16))
+    return str(prefix)
+
+
+def train(model: str, layout: Layout, tokens: str, folder: Path, mesh: Any = None) -> dict[str, Any]:
+    """Train on this rank. Returns losses (and the evaluation's), gradient norms, seconds a step, and this rank's boxes."""
+    from megalm.config.compose import compose_config
+    from megalm.config.resolve import resolve
+    from megalm.parallel.mesh import Mesh
+    from megalm.trainer import Trainer
+
+    overrides = [*_COMMON, *MODELS[model], *layout.overrides(), f"data.train=[{tokens}]", f"run.dir={folder}"]
+    config = compose_config(overrides)
+    resolve(config, layout.world_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, mesh or Mesh.single(), folder)
+    try:
+        records, seconds = [], []
+        for _ in range(STEPS):
+            started = time.perf_counter()
+            records.append(trainer.train_step())
+            seconds.append(time.perf_counter() - started)
+        boxes = [
+            (box.name, tuple(box.offset), box.tensor.clone())
+            for box in trainer.boxes()
+            if not box.name.startswith("optimizer.")
+        ]
+    finally:
+        trainer.checkpoints.close()
+        trainer.loader.close()
+        trainer.events.close()
+    return {
+        "losses": [record["loss"] for record in records] + [records[-1]["eval/loss"]],
+        "grad_norms": [record["grad_norm"] for record in records],
+        "seconds": median(seconds[2:]),
+        "boxes": boxes,
+    }
+
+
+def compare(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """Largest relative differences of one rank's result from the reference (all of whose boxes are whole tensors)."""
+    whole = {name: tensor for name, _, tensor in reference["boxes"]}
+    weight, worst, elements = 0.0, "", 0
+    for name, offset, tensor in result["boxes"]:
+        expected = whole[name]
+        part = expected[tuple(slice(o, o + n) for o, n in zip(offset, tensor.shape, strict=True))]
+        difference = float((tensor - part).abs().max() / expected.abs().max().clamp_min(1e-3)) if tensor.numel() else 0.0
+        elements += tensor.numel()
+        if not difference <= weight:  # also for NaN
+            weight, worst = difference, name
+    return {
+        "loss_difference": _largest(result["losses"], reference["losses"]),
+        "grad_norm_difference": _largest(result["grad_norms"], reference["grad_norms"]),
+        "weight_difference": weight,
+        "worst_weight": worst,
+        "seconds": result["seconds"],
+        "elements": elements,
+        "all_elements": sum(tensor.numel() for tensor in whole.values()),
+    }
+
+
+def _largest(values: list[float], expected: list[float]) -> float:
+    differences = [abs(a - b) / abs(b) for a, b in zip(values, expected, strict=True)]
+    return float("nan") if any(d != d for d in differences) else max(differences)
+
+
+def rank_body(
+    jobs: list[tuple[str, Layout]], tokens: str, folder: str, references: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """On each rank of one world: all jobs, which have the same (data, tensor, pipeline, context), on one mesh."""
+    import torch
+
+    from megalm.parallel.mesh import build_mesh
+
+    mesh = build_mesh(_Sizes(jobs[0][1])) if jobs[0][1].world_size > 1 else None
+    known = {model: torch.load(path) for model, path in references.items()}
+    for number, (model, layout) in enumerate(jobs):
+        result = train(model, layout, tokens, Path(folder) / f"{'-'.join(map(str, layout.shape))}-{number}", mesh)
+        yield compare(result, known[model])
+
+
+class _Sizes:
+    """What build_mesh reads of a layout."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.tensor, self.pipeline, self.context = layout.tensor, layout.pipeline, layout.context
+        self.expert = 1
+
+
+def reference_body(model: str, tokens: str, folder: str, path: str) -> Iterator[dict[str, Any]]:
+    """One process, trained and stored."""
+    import torch
+
+    result = train(model, Layout(), tokens, Path(folder) / f"reference-{model}")
+    torch.save(result, path)
+    yield {"seconds": result["seconds"], "losses": result["losses"]}
+
+
+def merge(model: str, layout: Layout, ranks: list[dict[str, Any]], tokens_per_step: int) -> dict[str, Any]:
+    """One row of the table from all ranks' comparisons."""
+    worst = max(ranks, key=lambda r: (r["weight_difference"] != r["weight_difference"], r["weight_difference"]))
+    row = {
+        "model": model,
+        "layout": str(layout),
+        "world_size": layout.world_size,
+        **asdict(layout),
+        "loss_difference": max(r["loss_difference"] for r in ranks),
+        "grad_norm_difference": max(r["grad_norm_difference"] for r in ranks),
+        "weight_difference": worst["weight_difference"],
+        "worst_weight": worst["worst_weight"],
+        "tokens_per_s": tokens_per_step / max(r["seconds"] for r in ranks),
+        # every element of every weight was compared at least once
+        "complete": sum(r["elements"] for r in ranks) >= ranks[0]["all_elements"],
+    }
+    row["equal"] = bool(
+        row["complete"]
+        and all(r["loss_difference"] <= LOSS_TOLERANCE for r in ranks)
+        and row["weight_difference"] <= WEIGHT_TOLERANCE
+    )
+    return row
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--full", action="store_true", help="every ZeRO stage and recomputation with every layout")
+    parser.add_argument("--models", default=",".join(MODELS), help=f"comma-separated, of: {', '.join(MODELS)}")
+    parser.add_argument("--match", metavar="WORDS", help="only layouts whose line holds all these words: 'p2 zb-v'")
+    parser.add_argument("--largest-world", type=int, default=8, help="at most so many ranks (default 8)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON instead of the table")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    models = args.models.split(",")
+    if unknown := [m for m in models if m not in MODELS]:
+        raise ConfigError(f"--models {args.models}: {unknown[0]} is not one of {', '.join(MODELS)}.")
+    chosen = [
+        layout
+        for layout in every_layout(args.full)
+        if layout.world_size <= args.largest_world
+        and all(word in str(layout).split() for word in (args.match or "").split())
+    ]
+    if not chosen:
+        raise ConfigError(f"--match {args.match!r}: no layout has all these words; one looks like '{every_layout()[-1]}'.")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="megalm-layouts-") as name:
+        rows = _run(models, chosen, Path(name), quiet=args.json)
+    failures = [row for row in rows if not row["equal"]]
+    result = {
+        "benchmark": "layouts",
+        "steps": STEPS,
+        "tolerance": {"loss": LOSS_TOLERANCE, "weight": WEIGHT_TOLERANCE},
+        "seconds": round(time.monotonic() - started, 1),
+        "environment": _environment(),
+        "largest_loss_difference": max(row["loss_difference"] for row in rows),
+        "largest_weight_difference": max(row["weight_difference"] for row in rows),
+        "layouts": len(rows),
+        "unequal": len(failures),
+        "rows": rows,
+    }
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"{len(rows)} runs of {STEPS} steps in {result['seconds']:.0f} s: largest relative difference of a loss "
+            f"{result['largest_loss_difference']:.1e}, of a weight {result['largest_weight_difference']:.1e}; "
+            f"{len(failures)} beyond {LOSS_TOLERANCE:g} / {WEIGHT_TOLERANCE:g}"
+        )
+    return 1 if failures else 0
+
+
+def _run(models: list[str], chosen: list[Layout], folder: Path, quiet: bool) -> list[dict[str, Any]]:
+    from tools.bench._workers import run_world
+
+    tokens = write_tokens(folder)
+    references = {model: str(folder / f"{model}.pt") for model in models}
+    for model in models:
+        run_world(1, reference_body, model, tokens, str(folder), references[model], receive=lambda _: None)
+    if not quiet:
+        print(f"{'model':<6} {'layout':<58} {'loss diff':>10} {'weight diff':>11} {'tokens/s':>9}")
+    rows: list[dict[str, Any]] = []
+    tokens_per_step = 8 * 32
+    for shape in sorted({layout.shape for layout in chosen}, key=lambda s: (s[0] * s[1] * s[2] * s[3], s)):
+        jobs = [(model, layout) for layout in chosen if layout.shape == shape for model in models]
+        done = iter(jobs)
+
+        def receive(values: list[dict[str, Any]], done: Iterator[tuple[str, Layout]] = done) -> None:
+            model, layout = next(done)
+            row = merge(model, layout, values, tokens_per_step)
+            rows.append(row)
+            if not quiet:
+                print(
+                    f"{model:<6} {row['layout']:<58} {row['loss_difference']:>10.1e} {row['weight_difference']:>11.1e} "
+                    f"{row['tokens_per_s']:>9.0f}" + ("" if row["equal"] else f"  DIFFERS ({row['worst_weight']})"),
+                    flush=True,
+                )
+
+        run_world(jobs[0][1].world_size, rank_body, jobs, tokens, str(folder), references, receive=receive)
+    return rows
+
+
+def _environment() -> dict[str, Any]:
+    import torch
+
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit.stdout.strip(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "load_at_end": os.getloadavg()[0],
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
