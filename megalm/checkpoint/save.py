@@ -67,16 +67,20 @@ def write_and_commit(request: SaveRequest, ranks: Ranks) -> Manifest:
     Errors: CheckpointError on every rank when any rank failed: then nothing was published, and what was written aside
     is removed if the file system still lets us.
     """
-    begun = ranks.broadcast(_begin(request) if ranks.rank == 0 else None)
-    if isinstance(begun, str):
-        raise CheckpointError(f"step {request.step}: {begun}")
-    aside, step = request.folder / begun[0], begun[1]
+    aside: Path | None = None
     try:
-        return _write(request, ranks, aside, step)
-    except Exception:
-        if ranks.rank == 0:
+        begun = ranks.broadcast(_begin(request) if ranks.rank == 0 else None)
+        if isinstance(begun, str):
+            raise CheckpointError(f"step {request.step}: {begun}")
+        aside = request.folder / begun[0]
+        return _write(request, ranks, aside, begun[1])
+    except Exception as error:
+        if ranks.rank == 0 and aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
-        raise
+        if isinstance(error, CheckpointError):
+            raise
+        # Everything of our own is a CheckpointError by now: what is left is talking to the other ranks.
+        raise CheckpointError(f"step {request.step}: a rank was lost during the save ({_reason(error)})") from error
 
 
 def json_bytes(value: Any, what: str) -> bytes:
