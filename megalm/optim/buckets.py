@@ -131,16 +131,17 @@ class Bucket:
         low, high = self.axis.rank * part, (self.axis.rank + 1) * part
         base = self.low
         merged: list[list[int]] = []
+        follows = False
         for entry in self.entries:
             for piece, start, stop in entry.segments():
                 start, stop = max(start, low), min(stop, high)
                 if not piece.owner or start >= stop:
-                    continue
-                # Alignment gaps are zero, so neighbours merge across them.
-                if merged and start - merged[-1][1] < _ALIGN:
+                    follows = False
+                elif follows and start - merged[-1][1] < _ALIGN:  # only an alignment gap between, and that is zero
                     merged[-1][1] = stop
                 else:
                     merged.append([start, stop])
+                    follows = True
         return [self.reduced[start - base : stop - base] for start, stop in merged]
 
     def partial_segments(self) -> Iterator[tuple[Axis, Tensor]]:
