@@ -1,0 +1,239 @@
+"""The whole of `tools/tokenize`: find the input, have a tokenizer, encode, merge, remember the recipe, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megalm.config.errors import ConfigError
+from megalm.data import python_corpus
+from megalm.data.documents import Piece, cut_into_pieces, find_files
+from megalm.data.tokenize_corpus import (
+    Settings,
+    ShardResult,
+    Tally,
+    check_tokenizer,
+    digest,
+    make_shards,
+    merge,
+    prepare_folder,
+    run_shards,
+)
+from megalm.data.tokenizer import load_tokenizer
+from megalm.data.tokenizer_training import TRAINING_MEGABYTES, sample_texts, train_byte_level_bpe
+
+RECIPE_FORMAT = 1  # raised when the same request would give other tokens
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the tool. `settings.tokenizer` is empty when a tokenizer is to be trained."""
+
+    inputs: tuple[str, ...]
+    output: str | None
+    settings: Settings
+    train_bpe: int | None = None
+    training_megabytes: float = TRAINING_MEGABYTES
+    corpus_megabytes: float = python_corpus.DEFAULT_MEGABYTES
+    workers: int = 1
+    max_documents: int | None = None
+
+
+@dataclass
+class Outcome:
+    """What the tool did, for people and programs."""
+
+    prefix: str | None
+    tokenizer: str
+    backend: str
+    vocab_size: int
+    documents: int
+    tokens: int
+    input_bytes: int
+    empty: int
+    filtered: int
+    bad: int
+    listed: list[str]
+    tallies: dict[str, Tally]
+    reused: bool = False
+
+
+class Progress:
+    """Told what happens; does nothing by itself."""
+
+    def say(self, message: str) -> None:
+        """A sentence on what begins now."""
+
+    def start(self, total_bytes: int) -> None:
+        """The encoding begins."""
+
+    def shard(self, result: ShardResult) -> None:
+        """A shard is done."""
+
+    def finish(self) -> None:
+        """The encoding is over."""
+
+
+def run_job(job: Job, progress: Progress | None = None) -> Outcome:
+    """Does the job, or finds that it was done: the same recipe and its files whole.
+
+    Errors: ConfigError for input, tokenizer or options that cannot be used.
+    """
+    progress = progress or Progress()
+    if job.output is None:
+        with tempfile.TemporaryDirectory(prefix="tokenize-") as folder:
+            return replace_prefix(run_job(replace(job, output=os.path.join(folder, "data")), progress), None)
+    Path(job.output).parent.mkdir(parents=True, exist_ok=True)
+    prefix = f"{job.output}_text_document"
+    tokenizer_path = job.settings.tokenizer or f"{job.output}_tokenizer.json"
+    own_corpus = tuple(job.inputs) == (python_corpus.NAME,)
+    if python_corpus.NAME in job.inputs and not own_corpus:
+        raise ConfigError(f"{python_corpus.NAME} is an input of its own: tokenize other text in another run.")
+    files = [] if own_corpus else find_files(_spooled(job.inputs, job.output))
+    recipe = _recipe(job, files)
+    recipe_path = f"{job.output}_recipe.json"
+    done = _already_done(recipe_path, recipe, prefix, tokenizer_path)
+    if done is not None:
+        return done
+    if own_corpus:
+        progress.say("choosing among the sources and documentation of the installed Python and packages")
+        files = python_corpus.python_corpus(job.corpus_megabytes)
+    pieces = cut_into_pieces(files)
+    if job.train_bpe is not None and not job.settings.tokenizer:
+        _train(job, pieces, tokenizer_path, recipe, progress)
+    settings = replace(job.settings, tokenizer=tokenizer_path)
+    tokenizer = check_tokenizer(settings)
+    shards = make_shards(pieces)
+    folder = f"{job.output}.parts"
+    if prepare_folder(folder, {**recipe, "tokenizer": tokenizer.fingerprint()}):
+        progress.say("going on with an interrupted run")
+    progress.start(sum(piece.size for piece in pieces))
+    try:
+        results = run_shards(shards, settings, folder, job.workers, progress.shard)
+    finally:
+        progress.finish()
+    if not any(result.documents for result in results):
+        raise ConfigError(f"no document with text in {', '.join(job.inputs)}. Look at --field and the filters.")
+    merge(folder, results, prefix, tokenizer.vocab_size, job.max_documents)
+    outcome = _outcome(results, prefix, tokenizer_path, tokenizer.backend, tokenizer.vocab_size)
+    sizes = {name: os.path.getsize(f"{prefix}.{name}") for name in ("bin", "idx")}
+    _write_json(recipe_path, {"recipe": recipe, "sizes": sizes, "outcome": asdict(outcome)})
+    shutil.rmtree(folder, ignore_errors=True)
+    return outcome
+
+
+def replace_prefix(outcome: Outcome, prefix: str | None) -> Outcome:
+    """The outcome with another place of the data."""
+    return replace(outcome, prefix=prefix)
+
+
+def _train(job: Job, pieces: Sequence[Piece], path: str, recipe: dict[str, Any], progress: Progress) -> None:
+    assert job.train_bpe is not None
+    mark = Path(f"{path}.recipe")
+    if os.path.exists(path) and mark.exists() and mark.read_text() == digest(recipe):
+        return  # trained by an interrupted run
+    progress.say(f"training a byte-level BPE of {job.train_bpe} on up to {job.training_megabytes:g} MB")
+    size = train_byte_level_bpe(sample_texts(pieces, job.settings.field, job.training_megabytes), job.train_bpe, path)
+    mark.write_text(digest(recipe))
+    if size < job.train_bpe:
+        progress.say(f"the text was only enough for {size} tokens")
+
+
+def _recipe(job: Job, files: Sequence[Piece]) -> dict[str, Any]:
+    """Everything that decides the output, except for the tokenizer's file itself, which is known by its fingerprint."""
+    settings = asdict(job.settings)
+    del settings["backend"]  # proven to make no difference
+    recipe: dict[str, Any] = {
+        "format": RECIPE_FORMAT,
+        "inputs": list(job.inputs),
+        "settings": {**settings, "languages": list(job.settings.languages)},
+        "max_documents": job.max_documents,
+    }
+    if job.settings.tokenizer:
+        pattern = job.settings.tiktoken_pattern
+        recipe["fingerprint"] = load_tokenizer(job.settings.tokenizer, backend="tokenizers", tiktoken_pattern=pattern).fingerprint()
+    else:
+        recipe["train_bpe"], recipe["training_megabytes"] = job.train_bpe, job.training_megabytes
+    if files:
+        stamps = [(f.path, f.size, os.stat(f.path).st_mtime_ns if "://" not in f.path else 0) for f in files]
+        recipe["files"] = digest(stamps)
+    else:
+        recipe["corpus_megabytes"] = job.corpus_megabytes
+    return recipe
+
+
+def _already_done(path: str, recipe: dict[str, Any], prefix: str, tokenizer: str) -> Outcome | None:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        sizes = {name: os.path.getsize(f"{prefix}.{name}") for name in ("bin", "idx")}
+        if content["recipe"] != recipe or content["sizes"] != sizes or not os.path.exists(tokenizer):
+            return None
+        outcome = content["outcome"]
+        return Outcome(**{**outcome, "tallies": {k: Tally(**v) for k, v in outcome["tallies"].items()}, "reused": True})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _outcome(results: Sequence[ShardResult], prefix: str, tokenizer: str, backend: str, vocab_size: int) -> Outcome:
+    tallies: dict[str, Tally] = {}
+    for result in results:
+        for key, tally in result.tallies.items():
+            tallies.setdefault(key, Tally()).add(tally)
+    listed = [line for result in results for line in result.listed]
+    total = {name: sum(getattr(r, name) for r in results) for name in ("documents", "tokens", "input_bytes", "empty", "filtered", "bad")}
+    return Outcome(prefix, tokenizer, backend, vocab_size, listed=listed, tallies=tallies, **total)
+
+
+def _spooled(inputs: Sequence[str], output: str) -> list[str]:
+    """Standard input becomes a file beside the output: JSON lines if it looks like them, else text."""
+    return [_spool(f"{output}.stdin") if item == "-" else item for item in inputs]
+
+
+def _spool(stem: str) -> str:
+    import sys
+
+    source = sys.stdin.buffer
+    head = source.read(1 << 16)
+    path = stem + (".jsonl" if head.lstrip()[:1] == b"{" else ".txt")
+    with open(path, "wb") as file:
+        file.write(head)
+        shutil.copyfileobj(source, file, 1 << 20)
+    return path
+
+
+def _write_json(path: str, content: Any) -> None:
+    with open(path + ".partial", "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+    os.replace(path + ".partial", path)
+
+
+def fertility_table(tallies: dict[str, Tally]) -> list[dict[str, Any]]:
+    """One row a source and language, the largest first, and their sum: documents, tokens, bytes and characters per
+    token."""
+    rows = []
+    whole = Tally()
+    for key, tally in sorted(tallies.items(), key=lambda item: -item[1].bytes):
+        source, language = key.split("\t")
+        whole.add(tally)
+        rows.append({"source": source, "language": language, **_figures(tally)})
+    return [*rows, {"source": "all", "language": "-", **_figures(whole)}]
+
+
+def _figures(tally: Tally) -> dict[str, Any]:
+    tokens = max(tally.tokens, 1)
+    return {
+        "documents": tally.documents,
+        "bytes": tally.bytes,
+        "tokens": tally.tokens,
+        "bytes_per_token": round(tally.bytes / tokens, 4),
+        "characters_per_token": round(tally.characters / tokens, 4),
+    }
+
+
