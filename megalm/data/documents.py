@@ -72,7 +72,8 @@ def find_files(inputs: Sequence[str]) -> list[Piece]:
         if not matches:
             raise ConfigError(
                 f"input {item!r} names no file. Give files, folders, globs or URLs of {', '.join(ENDINGS)} "
-                f"(also with {', '.join(COMPRESSIONS)}); a file with another ending is read as text when it is named itself."
+                f"(also with {', '.join(COMPRESSIONS)}); a file with another ending is read as text when it is "
+                f"named itself."
             )
         for path, size in matches:
             found.setdefault(path, Piece(path, size, source=item))
@@ -81,7 +82,12 @@ def find_files(inputs: Sequence[str]) -> list[Piece]:
 
 def _find_local(item: str) -> list[tuple[str, int]]:
     if os.path.isdir(item):
-        paths = [os.path.join(folder, name) for folder, _, names in os.walk(item) for name in names if _ending(name) in ENDINGS]
+        paths = [
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(item)
+            for name in names
+            if _ending(name) in ENDINGS
+        ]
     elif os.path.exists(item):
         paths = [item]
     else:
@@ -100,10 +106,13 @@ def _find_remote(item: str) -> list[tuple[str, int]]:
             details = {k: v for k, v in system.find(path, detail=True).items() if _ending(k) in ENDINGS}
         else:
             details = {path: system.info(path)}
-        return [(system.unstrip_protocol(k), int(v["size"] or 0)) for k, v in sorted(details.items()) if v["type"] == "file"]
+        return [
+            (system.unstrip_protocol(k), int(v["size"] or 0)) for k, v in sorted(details.items()) if v["type"] == "file"
+        ]
     except (OSError, ImportError, ValueError) as error:
         raise ConfigError(
-            f"input {item!r} cannot be listed: {error}. Check the address and the credentials; s3:// needs `pip install s3fs`."
+            f"input {item!r} cannot be listed: {error}. Check the address and the credentials; s3:// needs `pip "
+            f"install s3fs`."
         ) from error
 
 
@@ -311,7 +320,9 @@ def _csv(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
             for record in reader:
                 yield _from_record(record, field, f"line {reader.line_num}")
         except (csv.Error, UnicodeDecodeError) as error:
-            yield BadDocument(f"line {reader.line_num + 1}", f"not CSV in UTF-8 ({error}); the rest of the file is left out")
+            yield BadDocument(
+                f"line {reader.line_num + 1}", f"not CSV in UTF-8 ({error}); the rest of the file is left out"
+            )
 
 
 def _pyarrow() -> Any:
@@ -330,7 +341,9 @@ def _row_groups(path: str) -> int:
         with open_bytes(path) as file:
             return pyarrow.parquet.ParquetFile(file).num_row_groups
     except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"{path}: not a readable Parquet file ({error}). Restore the file, or leave it out.") from error
+        raise ConfigError(
+            f"{path}: not a readable Parquet file ({error}). Restore the file, or leave it out."
+        ) from error
 
 
 def _table(piece: Piece, field: str, ending: str) -> Iterator[Document | BadDocument]:

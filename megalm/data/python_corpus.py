@@ -18,7 +18,17 @@ from megalm.data.documents import Piece
 NAME = "python-corpus"
 DEFAULT_MEGABYTES = 40.0
 PROSE_ENDINGS = (".rst", ".md", ".txt")
-LEFT_OUT_FOLDERS = {"__pycache__", "test", "tests", "testing", "idle_test", "_vendor", "vendor", "node_modules", "licenses"}
+LEFT_OUT_FOLDERS = {
+    "__pycache__",
+    "test",
+    "tests",
+    "testing",
+    "idle_test",
+    "_vendor",
+    "vendor",
+    "node_modules",
+    "licenses",
+}
 LEFT_OUT_FILES = {"top_level.txt", "entry_points.txt", "SOURCES.txt", "requires.txt", "dependency_links.txt"}
 SMALLEST, LARGEST = 400, 400_000  # bytes: below there is no sentence, above there are tables
 
@@ -55,7 +65,9 @@ def python_corpus(megabytes: float = DEFAULT_MEGABYTES) -> list[Piece]:
 
 def _walk(root: str) -> Iterator[str]:
     for folder, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if f not in LEFT_OUT_FOLDERS and f not in ("site-packages", "dist-packages"))
+        folders[:] = sorted(
+            f for f in folders if f not in LEFT_OUT_FOLDERS and f not in ("site-packages", "dist-packages")
+        )
         for name in sorted(names):
             if name.endswith((".py", *PROSE_ENDINGS)) or name == "METADATA":
                 if name in LEFT_OUT_FILES or name.startswith("test_") or name.endswith("_test.py"):

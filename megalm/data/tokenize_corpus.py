@@ -110,7 +110,8 @@ def check_tokenizer(settings: Settings) -> Tokenizer:
         tokenizer.eos_id = tokenizer.token_id(settings.eos)
     if settings.append_eos and tokenizer.eos_id is None:
         raise ConfigError(
-            f"{settings.tokenizer} has no end-of-document token{f' {settings.eos!r}' if settings.eos else ' that is known'}: "
+            f"{settings.tokenizer} has no end-of-document "
+            f"token{f' {settings.eos!r}' if settings.eos else ' that is known'}: "
             "name one with --eos TOKEN, or write documents without an end by --no-eos."
         )
     if settings.prepend_bos and tokenizer.bos_id is None:
@@ -118,7 +119,9 @@ def check_tokenizer(settings: Settings) -> Tokenizer:
     return tokenizer
 
 
-def tokenize_shard(number: int, pieces: Sequence[Piece], settings: Settings, tokenizer: Tokenizer, folder: str) -> ShardResult:
+def tokenize_shard(
+    number: int, pieces: Sequence[Piece], settings: Settings, tokenizer: Tokenizer, folder: str
+) -> ShardResult:
     """Encodes the shard's documents in order and leaves `NUMBER.tokens`, `NUMBER.lengths`, `NUMBER.json` in the
     folder."""
     result = ShardResult(number)
@@ -134,7 +137,9 @@ def tokenize_shard(number: int, pieces: Sequence[Piece], settings: Settings, tok
                 tally.add(Tally(1, len(text), len(text.encode()), len(ids)))
             stream = np.concatenate(encoded)
             if len(stream) and int(stream.max()) >= tokenizer.vocab_size:
-                raise ConfigError(f"{settings.tokenizer}: made the token {stream.max()}, beyond its {tokenizer.vocab_size}.")
+                raise ConfigError(
+                    f"{settings.tokenizer}: made the token {stream.max()}, beyond its {tokenizer.vocab_size}."
+                )
             tokens.write(stream.astype(dtype).data)
             lengths.write(np.array([len(ids) for ids in encoded], "<i8").data)
             result.documents += len(encoded)
@@ -163,7 +168,8 @@ def _batches(pieces: Sequence[Piece], settings: Settings, result: ShardResult) -
             if isinstance(document, BadDocument):
                 if not settings.skip_bad:
                     raise ConfigError(
-                        f"{name}: {document.place}: {document.reason}. Mend the document, or pass --skip-bad to leave out and list "
+                        f"{name}: {document.place}: {document.reason}. Mend the document, or pass --skip-bad to "
+                        f"leave out and list "
                         "such ones."
                     )
                 result.bad += 1
@@ -207,7 +213,13 @@ def _start_worker(settings: Settings, backend: str) -> None:
 
 def replace_backend(settings: Settings, backend: str) -> Settings:
     """The settings with the library that has proven itself; the libraries of other formats have no choice of one."""
-    return Settings(**{**asdict(settings), "languages": settings.languages, "backend": backend if backend != "sentencepiece" else "auto"})
+    return Settings(
+        **{
+            **asdict(settings),
+            "languages": settings.languages,
+            "backend": backend if backend != "sentencepiece" else "auto",
+        }
+    )
 
 
 def _work(number: int, pieces: Sequence[Piece], folder: str) -> ShardResult:
@@ -249,21 +261,29 @@ def run_shards(
                 if attempt + 1 == ATTEMPTS:
                     names = ", ".join(sorted({p.name or p.path for n in missing[: workers * 2] for p in shards[n][:1]}))
                     raise ConfigError(
-                        f"a worker process was killed {ATTEMPTS} times, at shards that begin with {names}. The machine may be out of "
+                        f"a worker process was killed {ATTEMPTS} times, at shards that begin with {names}. The "
+                        f"machine may be out of "
                         "memory: pass fewer --workers; what is done is kept, and the same command goes on from there."
                     ) from error
     return [done[number] for number in range(len(shards))]
 
 
 def _pooled(
-    missing: Sequence[int], shards: Sequence[Sequence[Piece]], settings: Settings, backend: str, folder: str, workers: int
+    missing: Sequence[int],
+    shards: Sequence[Sequence[Piece]],
+    settings: Settings,
+    backend: str,
+    folder: str,
+    workers: int,
 ) -> Iterator[ShardResult]:
     with ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(settings, backend)
     ) as pool:
         try:
             queue = iter(missing)
-            running = {pool.submit(_work, n, shards[n], folder) for _, n in zip(range(2 * workers), queue, strict=False)}
+            running = {
+                pool.submit(_work, n, shards[n], folder) for _, n in zip(range(2 * workers), queue, strict=False)
+            }
             while running:
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:

@@ -157,7 +157,9 @@ def _recipe(job: Job, files: Sequence[Piece]) -> dict[str, Any]:
     }
     if job.settings.tokenizer:
         pattern = job.settings.tiktoken_pattern
-        recipe["fingerprint"] = load_tokenizer(job.settings.tokenizer, backend="tokenizers", tiktoken_pattern=pattern).fingerprint()
+        recipe["fingerprint"] = load_tokenizer(
+            job.settings.tokenizer, backend="tokenizers", tiktoken_pattern=pattern
+        ).fingerprint()
     else:
         recipe["train_bpe"], recipe["training_megabytes"] = job.train_bpe, job.training_megabytes
     if files:
@@ -186,7 +188,10 @@ def _outcome(results: Sequence[ShardResult], prefix: str, tokenizer: str, backen
         for key, tally in result.tallies.items():
             tallies.setdefault(key, Tally()).add(tally)
     listed = [line for result in results for line in result.listed]
-    total = {name: sum(getattr(r, name) for r in results) for name in ("documents", "tokens", "input_bytes", "empty", "filtered", "bad")}
+    total = {
+        name: sum(getattr(r, name) for r in results)
+        for name in ("documents", "tokens", "input_bytes", "empty", "filtered", "bad")
+    }
     return Outcome(prefix, tokenizer, backend, vocab_size, listed=listed, tallies=tallies, **total)
 
 
@@ -235,5 +240,3 @@ def _figures(tally: Tally) -> dict[str, Any]:
         "bytes_per_token": round(tally.bytes / tokens, 4),
         "characters_per_token": round(tally.characters / tokens, 4),
     }
-
-

@@ -233,7 +233,9 @@ class TiktokenTokenizer(Tokenizer):
                 os.path.basename(path), pat_str=chosen, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": end}
             )
         except Exception as error:
-            raise ConfigError(f"{path}: tiktoken cannot use it ({error}). Restore the file, or give {FORMATS}.") from error
+            raise ConfigError(
+                f"{path}: tiktoken cannot use it ({error}). Restore the file, or give {FORMATS}."
+            ) from error
         super().__init__(path, self._encoding.max_token_value + 1, end, None, "tiktoken")
 
     def encode(self, text: str) -> np.ndarray:
@@ -281,11 +283,30 @@ def proof_texts() -> list[str]:
     """Texts on which tokenizers differ when they differ at all: spaces, numbers, scripts, emoji, controls, random
     code points."""
     texts = [
-        "", " ", "\n", "  \n\n \t\t x", "a" * 3000, "ab " * 700, "0123456789 1,234.5678e-9 ١٢٣ ½", "don't I'LL we'Ve o'clock 'S",
-        "def f(x):\n    return  x ** 2   # done\n\n\n", "<s></s><|endoftext|><|begin_of_text|>[CLS]<pad>", "\r\n\r\r\n \u00a0\u2003\u3000\u200b\ufeff",
-        "Ünïcödé ßẞ İı ŉ ǆ ﬁ", "한국어 日本語 中文 ไทย हिन्दी العربية עברית", "e\u0301 \u0301 \u0e33 \u1100\u1161\u11a8", "👩‍👩‍👧‍👦 🇩🇪 ☝🏽 \U0001f9ff",
-        "\x00\x01\x7f\x85\u2028\u2029", "http://a.b/c?d=e&f#g %20 __init__ ===>>> ++i", "CamelCaseHTTPServer snake_case x1y2z3",
-    ]  # fmt: skip
+        "",
+        " ",
+        "\n",
+        "  \n\n \t\t x",
+        "a" * 3000,
+        "ab " * 700,
+        "0123456789 1,234.5678e-9 \u0661\u0662\u0663 \u00bd",
+    ]
+    texts += [
+        "don't I'LL we'Ve o'clock 'S",
+        "def f(x):\n    return  x ** 2   # done\n\n\n",
+        "\x00\x01\x7f\x85\u2028\u2029",
+    ]
+    texts += ["<s></s><|endoftext|><|begin_of_text|>[CLS]<pad>", "\r\n\r\r\n \u00a0\u2003\u3000\u200b\ufeff"]
+    texts += [
+        "Ünïcödé ßẞ İı ŉ ǆ ﬁ",
+        "한국어 日本語 中文 ไทย हिन्दी العربية עברית",
+        "e\u0301 \u0301 \u0e33 \u1100\u1161\u11a8",
+    ]
+    texts += [
+        "\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \u261d\U0001f3fd \U0001f9ff",
+        "CamelCaseHTTPServer snake_case x1y2z3",
+    ]
+    texts += ["http://a.b/c?d=e&f#g %20 __init__ ===>>> ++i"]
     rng = random.Random(20)
     ranges = [(32, 127), (32, 127), (0xA0, 0x250), (0x300, 0x370), (0x400, 0x500), (0x900, 0xE80), (0x2000, 0x2070)]
     ranges += [(0x3040, 0x3100), (0x4E00, 0x9FA5), (0xAC00, 0xD7A3), (0x1F300, 0x1FAFF), (9, 14)]

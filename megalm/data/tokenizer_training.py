@@ -42,7 +42,8 @@ def train_byte_level_bpe(texts: Iterable[str], vocab_size: int, path: str | os.P
 
     if vocab_size < SMALLEST_VOCABULARY:
         raise ConfigError(
-            f"a byte-level vocabulary of {vocab_size} is too small: the bytes and the end of text take {SMALLEST_VOCABULARY}."
+            f"a byte-level vocabulary of {vocab_size} is too small: the bytes and the end of text take "
+            f"{SMALLEST_VOCABULARY}."
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]

@@ -22,9 +22,8 @@ class ConsoleProgress(Progress):
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
         from rich.progress import Progress as Bar
-        from rich.progress import TaskID
 
         self.console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
@@ -67,36 +66,75 @@ def parser() -> argparse.ArgumentParser:
     """All options of the tool."""
     p = argparse.ArgumentParser(
         prog="python -m tools.tokenize",
-        description="Turn text into a token file (PREFIX_text_document.bin and .idx, Megatron's format). An interrupted run goes on "
-        "when the same command is given again; a finished one is not repeated.",
+        description="Turn text into a token file (PREFIX_text_document.bin and .idx, Megatron's format). An interrupted run "
+        "goes on when the same command is given again; a finished one is not repeated.",
     )
     p.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="files, folders, globs, fsspec URLs or - (standard input): .txt .jsonl .json .csv .parquet .arrow, also compressed by "
-        f".gz .zst .bz2 .xz; or {python_corpus.NAME}: sources and documentation of the installed Python and packages",
+        help="files, folders, globs, fsspec URLs or - (standard input): .txt .jsonl .json .csv .parquet .arrow, also "
+        f"compressed by .gz .zst .bz2 .xz; or {python_corpus.NAME}: sources and documentation of the installed Python",
     )
     p.add_argument("--output", metavar="PREFIX", help="where to write; without it nothing is kept (see --report)")
     which = p.add_mutually_exclusive_group(required=True)
-    which.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json, SentencePiece .model, .tiktoken, or a folder with one")
-    which.add_argument("--train-bpe", type=int, metavar="N", help="train a byte-level BPE of N tokens: PREFIX_tokenizer.json")
-    p.add_argument("--train-megabytes", type=float, default=TRAINING_MEGABYTES, metavar="MB", help="text to train it on (%(default)g)")
-    p.add_argument("--corpus-megabytes", type=float, default=python_corpus.DEFAULT_MEGABYTES, metavar="MB", help=f"size of {python_corpus.NAME} (%(default)g)")
-    p.add_argument("--field", default="text", help='key or column of the text, or a template: "{title}\\n\\n{body}" (%(default)s)')
+    which.add_argument(
+        "--tokenizer", metavar="FILE", help="tokenizer.json, SentencePiece .model, .tiktoken, or a folder with one"
+    )
+    which.add_argument(
+        "--train-bpe", type=int, metavar="N", help="train a byte-level BPE of N tokens: PREFIX_tokenizer.json"
+    )
+    p.add_argument(
+        "--train-megabytes",
+        type=float,
+        default=TRAINING_MEGABYTES,
+        metavar="MB",
+        help="text to train it on (%(default)g)",
+    )
+    p.add_argument(
+        "--corpus-megabytes",
+        type=float,
+        default=python_corpus.DEFAULT_MEGABYTES,
+        metavar="MB",
+        help=f"size of {python_corpus.NAME} (%(default)g)",
+    )
+    p.add_argument(
+        "--field", default="text", help='key or column of the text, or a template: "{title}\\n\\n{body}" (%(default)s)'
+    )
     p.add_argument("--eos", metavar="TOKEN", help="name of the end-of-document token; default: the tokenizer's own")
     p.add_argument("--no-eos", action="store_true", help="do not end documents with a token")
     p.add_argument("--bos", action="store_true", help="begin documents with the tokenizer's begin token")
     p.add_argument("--min-characters", type=int, default=1, metavar="N", help="leave out shorter documents")
     p.add_argument("--max-characters", type=int, metavar="N", help="leave out longer documents")
     p.add_argument("--max-documents", type=int, metavar="N", help="write the first N documents only")
-    p.add_argument("--language-field", metavar="KEY", help="key or column with the document's language, for --languages and --report")
+    p.add_argument(
+        "--language-field",
+        metavar="KEY",
+        help="key or column with the document's language, for --languages and --report",
+    )
     p.add_argument("--languages", nargs="+", default=[], metavar="CODE", help="keep only these")
-    p.add_argument("--skip-bad", action="store_true", help="leave out and list documents that cannot be read, instead of stopping")
-    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s); the result is the same")
-    p.add_argument("--backend", default="auto", choices=("auto", "tokenizers", *FAST_BACKENDS), help="library that encodes a tokenizer.json; auto: the fastest that gives the same ids")
-    p.add_argument("--tiktoken-pattern", metavar="REGEX", help="how text is split, for a tiktoken file of an unknown name")
-    p.add_argument("--report", action="store_true", help="print documents, tokens and bytes per token by source and language")
+    p.add_argument(
+        "--skip-bad", action="store_true", help="leave out and list documents that cannot be read, instead of stopping"
+    )
+    p.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes (%(default)s); the result is the same",
+    )
+    p.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", "tokenizers", *FAST_BACKENDS),
+        help="library that encodes a tokenizer.json; auto: the fastest that gives the same ids",
+    )
+    p.add_argument(
+        "--tiktoken-pattern", metavar="REGEX", help="how text is split, for a tiktoken file of an unknown name"
+    )
+    p.add_argument(
+        "--report", action="store_true", help="print documents, tokens and bytes per token by source and language"
+    )
     p.add_argument("--json", action="store_true", help="print the outcome as JSON")
     return p
 
@@ -109,7 +147,7 @@ def job_of(args: argparse.Namespace) -> Job:
         raise ConfigError("--languages needs --language-field, the key that holds each document's language.")
     settings = Settings(
         tokenizer=args.tokenizer or "",
-        field=args.field,
+        field=args.field.replace("\\n", "\n"),
         append_eos=not args.no_eos,
         prepend_bos=args.bos,
         eos=args.eos,
@@ -136,12 +174,16 @@ def job_of(args: argparse.Namespace) -> Job:
 def show(outcome: Outcome, report: bool, seconds: float) -> None:
     """The outcome for people."""
     if outcome.reused:
-        print(f"{outcome.prefix}: already there, made by the same recipe: {outcome.documents} documents, {outcome.tokens} tokens")
+        print(
+            f"{outcome.prefix}: already there, made by the same recipe: {outcome.documents} documents, "
+            f"{outcome.tokens} tokens"
+        )
     else:
         where = f"{outcome.prefix}.bin and .idx" if outcome.prefix else "nothing kept (no --output)"
         print(
             f"{where}: {outcome.documents} documents, {outcome.tokens} tokens of a vocabulary of {outcome.vocab_size} "
-            f"(encoded by {outcome.backend}) in {seconds:.1f} s, {outcome.input_bytes / 1e6 / max(seconds, 1e-9):.1f} MB/s"
+            f"(encoded by {outcome.backend}) in {seconds:.1f} s, "
+            f"{outcome.input_bytes / 1e6 / max(seconds, 1e-9):.1f} MB/s"
         )
     for name, count in (("empty", outcome.empty), ("filtered out", outcome.filtered), ("skipped as bad", outcome.bad)):
         if count:
@@ -154,7 +196,8 @@ def show(outcome: Outcome, report: bool, seconds: float) -> None:
         print(f"{'source':{width}}  language  documents          bytes         tokens  bytes/token  characters/token")
         for row in rows:
             print(
-                f"{row['source']:{width}}  {row['language']:8}  {row['documents']:9}  {row['bytes']:13}  {row['tokens']:13}"
+                f"{row['source']:{width}}  {row['language']:8}  {row['documents']:9}  {row['bytes']:13}  "
+                f"{row['tokens']:13}"
                 f"  {row['bytes_per_token']:11.3f}  {row['characters_per_token']:16.3f}"
             )
 
