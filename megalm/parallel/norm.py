@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from megalm import ops
 from megalm.config.errors import ConfigError
 from megalm.parallel.mesh import Axis
 from megalm.parallel.slices import attach, replicated
@@ -50,10 +50,10 @@ class Norm(nn.Module):
         self.bias = make("bias", 0.0) if bias and kind == "layernorm" else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        total = x if residual is None else x + residual
-        shape = self.weight.shape
         if self.kind == "rmsnorm":
-            y = F.rms_norm(total, shape, self.weight, self.eps)
-        else:
-            y = F.layer_norm(total, shape, self.weight, self.bias, self.eps)
-        return y if residual is None else (y, total)
+            if residual is None:
+                return ops.rms_norm(x, self.weight, self.eps)
+            return ops.add_rms_norm(x, residual, self.weight, self.eps)
+        if residual is None:
+            return ops.layer_norm(x, self.weight, self.bias, self.eps)
+        return ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
