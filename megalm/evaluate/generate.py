@@ -77,10 +77,7 @@ def next_logits(model: Transformer, tokens: Tensor, position: int) -> Tensor:
     batch_size, length = tokens.shape
     positions = torch.arange(position, position + length, device=tokens.device).expand(batch_size, length)
     batch = Batch(tokens=tokens, labels=tokens, positions=positions)
-    hidden = model.embed(batch)
-    rotary = model.rotary(length, batch) if model.config.position == "rope" else None
-    for layer in model.layers:
-        hidden = layer(hidden, batch, rotary)
+    hidden = model.run_layers(model.embed(batch), batch, seen=position)
     logits = all_gather(model.logits(hidden[-1:]), model.tensor, dim=-1)[0]
     return logits[:, : model.config.vocab_size].float()
 

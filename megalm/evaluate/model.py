@@ -59,11 +59,7 @@ def fill(model: Transformer, weights: WeightReader) -> None:
 def logits(model: Transformer, tokens: Tensor) -> Tensor:
     """Logits fp32 at every position. Shapes: tokens [B, S] -> [B, S, V]"""
     batch = Batch(tokens=tokens, labels=tokens)
-    hidden = model.embed(batch)
-    rotary = model.rotary(tokens.shape[1], batch) if model.config.position == "rope" else None
-    for layer in model.layers:
-        hidden = layer(hidden, batch, rotary)
-    return model.logits(hidden).transpose(0, 1)[..., : model.config.vocab_size].float()
+    return model.logits(model.run_layers(model.embed(batch), batch)).transpose(0, 1)[..., : model.config.vocab_size].float()
 
 
 def load_model(

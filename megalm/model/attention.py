@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from megalm import ops
 from megalm.config import ModelConfig, ParallelConfig
-from megalm.data.batch import Batch
 from megalm.model.cache import KeyValueCache
 from megalm.model.head_norm import AllHeadsNorm, HeadNorm
-from megalm.model.positions import alibi_slopes, causal_alibi_bias, rotary_dim, rotary_tables
+from megalm.model.positions import Where
 from megalm.parallel.context import context_attention
 from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
 from megalm.parallel.mesh import Mesh
@@ -72,11 +71,6 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.query_norm = self._head_norm(config.num_heads, mesh, f"{name}.query_norm", **made)
             self.key_norm = self._head_norm(config.num_kv_heads, mesh, f"{name}.key_norm", **made)
-        if config.position == "alibi":
-            local = config.num_heads // mesh.tensor.size
-            slopes = alibi_slopes(config.num_heads, config.alibi_max_bias)[mesh.tensor.rank * local :][:local]
-            self.register_buffer("slopes", slopes.to(device), persistent=False)
-            self._bias: Tensor | None = None
         self.recompute_core = parallel.recompute == "selective"
         self.cache: KeyValueCache | None = None  # set while text is generated: see megalm.model.cache
 
@@ -87,24 +81,24 @@ class Attention(nn.Module):
             return HeadNorm(config.norm, config.head_dim, mesh.tensor, name=name, eps=config.norm_eps, **made)
         return AllHeadsNorm(num_heads, config.head_dim, mesh.tensor, name=name, eps=config.norm_eps, **made)
 
-    def forward(self, x: Tensor, batch: Batch, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-        return self.output(self.attend(self.qkv(x), batch, rotary))
+    def forward(self, x: Tensor, where: Where) -> Tensor:
+        return self.output(self.attend(self.qkv(x), where))
 
-    def attend(self, qkv: Tensor, batch: Batch, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    def attend(self, qkv: Tensor, where: Where) -> Tensor:
         """From the stacked projections [S, B, (A + 2K)/t d] to the heads' outputs [S, B, A/t d]."""
         if self.recompute_core and torch.is_grad_enabled():
             return torch.utils.checkpoint.checkpoint(
-                self._core, qkv, batch, rotary, use_reentrant=False, preserve_rng_state=False
+                self._core, qkv, where, use_reentrant=False, preserve_rng_state=False
             )
-        return self._core(qkv, batch, rotary)
+        return self._core(qkv, where)
 
-    def _core(self, qkv: Tensor, batch: Batch, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _core(self, qkv: Tensor, where: Where) -> Tensor:
         q, k, v = self.heads(qkv)
-        if rotary is not None:
-            cos, sin = rotary
+        if where.rotary is not None:
+            cos, sin = where.rotary
             q = ops.rotary(q, cos, sin, interleaved=self.config.rope_interleaved)
             k = ops.rotary(k, cos, sin, interleaved=self.config.rope_interleaved)
-        return self._mix(q, k, v, batch).flatten(2)
+        return self._mix(q, k, v, where).flatten(2)
 
     def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cut the stack into q [S, B, A/t, d] and k, v [S, B, K/t, d], clamped and normalised as configured."""
@@ -115,9 +109,8 @@ class Attention(nn.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         return q, k, v
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, where: Where) -> Tensor:
         if self.context.size > 1:
-            slopes = self.slopes if self.config.position == "alibi" else None
             return context_attention(
                 q,
                 k,
@@ -125,62 +118,19 @@ class Attention(nn.Module):
                 self.context,
                 causal=True,
                 scale=self.head_dim**-0.5,
-                alibi_slopes=slopes,
+                alibi_slopes=where.slopes,
                 mode=self.context_mode,
             )
         if self.cache is not None:
-            seen = self.cache.length
             k, v = self.cache.append(k, v)
-            mask = self._mask_after(seen, q.shape[0], q.dtype)
-        else:
-            mask = self._mask(q.shape[0], batch, q.dtype)
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
         grouped = q.shape[1] != k.shape[1]
         mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped, scale=self.head_dim**-0.5
+            q, k, v, attn_mask=where.mask, is_causal=where.mask is None, enable_gqa=grouped, scale=self.head_dim**-0.5
         )
         return mixed.permute(2, 0, 1, 3)
-
-    def _mask(self, seq_length: int, batch: Batch, dtype: torch.dtype) -> Tensor | None:
-        """None where plain causal attention serves; else an additive or boolean mask that SDPA takes."""
-        bias = None
-        if self.config.position == "alibi":
-            if self._bias is None or self._bias.shape[-1] != seq_length or self._bias.dtype != dtype:
-                where = torch.arange(seq_length, device=self.slopes.device)
-                self._bias = causal_alibi_bias(self.slopes, where, where, dtype)
-            bias = self._bias
-        if batch.document_ids is None:
-            return bias
-        ids = batch.document_ids
-        same = (ids[:, None, :, None] == ids[:, None, None, :]).tril()
-        return same if bias is None else bias.masked_fill(~same, float("-inf"))
-
-    def _mask_after(self, seen: int, count: int, dtype: torch.dtype) -> Tensor | None:
-        """The mask of `count` tokens that follow `seen` cached ones, [count, seen + count] or with a dim of heads first."""
-        where = torch.arange(seen + count, device=self.qkv.weight.device)
-        if self.config.position == "alibi":
-            return causal_alibi_bias(self.slopes, where[seen:], where, dtype)
-        return where[seen:, None] >= where if seen else None
 
 
 def residual_std(config: ModelConfig) -> float:
     """Initial standard deviation of matrices that write to the residual stream."""
     return config.init_std / (2 * config.num_layers) ** 0.5 if config.scaled_init else config.init_std
-
-
-class Rotary(nn.Module):
-    """The rotary tables, shared by all layers of a chunk: looked up by position, fp32."""
-
-    def __init__(self, config: ModelConfig, device: torch.device | str | None) -> None:
-        super().__init__()
-        cos, sin = rotary_tables(config, config.seq_length, device)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
-        self.dim = rotary_dim(config)
-
-    def forward(self, seq_length: int, batch: Batch) -> tuple[Tensor, Tensor]:
-        """cos and sin: [S, 1, 1, rotary_dim/2], or [S, B, 1, rotary_dim/2] where each row has its own positions."""
-        if batch.positions is None:
-            return self.cos[:seq_length, None, None], self.sin[:seq_length, None, None]
-        positions = batch.positions.t()
-        return self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)

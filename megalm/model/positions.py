@@ -1,6 +1,7 @@
 """Where a token stands: rotary tables (RoPE) and linear biases (ALiBi)."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,73 @@ def causal_alibi_bias(slopes: Tensor, query_positions: Tensor, key_positions: Te
     distance = query_positions[:, None] - key_positions[None, :]
     bias = -slopes[:, None, None] * distance
     return bias.masked_fill(distance < 0, float("-inf")).to(dtype)
+
+
+@dataclass(frozen=True)
+class Where:
+    """What attention needs to know about positions; made once for a chunk's forward pass, shared by its layers."""
+
+    rotary: tuple[Tensor, Tensor] | None = None
+    """cos and sin: [S, 1, 1, rotary_dim/2], or [S, B, 1, rotary_dim/2] where each row has its own positions."""
+    mask: Tensor | None = None
+    """Additive or boolean, broadcast to [B, A/t, S, S + seen]; None where plain causal attention serves."""
+    slopes: Tensor | None = None
+    """ALiBi slopes of this rank's heads, [A/t]."""
+
+
+class Positions(nn.Module):
+    """Rotary tables, ALiBi slopes and masks of one chunk of the model."""
+
+    def __init__(self, config: ModelConfig, axis: Axis, device: torch.device | str | None) -> None:
+        super().__init__()
+        self.kind = config.position
+        self._bias: Tensor | None = None
+        if self.kind == "rope":
+            cos, sin = rotary_tables(config, config.seq_length, device)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+        if self.kind == "alibi":
+            local = config.num_heads // axis.size
+            slopes = alibi_slopes(config.num_heads, config.alibi_max_bias)[axis.rank * local :][:local]
+            self.register_buffer("slopes", slopes.to(device), persistent=False)
+
+    def forward(self, batch: Batch, dtype: torch.dtype, *, context: bool = False, seen: int = 0) -> Where:
+        """For `batch`, whose first token follows `seen` cached ones.
+
+        context: attention itself applies causality and slopes over the context axis; no mask is made.
+        """
+        slopes = self.slopes if self.kind == "alibi" else None
+        rotary = self._rotary(batch, seen) if self.kind == "rope" else None
+        return Where(rotary, None if context else self._mask(batch, dtype, seen), slopes)
+
+    def _rotary(self, batch: Batch, seen: int) -> tuple[Tensor, Tensor]:
+        if batch.positions is None:
+            rows = slice(seen, seen + batch.tokens.shape[1])
+            return self.cos[rows, None, None], self.sin[rows, None, None]
+        positions = batch.positions.t()
+        return self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
+
+    def _mask(self, batch: Batch, dtype: torch.dtype, seen: int) -> Tensor | None:
+        queries, device = batch.tokens.shape[1], batch.tokens.device
+        bias = self._alibi(queries, seen, dtype) if self.kind == "alibi" else None
+        if batch.document_ids is not None:
+            ids = batch.document_ids
+            same = (ids[:, None, :, None] == ids[:, None, None, :]).tril()
+            return same if bias is None else bias.masked_fill(~same, float("-inf"))
+        if bias is None and seen:
+            keys = torch.arange(seen + queries, device=device)
+            return keys[seen:, None] >= keys
+        return bias
+
+    def _alibi(self, queries: int, seen: int, dtype: torch.dtype) -> Tensor:
+        """The bias of the last `queries` of seen + queries positions; the usual one is kept."""
+        kept = self._bias
+        if kept is None or seen or kept.shape[-1] != queries or kept.dtype != dtype:
+            keys = torch.arange(seen + queries, device=self.slopes.device)
+            kept = causal_alibi_bias(self.slopes, keys[seen:], keys, dtype)
+            if not seen:
+                self._bias = kept
+        return kept
 
 
 class LearnedPositions(nn.Module):

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from megalm.config import ModelConfig, ParallelConfig
 from megalm.data.batch import Batch
-from megalm.model.attention import Attention, Rotary
+from megalm.model.attention import Attention
 from megalm.model.mlp import MLP
-from megalm.model.positions import LearnedPositions
+from megalm.model.positions import LearnedPositions, Positions, Where
 from megalm.model.recompute import recomputed
 from megalm.parallel.embedding import VocabularyParallelEmbedding
 from megalm.parallel.linear import ColumnParallelLinear, Output, column_parallel
@@ -52,13 +52,13 @@ class Layer(nn.Module):
         self.mlp_norm = make_norm(config, mesh, parallel, f"{name}.mlp_norm", device, dtype)
         self.mlp = MLP(config, mesh, parallel, name=f"{name}.mlp", device=device, dtype=dtype)
 
-    def forward(self, hidden: Tensor, batch: Batch, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, hidden: Tensor, where: Where) -> Tensor:
         if self.placement == "post":
-            hidden = hidden + self._drop(self.attention_norm(self.attention(hidden, batch, rotary)))
+            hidden = hidden + self._drop(self.attention_norm(self.attention(hidden, where)))
             return hidden + self._drop(self.mlp_norm(self.mlp(hidden)))
         normed = self.attention_norm(hidden)
         attended = self._drop(
-            self._consume(normed, lambda: self.attention_norm(hidden), lambda: self.attention(normed, batch, rotary))
+            self._consume(normed, lambda: self.attention_norm(hidden), lambda: self.attention(normed, where))
         )
         if self.placement == "parallel":
             return hidden + attended + self._drop(self.mlp(self.mlp_norm(hidden)))
@@ -126,8 +126,7 @@ class Transformer(nn.Module):
                 )
             if config.embedding_norm:
                 self.embedding_norm = make_norm(config, mesh, parallel, "embedding_norm", device, dtype)
-        if config.position == "rope":
-            self.rotary = Rotary(config, device)
+        self.positions = Positions(config, mesh.tensor, device)
         self.layers = nn.ModuleList(
             Layer(config, mesh, parallel, index=index, **made)
             for index in (layers if layers is not None else range(config.num_layers))
@@ -148,15 +147,20 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor | None, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
         hidden = self.embed(batch) if self.first else x
         assert hidden is not None
-        rotary = self.rotary(batch.tokens.shape[1], batch) if self.config.position == "rope" else None
+        hidden = self.run_layers(hidden, batch)
+        return self.loss(hidden, batch) if self.last else hidden
+
+    def run_layers(self, hidden: Tensor, batch: Batch, *, seen: int = 0) -> Tensor:
+        """The chunk's layers; `seen` tokens before the batch's are in the attention layers' caches."""
+        where = self.positions(batch, hidden.dtype, context=self.context.size > 1, seen=seen)
         for layer in self.layers:
             if self.recompute_layers and torch.is_grad_enabled():
                 hidden = torch.utils.checkpoint.checkpoint(
-                    layer, hidden, batch, rotary, use_reentrant=False, preserve_rng_state=self.config.dropout > 0
+                    layer, hidden, where, use_reentrant=False, preserve_rng_state=self.config.dropout > 0
                 )
             else:
-                hidden = layer(hidden, batch, rotary)
-        return self.loss(hidden, batch) if self.last else hidden
+                hidden = layer(hidden, where)
+        return hidden
 
     def embed(self, batch: Batch) -> Tensor:
         """Tokens [B, S] -> hidden [S/t or S, B, H]."""
