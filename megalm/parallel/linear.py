@@ -50,6 +50,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, axis: Axis, sequence: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
+        # The parameter itself: under recomputation the saved tensor comes back as another object, through which neither
+        # its sink nor, once the graph is gone, its AccumulateGrad node is found.
+        ctx.weight = weight
         ctx.axis, ctx.sequence, ctx.has_bias = axis, sequence, bias is not None
         whole = collectives.all_gather(x, axis) if sequence else x
         return F.linear(whole, weight, bias)
@@ -69,7 +72,7 @@ class _Linear(torch.autograd.Function):
         grad_weight = None
         if want_weight:
             whole = gathering.wait() if gathering else x
-            grad_weight = weight_gradient(weight, grad.reshape(-1, grad.shape[-1]), whole.reshape(-1, whole.shape[-1]))
+            grad_weight = weight_gradient(ctx.weight, grad.reshape(-1, grad.shape[-1]), whole.reshape(-1, whole.shape[-1]))
         grad_bias = None
         if ctx.has_bias and want_bias:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)

@@ -141,14 +141,14 @@ def every_layout(full: bool = False) -> list[Layout]:
                 where = Layout(data, tensor, pipeline, context, sequence, schedule)
                 choices: list[tuple[str, int, str]]
                 if full:
-                    choices = list(itertools.product(RECOMPUTE, ZERO_STAGES, CONTEXT_MODES if context > 1 else ("ring",)))
+                    choices = list(
+                        itertools.product(RECOMPUTE, ZERO_STAGES, CONTEXT_MODES if context > 1 else ("ring",))
+                    )
                 else:
                     recompute, zero = next(deal)
                     choices = [(recompute, zero, next(modes) if context > 1 else "ring")]
                 for recompute, zero, mode in choices:
-                    found.append(
-                        Layout(data, tensor, pipeline, context, sequence, schedule, zero, recompute, mode)
-                    )
+                    found.append(Layout(data, tensor, pipeline, context, sequence, schedule, zero, recompute, mode))
     return found
 
 
@@ -210,7 +210,9 @@ def compare(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]
     for name, offset, tensor in result["boxes"]:
         expected = whole[name]
         part = expected[tuple(slice(o, o + n) for o, n in zip(offset, tensor.shape, strict=True))]
-        difference = float((tensor - part).abs().max() / expected.abs().max().clamp_min(1e-3)) if tensor.numel() else 0.0
+        difference = (
+            float((tensor - part).abs().max() / expected.abs().max().clamp_min(1e-3)) if tensor.numel() else 0.0
+        )
         elements += tensor.numel()
         if not difference <= weight:  # also for NaN
             weight, worst = difference, name
@@ -306,7 +308,9 @@ def run(args: argparse.Namespace) -> int:
         and all(word in str(layout).split() for word in (args.match or "").split())
     ]
     if not chosen:
-        raise ConfigError(f"--match {args.match!r}: no layout has all these words; one looks like '{every_layout()[-1]}'.")
+        raise ConfigError(
+            f"--match {args.match!r}: no layout has all these words; one looks like '{every_layout()[-1]}'."
+        )
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="megalm-layouts-") as name:
         rows = _run(models, chosen, Path(name), quiet=args.json)
