@@ -82,9 +82,10 @@ class ShardedOptimizer:
     ) -> None:
         del precision  # the parameters' dtypes say it; masters and state are always fp32
         self.optim, self.mesh = optim, mesh
-        self.zero_stage = parallel.zero_stage
+        # Nobody to share with: the stages are the same, and stage 2's early reductions would count gradients again.
+        self.zero_stage = parallel.zero_stage if mesh.data_context.size > 1 else 0
         self.buckets, self._uses = plan_buckets(
-            chunks, mesh, zero_stage=parallel.zero_stage, bucket_bytes=parallel.bucket_mb * 2**20
+            chunks, mesh, zero_stage=self.zero_stage, bucket_bytes=parallel.bucket_mb * 2**20
         )
         self.step_count = 0
         self._expected: dict[int, int] = {}
