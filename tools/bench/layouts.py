@@ -138,7 +138,6 @@ def every_layout(full: bool = False) -> list[Layout]:
             continue
         for sequence in (False, True) if tensor > 1 else (False,):
             for schedule in KINDS if pipeline > 1 else ("1f1b",):
-                where = Layout(data, tensor, pipeline, context, sequence, schedule)
                 choices: list[tuple[str, int, str]]
                 if full:
                     choices = list(
