@@ -140,12 +140,12 @@ def plan_screen(plan: "Plan") -> Any:
     return table
 
 
-def grid(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> Any:
+def grid(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     """A rich table: first column to the left, the others to the right; units belong in the headers."""
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAVY, title_justify="left", caption=caption, caption_justify="left")
+    table = Table(title=title, box=box.SIMPLE_HEAVY, title_justify="left")
     numeric = [all(_looks_numeric(row[i]) for row in rows) for i in range(len(headers))]
     for header, right in zip(headers, numeric, strict=True):
         table.add_column(header, justify="right" if right else "left")

@@ -68,11 +68,13 @@ class Report:
         terminal = console()
         for block in self.blocks:
             if isinstance(block, Table):
-                terminal.print(grid(block.title, block.headers, block.rows, block.note))
+                terminal.print(grid(block.title, block.headers, block.rows))
+                if block.note:
+                    terminal.print(f"  {block.note}\n", style="dim", markup=False)
             elif isinstance(block, str):
-                terminal.print(block)
+                terminal.print(f"  {block}", markup=False)
         for warning in self.warnings:
-            terminal.print(f"[yellow]warning:[/yellow] {warning}")
+            terminal.print(f"warning: {warning}", style="yellow", markup=False)
         if page:
             terminal.print(f"wrote {page}")
         return 0

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import floor, log2
 
 from megalm.config import Config, ConfigError
 from megalm.config.cluster import THIS_MACHINE
@@ -219,10 +220,10 @@ def compose(request: Request, *, global_batch: int | None = None) -> Config:
         raise ConfigError(f"model.moe.top_k={config.model.moe.top_k}: from 1 to the {experts} experts there are.")
     batch_tokens = request.number("batch_tokens")
     if batch_tokens and not global_batch:
-        config.train.global_batch_size = max(1, round(batch_tokens / config.model.seq_length))
+        config.train.global_batch_size = divisible_batch(batch_tokens / config.model.seq_length)
     elif not request.gives("train.global_batch_size") and not global_batch and not _on_cpu(request):
         counts = parameters(config.model).active
-        config.train.global_batch_size = max(1, round(usual_batch_tokens(counts) / config.model.seq_length))
+        config.train.global_batch_size = divisible_batch(usual_batch_tokens(counts) / config.model.seq_length)
     tokens = request.number("tokens")
     if tokens:
         config.train.tokens, config.train.steps = tokens, None
@@ -234,6 +235,19 @@ def _on_cpu(request: Request) -> bool:
     if gpu:
         return gpu.lower() in THIS_MACHINE
     return not request.gives("cluster") and this_machine().is_cpu
+
+
+def divisible_batch(sequences: float) -> int:
+    """A whole number of sequences close by that many layouts divide: a power of two within 6%, else an eighth's one.
+
+    '4M tokens' of 8,192 are 488 sequences; 512 is what is meant.
+    """
+    count = max(1, round(sequences))
+    power = 2 ** round(log2(max(sequences, 1.0)))
+    if abs(power / max(sequences, 1.0) - 1) <= 0.06:
+        return power
+    step = 2 ** max(0, floor(log2(count / 8))) if count >= 8 else 1
+    return max(1, round(sequences / step) * step)
 
 
 def usual_batch_tokens(size: float) -> float:
@@ -259,14 +273,10 @@ def machine(request: Request, config: Config | None = None) -> Machine:
         changes["failures_per_1000_gpu_days"], changes["failures_source"] = failures(request)
     peak = request.number("peak")
     if peak is not None:
-        from dataclasses import replace
-
         chip = found.accelerator
         scale = found.gpus if found.is_cpu else 1
         rates = {dtype: peak * scale for dtype in chip.peak}
         changes["accelerator"] = replace(chip, peak=rates, sources={**chip.sources, "peak_tflops": "given"})
-    from dataclasses import replace
-
     return replace(found, **changes) if changes else found  # type: ignore[arg-type]
 
 

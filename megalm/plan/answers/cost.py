@@ -1,0 +1,152 @@
+"""Dollars of pretraining, fine-tuning, people's data and storage."""
+
+from typing import Any
+
+from megalm.config import ConfigError, ModelConfig
+from megalm.plan import cost
+from megalm.plan.machine import Machine
+from megalm.plan.models import models
+from megalm.plan.render import dollars, number
+from megalm.plan.report import Curves, Report, Table
+from megalm.plan.request import Request, compose, machine, positive
+from megalm.plan.shapes import parameters
+
+PEOPLE = {
+    "instruction_pairs": "instruction_pair",
+    "comparisons": "comparison",
+    "multi_turn_chats": "multi_turn_chat",
+    "annotation_hours": "annotation_hour",
+}
+
+
+def answer(request: Request) -> Report:
+    """One bill: GPU time (given, or worked out from FLOPs), people's data, checkpoints."""
+    data: dict[str, Any] = {}
+    rows: list[tuple[str, str, str, str]] = []
+    total = 0.0
+    size = _size(request)
+    people = {kind: request.number(key) or 0.0 for key, kind in PEOPLE.items() if key in request.own}
+    asks_gpus = request.has_model or any(key in request.own for key in ("days", "hours", "gpu", "gpus", "tokens", "mfu"))
+    blocks: list[Any] = []
+    if asks_gpus:
+        total += _gpu_time(request, size, data, rows, blocks)
+    if people:
+        prices = {PEOPLE[key]: None for key in PEOPLE}
+        bill = cost.human_data_dollars(people)
+        if request.number("price") is not None and not asks_gpus and len(bill) == 1:
+            entry = next(iter(bill.values()))
+            entry["dollars_each"] = request.number("price")
+            entry["dollars"] = entry["count"] * entry["dollars_each"]
+        assert set(bill) <= set(prices)
+        for kind, entry in bill.items():
+            name = kind.replace("_", " ") + "s"
+            rows.append((name, f"{entry['count']:,.0f} x ${entry['dollars_each']:g}", dollars(entry["dollars"]), entry["source"]))
+            total += entry["dollars"]
+        data["human_data"] = bill
+        data["human_data_dollars"] = sum(entry["dollars"] for entry in bill.values())
+    if "checkpoints" in request.own or "storage_days" in request.own:
+        if size is None:
+            raise ConfigError("checkpoints need a size: add +model=7b or parameters=7e9.")
+        kept = request.whole("checkpoints", 10) or 0
+        stored = cost.checkpoint_storage(int(size), kept, request.number("storage_days", 365.0) or 365.0)
+        rows.append(
+            (
+                "checkpoints in object storage",
+                f"{kept} x {stored.checkpoint_bytes / 1e9:,.1f} GB for {stored.months:.1f} months",
+                dollars(stored.dollars),
+                stored.source,
+            )
+        )
+        data.update(checkpoint_bytes=stored.checkpoint_bytes, checkpoints=kept, storage_dollars=stored.dollars)
+        total += stored.dollars
+    if not rows:
+        raise ConfigError(
+            "nothing to price: give GPUs (gpus=440 gpu=a100-40gb days=9.5, or +model=7b tokens=1e12 with mfu=0.45),"
+            " people's data (instruction_pairs=27540 comparisons=1e6) or storage (+model=7b checkpoints=10)."
+        )
+    data["dollars"] = total
+    rows.append(("together", "", dollars(total), ""))
+    table = Table("cost", ("what", "how much", "cost ($)", "source"), rows)
+    return Report("cost", data, [table, *blocks])
+
+
+def _size(request: Request) -> float | None:
+    if request.has_model:
+        return float(parameters(compose(request).model).total)
+    return request.number("parameters")
+
+
+def _gpu_time(request: Request, size: float | None, data: dict[str, Any], rows: list, blocks: list) -> float:
+    days = request.number("days")
+    if days is None and request.number("hours"):
+        days = (request.number("hours") or 0.0) / 24.0
+    tokens = request.number("tokens") or request.number("finetune_tokens")
+    kind = "fine-tuning" if request.number("finetune_tokens") else "GPU time"
+    if days is None:
+        from megalm.plan.answers import time
+
+        if request.number("finetune_tokens"):
+            request.own["tokens"] = request.number("finetune_tokens")
+        timed = time.answer(request).data
+        if timed["dollars"] is None:
+            raise ConfigError("no price is known for this machine: add price=2.5 (dollars a GPU-hour).")
+        data.update(timed)
+        rows.append(
+            (
+                kind,
+                f"{timed['gpus']} GPUs x {timed['days']:.2f} days x ${timed['dollars_per_gpu_hour']:.2f} a GPU-hour",
+                dollars(timed["dollars"]),
+                str(timed.get("price_source") or ""),
+            )
+        )
+        data["gpu_dollars"] = timed["dollars"]
+        if request.has_model:
+            config = compose(request)
+            found = machine(request, config)
+            blocks.append(cost_by_size(config.model, found, timed["peak_flops_per_second_per_gpu"], max(timed["mfu"], 1e-6)))
+        return float(timed["dollars"])
+    if "gpus" not in request.own:
+        raise ConfigError("how many GPUs? Add gpus=64.")
+    gpus = request.whole("gpus") or 1
+    price, source, peak = request.number("price"), "given", request.number("peak")
+    if request.word("gpu"):
+        found = machine(request)
+        price, source = found.price, found.price_source
+        peak = peak or found.peak(request.word("dtype") or ("fp32" if found.is_cpu else "bf16"))
+    if price is None:
+        raise ConfigError("no price: add price=2.5 (dollars a GPU-hour), or gpu=h100 for conf/prices.yaml's.")
+    bill = cost.gpu_dollars(gpus, positive("days", days), price)
+    data.update(
+        gpus=gpus, gpu=request.word("gpu"), days=days, hours=24 * days, gpu_days=gpus * days, gpu_hours=24 * gpus * days,
+        dollars_per_gpu_hour=price, price_source=source, gpu_dollars=bill,
+    )  # fmt: skip
+    rows.append((kind, f"{gpus} GPUs x {days:.2f} days x ${price:.2f} a GPU-hour", dollars(bill), source))
+    if tokens:
+        data["tokens"] = tokens
+        data["dollars_per_million_tokens"] = bill / tokens * 1e6
+        if size and peak:
+            used = 6.0 * size * tokens / (gpus * days * 86400.0 * peak)
+            data["utilisation_6nd"] = used
+            rows.append(("utilisation that implies", f"{100 * used:.1f}% of {number(peak)}FLOP/s", "", "6 N D"))
+    return bill
+
+
+def cost_by_size(model: ModelConfig, found: Machine, peak: float, mfu: float) -> Curves:
+    """Dollars (or GPU-days without a price) of compute-optimal training against model size, at one utilisation."""
+    price = found.price
+    unit = "cost ($)" if price is not None else "GPU-days"
+    scale = 24.0 * price if price is not None else 1.0
+
+    def amount(size: float, ratio: float) -> float:
+        return scale * cost.training_days(6.0 * size * ratio * size, 1, peak, min(1.0, mfu))
+
+    sizes = [1e8 * 10 ** (i / 6) for i in range(19)]
+    own = float(parameters(model).active)
+    marks = [(name, float(parameters(m).active)) for name, m in models().items() if "llama" not in name and "gpt" not in name]
+    return Curves(
+        f"cost against model size at {100 * mfu:.0f}% MFU on {found.accelerator.name}",
+        "parameters",
+        unit,
+        [(f"{ratio} tokens a parameter", [(n, amount(n, ratio)) for n in sizes]) for ratio in (20, 100, 300)],
+        points=[(name, n, amount(n, 20)) for name, n in marks if n >= 1e8] + [(model.name, own, amount(own, 20))],
+    )

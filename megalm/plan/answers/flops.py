@@ -1,0 +1,121 @@
+"""FLOPs of training a model, and the utilisation of a measured speed."""
+
+from typing import Any
+
+from megalm.config import ConfigError
+from megalm.plan import flops
+from megalm.plan.render import number
+from megalm.plan.report import Bars, Report, Table
+from megalm.plan.request import Request, compose, machine
+from megalm.plan.shapes import parameters
+
+
+def check_convention(name: str | None) -> str:
+    """A name out of flops.DEFINITIONS."""
+    chosen = (name or "causal").lower()
+    if chosen not in flops.DEFINITIONS:
+        raise ConfigError(f"convention={name}: one of {', '.join(flops.DEFINITIONS)}.")
+    return chosen
+
+
+def answer(request: Request) -> Report:
+    """FLOPs by definition and part; MFU and HFU when a speed is given."""
+    config = compose(request)
+    model, recompute = config.model, config.parallel.recompute
+    convention = check_convention(request.word("convention"))
+    counts = parameters(model)
+    sequences = config.train.global_batch_size
+    per_step = sequences * model.seq_length
+    forward = flops.forward_flops(model, causal=convention != "full")
+    chosen = flops.flops_by_definition(model, convention)
+    hardware = hardware_flops(request, convention, recompute)
+    data: dict[str, Any] = {
+        "model": model.name,
+        "parameters": counts.total,
+        "active_parameters": counts.active,
+        "seq_length": model.seq_length,
+        "global_batch_size": sequences,
+        "tokens_per_step": per_step,
+        "convention": convention,
+        "recompute": recompute,
+        "flops_per_token": chosen,
+        "hardware_flops_per_token": hardware,
+        "model_flops_per_step": chosen * per_step,
+        "hardware_flops_per_step": hardware * per_step,
+        "flops_per_token_6nd": flops.flops_by_definition(model, "6nd"),
+        "flops_per_token_full": flops.flops_by_definition(model, "full"),
+        "flops_per_token_causal": flops.flops_by_definition(model, "causal"),
+        "flops_per_token_mosaic": flops.flops_by_definition(model, "mosaic"),
+        "forward_flops_per_token": {
+            "attention_projections": forward.layers * forward.attention_projections,
+            "attention_core": forward.layers * forward.attention_core,
+            "mlp": forward.layers * forward.mlp,
+            "logits": forward.logits,
+        },
+        "mfu_definition": flops.MFU,
+        "hfu_definition": flops.HFU,
+    }
+    tokens = request.number("tokens")
+    if tokens:
+        data["tokens"], data["total_flops"] = tokens, chosen * tokens
+    rows = [
+        (name, number(flops.flops_by_definition(model, name), 5), number(flops.flops_by_definition(model, name) * per_step, 5), words)
+        for name, words in flops.DEFINITIONS.items()
+    ]
+    parts = data["forward_flops_per_token"]
+    blocks: list[Any] = [
+        Table(
+            f"{model.name}: training FLOPs",
+            ("definition", "FLOPs a token", f"FLOPs a step of {number(per_step)} tokens", "what is counted"),
+            rows,
+            f"recompute {recompute}: the hardware runs {number(hardware, 5)} FLOPs a token ({convention})",
+        ),
+        Table(
+            "forward FLOPs of one token",
+            ("part", "FLOPs", "share"),
+            [(name.replace("_", " "), number(value, 5), f"{100 * value / forward.total:.1f}%") for name, value in parts.items()],
+            f"attention {'over the full square' if convention == 'full' else 'over the causal half'}",
+        ),
+        Bars("forward FLOPs of one token, by part", "FLOPs", [(model.name, list(parts.items()))]),
+    ]
+    speed = request.number("tokens_per_second")
+    if request.number("sequences_per_second"):
+        speed = (request.number("sequences_per_second") or 0.0) * model.seq_length
+    if speed:
+        found = machine(request, config)
+        peak = found.peak(config.precision.dtype)
+        used = [
+            (name, *(100 * flops.utilisation(f(name), speed, found.gpus, peak) for f in (
+                lambda n: flops.flops_by_definition(model, n), lambda n: hardware_flops(request, n, recompute, config))))
+            for name in flops.DEFINITIONS
+        ]
+        by_name = {name: (mfu, hfu) for name, mfu, hfu in used}
+        data.update(
+            tokens_per_second=speed,
+            gpus=found.gpus,
+            gpu=found.accelerator.name,
+            peak_flops_per_second_per_gpu=peak,
+            mfu=by_name[convention][0] / 100,
+            hfu=by_name[convention][1] / 100,
+            mfu_percent=by_name[convention][0],
+            hfu_percent=by_name[convention][1],
+            **{f"mfu_percent_{name}": value[0] for name, value in by_name.items()},
+            **{f"hfu_percent_{name}": value[1] for name, value in by_name.items()},
+        )
+        blocks.append(
+            Table(
+                f"{number(speed, 4)} tokens/s on {found.describe()}",
+                ("definition", "MFU (%)", "HFU (%)"),
+                [(name, f"{mfu:.2f}", f"{hfu:.2f}") for name, mfu, hfu in used],
+                f"{flops.MFU}; {flops.HFU}",
+            )
+        )
+    return Report(f"{model.name}: FLOPs", data, blocks)
+
+
+def hardware_flops(request: Request, convention: str, recompute: str, config: Any = None) -> float:
+    """Executed FLOPs of a token by a convention; MosaicML's and 6ND count a full recompute as 4/3."""
+    model = (config or compose(request)).model
+    if convention in ("mosaic", "6nd"):
+        return flops.flops_by_definition(model, convention) * flops.mosaic_hfu_factor(recompute)
+    return flops.hardware_flops_per_token(model, recompute=recompute, causal=convention == "causal")

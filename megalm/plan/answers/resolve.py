@@ -1,0 +1,20 @@
+"""The layout that a request means: the one given, or the best one found."""
+
+from megalm.config import Config, ConfigError
+from megalm.plan.layout import Layout, layout_of
+from megalm.plan.machine import Machine
+from megalm.plan.request import Request
+
+
+def resolve_layout(request: Request, config: Config, machine: Machine) -> Layout:
+    """The layout given by parallel.* overrides; on GPUs without any, or with parallel=auto, the fastest that fits."""
+    given = request.gives("parallel.") or (request.gives("parallel=") and not request.wants_search)
+    given = given or request.gives("train.micro_batch_size")
+    if not request.wants_search and (given or machine.is_cpu):
+        return layout_of(config, machine.gpus)
+    from megalm.plan.search import search
+
+    found = search(config, machine, top=1)
+    if not found.best:
+        raise ConfigError(found.why_none())
+    return found.best[0].layout

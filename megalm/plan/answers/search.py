@@ -1,0 +1,83 @@
+"""The ranking of layouts as tables."""
+
+from megalm.config import Config, ConfigError
+from megalm.plan import flops
+from megalm.plan.machine import Machine
+from megalm.plan.render import duration, gib, number
+from megalm.plan.report import Bars, Report, Table
+from megalm.plan.request import Request, compose, machine
+from megalm.plan.search import Candidate, search
+from megalm.plan.shapes import parameters
+from megalm.plan.time import PARTS
+
+
+def answer(request: Request) -> Report:
+    """Every valid layout ranked, the top ones and the obvious alternatives with their reasons."""
+    config = compose(request)
+    found = machine(request, config)
+    top = request.whole("top", 10) or 10
+    result = search(config, found, top=top, micro_batch=request.whole("micro_batch"))
+    if not result.best:
+        raise ConfigError(result.why_none())
+    best = result.best[0]
+    tokens = config.train.global_batch_size * config.model.seq_length
+    data = {
+        "model": config.model.name,
+        "parameters": parameters(config.model).total,
+        "gpu": found.accelerator.name,
+        "gpus": found.gpus,
+        "global_batch_size": config.train.global_batch_size,
+        "tokens_per_step": tokens,
+        "layouts_considered": result.considered + result.dominated,
+        "layouts_too_large": result.too_large,
+        "layouts_dominated": result.dominated,
+        "step_seconds": best.seconds,
+        "tokens_per_second": tokens / best.seconds,
+        "mfu": mfu(config, found, best),
+        "bytes_per_gpu": round(best.memory.bytes_per_gpu),
+        "overrides": best.layout.overrides(),
+        "best": [{**c.as_dict(), "mfu": mfu(config, found, c)} for c in result.best],
+        "alternatives": [c.as_dict() for c in result.alternatives],
+    }
+    headers = ("rank", "layout", "step (s)", "MFU (%)", "memory (GiB)", "why")
+    rows = [(rank, *_cells(config, found, c)) for rank, c in enumerate(result.best, 1)]
+    others = [(c.name, *_cells(config, found, c)[1:]) for c in result.alternatives]
+    return Report(
+        f"{config.model.name} on {found.describe()}: layouts",
+        data,
+        [
+            Table(
+                f"{config.model.name}, {number(tokens)} tokens a step, on {found.describe()}",
+                headers,
+                rows,
+                f"{result.considered + result.dominated:,} layouts: {result.too_large:,} too large for {gib(found.memory)},"
+                f" {result.dominated:,} dominated by one that fits without more recompute or sharding",
+            ),
+            Table("the obvious alternatives", ("instead", *headers[2:]), others),
+            "use it: " + " ".join(best.layout.overrides()),
+            Bars(
+                "time by part",
+                "s",
+                [(f"{i}", [(part, getattr(c.time, part)) for part in PARTS]) for i, c in enumerate(result.best, 1)]
+                + [(c.name[:26], [(part, getattr(c.time, part)) for part in PARTS]) for c in result.alternatives],
+            ),
+            f"one step takes {duration(best.seconds)}: {number(tokens / best.seconds)} tokens a second",
+        ],
+    )
+
+
+def mfu(config: Config, found: Machine, candidate: Candidate) -> float:
+    """Model FLOPs utilisation of a candidate, 0..1."""
+    tokens = config.train.global_batch_size * config.model.seq_length
+    rate = tokens / candidate.seconds
+    return flops.utilisation(flops.flops_per_token(config.model), rate, found.gpus, found.peak(config.precision.dtype))
+
+
+def _cells(config: Config, found: Machine, c: Candidate) -> tuple[str, ...]:
+    return (
+        c.layout.describe(),
+        f"{c.seconds:.3f}",
+        f"{100 * mfu(config, found, c):.1f}",
+        f"{c.memory.bytes_per_gpu / 2**30:.1f}",
+        c.reason,
+    )

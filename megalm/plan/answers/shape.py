@@ -1,0 +1,97 @@
+"""Exact parameters of a model."""
+
+from math import prod
+
+from megalm.config import ModelConfig
+from megalm.plan.models import models
+from megalm.plan.render import number
+from megalm.plan.report import Bars, Report, Table
+from megalm.plan.request import Request, compose
+from megalm.plan.shapes import layer_tensors, parameters
+from megalm.plan.memory import tensors_outside_layers
+
+
+def answer(request: Request) -> Report:
+    """Parameters by tensor; without a model, the list of models."""
+    if not request.has_model and not request.overrides:
+        return _list()
+    model = compose(request).model
+    counts = parameters(model)
+    layer = list(layer_tensors(model, "layers.N."))
+    outside = tensors_outside_layers(model)
+    rows = [(name, _shape(shape), 1, f"{prod(shape):,}") for name, shape in outside if "embedding" in name]
+    rows += [
+        (name, _shape(shape), model.num_layers, f"{prod(shape) * model.num_layers:,}") for name, shape in _merged(layer)
+    ]
+    rows += [(name, _shape(shape), 1, f"{prod(shape):,}") for name, shape in outside if "embedding" not in name]
+    data = {
+        "model": model.name,
+        "parameters": counts.total,
+        "active_parameters": counts.active,
+        "embedding_parameters": counts.embedding,
+        "non_embedding_parameters": counts.non_embedding,
+        "parameters_per_layer": counts.layer,
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "num_heads": model.num_heads,
+        "num_kv_heads": model.num_kv_heads,
+        "head_dim": model.head_dim,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "vocab_size": model.vocab_size,
+        "seq_length": model.seq_length,
+        "tensors": len(counts.tensors),
+        "bytes_bf16": 2 * counts.total,
+        "bytes_checkpoint": 12 * counts.total,
+    }
+    if model.moe.num_experts:
+        data.update(num_experts=model.moe.num_experts, top_k=model.moe.top_k)
+    summary = [
+        ("parameters", f"{counts.total:,}", number(counts.total, 4)),
+        ("active for one token", f"{counts.active:,}", number(counts.active, 4)),
+        ("in embeddings", f"{counts.embedding:,}", number(counts.embedding, 4)),
+        ("in one layer", f"{counts.layer:,}", number(counts.layer, 4)),
+    ]
+    return Report(
+        f"{model.name}: parameters",
+        data,
+        [
+            Table(f"{model.name}: {model.num_layers} layers", ("tensor", "shape", "times", "parameters"), rows),
+            Table("in all", ("", "parameters", "about"), summary),
+            Bars("parameters by part", "parameters", [(model.name, _parts(model))]),
+        ],
+    )
+
+
+def _merged(layer: list[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tuple[int, ...]]]:
+    """Experts written once, with their number in the shape."""
+    merged: dict[str, tuple[int, tuple[int, ...]]] = {}
+    for name, shape in layer:
+        words = name.split(".")
+        key = ".".join("E" if word.isdigit() else word for word in words)
+        merged[key] = (merged.get(key, (0, shape))[0] + 1, shape)
+    return [(name, shape if count == 1 else (count, *shape)) for name, (count, shape) in merged.items()]
+
+
+def _parts(model: ModelConfig) -> list[tuple[str, float]]:
+    counts = parameters(model)
+    sums = {"attention": 0.0, "MLP": 0.0, "norms": 0.0}
+    for name, shape in layer_tensors(model):
+        part = "norms" if "norm" in name else "attention" if name.startswith("attention") else "MLP"
+        sums[part] += prod(shape) * model.num_layers
+    return [("embeddings", float(counts.embedding)), *sums.items()]
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(f"{size}" for size in shape)
+
+
+def _list() -> Report:
+    rows, data = [], []
+    for name, model in models().items():
+        counts = parameters(model)
+        rows.append(
+            (name, f"{counts.total:,}", model.num_layers, model.hidden_size, model.num_heads, model.num_kv_heads, model.seq_length)
+        )
+        data.append({"model": name, "parameters": counts.total, "active_parameters": counts.active})
+    headers = ("model", "parameters", "layers", "width", "heads", "key/value heads", "sequence (tokens)")
+    return Report("models", {"models": data}, [Table("models of conf/model", headers, rows)])
