@@ -198,7 +198,8 @@ class SpikeDetector:
             return self._wait_out(step, clock, x, z, observed)
         shift = self._accumulate(step, z, excess) or self._fallen(x, z)
         if shift:
-            onset, slow = self.onset, self.length > 10 and self.excesses[0] < 0.5 * max(self.excesses)
+            onset = self.run_onset if self.run else self.onset
+            slow = self.run == 0 and self.length > 10 and self._rose()
             self._reset_sum()
             self.raised, self.settled, self.held = True, [], []
             return Observation(step, "shift", onset=onset if onset >= 0 else step, lasting=True, slow=slow, **observed)
@@ -208,7 +209,8 @@ class SpikeDetector:
         if not gated_gradient and not gated:
             self._learn_gradient(clock, grad_norm)
         kind = "transient" if gated or gated_gradient else "none"
-        return Observation(step, kind, onset=self.onset, **observed)
+        onset = -1 if kind == "none" else self.run_onset if self.run else step
+        return Observation(step, kind, onset=onset, **observed)
 
     def _accumulate(self, step: int, z: float, excess: float) -> bool:
         """True when the level has moved for good. Outliers do not add to the sum: they are counted by their run."""
@@ -238,6 +240,11 @@ class SpikeDetector:
         if min(self.recent) < c.still * self.total / self.length:
             return False
         return not self._healing()
+
+    def _rose(self) -> bool:
+        """The loss went up little by little, rather than at once."""
+        third = len(self.excesses) // 3
+        return sum(self.excesses[:third]) < 0.5 * sum(self.excesses[-third:])
 
     def _healing(self) -> bool:
         c = self.config

@@ -77,7 +77,7 @@ class GuardHook(Hook):
         """The learning rate on its way back to schedule."""
         if self.config.enabled and self.config.act:
             trainer.lr_scale = self.policy.lr_scale(trainer.step)
-        self._position = trainer.loader.samples_consumed
+        self._position = int(trainer.loader.next_positions()[0])
         self.provoker.before_step(trainer)
 
     def on_gradients(self, trainer: Trainer, signals: Signals) -> bool:

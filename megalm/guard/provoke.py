@@ -26,7 +26,8 @@ class Provoker:
 
     def __init__(self, config: ProvokeConfig):
         self.config = config
-        self.strikes: dict[int, int] = {}
+        self.occasions = 0
+        """Times that the first step of the damage came."""
         self._undo_lr: float | None = None
         self._gradient_factor = 1.0
 
@@ -69,8 +70,8 @@ class Provoker:
     def _strikes(self, step: int) -> bool:
         if not self.config.step <= step < self.config.step + self.config.steps:
             return False
-        self.strikes[step] = self.strikes.get(step, 0) + 1
-        return self.strikes[step] <= self.config.times
+        self.occasions += step == self.config.step
+        return 0 < self.occasions <= self.config.times
 
     def _spoiled(self, trainer: Trainer, fetch: Any) -> Any:
         batch_size = trainer.config.train.global_batch_size
@@ -78,7 +79,7 @@ class Provoker:
         last = first + self.config.steps * batch_size
 
         def next_batches() -> list[Batch]:
-            position = trainer.loader.samples_consumed
+            position = int(trainer.loader.next_positions()[0])
             batches = fetch()
             if not first <= position < last:
                 return batches

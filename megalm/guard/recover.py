@@ -100,7 +100,7 @@ class Recovery:
         common = {"cause": decision.verdict, "onset": decision.onset, "samples": plan["samples"]}
         scale = self.policy.lr_scale(plan["target"])
         trainer.events.write(
-            "rollback",
+            "replay" if decision.action == "replay" else "rollback",
             step=decision.step,
             **common,
             action=decision.action,

@@ -1,0 +1,66 @@
+"""Command line of `python -m tools.guard`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from megalm.config.errors import ConfigError
+from megalm.guard.curve import alarms, read_curve
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.guard", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    replay = commands.add_parser("replay", help="run the detector over a loss log and print its alarms")
+    replay.add_argument("curve", metavar="CURVE", help="csv file with a header, or a run's metrics.jsonl")
+    replay.add_argument("--column", default="loss", help="column to watch (default: loss)")
+    replay.add_argument("--json", action="store_true", help="print one JSON object")
+    samples = commands.add_parser("samples", help="print the text of the samples of a step")
+    samples.add_argument("run", metavar="RUN", help="folder of a run")
+    samples.add_argument("--step", type=int, required=True, metavar="N", help="step whose batch to print")
+    samples.add_argument("--characters", type=int, default=400, help="of each sample, 0: all (default: 400)")
+    samples.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args(argv)
+    try:
+        return _replay(arguments) if arguments.command == "replay" else _samples(arguments)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    curve = read_curve(arguments.curve, arguments.column)
+    found = alarms(curve)
+    if arguments.json:
+        print(json.dumps({"steps": len(curve.steps), "alarms": [alarm.as_dict() for alarm in found]}))
+        return 0
+    for alarm in found:
+        print(f"step {alarm.step:>8}  {alarm.kind:<9}  {alarm.action:<8}  z {alarm.z:8.2f}  onset {alarm.onset}")
+    rollbacks = sum(alarm.action == "rollback" for alarm in found)
+    skips = sum(alarm.action == "skip" for alarm in found)
+    print(f"{len(curve.steps)} steps: {len(found)} alarms, {rollbacks} rollbacks, {skips} refused updates")
+    return 0
+
+
+def _samples(arguments: argparse.Namespace) -> int:
+    from megalm.guard.samples import samples_of_step
+
+    found = samples_of_step(Path(arguments.run), arguments.step)
+    if arguments.json:
+        print(json.dumps({"step": arguments.step, "samples": found}))
+        return 0
+    for sample in found:
+        text = sample["text"]
+        if arguments.characters and len(text) > arguments.characters:
+            text = text[: arguments.characters] + " ..."
+        print(f"--- {sample['source']}: document {sample['document']}, offset {sample['offset']}")
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
