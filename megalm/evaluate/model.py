@@ -59,7 +59,11 @@ def fill(model: Transformer, weights: WeightReader) -> None:
 def logits(model: Transformer, tokens: Tensor) -> Tensor:
     """Logits fp32 at every position. Shapes: tokens [B, S] -> [B, S, V]"""
     batch = Batch(tokens=tokens, labels=tokens)
-    return model.logits(model.run_layers(model.embed(batch), batch)).transpose(0, 1)[..., : model.config.vocab_size].float()
+    return (
+        model.logits(model.run_layers(model.embed(batch), batch))
+        .transpose(0, 1)[..., : model.config.vocab_size]
+        .float()
+    )
 
 
 def load_model(

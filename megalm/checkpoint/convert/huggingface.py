@@ -137,6 +137,8 @@ def write_folder(
     `dtype` None keeps each tensor as it is. `tokenizer`: a `tokenizer.json` or a folder with tokenizer files; None:
     the source's own.
     """
+    if tokenizer is not None and not tokenizer.exists():
+        raise ConfigError(f"{tokenizer}: no tokenizer here; give a tokenizer.json or a folder that has one")
     # The embedding's dtype stands for the whole model's.
     main_dtype = dtype or source.weights.dtype("embedding.weight")
     config_json = config_json_for(source, main_dtype)
@@ -166,14 +168,12 @@ def write_tokenizer(folder: Path, files: Sequence[Path], max_length: int) -> Non
     for path in files:
         if path.is_dir():
             write_tokenizer(folder, [path / name for name in TOKENIZER_FILES if (path / name).is_file()], max_length)
-        elif path.is_file():
+        else:
             shutil.copyfile(
                 path,
                 folder
                 / ("tokenizer.json" if path.suffix == ".json" and path.name not in TOKENIZER_FILES else path.name),
             )
-        else:
-            raise ConfigError(f"{path}: no tokenizer here; give a tokenizer.json or a folder that has one")
     if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
         special = [

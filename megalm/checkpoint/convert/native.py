@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from megalm.checkpoint.boxes import Region, cut, dtype_of
 from megalm.checkpoint.convert.huggingface import TOKENIZER_FILES, read_json
 from megalm.checkpoint.convert.source import Source
-from megalm.checkpoint.convert.weights import WeightReader
+from megalm.checkpoint.convert.weights import SafetensorsWriter, WeightReader
 from megalm.checkpoint.manifest import checksum
 from megalm.checkpoint.planner import CHUNK_BYTES, write_item
 from megalm.checkpoint.ranks import SingleRank
@@ -34,14 +35,15 @@ OVERRIDES = "model.overrides"
 
 
 class CheckpointWeights:
-    """The weights of a checkpoint, each stored piece compared with its checksum as it is read."""
+    """The weights of a checkpoint (and the optimizer's tensors), each stored piece compared with its checksum as it is read."""
 
-    def __init__(self, reader: CheckpointReader):
+    def __init__(self, reader: CheckpointReader, *, optimizer: bool = False):
         self._reader = reader
+        self._optimizer = optimizer
         self._tensors = reader.manifest.tensors
 
     def names(self) -> list[str]:
-        return self._reader.names()
+        return self._reader.names(optimizer=self._optimizer)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
@@ -98,18 +100,8 @@ def write_native(
     model's settings as the launcher takes them.
     """
     names = source.weights.names()
-    pieces = _Pieces(source.weights, names, dtype, progress)
     state = {"step": source.step, "tokens": 0, "converted_from": source.format}
-    request = SaveRequest(
-        step=source.step,
-        folder=folder / CHECKPOINTS,
-        chunks=pieces,  # type: ignore[arg-type]
-        state=json_bytes(state, "the state"),
-        rank_state=None,
-        layout={},
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_and_commit(request, SingleRank())
+    _save(folder / CHECKPOINTS, source.step, _Pieces(source.weights, names, dtype, progress), state)
     config = Config(model=source.model)
     config.run.name, config.run.dir = folder.name, str(folder.parent)
     if source.config_json is not None or source.files:
@@ -127,6 +119,52 @@ def write_native(
     (folder / CONFIG).write_text(config_yaml(config))
     (folder / OVERRIDES).write_text(" ".join(overrides(source.model)) + "\n")
     return len(names)
+
+
+def merge(path: Path, target: Path, progress: Any = None) -> tuple[int, int]:
+    """Writes a checkpoint again as one file. Returns the number of tensors and of bytes.
+
+    A folder gets everything a run resumes from, on any layout: weights, optimizer, state (not the ranks' random states, which
+    belong to the layout they were saved on) and the configuration. `FILE.safetensors` gets the weights.
+    """
+    reader = CheckpointReader(path)
+    alone = target.suffix == ".safetensors"
+    if target.exists() and (alone or not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} exists; choose another name, or remove it")
+    weights = CheckpointWeights(reader, optimizer=not alone)
+    names = weights.names()
+    layout = [(name, weights.shape(name), weights.dtype(name)) for name in names]
+    size = sum(math.prod(shape) * dtype.itemsize for _, shape, dtype in layout)
+    tell = progress(size) if progress else (lambda name, size: None)
+    if alone:
+        writer = SafetensorsWriter(target.parent, layout, max_shard_bytes=size, name=target.name)
+        try:
+            for name in names:
+                tensor = weights.read(name)
+                writer.write(name, tensor)
+                tell(name, tensor.nbytes)
+        except BaseException:
+            writer.abort()
+            raise
+        writer.close()
+        return len(names), size
+    config = find_config(path)
+    _save(target / CHECKPOINTS, reader.step, _Pieces(weights, names, None, tell), reader.state())
+    shutil.copyfile(config, target / CONFIG)
+    return len(names), size
+
+
+def _save(folder: Path, step: int, pieces: _Pieces, state: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    request = SaveRequest(
+        step=step,
+        folder=folder,
+        chunks=pieces,  # type: ignore[arg-type]  # a stream in place of a list: it is gone through once
+        state=json_bytes(state, "the state"),
+        rank_state=None,
+        layout={},
+    )
+    write_and_commit(request, SingleRank())
 
 
 class _Pieces:

@@ -182,7 +182,7 @@ class SafetensorsWriter:
         layout: Iterable[tuple[str, tuple[int, ...], torch.dtype]],
         *,
         max_shard_bytes: int = 5_000_000_000,
-        metadata: Mapping[str, str] | None = None,
+        name: str = "model.safetensors",
     ):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -190,13 +190,12 @@ class SafetensorsWriter:
         self._open: list[IO[bytes]] = []
         shards = _divide(layout, max_shard_bytes)
         count = len(shards)
-        self._files = (
-            ["model.safetensors"]
-            if count == 1
-            else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-        )
+        self._stem = stem = name.removesuffix(".safetensors")
+        self._files = [name]
+        if count > 1:
+            self._files = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
         for number, (file, shard) in enumerate(zip(self._files, shards, strict=True)):
-            header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+            header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
             offset = 0
             for name, shape, dtype in shard:
                 end = offset + math.prod(shape) * dtype.itemsize
@@ -238,7 +237,7 @@ class SafetensorsWriter:
         if len(self._files) > 1:
             weight_map = {name: self._files[place[0]] for name, place in sorted(self._places.items())}
             index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
-            (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+            (self.folder / f"{self._stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
     def abort(self) -> None:
         """Removes what was written so far."""
