@@ -193,11 +193,40 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
         elif kind == "xz":
             raw = stack.enter_context(lzma.LZMAFile(raw))
         elif kind == "zstd":
-            import zstandard
-
-            reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-            raw = stack.enter_context(io.BufferedReader(reader, 1 << 20))
+            raw = stack.enter_context(io.BufferedReader(_ZstandardReader(raw), 1 << 20))
         yield raw
+
+
+class _ZstandardReader(io.RawIOBase):
+    """Frames one after another; unlike the library's own reader it notices a last frame that is cut off."""
+
+    def __init__(self, source: BinaryIO):
+        import zstandard
+
+        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._source = source
+        self._frame: Any = None
+        self._input = b""
+        self._output = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            self._input = self._input or self._source.read(1 << 17)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("the compressed file ends inside a frame")
+                return 0
+            self._frame = self._frame or self._new()
+            self._output = memoryview(self._frame.decompress(self._input))
+            self._input = b""
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._output))
+        buffer[:count], self._output = self._output[:count], self._output[count:]
+        return count
 
 
 def _lines(piece: Piece) -> Iterator[tuple[int, bytes]]:

@@ -30,6 +30,7 @@ LEFT_OUT_FOLDERS = {
     "licenses",
 }
 LEFT_OUT_FILES = {"top_level.txt", "entry_points.txt", "SOURCES.txt", "requires.txt", "dependency_links.txt"}
+LEGAL = ("LICENSE", "LICENCE", "COPYING", "NOTICE")  # the same few texts again and again
 SMALLEST, LARGEST = 400, 400_000  # bytes: below there is no sentence, above there are tables
 
 
@@ -70,7 +71,12 @@ def _walk(root: str) -> Iterator[str]:
         )
         for name in sorted(names):
             if name.endswith((".py", *PROSE_ENDINGS)) or name == "METADATA":
-                if name in LEFT_OUT_FILES or name.startswith("test_") or name.endswith("_test.py"):
+                if (
+                    name in LEFT_OUT_FILES
+                    or name.startswith("test_")
+                    or name.endswith("_test.py")
+                    or name.upper().startswith(LEGAL)
+                ):
                     continue
                 yield os.path.join(folder, name)
 

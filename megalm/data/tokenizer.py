@@ -329,7 +329,7 @@ def _fast_encoder(name: str, content: str) -> Callable[[str], Any]:
         import fastokens
 
         fast = fastokens.Tokenizer.from_json_str(content)
-        return lambda text: fast.encode(text, add_special_tokens=False)
+        return lambda text: fast.encode(text, add_special_tokens=False).ids
     raise ConfigError(f"unknown tokenizer backend {name!r}; choose auto, tokenizers, {', '.join(FAST_BACKENDS)}.")
 
 

@@ -1,0 +1,153 @@
+import bz2
+import gzip
+import json
+import lzma
+
+import pytest
+import zstandard
+
+from megalm.config.errors import ConfigError
+from megalm.data import documents as module
+from megalm.data.documents import BadDocument, cut_into_pieces, find_files, read_piece
+from tests.data.corpus import documents
+
+
+def read(inputs, field="text"):
+    return [d for piece in cut_into_pieces(find_files([str(i) for i in inputs])) for d in read_piece(piece, field)]
+
+
+def texts(inputs, field="text"):
+    return [d.text for d in read(inputs, field)]
+
+
+def jsonl(items):
+    return "".join(json.dumps(item) + "\n" for item in items)
+
+
+@pytest.fixture
+def records():
+    return [{"text": text, "lang": "en", "n": i} for i, text in enumerate(documents(40))]
+
+
+def test_every_format_and_compression_gives_the_same_documents(tmp_path, records):
+    expected = [record["text"] for record in records]
+    lines = jsonl(records).encode()
+    writers = {"": lines, ".gz": gzip.compress(lines), ".bz2": bz2.compress(lines), ".xz": lzma.compress(lines)}
+    frames = zstandard.ZstdCompressor()
+    writers[".zst"] = frames.compress(lines[:1000]) + frames.compress(lines[1000:])
+    for ending, content in writers.items():
+        (tmp_path / f"a.jsonl{ending}").write_bytes(content)
+        assert texts([tmp_path / f"a.jsonl{ending}"]) == expected
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    assert texts([tmp_path / "a.json"]) == expected
+    import csv
+
+    with open(tmp_path / "a.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "lang", "n"])
+        writer.writeheader()
+        writer.writerows(records)
+    assert texts([tmp_path / "a.csv"]) == expected
+
+
+def test_parquet_and_arrow(tmp_path, records):
+    pytest.importorskip("pyarrow")
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist(records)
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+    for new in (pyarrow.ipc.new_file, pyarrow.ipc.new_stream):
+        with new(str(tmp_path / "a.arrow"), table.schema) as writer:
+            writer.write_table(table, max_chunksize=9)
+        assert texts([tmp_path / "a.arrow"]) == [record["text"] for record in records]
+    assert len(cut_into_pieces(find_files([str(tmp_path / "a.parquet")]))) == 6
+    assert texts([tmp_path / "a.parquet"]) == [record["text"] for record in records]
+    assert read([tmp_path / "a.parquet"])[20].place == "row 20"
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-5])
+    with pytest.raises(ConfigError, match="Parquet"):
+        read([tmp_path / "a.parquet"])
+
+
+@pytest.mark.parametrize("size", [1, 17, 100, 5000])
+def test_cutting_a_file_loses_and_doubles_no_line(tmp_path, monkeypatch, records, size):
+    (tmp_path / "a.jsonl").write_text(jsonl(records))
+    monkeypatch.setattr(module, "PIECE_BYTES", size)
+    assert texts([tmp_path / "a.jsonl"]) == [record["text"] for record in records]
+
+
+def test_a_long_text_is_cut_at_line_ends(tmp_path, monkeypatch):
+    content = "".join(f"line {i}\n" for i in range(1000))
+    (tmp_path / "a.txt").write_text(content)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(content.encode()))
+    assert texts([tmp_path / "a.txt"]) == [content]
+    monkeypatch.setattr(module, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(module, "LONGEST_TEXT", 2000)
+    for name in ("a.txt", "a.txt.gz"):
+        parts = texts([tmp_path / name])
+        assert len(parts) > 3 and "".join(parts) == content and all(part.endswith("\n") for part in parts)
+
+
+def test_folders_and_globs(tmp_path):
+    for name in ("b/x.txt", "b/c/y.md", "b/z.png", "a.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert texts([tmp_path / "b"]) == ["b/c/y.md", "b/x.txt"]
+    assert texts([tmp_path / "*.txt", tmp_path / "a.txt"]) == ["a.txt"]
+    assert texts([tmp_path / "b" / "z.png"]) == ["b/z.png"]
+    for nothing in ("none.txt", "*.csv"):
+        with pytest.raises(ConfigError, match="names no file"):
+            find_files([str(tmp_path / nothing)])
+
+
+def test_urls(tmp_path):
+    import fsspec
+
+    with fsspec.open("memory://corpus/a.jsonl", "w") as file:
+        file.write(jsonl([{"text": "far"}]))
+    assert texts(["memory://corpus"]) == texts(["memory://corpus/*.jsonl"]) == ["far"]
+    with pytest.raises(ConfigError, match="nowhere"):
+        find_files(["nowhere://bucket/x"])
+
+
+def test_fields_and_templates(tmp_path):
+    (tmp_path / "a.jsonl").write_text(jsonl([{"title": "T", "body": "{title}"}, {"title": "U", "body": 3}, "bare"]))
+    assert [d.text for d in read([tmp_path / "a.jsonl"], "title")] == ["T", "U", "bare"]
+    first, second, _ = read([tmp_path / "a.jsonl"], "{title}: {body}")
+    assert first.text == "T: {title}"
+    assert isinstance(second, BadDocument) and "'body' is int" in second.reason
+
+
+def test_broken_lines_are_found_with_their_byte(tmp_path):
+    good = b'{"text": "a"}\n'
+    bad = [
+        b'{"text": "b\n',
+        b'{"text": "\xff"}\n',
+        b"[1]\n",
+        b'{"other": 1}\n',
+        b'{"text": null}\n',
+        b'{"text": "\\ud800"}\n',
+    ]
+    bad.append(b"[" * 100_000 + b"\n")
+    (tmp_path / "a.jsonl").write_bytes(good + b"".join(line + good for line in bad))
+    found = read([tmp_path / "a.jsonl"])
+    assert [d.text for d in found if not isinstance(d, BadDocument)] == ["a"] * (len(bad) + 1)
+    places, at = [], len(good)
+    for line in bad:
+        places.append(f"byte {at + (10 if b'xff' in repr(line).encode() else 0)}")
+        at += len(line) + len(good)
+    assert [d.place for d in found if isinstance(d, BadDocument)] == places
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".xz", ".bz2"])
+def test_truncated_archives_are_an_error_and_not_an_end(tmp_path, ending):
+    content = jsonl({"text": text} for text in documents(50)).encode()
+    pack = {
+        ".gz": gzip.compress,
+        ".zst": zstandard.ZstdCompressor().compress,
+        ".xz": lzma.compress,
+        ".bz2": bz2.compress,
+    }
+    (tmp_path / f"a.jsonl{ending}").write_bytes(pack[ending](content)[:-20])
+    with pytest.raises(ConfigError, match="cannot be read to its end"):
+        read([tmp_path / f"a.jsonl{ending}"])

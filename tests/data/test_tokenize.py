@@ -1,0 +1,226 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from megalm.config.errors import ConfigError
+from megalm.data import tokenize_corpus
+from megalm.data.python_corpus import python_corpus
+from megalm.data.tokenize_corpus import Settings, make_shards, run_shards
+from megalm.data.tokenize_job import Job, run_job
+from megalm.data.tokenizer import load_tokenizer
+from megalm.data.tokens import TokenFile
+from tests.data.corpus import documents
+from tools.tokenize.__main__ import main
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(6):
+        lines = [
+            {"text": text, "lang": "de" if i % 3 == 0 else "en"} for i, text in enumerate(documents(30, seed=number))
+        ]
+        (folder / f"{number}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(tokenize_corpus, "SHARD_PIECES", 1)
+
+
+def data(prefix):
+    return [open(f"{prefix}_text_document.{part}", "rb").read() for part in ("bin", "idx")]
+
+
+def test_tokens_are_the_documents_with_their_ends(corpus, tokenizer_file, tmp_path):
+    outcome = run_job(Job((str(corpus),), str(tmp_path / "out"), Settings(tokenizer_file)))
+    file, tokenizer = TokenFile(tmp_path / "out"), load_tokenizer(tokenizer_file, backend="tokenizers")
+    texts = [text for number in range(6) for text in documents(30, seed=number)]
+    assert outcome.documents == file.num_documents == 180 and outcome.tokens == file.num_tokens
+    for text, ids in zip(texts, file, strict=True):
+        assert ids.tolist() == [*tokenizer.encode(text).tolist(), 0]
+    file.verify(400)
+    assert not os.path.exists(tmp_path / "out.parts")
+
+
+def test_workers_and_interruptions_do_not_change_a_byte(corpus, tokenizer_file, tmp_path, small_shards, monkeypatch):
+    settings = Settings(tokenizer_file)
+    run_job(Job((str(corpus),), str(tmp_path / "one"), settings))
+    run_job(Job((str(corpus),), str(tmp_path / "two"), settings, workers=2))
+    assert data(tmp_path / "one") == data(tmp_path / "two")
+    made, real = [], tokenize_corpus.tokenize_shard
+
+    def stopping(number, *rest):
+        if number == 3 and len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(number)
+        return real(number, *rest)
+
+    monkeypatch.setattr(tokenize_corpus, "tokenize_shard", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(Job((str(corpus),), str(tmp_path / "three"), settings))
+    assert not os.path.exists(tmp_path / "three_text_document.bin")
+    made.append(-1)
+    run_job(Job((str(corpus),), str(tmp_path / "three"), settings))
+    assert made == [0, 1, 2, -1, 3, 4, 5]
+    assert data(tmp_path / "one") == data(tmp_path / "three")
+
+
+def test_a_killed_worker_costs_only_its_shard(corpus, tokenizer_file, tmp_path, small_shards):
+    run_job(Job((str(corpus),), str(tmp_path / "one"), Settings(tokenizer_file)))
+    code = (
+        "import os, sys, threading, time, psutil\n"
+        "from megalm.data import tokenize_corpus\n"
+        "from megalm.data.tokenize_job import Job, Progress, run_job\n"
+        "tokenize_corpus.SHARD_PIECES = 1\n"
+        "class Killer(Progress):\n"
+        "    killed = False\n"
+        "    def shard(self, result):\n"
+        "        if not Killer.killed:\n"
+        "            Killer.killed = True\n"
+        "            [c.kill() for c in psutil.Process().children() if 'spawn_main' in ' '.join(c.cmdline())]\n"
+        "if __name__ == '__main__':\n"
+        "    run_job(Job((sys.argv[1],), sys.argv[2], tokenize_corpus.Settings(sys.argv[3]), workers=2), Killer())\n"
+        "    assert Killer.killed\n"
+    )
+    pytest.importorskip("psutil")
+    script = tmp_path / "killer.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, str(script), str(corpus), str(tmp_path / "two"), tokenizer_file]
+    subprocess.run(command, check=True, env=environment, timeout=100)
+    assert data(tmp_path / "one") == data(tmp_path / "two")
+
+
+def test_the_tool_survives_sigkill_and_goes_on(corpus, tokenizer_file, tmp_path):
+    """The whole program is killed as soon as it has left a shard; the same command then ends with the same bytes."""
+    big = tmp_path / "big.jsonl"
+    lines = "".join(path.read_text() for path in sorted(corpus.iterdir()))
+    big.write_text(lines * (30_000_000 // len(lines)))
+    arguments = [str(big), "--tokenizer", tokenizer_file, "--workers", "1"]
+    command = [sys.executable, "-m", "tools.tokenize", *arguments, "--output", str(tmp_path / "a")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not os.path.exists(tmp_path / "a.parts" / "000000.json"):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not os.path.exists(tmp_path / "a_text_document.idx")
+    assert main([*arguments, "--output", str(tmp_path / "a")]) == 0
+    assert main([*arguments, "--output", str(tmp_path / "b")]) == 0
+    assert data(tmp_path / "a") == data(tmp_path / "b")
+
+
+def test_done_work_is_not_repeated_until_something_changes(corpus, tokenizer_file, tmp_path):
+    job = Job((str(corpus),), str(tmp_path / "out"), Settings(tokenizer_file))
+    first = run_job(job)
+    again = run_job(job)
+    assert (first.reused, again.reused, again.tokens) == (False, True, first.tokens)
+    with open(corpus / "0.jsonl", "a") as file:
+        file.write('{"text": "one more"}\n')
+    assert run_job(job).documents == 181
+    os.truncate(tmp_path / "out_text_document.bin", 10)
+    assert not run_job(job).reused
+    TokenFile(tmp_path / "out").verify()
+
+
+def test_filters_ends_and_limits(corpus, tokenizer_file, tmp_path):
+    def run(**settings):
+        job = Job(
+            (str(corpus / "0.jsonl"),), str(tmp_path / "out"), Settings(tokenizer_file, **settings), max_documents=20
+        )
+        return run_job(job), TokenFile(tmp_path / "out")
+
+    outcome, file = run(language_field="lang", languages=("de",))
+    assert (outcome.documents, outcome.filtered) == (10, 20)
+    assert [row.split("\t")[1] for row in outcome.tallies] == ["de"]
+    outcome, file = run(append_eos=False)
+    assert file.num_documents == 20 and not any((document == 0).any() for document in file)
+    outcome, file = run(min_characters=100, max_characters=400)
+    lengths = [len(text) for text in documents(30, seed=0)]
+    assert outcome.documents == sum(100 <= length <= 400 for length in lengths)
+
+
+def test_bad_documents_stop_or_are_listed(tokenizer_file, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(b'{"text": "fine"}\n{"text": "\xff"}\n{"text": " "}\n{oops\n')
+    with pytest.raises(ConfigError, match=r"bad\.jsonl: byte 27: invalid UTF-8.*--skip-bad"):
+        run_job(Job((str(bad),), str(tmp_path / "out"), Settings(tokenizer_file)))
+    outcome = run_job(Job((str(bad),), str(tmp_path / "out"), Settings(tokenizer_file, skip_bad=True)))
+    assert (outcome.documents, outcome.bad, outcome.empty) == (1, 2, 1)
+    assert [line.split(": ")[1] for line in outcome.listed] == ["byte 27", "byte 45"]
+
+
+def test_missing_control_tokens_are_explained(corpus, tokenizer_file, tmp_path):
+    for settings, match in (
+        (Settings(tokenizer_file, eos="<no>"), "'<no>'"),
+        (Settings(tokenizer_file, prepend_bos=True), "--bos"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            run_job(Job((str(corpus),), str(tmp_path / "out"), settings))
+
+
+def test_large_batches_are_cut_without_changing_the_tokens(corpus, tokenizer_file, tmp_path, monkeypatch):
+    run_job(Job((str(corpus),), str(tmp_path / "one"), Settings(tokenizer_file)))
+    monkeypatch.setattr(tokenize_corpus, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(tokenize_corpus, "MERGED_DOCUMENTS", 7)
+    run_job(Job((str(corpus),), str(tmp_path / "two"), Settings(tokenizer_file)))
+    assert data(tmp_path / "one") == data(tmp_path / "two")
+
+
+def test_command_line_trains_reports_and_explains(corpus, tmp_path, capsys):
+    arguments = [str(corpus), "--train-bpe", "300", "--output", str(tmp_path / "o"), "--workers", "1"]
+    assert main([*arguments, "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["vocab_size"] == 300 and outcome["report"][-1]["documents"] == 180
+    assert load_tokenizer(tmp_path / "o_tokenizer.json").vocab_size == 300
+    assert main(arguments) == 0 and "already there" in capsys.readouterr().out
+    report = [
+        str(corpus),
+        "--tokenizer",
+        str(tmp_path / "o_tokenizer.json"),
+        "--report",
+        "--language-field",
+        "lang",
+        "--workers",
+        "1",
+    ]
+    assert main(report) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[2:]] == ["en", "de", "-"]
+    assert main([str(tmp_path / "none"), "--train-bpe", "300", "--output", "x"]) == 2
+    assert "names no file" in capsys.readouterr().err
+    assert main([str(corpus), "--train-bpe", "300"]) == 2
+
+
+def test_shards_depend_on_the_input_only(tmp_path, tokenizer_file, monkeypatch):
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text("x" * 100)
+    from megalm.data.documents import cut_into_pieces, find_files
+
+    pieces = cut_into_pieces(find_files([str(tmp_path)]))
+    monkeypatch.setattr(tokenize_corpus, "SHARD_BYTES", 250)
+    assert [len(shard) for shard in make_shards(pieces)] == [2, 2, 1]
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    results = run_shards(make_shards(pieces), Settings(tokenizer_file), str(folder), 1)
+    assert [result.documents for result in results] == [2, 2, 1]
+    (folder / "000001.tokens").write_bytes(b"")  # a torn shard is made again
+    run_shards(make_shards(pieces), Settings(tokenizer_file), str(folder), 1)
+    assert len(np.fromfile(folder / "000001.tokens", np.uint16)) == results[1].tokens
+
+
+def test_python_corpus_is_prose_and_code_in_a_fixed_order():
+    pieces = python_corpus(2.0)
+    assert pieces == python_corpus(2.0)
+    assert 2e6 <= sum(piece.size for piece in pieces) < 2.5e6
+    names = [piece.name for piece in pieces]
+    assert len(set(names)) == len(names) and not any("/tests/" in name for name in names)
+    assert any(name.endswith("METADATA") for name in names)
