@@ -96,8 +96,8 @@ def choices(
         return Choice(name, parameters, tokens, fitted.loss(parameters, tokens), 6 * parameters * tokens, serving, why)
 
     size = (flops / (6 * ratio)) ** 0.5
-    first = make(f"compute-optimal, {ratio:g} tokens a parameter", size, ratio * size, "Chinchilla's rule of thumb")
-    best = make("compute-optimal, fitted law", *fitted.optimum(flops), f"least loss for the training FLOPs; {fitted.source}")
+    first = make(f"attempt 1: compute-optimal, {ratio:g} tokens a parameter", size, ratio * size, "Chinchilla's rule of thumb")
+    best = make("attempt 1: compute-optimal, fitted law", *fitted.optimum(flops), f"least loss for the training FLOPs; {fitted.source}")
     answers = [first, best]
     if inference_tokens:
         answers.append(_whole_budget(make, flops, inference_tokens * inference_cost, fitted))
@@ -115,7 +115,7 @@ def _whole_budget(make, flops: float, served: float, law: Law) -> Choice:
 
     size = exp(minimum(loss, log(SMALLEST / 1e3), log(flops)))
     tokens = flops / (6 * size) - served / 3
-    return make("lifecycle-optimal, whole budget", size, tokens, "least loss when the budget also pays for serving")
+    return make("attempt 2: lifecycle-optimal, whole budget", size, tokens, "least loss when the budget also pays for serving")
 
 
 def _same_loss(make, reference: Choice, served: float, law: Law) -> Choice:
@@ -129,7 +129,7 @@ def _same_loss(make, reference: Choice, served: float, law: Law) -> Choice:
     smallest = (law.a / (reference.loss - law.e)) ** (1 / law.alpha)
     size = exp(minimum(life, log(smallest) + 1e-6, log(reference.parameters * 4)))
     tokens = law.tokens_for(size, reference.loss)
-    return make("lifecycle-optimal, same loss", size, tokens, "least training + serving FLOPs at the fitted optimum's loss")
+    return make("attempt 2: lifecycle-optimal, same loss", size, tokens, "least training + serving FLOPs at the fitted optimum's loss")
 
 
 def minimum(function, low: float, high: float) -> float:

@@ -96,9 +96,8 @@ def scaled_model(parameters_wanted: float, like: ModelConfig | None = None) -> M
     base = like or read_model("llama3-8b")
     best: ModelConfig | None = None
     for layers in range(2, 129, 2):
-        for width in range(64, 16385, 64 if layers < 16 else 128):
-            ratio = width / layers
-            if not 40 <= ratio <= 160:
+        for width in range(64, 16385, 64):
+            if not 40 <= width / layers <= 160 or width % _head(width):
                 continue
             candidate = _shape(base, layers, width)
             if best is None or _misses(candidate, parameters_wanted) < _misses(best, parameters_wanted):
@@ -108,7 +107,7 @@ def scaled_model(parameters_wanted: float, like: ModelConfig | None = None) -> M
 
 
 def _shape(base: ModelConfig, layers: int, width: int) -> ModelConfig:
-    head = 64 if width < 2048 else 128
+    head = _head(width)
     heads = max(1, width // head)
     group = max(1, base.num_heads // (base.num_kv_heads or base.num_heads))
     model = replace(
@@ -124,6 +123,11 @@ def _shape(base: ModelConfig, layers: int, width: int) -> ModelConfig:
     )
     model.fill_in()
     return model
+
+
+def _head(width: int) -> int:
+    """Width of one head: 64 in small models, 128 from 2,048 on (as in the published shapes)."""
+    return 64 if width < 2048 else 128
 
 
 def _ffn(base: ModelConfig, width: int) -> int:

@@ -3,11 +3,11 @@
 from typing import Any
 
 from megalm.config import ConfigError
-from megalm.plan.budget import LAWS, TOKENS_PER_PARAMETER, Choice, choices
+from megalm.plan.budget import LAWS, TOKENS_PER_PARAMETER, Choice, Law, choices
 from megalm.plan.models import models, scaled_model
 from megalm.plan.render import dollars, number
 from megalm.plan.report import Curves, Report, Table
-from megalm.plan.request import Request, machine
+from megalm.plan.request import Request, compose, machine
 from megalm.plan.shapes import parameters
 
 DEFAULT_MFU = 0.4
@@ -29,6 +29,8 @@ def answer(request: Request) -> Report:
     serving = request.number("inference_mfu") or mfu
     ratio = request.number("ratio") or 20.0
     found_choices = choices(flops, inference_tokens=served, inference_cost=mfu / serving, law=law, ratio=ratio)
+    if request.has_model:
+        found_choices.append(_given_model(request, flops, spent, hours, law, served * mfu / serving))
     gpus = request.whole("gpus")
     rows, answers = [], []
     for choice in found_choices:
@@ -87,6 +89,22 @@ def answer(request: Request) -> Report:
                    points=[(c.name.split(",")[0], c.parameters, c.loss) for c in found_choices]),
         ],
     )  # fmt: skip
+
+
+def _given_model(request: Request, flops: float, spent: float | None, hours: float, law: Law, served: float) -> Choice:
+    """The model that was asked for, on as many tokens as the budget buys."""
+    config = compose(request)
+    size = float(parameters(config.model).active)
+    tokens, wanted = flops / 6 / size, request.number("tokens")
+    if wanted and wanted > tokens:
+        much = f"${spent * wanted / tokens:,.0f}" if spent else f"{hours / 24 * wanted / tokens:,.0f} GPU-days"
+        raise ConfigError(
+            f"impossible budget: {config.model.name} on {number(wanted)} tokens takes {much}; this budget buys {number(tokens)}"
+            f" tokens of it. Raise the budget, or choose {number((flops / 6 / wanted))} parameters or fewer for as many tokens."
+        )
+    return Choice(
+        f"{config.model.name}, all the budget", size, tokens, law.loss(size, tokens), flops, 2 * size * served, "the model asked for"
+    )
 
 
 def _note(served: float) -> str:

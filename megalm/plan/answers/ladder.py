@@ -1,0 +1,70 @@
+"""A scaling ladder below a model."""
+
+from pathlib import Path
+
+from megalm.config.cluster import CONF
+from megalm.plan import cost
+from megalm.plan.budget import LAWS
+from megalm.plan.ladder import ladder, write
+from megalm.plan.render import dollars, number
+from megalm.plan.report import Curves, Report, Table
+from megalm.plan.request import Request, compose, machine
+
+
+def answer(request: Request) -> Report:
+    """Sizes, tokens, learning rates and cost of each rung; writes the experiments."""
+    config = compose(request)
+    rungs = ladder(config.model, request.whole("rungs", 5) or 5, request.number("ratio") or 20.0)
+    found = machine(request, config)
+    mfu = request.number("mfu") or 0.4
+    peak = found.peak(config.precision.dtype)
+    folder = Path(request.word("out") or CONF / "experiment" / f"ladder-{config.model.name}")
+    files = write(rungs, folder)
+    inside = folder.resolve().is_relative_to((CONF / "experiment").resolve())
+    law = LAWS["besiroglu"]
+    rows, data = [], []
+    for rung, file in zip(rungs, files, strict=True):
+        gpu_days = cost.training_days(rung.flops, 1, peak, mfu)
+        price = gpu_days * 24 * found.price if found.price is not None else None
+        expected = law.loss(rung.parameters, rung.tokens)
+        rows.append(
+            (
+                rung.name, number(rung.parameters), f"{rung.model.num_layers} x {rung.model.hidden_size}", number(rung.tokens),
+                f"{rung.lr:.2e}", f"{rung.global_batch}", f"{rung.steps:,}", number(rung.flops), f"{gpu_days:.3g}",
+                dollars(price), f"{expected:.3f}",
+            )
+        )  # fmt: skip
+        data.append(
+            {
+                "name": rung.name, "parameters": rung.parameters, "num_layers": rung.model.num_layers,
+                "hidden_size": rung.model.hidden_size, "num_heads": rung.model.num_heads, "tokens": rung.tokens,
+                "lr": rung.lr, "global_batch_size": rung.global_batch, "steps": rung.steps, "flops": rung.flops,
+                "gpu_days": gpu_days, "dollars": price, "expected_loss_nats": expected, "file": str(file),
+            }
+        )  # fmt: skip
+    headers = (
+        "rung", "parameters", "layers x width", "tokens", "learning rate", "batch (sequences)", "steps", "FLOPs", "GPU-days",
+        "cost ($)", "loss by published law (nats)",
+    )  # fmt: skip
+    runs = [f"python -m megalm.launch +experiment={folder.name}/{rung.name}" for rung in rungs[:-1]]
+    hint = (
+        "run them: " + runs[0] + ", ..."
+        if inside
+        else f"copy {folder} into conf/experiment to run them with +experiment={folder.name}/{rungs[0].name}"
+    )
+    return Report(
+        f"ladder to {config.model.name}",
+        {"model": config.model.name, "gpu": found.accelerator.name, "mfu": mfu, "rungs": data},
+        [
+            Table(
+                f"ladder to {config.model.name} on {found.accelerator.description} at {100 * mfu:.0f}% MFU",
+                headers,
+                rows,
+                "learning rates: GPT-3's table (Brown et al. 2020) between its points; the ladder without the target costs"
+                f" {100 * sum(r.flops for r in rungs[:-1]) / rungs[-1].flops:.2f}% of the target",
+            ),
+            f"wrote {len(files)} experiments to {folder}; {hint}",
+            f"then: python -m tools.plan fit runs/{config.model.name}-ladder-* parameters={rungs[-1].parameters} tokens={rungs[-1].tokens:.4g}",
+            Curves("cost of the rungs", "parameters", "GPU-days", [("rungs", [(r["parameters"], r["gpu_days"]) for r in data])]),
+        ],
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Mix data sources: tokens, proportions and epochs."""
