@@ -74,7 +74,7 @@ def open_native(path: Path) -> Source:
     if not any(file.name.startswith("tokenizer") for file in files):
         files += tokenizer_files(config)
     return Source(
-        path=reader.path,
+        path=Path(reader.path),
         format="megalm",
         model=config.model,
         weights=weights,
