@@ -8,7 +8,13 @@
 
 namespace megalm {
 
+void register_activation(pybind11::module_& m);
+void register_adamw(pybind11::module_& m);
+void register_cross_entropy(pybind11::module_& m);
+void register_gradient_norm(pybind11::module_& m);
+void register_index(pybind11::module_& m);
 void register_norm(pybind11::module_& m);
+void register_rope(pybind11::module_& m);
 
 namespace {
 
@@ -43,5 +49,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("best_cpu_isa", [] { return static_cast<int>(best_isa()); });
   m.def("set_cpu_isa", [](int isa) { set_isa(static_cast<Isa>(isa)); });
   m.def("keep_freed_memory", &keep_freed_memory);
+  register_activation(m);
+  register_adamw(m);
+  register_cross_entropy(m);
+  register_gradient_norm(m);
+  register_index(m);
   register_norm(m);
+  register_rope(m);
 }

@@ -6,6 +6,8 @@
 // cannot run.
 #pragma once
 
+#include <stddef.h>
+
 #include <cstdint>
 #if defined(_OPENMP)
 #include <omp.h>

@@ -49,7 +49,7 @@ def loaded_library() -> ModuleType:
     return _library
 
 
-def backend() -> str:
+def current_backend() -> str:
     """The choice in force: auto, native or reference."""
     return _choice
 

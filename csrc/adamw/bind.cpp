@@ -1,0 +1,20 @@
+#include "adamw/op.h"
+#include "common/bind.h"
+
+namespace megalm {
+namespace {
+
+void run(int index, Address stream, int64_t size, float lr, float beta1, float beta2, float eps, float weight_decay,
+         float correction1, float correction2, float grad_scale, Address grad_scale_pointer, Address skip,
+         Address master, Address grad, Address exp_avg, Address exp_avg_sq, int out_type, Address out) {
+  adamw({size, lr, beta1, beta2, eps, weight_decay, correction1, correction2, grad_scale,
+         pointer<float>(grad_scale_pointer), pointer<float>(skip), pointer<float>(master), pointer<float>(grad),
+         pointer<float>(exp_avg), pointer<float>(exp_avg_sq), dtype(out_type), pointer(out)},
+        device(index, stream));
+}
+
+}  // namespace
+
+void register_adamw(pybind11::module_& m) { m.def("adamw", &run, Released()); }
+
+}  // namespace megalm

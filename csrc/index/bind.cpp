@@ -1,0 +1,23 @@
+#include "index/op.h"
+
+#include "common/bind.h"
+
+namespace megalm {
+namespace {
+
+void run_fill(uint64_t key, uint64_t first, uint64_t stride, int64_t rows, int64_t columns, double scale, Address out) {
+  fill({key, first, stride, rows, columns, scale, pointer<float>(out)});
+}
+
+void run_permute(uint64_t size, int64_t count, bool one_key, Address index, Address keys, Address out) {
+  permute({size, count, one_key, pointer<int64_t>(index), pointer<uint64_t>(keys), pointer<int64_t>(out)});
+}
+
+}  // namespace
+
+void register_index(pybind11::module_& m) {
+  m.def("fill", &run_fill, Released());
+  m.def("permute", &run_permute, Released());
+}
+
+}  // namespace megalm

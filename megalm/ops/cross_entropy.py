@@ -1,0 +1,356 @@
+"""Cross-entropy over logits that may be one shard of the vocabulary. Contract: csrc/cross_entropy/op.h.
+
+The pieces: `cross_entropy_statistics` reads the logits once; the caller joins shards with `join_statistics`;
+`cross_entropy_gradient` reads and writes them once more, in place if asked. `cross_entropy` puts them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native
+
+# Elements that the reference handles at a time in fp32.
+_BLOCK = 1 << 20
+
+
+class Statistics(NamedTuple):
+    """What the logits' columns on this rank say, each fp32 [rows].
+
+    peak: largest logit (-inf without columns). total: sum of exp(logit - peak). target: the label's logit, 0 where the
+    label is elsewhere. sum: sum of the logits.
+    """
+
+    peak: Tensor
+    total: Tensor
+    target: Tensor
+    sum: Tensor
+
+
+def _check(logits: Tensor, labels: Tensor, columns: int) -> None:
+    require(logits.dim() == 2, f"cross_entropy: logits has shape {tuple(logits.shape)}; it must be [rows, columns].")
+    require(
+        labels.shape == logits.shape[:1] and labels.dtype == torch.int64 and labels.device == logits.device,
+        f"cross_entropy: labels is {labels.dtype} {tuple(labels.shape)} on {labels.device}; it must be torch.int64 "
+        f"({logits.shape[0]},) on {logits.device}.",
+    )
+    require(
+        0 <= columns <= logits.shape[1],
+        f"cross_entropy: {columns} columns count, but logits has {logits.shape[1]}.",
+    )
+
+
+def cross_entropy_statistics(logits: Tensor, labels: Tensor, *, first: int = 0, columns: int | None = None) -> Statistics:
+    """The statistics of this rank's columns, whose global indices begin at `first`; columns past `columns` are padding.
+
+    Shapes: logits [N, V/t], labels int64 [N] -> fp32 [N] each. No gradient.
+    """
+    columns = logits.shape[-1] if columns is None else columns
+    _check(logits, labels, columns)
+    if use_native("cross_entropy", logits=logits) and logits.stride(1) == 1:
+        result = Statistics(*logits.new_empty((4, logits.shape[0]), dtype=torch.float32).unbind())
+        loaded_library().cross_entropy_forward(
+            *place(logits),
+            DTYPE_CODES[logits.dtype],
+            logits.shape[0],
+            columns,
+            logits.stride(0),
+            first,
+            address(logits),
+            address(labels.contiguous()),
+            *map(address, result),
+        )
+        return result
+    return _statistics_reference(logits, labels, first, columns)
+
+
+def _statistics_reference(logits: Tensor, labels: Tensor, first: int, columns: int) -> Statistics:
+    rows = logits.shape[0]
+    peak, total, target, plain = logits.new_zeros((4, rows), dtype=torch.float32).unbind()
+    if not columns:
+        return Statistics(peak.fill_(-torch.inf), total, target, plain)
+    step = max(1, _BLOCK // columns)
+    for begin in range(0, rows, step):
+        block = slice(begin, begin + step)
+        values = logits[block, :columns].float()
+        top = values.amax(1)
+        peak[block], plain[block] = top, values.sum(1)
+        total[block] = (values - torch.where(top == -torch.inf, 0.0, top)[:, None]).exp().sum(1)
+        local = labels[block] - first
+        here = (local >= 0) & (local < columns)
+        picked = values.gather(1, local.clamp(0, columns - 1)[:, None])[:, 0]
+        target[block] = torch.where(here, picked, 0.0)
+    return Statistics(peak, total, target, plain)
+
+
+def cross_entropy_gradient(
+    logits: Tensor,
+    labels: Tensor,
+    log_z: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    *,
+    first: int = 0,
+    columns: int | None = None,
+    smoothing: float = 0.0,
+    uniform: float = 0.0,
+    inplace: bool = False,
+) -> Tensor:
+    """scale * softmax - weight * (1 - smoothing) at the label - weight * uniform; padding columns get 0.
+
+    Shapes: logits [N, V/t], labels int64 [N], log_z, scale, weight fp32 [N] -> [N, V/t]; inplace: logits itself
+    """
+    columns = logits.shape[-1] if columns is None else columns
+    _check(logits, labels, columns)
+    if use_native("cross_entropy", logits=logits):
+        source = logits if inplace else logits.contiguous()
+        require(source.is_contiguous(), "cross_entropy: inplace needs contiguous logits.")
+        result = source if inplace else torch.empty_like(source)
+        loaded_library().cross_entropy_backward(
+            *place(source),
+            DTYPE_CODES[source.dtype],
+            source.shape[0],
+            columns,
+            source.shape[1],
+            first,
+            smoothing,
+            uniform,
+            address(source),
+            address(labels.contiguous()),
+            address(log_z.contiguous()),
+            address(scale.contiguous()),
+            address(weight.contiguous()),
+            address(result),
+        )
+        return result
+    result = logits if inplace else torch.empty_like(logits)
+    step = max(1, _BLOCK // max(1, columns))
+    for begin in range(0, logits.shape[0], step):
+        block = slice(begin, begin + step)
+        values = logits[block, :columns].float()
+        values = (values - log_z[block, None]).exp_().mul_(scale[block, None])
+        values -= (weight[block] * uniform)[:, None]
+        if columns:
+            local = labels[block] - first
+            hit = torch.where((local >= 0) & (local < columns), -weight[block] * (1.0 - smoothing), 0.0)
+            values.scatter_add_(1, local.clamp(0, columns - 1)[:, None], hit[:, None])
+        result[block, :columns] = values
+    result[:, columns:] = 0.0
+    return result
+
+
+class Joined(NamedTuple):
+    """Statistics over the whole vocabulary, each fp32 [rows]; log_total is relative to peak."""
+
+    peak: Tensor
+    log_total: Tensor
+    target: Tensor
+    sum: Tensor
+
+    @property
+    def log_z(self) -> Tensor:
+        return self.log_total + self.peak
+
+
+def join_statistics(own: Statistics, reduce: Callable[[Tensor, str], Tensor] | None = None) -> Joined:
+    """The statistics of all columns.
+
+    reduce(tensor, "max" | "sum"): all-reduce over the ranks that hold the other columns; None: there are none.
+
+    Comm: one all-reduce of [N] (max) and one of [3, N] (sum)
+    """
+    if reduce is None:
+        return Joined(own.peak, own.total.log(), own.target, own.sum)
+    top = reduce(own.peak.clone(), "max")
+    shifted = torch.where(own.peak == -torch.inf, 0.0, own.total * (own.peak - top).exp())
+    total, target, plain = reduce(torch.stack((shifted, own.target, own.sum)), "sum").unbind()
+    return Joined(top, total.log(), target, plain)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, options: _Options) -> Tensor:  # type: ignore[override]
+        joined = join_statistics(
+            cross_entropy_statistics(logits, labels, first=options.first, columns=options.columns), options.reduce
+        )
+        loss, counted = options.loss(joined, labels)
+        ctx.save_for_backward(logits, labels, joined.log_z, counted)
+        ctx.options, ctx.spent = options, False
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        logits, labels, log_z, counted = ctx.saved_tensors
+        options: _Options = ctx.options
+        if options.inplace_backward:
+            require(not ctx.spent, "cross_entropy with inplace_backward=True has one backward pass: its logits are gone.")
+            ctx.spent = True
+        gradient = options.gradient(
+            logits.detach(), labels, log_z, counted, grad.float(), inplace=options.inplace_backward
+        )
+        return gradient, None, None
+
+
+class _Options(NamedTuple):
+    first: int
+    columns: int
+    vocab_size: int
+    z_loss: float
+    smoothing: float
+    reduce: Callable[[Tensor, str], Tensor] | None
+    inplace_backward: bool
+
+    def loss(self, joined: Joined, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of each row, and which rows count. The peak goes first: large logits do not cancel."""
+        loss = joined.log_total + (1.0 - self.smoothing) * (joined.peak - joined.target)
+        if self.smoothing:
+            loss += self.smoothing * (joined.peak - joined.sum / self.vocab_size)
+        if self.z_loss:
+            loss += self.z_loss * joined.log_z.square()
+        counted = (labels >= 0) & (labels < self.vocab_size)
+        return torch.where(counted, loss, 0.0), counted
+
+    def gradient(
+        self, logits: Tensor, labels: Tensor, log_z: Tensor, counted: Tensor, grad: Tensor, *, inplace: bool
+    ) -> Tensor:
+        weight = torch.where(counted, grad, 0.0)
+        scale = weight * (1.0 + 2.0 * self.z_loss * log_z) if self.z_loss else weight
+        return cross_entropy_gradient(
+            logits,
+            labels,
+            log_z,
+            scale,
+            weight,
+            first=self.first,
+            columns=self.columns,
+            smoothing=self.smoothing,
+            uniform=self.smoothing / self.vocab_size,
+            inplace=inplace,
+        )
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    vocab_size: int | None = None,
+    first: int = 0,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    reduce: Callable[[Tensor, str], Tensor] | None = None,
+    inplace_backward: bool = False,
+) -> Tensor:
+    """Loss of each position, fp32: log Z - logit of the label (smoothed) + z_loss * log^2 Z.
+
+    A label outside [0, vocab_size) gives loss 0 and no gradient. Vocabulary split over ranks: `first` is the global
+    index of this rank's first column and `reduce(tensor, "max" | "sum")` all-reduces over them; columns past
+    vocab_size are padding.
+    inplace_backward: the gradient is written over the logits, which nothing else may read afterwards.
+
+    Shapes: logits [.., V/t], labels int64 [..] -> [..]
+    Comm:   forward: with reduce, all-reduce of [N] (max) and [3, N] (sum); backward none
+    Source: Shoeybi et al. 2019 (arXiv:1909.08053), sec. 3; Chowdhery et al. 2022 (arXiv:2204.02311), sec. 5
+    """
+    width = logits.shape[-1]
+    vocab_size = first + width if vocab_size is None else vocab_size
+    columns = max(0, min(width, vocab_size - first))
+    require(
+        labels.shape == logits.shape[:-1],
+        f"cross_entropy: labels has shape {tuple(labels.shape)}; for logits {tuple(logits.shape)} it must be "
+        f"{tuple(logits.shape[:-1])}.",
+    )
+    options = _Options(first, columns, vocab_size, z_loss, label_smoothing, reduce, inplace_backward)
+    flat = logits.reshape(-1, width).contiguous()
+    return _CrossEntropy.apply(flat, labels.reshape(-1), options).view(labels.shape)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, mask: Tensor | None, chunk: int, options: _Options
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[:2]
+        dhidden = torch.empty_like(hidden) if wanted[0] else None
+        dweight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for begin in range(0, hidden.shape[0], chunk):
+            block = slice(begin, begin + chunk)
+            logits, own_labels = hidden[block] @ weight.t(), labels[block]
+            joined = join_statistics(
+                cross_entropy_statistics(logits, own_labels, first=options.first, columns=options.columns),
+                options.reduce,
+            )
+            loss, counted = options.loss(joined, own_labels)
+            grad = torch.ones_like(loss) if mask is None else mask[block]
+            total += (loss * grad).sum()
+            if not any(wanted):
+                continue
+            dlogits = options.gradient(logits, own_labels, joined.log_z, counted, grad, inplace=True)
+            if dhidden is not None:
+                torch.mm(dlogits, weight, out=dhidden[block])
+            if dweight is not None:
+                if dlogits.dtype == torch.float32:
+                    dweight.addmm_(dlogits.t(), hidden[block])
+                else:
+                    dweight += dlogits.t() @ hidden[block]
+        ctx.dhidden, ctx.dweight, ctx.dtype = dhidden, dweight, weight.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        dhidden, dweight = ctx.dhidden, ctx.dweight
+        require(
+            dhidden is not None or dweight is not None, "linear_cross_entropy: its one backward pass has been made."
+        )
+        ctx.dhidden = ctx.dweight = None
+        if dhidden is not None:
+            dhidden = dhidden.mul_(grad)
+        if dweight is not None:
+            dweight = dweight.mul_(grad).to(ctx.dtype)
+        return dhidden, dweight, None, None, None, None
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    mask: Tensor | None = None,
+    *,
+    chunk: int = 512,
+    vocab_size: int | None = None,
+    first: int = 0,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    reduce: Callable[[Tensor, str], Tensor] | None = None,
+) -> Tensor:
+    """Sum over positions of mask * cross_entropy(hidden @ weight.T, labels), without ever holding all logits.
+
+    `chunk` positions at a time: logits, loss, and both gradients, which wait for backward's factor. One backward pass.
+    Where the vocabulary is split over ranks, hidden's gradient is this rank's part of it: sum it over them.
+
+    Shapes: hidden [N, H], weight [V/t, H], labels int64 [N], mask fp32 [N] -> fp32 scalar
+    Memory: chunk * V/t logits, and the gradients of hidden and (fp32) of weight
+    """
+    require(
+        hidden.dim() == 2 and weight.dim() == 2 and hidden.shape[1] == weight.shape[1],
+        f"linear_cross_entropy: hidden is {tuple(hidden.shape)}, weight {tuple(weight.shape)}; they must be [N, H] and "
+        "[V, H].",
+    )
+    require(chunk >= 1, f"linear_cross_entropy: chunk={chunk}; it must be at least 1.")
+    for name, tensor in (("labels", labels), ("mask", mask)):
+        require(
+            tensor is None or tensor.shape == hidden.shape[:1],
+            f"linear_cross_entropy: {name} must have shape ({hidden.shape[0]},).",
+        )
+    width = weight.shape[0]
+    vocab_size = first + width if vocab_size is None else vocab_size
+    columns = max(0, min(width, vocab_size - first))
+    options = _Options(first, columns, vocab_size, z_loss, label_smoothing, reduce, True)
+    return _LinearCrossEntropy.apply(hidden, weight, labels, mask, chunk, options)

@@ -1,0 +1,44 @@
+"""Sum of squares and non-finite count of many tensors. Contract: csrc/gradient_norm/op.h."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, use_native
+
+
+def l2_norm_nonfinite_reference(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
+    result = torch.zeros(2, dtype=torch.float64, device=device)
+    for tensor in tensors:
+        result[0] += tensor.double().square().sum()
+        result[1] += torch.isfinite(tensor).logical_not_().sum()
+    return result
+
+
+@torch.no_grad()
+def l2_norm_nonfinite(tensors: Sequence[Tensor], device: torch.device | str | None = None) -> Tensor:
+    """[sum of squares, number of NaN or infinite elements] over all tensors, in one reading of each.
+
+    The sum is NaN or infinite when an element is; its order does not depend on the number of threads.
+
+    Shapes: tensors of any shape -> fp64 [2], on `device` (by default the first tensor's; the CPU without tensors)
+    """
+    if device is None:
+        device = tensors[0].device if tensors else "cpu"
+    result = torch.zeros(2, dtype=torch.float64, device=device)
+    rest = []
+    for tensor in tensors:
+        if tensor.device != result.device or not use_native("l2_norm_nonfinite", tensor=tensor):
+            rest.append(tensor)
+            continue
+        library = loaded_library()
+        dense = tensor.contiguous()
+        blocks = -(-dense.numel() // library.GRADIENT_NORM_BLOCK)
+        partial = torch.empty(2 * blocks, dtype=torch.float64, device=result.device)
+        library.gradient_norm(
+            *place(dense), DTYPE_CODES[dense.dtype], dense.numel(), address(dense), address(partial), address(result)
+        )
+    return result + l2_norm_nonfinite_reference(rest, result.device) if rest else result
