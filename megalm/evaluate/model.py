@@ -74,3 +74,14 @@ def load_model(
 
     source = open_source(path)
     return source, build_model(source.model, source.weights, device=device, dtype=dtype)
+
+
+def tokenizer_file(source: Source) -> Path:
+    """The tokenizer that came with the model; ConfigError where there is none."""
+    for wanted in ("tokenizer.json", "tokenizer.model", None):
+        for file in source.files:
+            if file.name == wanted or (
+                wanted is None and file.name.endswith(("tokenizer.json", ".model", ".tiktoken"))
+            ):
+                return file
+    raise ConfigError(f"{source.path}: no tokenizer beside the model; give its file with --tokenizer")

@@ -168,12 +168,10 @@ def write_tokenizer(folder: Path, files: Sequence[Path], max_length: int) -> Non
     for path in files:
         if path.is_dir():
             write_tokenizer(folder, [path / name for name in TOKENIZER_FILES if (path / name).is_file()], max_length)
-        else:
-            shutil.copyfile(
-                path,
-                folder
-                / ("tokenizer.json" if path.suffix == ".json" and path.name not in TOKENIZER_FILES else path.name),
-            )
+        elif path.name in TOKENIZER_FILES:
+            shutil.copyfile(path, folder / path.name)
+        elif path.suffix in (".json", ".model"):  # transformers knows no other kind, and finds them under these names
+            shutil.copyfile(path, folder / f"tokenizer{path.suffix}")
     if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
         special = [

@@ -86,9 +86,9 @@ def open_native(path: Path) -> Source:
 
 
 def tokenizer_files(config: Config) -> list[Path]:
-    """The run's tokenizer, where it is one that `transformers` can load too."""
+    """The run's tokenizer, where its file is still there."""
     path = Path(config.data.tokenizer) if config.data.tokenizer else None
-    return [path] if path is not None and path.is_file() and path.suffix in (".json", ".model") else []
+    return [path] if path is not None and path.is_file() else []
 
 
 def write_native(
