@@ -21,6 +21,8 @@ class DataConfig:
     """Path of the tokenizer that made the data (to write samples and to check the vocabulary)."""
     order: str = choice("keyed", "megatron")
     """keyed: a pure function of (seed, step); megatron: Megatron-LM's own index order, for moved runs."""
+    split: str | None = None
+    """order=megatron only: shares of training, validation and test as Megatron has them, '969,30,1'; None: by `holdout`."""
     packing: str = choice("stream", "documents")
     """stream: one long text, attention sees over document ends; documents: kept apart by attention mask and positions."""
     prefetch: int = 4

@@ -13,6 +13,7 @@ import torch
 from megalm.config.errors import ConfigError
 from megalm.config.root import Config
 from megalm.data.batch import Batch
+from megalm.data.megatron_order import MegatronStream, open_megatron_sources
 from megalm.data.order import Mixture, Source, resolve
 from megalm.data.sources import TokenSource, open_held_out, open_sources
 from megalm.data.stream import Stream, merge_ranges, take
@@ -61,9 +62,8 @@ class Loader:
         self._rows = slice(first * self.micro_batch_size, (first + count) * self.micro_batch_size)
         self._axis = axis
         self.packing = data.packing
-        self.sources = open_sources(data, self.seq_length)
+        self.sources, self._stream = self._open(config)
         self.held_out: list[TokenSource] = open_held_out(data, self.seq_length, self.sources)
-        self._stream = Stream(self.stream_sources(), train.seed)
         self._eval_sequences = train.eval_sequences
         self._position = 0
         self._skipped: list[tuple[int, int]] = []
@@ -71,9 +71,16 @@ class Loader:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="data") if self._prefetch else None
         self._ahead: deque[tuple[int, Future[list[Batch]]]] = deque()  # (position after the batch, the batch)
 
-    def stream_sources(self) -> list[Source]:
-        """The mixture as configured: name, samples and weight of each source."""
-        return [Source(s.name, s.num_samples, s.weight) for s in self.sources]
+    def _open(self, config: Config) -> tuple[list[TokenSource], Stream | MegatronStream]:
+        data, seed = config.data, config.train.seed
+        if data.order == "megatron":
+            if config.train.steps is None:
+                raise ConfigError("data.order=megatron must know the whole run's length: set train.steps.")
+            wanted = config.train.steps * self.global_batch_size
+            ordered = open_megatron_sources(data, self.seq_length, wanted, seed)
+            return list(ordered), MegatronStream(ordered, wanted)
+        sources = open_sources(data, self.seq_length)
+        return sources, Stream([Source(s.name, s.num_samples, s.weight) for s in sources], seed)
 
     @property
     def samples_consumed(self) -> int:

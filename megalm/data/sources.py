@@ -35,6 +35,7 @@ class TokenSource:
         else:
             self.train_tokens = file.num_tokens - math.ceil(file.num_tokens * holdout)
         self.num_samples = max(0, (self.train_tokens - 1) // seq_length)
+        self.held_out_end = file.num_tokens
         self.num_held_out = max(0, math.ceil((file.num_tokens - self.train_tokens - 1) / seq_length))
 
     def read(self, index: int) -> np.ndarray:
@@ -45,7 +46,7 @@ class TokenSource:
     def read_held_out(self, index: int) -> np.ndarray:
         """The last one may be shorter. Shapes: -> int64 [<= S + 1]"""
         start = self.train_tokens + index * self.seq_length
-        return self.file.read(start, min(start + self.seq_length + 1, self.file.num_tokens))
+        return self.file.read(start, min(start + self.seq_length + 1, self.held_out_end))
 
     def boundaries(self, index: int) -> np.ndarray:
         """Positions in (0, S] of the sample where a new document begins."""

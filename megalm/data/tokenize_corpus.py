@@ -252,7 +252,9 @@ def run_shards(
     else:
         for attempt in range(ATTEMPTS):
             try:
-                for result in _pooled(missing, shards, settings, tokenizer.backend, folder, min(workers, len(missing))):
+                for result in _pooled(
+                    missing, shards, settings, tokenizer.choose_backend(), folder, min(workers, len(missing))
+                ):
                     done[result.shard] = result
                     progress(result)
                 break

@@ -121,7 +121,7 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
     if not any(result.documents for result in results):
         raise ConfigError(f"no document with text in {', '.join(job.inputs)}. Look at --field and the filters.")
     merge(folder, results, prefix, tokenizer.vocab_size, job.max_documents)
-    outcome = _outcome(results, prefix, tokenizer_path, tokenizer.backend, tokenizer.vocab_size)
+    outcome = _outcome(results, prefix, tokenizer_path, tokenizer.choose_backend(), tokenizer.vocab_size)
     sizes = {name: os.path.getsize(f"{prefix}.{name}") for name in ("bin", "idx")}
     _write_json(recipe_path, {"recipe": recipe, "sizes": sizes, "outcome": asdict(outcome)})
     shutil.rmtree(folder, ignore_errors=True)

@@ -73,6 +73,10 @@ class Tokenizer:
         """The ids of each text."""
         return [self.encode(text) for text in texts]
 
+    def choose_backend(self) -> str:
+        """The library that encodes."""
+        return self.backend
+
     def token_id(self, name: str) -> int | None:
         """The number of a token by its exact name, or None."""
         raise NotImplementedError
@@ -108,14 +112,21 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size = max(self.vocab_size, highest + 1)
         self._encode: Callable[[str], Any] = lambda text: self._plain.encode(text, add_special_tokens=False).ids
         self.rejected: dict[str, str] = {}
-        for name in FAST_BACKENDS if backend == "auto" else (backend,):
-            if name != "tokenizers" and self._take(name):
-                break
+        self._untried = backend == "auto"  # proving takes half a second, which one who only decodes need not wait
+        if backend not in ("auto", "tokenizers"):
+            self._take(backend)
         if backend not in ("auto", self.backend):
             raise ConfigError(
                 f"the tokenizer backend {backend!r} cannot serve {path}: {self.rejected.get(backend, 'unknown')}. "
                 f"Choose auto, tokenizers or one of {', '.join(FAST_BACKENDS)} (`pip install --no-deps gigatoken fastokens`)."
             )
+
+    def choose_backend(self) -> str:
+        """The library that encodes: with backend="auto" the first of the fast ones that proves itself, at the first use."""
+        if self._untried:
+            self._untried = False
+            any(self._take(name) for name in FAST_BACKENDS)
+        return self.backend
 
     def _take(self, name: str) -> bool:
         try:
@@ -149,7 +160,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def prove(self, texts: Iterable[str]) -> None:
         """Compares the fast library with `tokenizers` on these texts; at the first difference `tokenizers` serves
         from then on."""
-        if self.backend == "tokenizers":
+        if self.choose_backend() == "tokenizers":
             return
         difference = self._differs(self._encode, texts)
         if difference is not None:
@@ -158,10 +169,11 @@ class HuggingFaceTokenizer(Tokenizer):
             self._encode = lambda text: self._plain.encode(text, add_special_tokens=False).ids
 
     def encode(self, text: str) -> np.ndarray:
+        self.choose_backend()
         return np.asarray(self._encode(text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        if self.backend == "tokenizers":
+        if self.choose_backend() == "tokenizers":
             return [np.asarray(e.ids) for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
         return [self.encode(text) for text in texts]
 

@@ -1,0 +1,222 @@
+"""Megatron-LM's own sample order, for a run that moves over in the middle: shuffled documents, samples that share their
+last token, a shuffle of samples, greedy blending. `data.order=megatron` uses it.
+
+Documents here are sequences of the index, as in Megatron. The order depends on how many samples are asked for, so the number of
+training steps is part of it. Unlike the keyed order it takes time and memory that grow with the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from megalm.config.data import DataConfig
+from megalm.config.errors import ConfigError
+from megalm.data.order import Samples
+from megalm.data.sources import TokenSource, source_names
+from megalm.data.tokens import TokenFile
+
+SPARE = 1.005  # each source of a blend is asked for half a percent more than its share
+
+
+def split_bounds(split: Sequence[float], size: int) -> list[tuple[int, int]]:
+    """Ranges of sequences for training, validation and test. Python's round: halves go to the even number."""
+    total = sum(split)
+    edges = [0.0, *accumulate(part / total for part in split)]
+    return [(int(round(a * float(size))), int(round(b * float(size)))) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+class SampleIndex:
+    """Which tokens make up which sample of one source.
+
+    Of the sequences [first, stop) of the file, `wanted` samples of `seq_length` + 1 tokens; the last is the next one's first.
+    """
+
+    def __init__(self, lengths: np.ndarray, first: int, stop: int, wanted: int, seq_length: int, seed: int):
+        self.seq_length = seq_length
+        sizes = np.asarray(lengths[first:stop], np.int64)
+        epoch_tokens = int(sizes.sum())
+        if epoch_tokens == 0:
+            raise ConfigError(f"sequences {first} to {stop} hold no token: there is nothing to order. Give more text.")
+        epochs = 1
+        while epochs * epoch_tokens < wanted * seq_length + 1:
+            epochs += 1
+        without_last = ((epochs - 1) * epoch_tokens - 1) // seq_length if epochs > 1 else 0
+        in_epoch = (epoch_tokens - 1) // seq_length
+        separate = epochs > 1 and wanted - without_last < int(0.8 * in_epoch)
+        random = np.random.RandomState(seed)
+        documents = np.arange(first, stop, dtype=np.int32)
+        parts = [np.tile(documents, epochs - 1), documents.copy()] if separate else [np.tile(documents, epochs)]
+        for part in parts:
+            random.shuffle(part)
+        self.documents = np.concatenate(parts)
+        # position of each document's first token in the stream of shuffled documents
+        self.starts = np.concatenate(([0], np.cumsum(sizes[self.documents - first])))
+        self.size = (epochs * epoch_tokens - 1) // seq_length
+        kind: type = np.uint32 if self.size < np.iinfo(np.uint32).max - 1 else np.int64
+        middle = without_last if separate else self.size
+        shuffled: list[np.ndarray] = [np.arange(0, middle, dtype=kind), np.arange(middle, self.size, dtype=kind)]
+        random.shuffle(shuffled[0])
+        if middle != self.size:
+            random.shuffle(shuffled[1])
+        self.shuffle = np.concatenate(shuffled)
+
+    def place(self, sample: int) -> tuple[int, int]:
+        """Before the shuffle of samples: (entry of `documents`, offset in it) of the sample's first token."""
+        position = sample * self.seq_length
+        entry = int(np.searchsorted(self.starts, position, side="right")) - 1
+        return entry, position - int(self.starts[entry])
+
+    def spans(self, index: int) -> list[tuple[int, int, int]]:
+        """(sequence, first token, end) of the pieces that make up the sample at this place of the order."""
+        entry, offset = self.place(int(self.shuffle[index]))
+        wanted = self.seq_length + 1
+        spans = []
+        while wanted > 0:
+            length = int(self.starts[entry + 1] - self.starts[entry])
+            taken = min(wanted, length - offset)
+            if taken > 0:
+                spans.append((int(self.documents[entry]), offset, offset + taken))
+            wanted, entry, offset = wanted - taken, entry + 1, 0
+        return spans
+
+
+class MegatronSource(TokenSource):
+    """A token file whose samples are put together as Megatron does."""
+
+    def __init__(
+        self, name: str, file: TokenFile, seq_length: int, weight: float, split: Sequence[float], wanted: int, seed: int
+    ):
+        train, valid = split_bounds([*split, 0, 0][:3], file.num_sequences)[:2]
+        super().__init__(name, file, seq_length, weight, 0.0)
+        self.train_tokens, end = self._token(train[1]), self._token(valid[1])
+        self.samples = SampleIndex(file.lengths, *train, wanted, seq_length, seed)
+        self.num_samples = self.samples.size
+        self.num_held_out = max(0, math.ceil((end - self.train_tokens - 1) / seq_length))
+        self.held_out_end = end
+
+    def _token(self, sequence: int) -> int:
+        if sequence >= self.file.num_sequences:
+            return self.file.num_tokens
+        return int(self.file.pointers[sequence]) // self.file.dtype.itemsize
+
+    def _spans(self, index: int) -> list[tuple[int, int]]:
+        return [(self._token(s) + a, self._token(s) + b) for s, a, b in self.samples.spans(index)]
+
+    def read(self, index: int) -> np.ndarray:
+        return np.concatenate([self.file.read(*span) for span in self._spans(index)])
+
+    def boundaries(self, index: int) -> np.ndarray:
+        return np.cumsum([b - a for a, b in self._spans(index)])[:-1]
+
+    def locate(self, index: int) -> dict[str, Any]:
+        start = self._spans(index)[0][0]
+        document = self.file.document_at(start)
+        offset = start - self.file.document_start(document)
+        return {"document": document, "offset": offset, "token": start, "byte": start * self.file.dtype.itemsize}
+
+
+def blend(weights: Sequence[float], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy blending: sample i goes to the source that is furthest behind; the first of equals.
+
+    Shapes: -> source int16 [size], index inside the source int64 [size]
+    """
+    total = sum(weights)
+    shares = [weight / total for weight in weights]
+    counts = [0] * len(shares)
+    sources, indices = np.empty(size, np.int16), np.empty(size, np.int64)
+    for i in range(size):
+        at = float(max(i, 1))
+        best, lag = 0, shares[0] * at - counts[0]
+        for number in range(1, len(shares)):
+            behind = shares[number] * at - counts[number]
+            if behind > lag:
+                best, lag = number, behind
+        sources[i], indices[i] = best, counts[best]
+        counts[best] += 1
+    return sources, indices
+
+
+class MegatronStream:
+    """The whole run's samples in Megatron's order; the face is that of `megalm.data.stream.Stream`."""
+
+    def __init__(self, sources: Sequence[MegatronSource], wanted: int):
+        self.sources, self.wanted = list(sources), wanted
+        if len(sources) == 1:
+            self._order = None
+        else:
+            self._order = blend([source.weight for source in sources], wanted)
+            for source, used in zip(sources, np.bincount(self._order[0], minlength=len(sources)), strict=True):
+                if used > source.num_samples:
+                    raise ConfigError(
+                        f"data source {source.name!r} has {source.num_samples} samples and the blend takes {used}: "
+                        f"Megatron's order "
+                        "cannot be made with these weights. Use data.order=keyed."
+                    )
+
+    def samples(self, positions: np.ndarray) -> Samples:
+        """Shapes: positions int64 [N] -> Samples of [N]; `index` counts along the source's own order"""
+        positions = np.asarray(positions, np.int64)
+        end = self.wanted if self._order is not None else self.sources[0].num_samples
+        if len(positions) and positions.max() >= end:
+            raise ConfigError(
+                f"data.order=megatron was made for {self.wanted} samples (train.steps x train.global_batch_size), "
+                f"and sample "
+                f"{positions.max()} is asked for: Megatron's order must know its end. Set train.steps to the whole "
+                f"run's."
+            )
+        if self._order is None:
+            return Samples(np.zeros_like(positions), positions, np.zeros_like(positions))
+        source, index = self._order
+        return Samples(source[positions].astype(np.int64), index[positions], np.zeros_like(positions))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must not change on the way."""
+        return {"order": "megatron", "wanted": self.wanted, "sources": {s.name: s.num_samples for s in self.sources}}
+
+    def load_state_dict(self, state: dict[str, Any], position: int) -> bool:
+        """Errors: ConfigError if the data, the split, the weights or the number of steps is not what it was."""
+        if {**state, "sources": dict(state.get("sources", {}))} != self.state_dict():
+            raise ConfigError(
+                f"the checkpoint's data order is {state}, the configured one {self.state_dict()}: with "
+                f"data.order=megatron the data, "
+                "data.split, data.weights, train.steps and train.global_batch_size must stay as they were."
+            )
+        return False
+
+
+def open_megatron_sources(data: DataConfig, seq_length: int, wanted: int, seed: int) -> list[MegatronSource]:
+    """The sources of `data.train` with the number of samples that Megatron asks of each.
+
+    Errors: ConfigError if several sources come without weights, or the split is not numbers.
+    """
+    if len(data.train) > 1 and (data.weights is None or len(data.weights) != len(data.train)):
+        raise ConfigError(
+            f"data.order=megatron needs data.weights with a number for each of the {len(data.train)} sources: give "
+            f"those of the "
+            "run that moves over."
+        )
+    split = _split(data)
+    total = sum(data.weights or [1.0])
+    sources = []
+    for number, (name, prefix) in enumerate(zip(source_names(data.train), data.train, strict=True)):
+        weight = data.weights[number] if data.weights else 1.0
+        asked = wanted if len(data.train) == 1 else math.ceil(math.ceil(wanted * (weight / total)) * SPARE)
+        sources.append(MegatronSource(name, TokenFile(prefix), seq_length, weight, split, asked, seed))
+    return sources
+
+
+def _split(data: DataConfig) -> list[float]:
+    if data.split is None:
+        return [1.0 - data.holdout, data.holdout] if data.valid is None else [1.0]
+    try:
+        parts = [float(part) for part in data.split.replace("/", ",").split(",")]
+    except ValueError:
+        parts = []
+    if not 1 <= len(parts) <= 3 or any(part < 0 for part in parts) or parts[0] <= 0:
+        raise ConfigError(f"data.split is {data.split!r}: give up to three shares, for example '969,30,1'.")
+    return parts

@@ -1,0 +1,179 @@
+"""The order against the algorithm written as Megatron runs it: step by step, one token boundary after another."""
+
+import math
+
+import numpy as np
+import pytest
+
+from megalm.config.errors import ConfigError
+from megalm.data.loader import Loader
+from megalm.data.megatron_order import SampleIndex, blend, split_bounds
+from tests.data.test_loader import axis, config, write
+
+
+def walk(sizes, documents, epochs, epoch_tokens, s):
+    """The sample index by walking: where each sample begins, as (entry of the document order, offset)."""
+    entries = (epochs * epoch_tokens - 1) // s
+    index = np.zeros((entries + 1, 2), np.int64)
+    at = offset = 0
+    for sample in range(1, entries + 1):
+        remaining = s + 1
+        while remaining > 0:
+            length = sizes[documents[at]] - offset
+            remaining -= length
+            if remaining <= 0:
+                offset += remaining + length - 1
+                remaining = 0
+            elif at == len(documents) - 1:
+                offset = sizes[documents[at]] - 1
+                remaining = 0
+            else:
+                at += 1
+                offset = 0
+        index[sample] = at, offset
+    return index
+
+
+def restated(sizes, wanted, s, seed):
+    tokens = int(np.sum(sizes))
+    epochs = 1
+    while epochs * tokens < wanted * s + 1:
+        epochs += 1
+    separate, sans = False, 0
+    if epochs > 1:
+        sans = ((epochs - 1) * tokens - 1) // s
+        separate = wanted - sans < int(0.8 * ((tokens - 1) // s))
+    random = np.random.RandomState(seed)
+
+    def order(count):
+        tiled = np.mgrid[0:count, 0 : len(sizes)][1].reshape(-1).astype(np.int32)
+        random.shuffle(tiled)
+        return tiled
+
+    documents = np.concatenate((order(epochs - 1), order(1))) if separate else order(epochs)
+    samples = walk(sizes, documents, epochs, tokens, s)
+    total = samples.shape[0] - 1
+    first = np.arange(sans if separate else total, dtype=np.uint32)
+    random.shuffle(first)
+    shuffle = first
+    if len(first) != total:
+        last = np.arange(len(first), total, dtype=np.uint32)
+        random.shuffle(last)
+        shuffle = np.concatenate((first, last))
+    return documents, samples, shuffle
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("share", [0.3, 1.0, 1.2, 1.9, 3.5])
+def test_the_three_indices(seed, share):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 60, 40).astype(np.int32)
+    sizes[rng.integers(0, 40, 3)] = 17
+    s = int(rng.integers(3, 20))
+    wanted = max(1, int(share * sizes.sum() / s))
+    documents, samples, shuffle = restated(sizes, wanted, s, seed)
+    got = SampleIndex(sizes, 0, len(sizes), wanted, s, seed)
+    assert np.array_equal(got.documents, documents)
+    assert [got.place(i) for i in range(got.size + 1)] == [tuple(row) for row in samples.tolist()]
+    assert np.array_equal(got.shuffle, shuffle) and got.shuffle.dtype == np.uint32
+    starts = np.concatenate(([0], np.cumsum(sizes)))
+    stream = np.concatenate([np.arange(starts[d], starts[d + 1]) for d in documents])
+    for i in (0, got.size // 2, got.size - 1):
+        tokens = np.concatenate([np.arange(starts[d] + a, starts[d] + b) for d, a, b in got.spans(i)])
+        assert np.array_equal(tokens, stream[shuffle[i] * s : shuffle[i] * s + s + 1])
+
+
+def test_separate_last_epoch_happens_in_these_tests():
+    sizes = np.full(10, 10)
+    assert len(set(SampleIndex(sizes, 0, 10, 22, 5, 1).documents[:10])) == 10  # a part of the second epoch: kept apart
+    both = SampleIndex(sizes, 0, 10, 37, 5, 1).documents  # most of the second epoch: mixed into the first
+    assert len(both) == 20 and len(set(both[:10])) < 10
+
+
+def test_blend_is_greedy():
+    weights = [0.5, 0.3, 0.2]
+    source, index = blend(weights, 2000)
+    counts = np.zeros(3)
+    for i in range(2000):
+        expected = int(np.argmax(np.array(weights) * max(i, 1.0) - counts))
+        assert (source[i], index[i]) == (expected, counts[expected])
+        counts[expected] += 1
+
+
+def test_split_rounds_to_even():
+    assert split_bounds([969, 30, 1], 1000) == [(0, 969), (969, 999), (999, 1000)]
+    assert split_bounds([0.5, 0.5], 5) == [(0, 2), (2, 5)]
+    assert split_bounds([1, 0, 0], 7) == [(0, 7), (7, 7), (7, 7)]
+
+
+@pytest.fixture
+def two(tmp_path):
+    rng = np.random.default_rng(3)
+    prefixes, at = [], 0
+    for name in "ab":
+        lengths = rng.integers(2, 30, 50)
+        prefixes.append(write(tmp_path / name, np.split(np.arange(at, at + lengths.sum()), np.cumsum(lengths)[:-1])))
+        at += int(lengths.sum())
+    return prefixes
+
+
+def megatron(prefixes, **changes):
+    made = config(prefixes, order="megatron", **changes)
+    made.data.split = "80,20,0"
+    made.train.steps = 4
+    return made
+
+
+def test_loader_follows_it(two):
+    loader = Loader(megatron(two), axis())
+    wanted, shares = 48, [0.75, 0.25]
+    order = blend(shares, wanted)
+    indices = []
+    for source, share in zip(loader.sources, shares, strict=True):
+        lengths = source.file.lengths[:40]
+        documents, samples, shuffle = restated(lengths, math.ceil(math.ceil(wanted * share) * 1.005), 8, 1)
+        stream = np.concatenate([source.file.document(d) for d in documents])
+        indices.append((stream, shuffle))
+    got = [b for _ in range(4) for b in loader.next()]
+    rows = [(t.tolist(), n.tolist()) for b in got for t, n in zip(b.tokens, b.labels, strict=True)]
+    for (tokens, labels), source, index in zip(rows, *order, strict=True):
+        stream, shuffle = indices[source]
+        expected = stream[shuffle[index] * 8 : shuffle[index] * 8 + 9].tolist()
+        assert tokens == expected[:-1] and labels == expected[1:]
+    with pytest.raises(ConfigError, match="train.steps"):
+        loader.next()
+
+
+def test_loader_resumes_and_notices_changes(two):
+    loader = Loader(megatron(two), axis())
+    loader.next()
+    state = loader.state_dict()
+    other = [Loader(megatron(two), axis(rank, 2)) for rank in range(2)]
+    for part in other:
+        part.load_state_dict(state)
+    expected = [t for b in loader.next() for t in b.tokens.tolist()]
+    assert expected == [t for part in other for b in part.next() for t in b.tokens.tolist()]
+    changed = megatron(two)
+    changed.train.steps = 5
+    with pytest.raises(ConfigError, match="must stay as they were"):
+        Loader(changed, axis()).load_state_dict(state)
+
+
+def test_documents_are_kept_apart_in_megatrons_order_too(two):
+    (batch, *_) = Loader(megatron(two[:1], weights=None, packing="documents"), axis()).next()
+    for tokens, positions, ids in zip(batch.tokens, batch.positions, batch.document_ids, strict=True):
+        inside = ids[1:] == ids[:-1]
+        assert (tokens[1:][inside] == tokens[:-1][inside] + 1).all()
+        assert (positions[1:][~inside] == 0).all() and positions[0] == 0
+
+
+def test_held_out_is_the_validation_split(two):
+    loader = Loader(megatron(two[:1], weights=None), axis())
+    file = loader.sources[0].file
+    held = {int(t) for b in loader.evaluation_batches(1000) for t in b.tokens[b.loss_mask > 0]}
+    assert held == {int(t) for d in range(40, 50) for t in file.document(d)} - {int(file.tokens[-1])}
+
+
+def test_several_sources_need_weights(two):
+    with pytest.raises(ConfigError, match="data.weights"):
+        Loader(megatron(two, weights=None), axis())
