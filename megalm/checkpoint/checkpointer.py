@@ -1,6 +1,7 @@
 """What a run saves with and resumes from."""
 
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
 from megalm.checkpoint.boxes import BoxIndex, index_of
-from megalm.checkpoint.commit import committed, read_manifest, remove, retain, step_name, step_of, sweep
+from megalm.checkpoint.commit import step_name, sweep
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError
 from megalm.checkpoint.load import (
     OPTIMIZER_PREFIX,
@@ -21,12 +22,15 @@ from megalm.checkpoint.load import (
     read_ranks,
     read_state,
 )
-from megalm.checkpoint.manifest import MANIFEST, Manifest
+from megalm.checkpoint.manifest import Manifest, checksum
 from megalm.checkpoint.planner import BoxSavePlanner
 from megalm.checkpoint.ranks import Ranks, ranks_of
-from megalm.checkpoint.save import SaveRequest, json_bytes, write_and_commit
-from megalm.checkpoint.source import LocalSource
+from megalm.checkpoint.remote import RemoteStore
+from megalm.checkpoint.save import SaveRequest, json_bytes, write_and_commit, write_aside
+from megalm.checkpoint.source import Source
 from megalm.checkpoint.staging import Staging
+from megalm.checkpoint.store import Store, as_url, named_checkpoint, open_store
+from megalm.checkpoint.upload import Uploader, take_up
 from megalm.checkpoint.verify import verify
 from megalm.config import CheckpointConfig, ConfigError
 from megalm.parallel.slices import Box
@@ -46,10 +50,13 @@ class Checkpointer:
     Every method but `latest`, `newest_verified` and `poll` is collective: each rank calls it at the same point.
 
     Args:
-        folder: where the checkpoints are; on several nodes, storage that all of them see.
-        config: how many to keep.
+        folder: where the checkpoints are: a folder (on several nodes, one that all of them see), or a fsspec URL.
+        config: how many to keep, and how to upload.
         mesh: `megalm.parallel.mesh.Mesh` (its `world_size` and the sizes of its axes are used).
-        events: told of `checkpoint`, `checkpoint_failed` and `checkpoint_rejected`, always from the calling thread.
+        events: told, on rank 0 and from the calling thread, of `checkpoint` (it is durable), `checkpoint_failed`,
+            `checkpoint_rejected` (found damaged at a load), and with a URL of `checkpoint_delayed` and
+            `checkpoint_dropped`.
+        ranks, upload_ranks: how to talk to the other ranks; default: a gloo group of its own for each.
         timeout_s: how long ranks wait for each other's small messages before a save counts as failed.
     """
 
@@ -61,21 +68,30 @@ class Checkpointer:
         *,
         events: Events | None = None,
         ranks: Ranks | None = None,
+        upload_ranks: Ranks | None = None,
         timeout_s: float = 1800.0,
     ) -> None:
-        self.folder = Path(folder)
         self.config = config
         self.layout = {axis: int(getattr(mesh, axis).size) for axis in _AXES}
         self.ranks = ranks if ranks is not None else ranks_of(mesh.world_size, timeout_s)
+        self.store: Store = open_store(folder)
+        self.folder = Path(folder)
+        """Where files are written: the folder itself, or with a URL the local one that they are uploaded from."""
+        self._uploader: Uploader | None = None
+        if isinstance(self.store, RemoteStore):
+            self.folder = _waiting_room(config, self.store.where)
+            self._take_up(self.store)
+            talk = upload_ranks if upload_ranks is not None else ranks_of(mesh.world_size, timeout_s)
+            self._uploader = Uploader(self.store, talk, config.upload_queue, self._retain)
         self._events = events
         self._staging = Staging()
         self._thread: ThreadPoolExecutor | None = None
         self._running: Future[Manifest] | None = None
         self._started = 0.0
+        self._step = 0
         self._swept = False
         self._planned: tuple[BoxIndex, ...] | None = None
         self._plan: list[WriteItem] = []
-        self._step = 0
         self.stall_s = 0.0
         """Seconds that the last `save` kept its caller."""
 
@@ -96,18 +112,27 @@ class Checkpointer:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running = self._thread.submit(self._write, request)
         self.stall_s = time.monotonic() - begun
-        if wait or not self.config.asynchronous:
-            self._finish(quietly=not wait)
+        if wait:
+            self.wait()
+            self.stall_s = time.monotonic() - begun
+        elif not self.config.asynchronous:
+            self._finish(quietly=True)
             self.stall_s = time.monotonic() - begun
 
     def wait(self) -> None:
         """Until the save under way is durable. Errors: CheckpointError if it failed (after the event)."""
         self._finish(quietly=False)
+        if self._uploader is not None:
+            try:
+                self._uploader.drain(self.config.upload_timeout_s)
+            finally:
+                self._report_uploads()
 
     def poll(self) -> None:
         """Report a save that ended meanwhile, as an event; call it once a step. Costs nothing and never waits."""
         if self._running is not None and self._running.done():
             self._finish(quietly=True)
+        self._report_uploads()
 
     def close(self) -> None:
         """Wait for the save under way, and give memory and threads back."""
@@ -117,36 +142,41 @@ class Checkpointer:
             if self._thread is not None:
                 self._thread.shutdown()
                 self._thread = None
+            if self._uploader is not None:
+                self._uploader.close()
+                self._report_uploads()
             self._staging.close()
 
-    def latest(self) -> Path | None:
-        """The newest folder with a good manifest and all files in full length; None if nothing was saved yet.
+    def latest(self) -> Path | str | None:
+        """The newest checkpoint with a good manifest and all files in full length; None if nothing was saved yet.
 
         Errors: CorruptCheckpointError if there are checkpoints and none of them is good: a run must not start again from
-        its first step because its checkpoints are damaged.
+        its first step because its checkpoints are damaged. CheckpointError if the store cannot be reached.
         """
         reasons = []
-        for path in committed(self.folder):
+        for name in self.store.names():
+            source = self.store.source(name)
             try:
-                read_manifest(path)
-                return path
+                source.manifest()
+                return self._path(source)
             except CorruptCheckpointError as error:
                 reasons.append(str(error))
         if reasons:
             raise CorruptCheckpointError(
-                f"{self.folder}: none of its {len(reasons)} checkpoints is whole ({reasons[0]}). Restore one from a copy, "
-                "or choose another run.name or checkpoint.path to start from the first step."
+                f"{self.store.where}: none of its {len(reasons)} checkpoints is whole ({reasons[0]}). Restore one from a "
+                "copy, or choose another run.name or checkpoint.path to start from the first step."
             )
         return None
 
-    def newest_verified(self) -> Path | None:
+    def newest_verified(self) -> Path | str | None:
         """The newest checkpoint every byte of which matches its checksum; reads all of it."""
-        for path in committed(self.folder):
+        for name in self.store.names():
+            source = self.store.source(name)
             try:
-                verify(LocalSource(path))
-                return path
+                verify(source)
+                return self._path(source)
             except CorruptCheckpointError as error:
-                self._event("checkpoint_rejected", step=step_of(path), path=str(path), reason=str(error))
+                self._event("checkpoint_rejected", step=self.store.step(name), path=source.name, reason=str(error))
         return None
 
     def load(
@@ -165,37 +195,44 @@ class Checkpointer:
         self._finish(quietly=True)
         if weights_only:
             boxes = [box for box in boxes if not box.name.startswith(OPTIMIZER_PREFIX)]
-        candidates = self.ranks.broadcast(self._candidates(path) if self.ranks.rank == 0 else None)
-        if not candidates:
-            raise ConfigError(f"{path or self.folder}: there is no checkpoint (a folder such as step-00000100).")
+        names = self._from_rank_0(lambda: self._candidates(path))
+        if not names:
+            raise ConfigError(f"{path or self.store.where}: there is no checkpoint (a folder such as step-00000100).")
         wanted: dict[str, tuple[int, ...]] = {}
         for part in self.ranks.all_gather(names_and_shapes(boxes)):
             wanted.update(part)
-        reason = ""
-        for candidate in candidates:
-            result = self._try(candidate, boxes, wanted)
-            if not isinstance(result, str):
-                state, own = result
+        damage = None
+        for name in names:
+            source = self._source(path, name)
+            try:
+                state, own = self._load_one(source, boxes, wanted)
                 return state, None if weights_only else own
-            reason = result
-            self._event("checkpoint_rejected", step=_step(candidate), path=str(candidate), reason=reason)
-        raise CorruptCheckpointError(reason)
+            except CorruptCheckpointError as error:
+                damage = error
+                self._event("checkpoint_rejected", step=self._step_of(name), path=source.name, reason=str(error))
+        assert damage is not None
+        raise damage
 
-    def discard_after(self, step: int) -> list[Path]:
+    def discard_after(self, step: int) -> list[str]:
         """Delete checkpoints of later steps: a run that went back to `step` must not resume from what it left.
 
-        One good checkpoint is always kept, even if it is a later one. Returns what was deleted (on rank 0).
+        One good checkpoint is always kept, even if it is a later one. Returns the names of the deleted.
         """
         self._finish(quietly=True)
-        removed: list[Path] = []
-        if self.ranks.rank == 0:
-            good = [path for path, _ in self._good()]
-            doomed = [path for path in good if step_of(path) > step]
-            for path in doomed[:-1] if len(doomed) == len(good) else doomed:
-                remove(path)
-                removed.append(path)
-        self.ranks.broadcast(None)
-        return removed
+
+        def discard() -> list[str]:
+            good = []
+            for name in self.store.names():
+                with suppress(CorruptCheckpointError):
+                    self.store.source(name).manifest()
+                    good.append(name)
+            doomed = [name for name in good if self.store.step(name) > step]
+            doomed = doomed[:-1] if len(doomed) == len(good) else doomed
+            for name in doomed:
+                self.store.remove(name)
+            return doomed
+
+        return self._from_rank_0(discard)
 
     def _stage(self, step: int, boxes: Sequence[Box], state: dict[str, Any], rank_state: dict[str, Any]) -> SaveRequest:
         planner = BoxSavePlanner(boxes)
@@ -214,100 +251,127 @@ class Checkpointer:
     def _agree(self, planner: BoxSavePlanner) -> list[WriteItem]:
         """Which pieces this rank writes. Collective, and needed only when the boxes changed: at the first save."""
         plans = self.ranks.gather(planner.create_local_plan())
-        made: list[SavePlan] | str | None = None
-        if plans is not None:
-            try:
-                made, _ = planner.create_global_plan(plans)
-            except CheckpointError as error:
-                made = str(error)
-        made = self.ranks.broadcast(made)
-        if isinstance(made, str):
-            raise CheckpointError(made)
-        assert made is not None
+        made: list[SavePlan] = self._from_rank_0(lambda: planner.create_global_plan(plans or [])[0])
         return made[self.ranks.rank].items
 
     def _write(self, request: SaveRequest) -> Manifest:
         """The background thread's work."""
-        if self.ranks.rank == 0 and not self._swept and self.folder.is_dir():
+        if self.ranks.rank == 0 and not self._swept and self._uploader is None:
             sweep(self.folder)
         self._swept = True
+        if self._uploader is not None:
+            saved = write_aside(request, self.ranks)
+            self._uploader.add(saved)
+            return saved.manifest
         manifest = write_and_commit(request, self.ranks)
         if self.ranks.rank == 0:
             # The checkpoint is durable already; old ones that cannot be deleted are no reason to call it failed.
             with suppress(OSError):
-                retain(self.folder, self.config.keep, self.config.keep_every)
+                self._retain()
         return manifest
+
+    def _retain(self) -> None:
+        self.store.retain(self.config.keep, self.config.keep_every)
+
+    def _take_up(self, store: RemoteStore) -> None:
+        """Bring to the store what an earlier process left waiting on this node."""
+
+        def upload() -> None:
+            take_up(store, self.folder)
+
+        self._from_rank_0(upload)
 
     def _finish(self, *, quietly: bool) -> None:
         """Wait for the save under way and report it."""
         running, self._running = self._running, None
-        if running is None:
-            return
-        try:
-            manifest = running.result()
-        except Exception as error:
-            self._event("checkpoint_failed", step=self._step, reason=str(error))
-            if not quietly:
-                raise
-            return
-        self._event(
-            "checkpoint",
-            step=manifest.step,
-            path=str(self.folder / step_name(manifest.step)),
-            bytes=manifest.bytes,
-            seconds=round(time.monotonic() - self._started, 3),
-            stall_s=round(self.stall_s, 4),
-        )
-
-    def _try(
-        self, path: Path, boxes: Sequence[Box], wanted: dict[str, tuple[int, ...]]
-    ) -> tuple[dict[str, Any], dict[str, Any] | None] | str:
-        """Load one checkpoint on all ranks: the states, or on all of them the reason why not."""
-        source = LocalSource(path)
-        opened: tuple[Manifest, dict[str, Any], dict[str, Any]] | str | None = None
-        if self.ranks.rank == 0:
+        if running is not None:
             try:
-                manifest = source.manifest()
-                opened = (manifest, read_state(source, manifest), read_ranks(source, manifest))
-            except CorruptCheckpointError as error:
-                opened = str(error)
-        opened = self.ranks.broadcast(opened)
-        if isinstance(opened, str):
-            return opened
-        assert opened is not None
-        manifest, state, saved = opened
-        check_same_model(wanted, manifest, str(path))
+                manifest = running.result()
+            except Exception as error:
+                self._event("checkpoint_failed", step=self._step, reason=str(error))
+                if not quietly:
+                    raise
+                return
+            if self._uploader is None:
+                self._event(
+                    "checkpoint",
+                    step=manifest.step,
+                    path=str(self.folder / step_name(manifest.step)),
+                    bytes=manifest.bytes,
+                    seconds=round(time.monotonic() - self._started, 3),
+                    stall_s=round(self.stall_s, 4),
+                )
+        self._report_uploads()
+
+    def _report_uploads(self) -> None:
+        for event in self._uploader.events() if self._uploader is not None else []:
+            self._event(event.kind, step=event.step, **event.fields)
+
+    def _load_one(
+        self, source: Source, boxes: Sequence[Box], wanted: dict[str, tuple[int, ...]]
+    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Load one checkpoint on all ranks; what one rank finds wrong is raised on all of them."""
+
+        def read() -> tuple[Manifest, dict[str, Any], dict[str, Any]]:
+            manifest = source.manifest()
+            return manifest, read_state(source, manifest), read_ranks(source, manifest)
+
+        manifest, state, saved = self._from_rank_0(read)
+        check_same_model(wanted, manifest, source.name)
         problem = None
         try:
             fill(boxes, source, manifest)
-        except CorruptCheckpointError as error:
-            problem = str(error)
-        found = [text for text in self.ranks.all_gather(problem) if text is not None]
-        if found:
-            return str(found[0])
+        except CheckpointError as error:
+            problem = error
+        problems = [error for error in self.ranks.all_gather(problem) if error is not None]
+        if problems:
+            raise problems[0]
         same = saved.get("world_size") == self.ranks.size and saved.get("layout") == self.layout
         return state, saved["ranks"][self.ranks.rank] if same else None
 
-    def _candidates(self, path: Path | str | None) -> list[Path]:
-        if path is None:
-            return committed(self.folder)
-        given = Path(path)
-        return [given] if (given / MANIFEST).exists() else committed(given)
+    def _from_rank_0(self, action: Any) -> Any:
+        """The result of `action()` on rank 0, on every rank; so is a CheckpointError or ConfigError that it raises."""
+        result: Any = None
+        if self.ranks.rank == 0:
+            try:
+                result = action()
+            except (CheckpointError, ConfigError) as error:
+                result = error
+        result = self.ranks.broadcast(result)
+        if isinstance(result, Exception):
+            raise result
+        return result
 
-    def _good(self) -> list[tuple[Path, Manifest]]:
-        found = []
-        for path in committed(self.folder):
-            with suppress(CorruptCheckpointError):
-                found.append((path, read_manifest(path)))
-        return found
+    def _candidates(self, path: Path | str | None) -> list[str]:
+        """Names in the store at `path`; a single empty one where `path` itself is the checkpoint."""
+        if path is None:
+            return self.store.names()
+        return [""] if named_checkpoint(path) is not None else open_store(path).names()
+
+    def _source(self, path: Path | str | None, name: str) -> Source:
+        if path is None:
+            return self.store.source(name)
+        if name:
+            return open_store(path).source(name)
+        source = named_checkpoint(path)
+        if source is None:
+            raise CheckpointError(f"{path}: rank {self.ranks.rank} does not see the checkpoint that rank 0 sees")
+        return source
+
+    def _step_of(self, name: str) -> int:
+        with suppress(CheckpointError):
+            return self.store.step(name)
+        return -1
+
+    def _path(self, source: Source) -> Path | str:
+        return source.name if as_url(source.name) else Path(source.name)
 
     def _event(self, kind: str, *, step: int, **fields: Any) -> None:
         if self._events is not None and self.ranks.rank == 0:
             self._events(kind, step=step, **fields)
 
 
-def _step(path: Path) -> int:
-    """The step in the folder's name; -1 for a folder that was given another name."""
-    with suppress(CheckpointError):
-        return step_of(path)
-    return -1
+def _waiting_room(config: CheckpointConfig, url: str) -> Path:
+    """The local folder of checkpoints that are not in the store yet: one for each URL."""
+    parent = Path(config.local_path) if config.local_path else Path(tempfile.gettempdir()) / "megalm-checkpoints"
+    return parent / checksum(url.encode())

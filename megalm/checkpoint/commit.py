@@ -128,14 +128,17 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def sweep(folder: Path, own_attempt: str | None = None) -> list[str]:
-    """Remove what interrupted saves and deletions left behind; returns the names."""
-    removed = []
-    for name in sorted(os.listdir(folder)):
-        if _LEFT_OVER.fullmatch(name) and not (own_attempt and name.endswith(own_attempt)):
-            shutil.rmtree(folder / name, ignore_errors=True)
-            removed.append(name)
-    return removed
+def left_over(folder: Path) -> list[Path]:
+    """What interrupted saves and deletions left behind."""
+    if not folder.is_dir():
+        return []
+    return [folder / name for name in sorted(os.listdir(folder)) if _LEFT_OVER.fullmatch(name)]
+
+
+def sweep(folder: Path) -> None:
+    """Remove what interrupted saves and deletions left behind."""
+    for path in left_over(folder):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def superseded(steps: Sequence[int], keep: int, keep_every: int) -> list[int]:

@@ -7,24 +7,21 @@ from typing import Any
 import torch
 
 from megalm.checkpoint.boxes import dtype_of
-from megalm.checkpoint.commit import committed
 from megalm.checkpoint.errors import CorruptCheckpointError
 from megalm.checkpoint.load import OPTIMIZER_PREFIX, read_chunk, read_state
-from megalm.checkpoint.manifest import MANIFEST
-from megalm.checkpoint.source import LocalSource
-from megalm.config.errors import ConfigError
+from megalm.checkpoint.store import open_checkpoint
 
 
 class CheckpointReader:
     """Reads a checkpoint tensor by tensor, each piece compared with its checksum.
 
-    Args: path: a checkpoint's folder, or a folder of checkpoints or a run (then the newest good one).
+    Args: path: a checkpoint's folder, or a folder of checkpoints or a run (then the newest good one); or the URL of one.
     Errors: ConfigError when there is none; CorruptCheckpointError when it is damaged.
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = newest(Path(path))
-        self.source = LocalSource(self.path)
+        self.source = open_checkpoint(path)
+        self.path = self.source.name
         self.manifest = self.source.manifest()
 
     @property
@@ -58,17 +55,3 @@ class CheckpointReader:
         """Tensor after tensor; one at a time is in memory."""
         for name in self.names(optimizer=optimizer):
             yield name, self.tensor(name)
-
-
-def newest(path: Path) -> Path:
-    """The checkpoint's folder that `path` means: itself, or the newest good one in it or in its `checkpoints/`."""
-    if (path / MANIFEST).is_file():
-        return path
-    for folder in (path, path / "checkpoints"):
-        for candidate in committed(folder):
-            try:
-                LocalSource(candidate).manifest()
-                return candidate
-            except CorruptCheckpointError:
-                continue
-    raise ConfigError(f"{path}: there is no checkpoint (a folder such as step-00000100 with a good manifest.json).")

@@ -60,22 +60,42 @@ class _Written:
     rank_state: Any
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A save that every rank has written."""
+
+    manifest: Manifest
+    """Whole on rank 0; without its tensors elsewhere."""
+    aside: Path
+    """The folder that it was written to."""
+    own_files: tuple[str, ...]
+    """The files in it that this rank wrote, without the manifest."""
+
+
 def write_and_commit(request: SaveRequest, ranks: Ranks) -> Manifest:
     """Write this rank's file, and on rank 0 everything else; then publish. Collective.
 
-    Returns: the manifest on rank 0, a manifest without tensors elsewhere (same step, attempt and time).
     Errors: CheckpointError on every rank when any rank failed: then nothing was published, and what was written aside
     is removed if the file system still lets us.
     """
+    return _save(request, ranks, shared=True).manifest
+
+
+def write_aside(request: SaveRequest, ranks: Ranks) -> Saved:
+    """Write this rank's files into a folder of its own node, to be uploaded from there. Collective; errors as above."""
+    return _save(request, ranks, shared=False)
+
+
+def _save(request: SaveRequest, ranks: Ranks, *, shared: bool) -> Saved:
     aside: Path | None = None
     try:
         begun = ranks.broadcast(_begin(request) if ranks.rank == 0 else None)
         if isinstance(begun, str):
             raise CheckpointError(f"step {request.step}: {begun}")
         aside = request.folder / begun[0]
-        return _write(request, ranks, aside, begun[1])
+        return _write(request, ranks, aside, begun[1], shared=shared)
     except Exception as error:
-        if ranks.rank == 0 and aside is not None:
+        if (ranks.rank == 0 or not shared) and aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, CheckpointError):
             raise
@@ -115,11 +135,13 @@ def _begin(request: SaveRequest) -> tuple[str, int] | str:
     return name, request.step
 
 
-def _write(request: SaveRequest, ranks: Ranks, aside: Path, step: int) -> Manifest:
+def _write(request: SaveRequest, ranks: Ranks, aside: Path, step: int, *, shared: bool) -> Saved:
     mine: _Written | str
     try:
         if step != request.step:
             raise CheckpointError(f"it is saving step {request.step}, rank 0 step {step}")
+        if not shared:
+            aside.mkdir(parents=True, exist_ok=True)
         mine = _write_chunks(request, ranks.rank, aside)
     except Exception as error:
         mine = f"rank {ranks.rank}: {_reason(error)}"
@@ -128,7 +150,7 @@ def _write(request: SaveRequest, ranks: Ranks, aside: Path, step: int) -> Manife
     if gathered is not None:
         failed = [entry for entry in gathered if isinstance(entry, str)]
         try:
-            outcome = failed[0] if failed else _finish(request, aside, gathered)
+            outcome = failed[0] if failed else _finish(request, aside, gathered, shared=shared)
         except Exception as error:
             outcome = f"rank 0: {_reason(error)}"
     whole = outcome
@@ -138,8 +160,8 @@ def _write(request: SaveRequest, ranks: Ranks, aside: Path, step: int) -> Manife
     if isinstance(outcome, str):
         raise CheckpointError(f"step {request.step}: {outcome}")
     result = whole if whole is not None else outcome
-    assert isinstance(result, Manifest)
-    return result
+    assert isinstance(result, Manifest) and isinstance(mine, _Written)
+    return Saved(result, aside, (mine.name, *((STATE, RANKS, METADATA) if ranks.rank == 0 else ())))
 
 
 def _write_chunks(request: SaveRequest, rank: int, aside: Path) -> _Written:
@@ -168,9 +190,9 @@ def _archives(
         at += length + padding
 
 
-def _finish(request: SaveRequest, aside: Path, written: list[_Written]) -> Manifest:
-    """Rank 0: the small files, the manifest last, and the rename."""
-    for entry in written:
+def _finish(request: SaveRequest, aside: Path, written: list[_Written], *, shared: bool) -> Manifest:
+    """Rank 0: the small files, the manifest last, and (in a shared folder) the rename."""
+    for entry in written if shared else ():
         path = aside / entry.name
         if not path.exists() or path.stat().st_size != entry.record.bytes:
             raise CheckpointError(
@@ -188,7 +210,7 @@ def _finish(request: SaveRequest, aside: Path, written: list[_Written]) -> Manif
     manifest = Manifest(
         step=request.step,
         attempt=aside.name.rpartition("-")[2],
-        saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        saved_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         world_size=len(written),
         layout=request.layout,
         versions=versions(),
@@ -197,8 +219,9 @@ def _finish(request: SaveRequest, aside: Path, written: list[_Written]) -> Manif
     )
     write_file(aside / MANIFEST, [encode(manifest)])
     sync_folder(aside)
-    publish(aside, request.folder / step_name(request.step))
-    read_manifest(request.folder / step_name(request.step))
+    if shared:
+        publish(aside, request.folder / step_name(request.step))
+        read_manifest(request.folder / step_name(request.step))
     return manifest
 
 

@@ -18,7 +18,13 @@ class CheckpointConfig:
     asynchronous: bool = True
     """The step waits only for the copy to host memory, and a thread writes the files; false: it waits for the disk."""
     path: str | None = None
-    """Folder or fsspec URL of the checkpoints; None: the run's folder."""
+    """Folder, or fsspec URL (s3://bucket/run), of the checkpoints; None: the run's folder."""
+    local_path: str | None = None
+    """With a URL as `path`: the folder that checkpoints wait in until they are uploaded; None: one in the temporary folder."""
+    upload_queue: int = 2
+    """With a URL as `path`: how many checkpoints may wait while the store is away; then the oldest is given up."""
+    upload_timeout_s: float = 600.0
+    """With a URL as `path`: how long the end of a run waits for the store."""
     resume: bool = True
     """Go on from the newest good checkpoint in `path`, if there is one."""
     load: str = choice("all", "weights")

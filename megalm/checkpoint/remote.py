@@ -1,0 +1,188 @@
+"""Checkpoints in an object store, or anything else that fsspec reaches: `s3://`, `gs://`, `file://`, `memory://`.
+
+There is no rename in an object store. Each attempt at a step has a folder of its own, `step-00000100.<attempt>/`, and
+its manifest is uploaded last: readers look for manifests, so what has none is nothing, and files of two attempts never
+mix.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import fsspec
+
+from megalm.checkpoint.commit import step_name, superseded
+from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError
+from megalm.checkpoint.manifest import MANIFEST, Manifest, check_sizes, decode
+from megalm.checkpoint.source import Source
+from megalm.config.errors import ConfigError
+
+_NAME = re.compile(r"step-(\d{8,})\.([0-9a-f]{12})")
+# Tries of one request, and the pause after the first failure, doubled each time: about 4 s for a store that hiccups.
+# Longer outages are waited out by the uploader, which tries a whole checkpoint again and again.
+TRIES = 4
+FIRST_PAUSE_S = 0.5
+
+T = TypeVar("T")
+
+
+def open_url(url: str) -> tuple[Any, str]:
+    """(fsspec file system, path in it). ConfigError for a protocol that is not installed."""
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{url}: {error}. For s3:// install the extra: pip install megalm[s3].") from None
+    return files, str(root).rstrip("/")
+
+
+def persistently(action: Callable[[], T], what: str) -> T:
+    """`action()`, tried again when the store fails it; FileNotFoundError is an answer, and goes through at once.
+
+    Errors: CheckpointError when the last try fails.
+    """
+    pause = FIRST_PAUSE_S
+    for attempt in range(TRIES):
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # every backend has exceptions of its own
+            if attempt == TRIES - 1:
+                raise CheckpointError(
+                    f"{what}: the store cannot be reached ({type(error).__name__}: {error})"
+                ) from None
+        time.sleep(pause)
+        pause *= 2
+    raise AssertionError
+
+
+def remote_name(manifest: Manifest) -> str:
+    """`step-00000100.<attempt>`"""
+    return f"{step_name(manifest.step)}.{manifest.attempt}"
+
+
+class RemoteSource:
+    """One checkpoint in the store."""
+
+    def __init__(self, files: Any, root: str, url: str) -> None:
+        self.files, self.root, self.name = files, root, url
+
+    def manifest(self) -> Manifest:
+        def sizes() -> dict[str, int]:
+            self.files.invalidate_cache()
+            return {entry["name"].rpartition("/")[2]: entry["size"] for entry in self.files.ls(self.root, detail=True)}
+
+        where = f"{self.name}/{MANIFEST}"
+        try:
+            data = persistently(lambda: self.files.cat_file(f"{self.root}/{MANIFEST}"), where)
+            found = persistently(sizes, self.name)
+        except FileNotFoundError:
+            raise CorruptCheckpointError(f"{where}: is not there") from None
+        manifest = decode(data, where)
+        check_sizes(manifest, found.get, self.name)
+        return manifest
+
+    def read(self, file: str, position: int, length: int) -> memoryview:
+        if length == 0:
+            return memoryview(bytearray())
+        where = f"{self.name}/{file}"
+        try:
+            data = persistently(
+                lambda: self.files.cat_file(f"{self.root}/{file}", start=position, end=position + length), where
+            )
+        except FileNotFoundError:
+            raise CorruptCheckpointError(f"{where}: is not there") from None
+        if len(data) != length:
+            raise CorruptCheckpointError(f"{where}: ends at byte {position + len(data)}")
+        return memoryview(bytearray(data))
+
+
+class RemoteStore:
+    """The checkpoints under one URL."""
+
+    def __init__(self, url: str) -> None:
+        self.where = url.rstrip("/")
+        self.files, self.root = open_url(url)
+
+    def names(self) -> list[str]:
+        """Folders with a manifest, newest step first; of two attempts at a step, the one saved later first."""
+
+        def find() -> list[str]:
+            self.files.invalidate_cache()
+            return list(self.files.glob(f"{self.root}/step-*/{MANIFEST}"))
+
+        found: dict[int, list[str]] = {}
+        for path in persistently(find, self.where):
+            name = str(path).split("/")[-2]
+            if match := _NAME.fullmatch(name):
+                found.setdefault(int(match[1]), []).append(name)
+        for step, attempts in found.items():
+            if len(attempts) > 1:
+                found[step] = sorted(attempts, key=self._saved_at, reverse=True)
+        return [name for step in sorted(found, reverse=True) for name in found[step]]
+
+    def step(self, name: str) -> int:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise CheckpointError(f"{name!r} is no name of a checkpoint in a store")
+        return int(match[1])
+
+    def source(self, name: str) -> Source:
+        return RemoteSource(self.files, f"{self.root}/{name}", f"{self.where}/{name}")
+
+    def remove(self, name: str) -> None:
+        """The manifest goes first: from then on it is no checkpoint."""
+        folder = f"{self.root}/{name}"
+        self.files.invalidate_cache()
+        if self.files.exists(f"{folder}/{MANIFEST}"):
+            persistently(lambda: self.files.rm_file(f"{folder}/{MANIFEST}"), self.where)
+        self.files.invalidate_cache()
+        if self.files.exists(folder):
+            persistently(lambda: self.files.rm(folder, recursive=True), self.where)
+
+    def retain(self, keep: int, keep_every: int) -> None:
+        """Also removes what uploads of earlier steps left without a manifest."""
+        good: dict[int, list[str]] = {}
+        for name in self.names():
+            try:
+                self.source(name).manifest()
+                good.setdefault(self.step(name), []).append(name)
+            except CorruptCheckpointError:
+                continue
+        if not good:
+            return
+        doomed = [name for step in superseded(list(good), keep, keep_every) for name in good[step]]
+        doomed += [name for attempts in good.values() for name in attempts[1:] if name not in doomed]
+        kept = {name for attempts in good.values() for name in attempts}
+        for entry in persistently(lambda: self.files.ls(self.root, detail=False), self.where):
+            name = str(entry).rstrip("/").rpartition("/")[2]
+            if _NAME.fullmatch(name) and name not in kept and self.step(name) < max(good):
+                doomed.append(name)
+        for name in doomed:
+            self.remove(name)
+
+    def upload(self, local: str, name: str, file: str, size: int) -> None:
+        """Put one file of a checkpoint; CheckpointError if it cannot be, or is not there in its full length."""
+        target = f"{self.root}/{name}/{file}"
+
+        def put() -> None:
+            protocol = self.files.protocol if isinstance(self.files.protocol, str) else self.files.protocol[0]
+            if protocol in ("file", "memory"):  # the others have no folders to make
+                self.files.makedirs(f"{self.root}/{name}", exist_ok=True)
+            self.files.put_file(local, target)
+            self.files.invalidate_cache()
+            found = self.files.info(target)["size"]
+            if found != size:
+                raise OSError(f"{found} bytes arrived of {size}")
+
+        try:
+            persistently(put, f"{self.where}/{name}/{file}")
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{self.where}/{name}/{file}: {error}") from None
+
+    def _saved_at(self, name: str) -> str:
+        try:
+            return self.source(name).manifest().saved_at
+        except CorruptCheckpointError:
+            return ""

@@ -1,0 +1,197 @@
+"""Taking written checkpoints to the store in the background, in order, for as long as it takes."""
+
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from megalm.checkpoint.commit import left_over, read_manifest
+from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError
+from megalm.checkpoint.manifest import MANIFEST
+from megalm.checkpoint.ranks import Ranks
+from megalm.checkpoint.remote import RemoteStore, remote_name
+from megalm.checkpoint.save import Saved
+
+# Pause between two rounds of trying while the store is away: short beside a checkpoint's interval.
+ROUND_PAUSE_S = 2.0
+
+
+@dataclass(frozen=True)
+class UploadEvent:
+    """What the uploader has to tell; read from the training thread."""
+
+    kind: str
+    step: int
+    fields: dict[str, object]
+
+
+class Uploader:
+    """One thread a rank. Each rank uploads its own files; when all have, rank 0 uploads the manifest.
+
+    While the store is away, rounds of tries go on and new checkpoints wait in a queue. Is it longer than `limit`, the
+    oldest is given up (`checkpoint_dropped`), on all ranks alike, because a newer one is worth more.
+
+    Comm: three small messages a round, over `ranks`, which nothing else uses.
+    """
+
+    def __init__(self, store: RemoteStore, ranks: Ranks, limit: int, after: Callable[[], None]) -> None:
+        self.store, self.ranks, self.limit, self.after = store, ranks, max(1, limit), after
+        self._queue: deque[tuple[Saved, float]] = deque()
+        self._changed = threading.Condition()
+        self._events: list[UploadEvent] = []
+        self._stopping = False
+        self._broken: str | None = None
+        self._thread = threading.Thread(target=self._run, name="checkpoint-upload", daemon=True)
+        self._thread.start()
+
+    def add(self, saved: Saved) -> None:
+        """Hand over a written checkpoint; every rank adds the same ones in the same order. Returns at once."""
+        with self._changed:
+            self._queue.append((saved, time.monotonic()))
+            self._changed.notify_all()
+
+    def events(self) -> list[UploadEvent]:
+        """What happened since the last call."""
+        with self._changed:
+            found, self._events = self._events, []
+            return found
+
+    def drain(self, timeout_s: float) -> None:
+        """Until everything is in the store. Errors: CheckpointError if it is not within the time."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while self._queue and self._broken is None and time.monotonic() < deadline:
+                self._changed.wait(0.2)
+            if self._broken is not None:
+                raise CheckpointError(self._broken)
+            if self._queue:
+                steps = ", ".join(str(saved.manifest.step) for saved, _ in self._queue)
+                raise CheckpointError(
+                    f"{self.store.where}: the store could not be reached for {timeout_s:.0f} s; not uploaded: step {steps}, "
+                    f"which are in {self._queue[0][0].aside.parent}"
+                )
+
+    def close(self) -> None:
+        """End the thread after one more try of what is queued; the next process takes up what stays on the local disk."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._round()
+        except Exception as error:
+            # Talking to the other ranks failed. The run goes on; every later wait says why nothing arrives.
+            with self._changed:
+                head = self._queue[0][0].manifest.step if self._queue else -1
+                self._broken = f"{self.store.where}: uploading stopped: {type(error).__name__}: {error}"
+                self._tell("checkpoint_failed", head, reason=self._broken)
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            while not self._queue:
+                if self._stopping:
+                    return False
+                self._changed.wait()
+            return True
+
+    def _round(self) -> None:
+        """Try to bring the oldest checkpoint to the store. Collective; ends with all ranks' queues alike."""
+        saved, since = self._queue[0]
+        with self._changed:
+            verdict = "drop" if len(self._queue) > self.limit else "last" if self._stopping else "upload"
+        verdict = self.ranks.broadcast(verdict)
+        if verdict == "drop":
+            shutil.rmtree(saved.aside, ignore_errors=True)
+            self._tell("checkpoint_dropped", saved.manifest.step, reason=f"more than {self.limit} wait for the store")
+            self._pop()
+            return
+        problem: str | None = None
+        try:
+            self._put(saved)
+        except CheckpointError as error:
+            problem = str(error)
+        gathered = self.ranks.gather(problem)
+        outcome: str | None = None
+        if gathered is not None:
+            outcome = next((text for text in gathered if text is not None), None)
+            if outcome is None:
+                try:
+                    self._put_manifest(saved)
+                except CheckpointError as error:
+                    outcome = str(error)
+        outcome = self.ranks.broadcast(outcome)
+        if outcome is None:
+            name = remote_name(saved.manifest)
+            shutil.rmtree(saved.aside, ignore_errors=True)
+            if self.ranks.rank == 0:
+                with suppress(Exception):  # old ones that cannot be deleted now are deleted after the next
+                    self.after()
+            self._tell(
+                "checkpoint",
+                saved.manifest.step,
+                path=f"{self.store.where}/{name}",
+                bytes=saved.manifest.bytes,
+                seconds=round(time.monotonic() - since, 3),
+            )
+            self._pop()
+            return
+        self._tell("checkpoint_delayed", saved.manifest.step, reason=outcome, waiting=len(self._queue))
+        if verdict == "last":
+            with self._changed:
+                self._broken = outcome
+                self._queue.clear()
+                self._changed.notify_all()
+            return
+        with self._changed:
+            if not self._stopping:
+                self._changed.wait(ROUND_PAUSE_S)
+
+    def _put(self, saved: Saved) -> None:
+        for file in saved.own_files:
+            path = saved.aside / file
+            self.store.upload(str(path), remote_name(saved.manifest), file, path.stat().st_size)
+
+    def _put_manifest(self, saved: Saved) -> None:
+        path = saved.aside / MANIFEST
+        name = remote_name(saved.manifest)
+        self.store.upload(str(path), name, MANIFEST, path.stat().st_size)
+        self.store.source(name).manifest()
+
+    def _pop(self) -> None:
+        with self._changed:
+            self._queue.popleft()
+            self._changed.notify_all()
+
+    def _tell(self, kind: str, step: int, **fields: object) -> None:
+        with self._changed:
+            self._events.append(UploadEvent(kind, step, fields))
+
+
+def take_up(store: RemoteStore, folder: Path) -> list[int]:
+    """Upload what an earlier process had written to `folder` and could not bring to the store; returns the steps.
+
+    Only whole checkpoints newer than the store's newest are worth it. The rest is removed. Errors: CheckpointError when
+    the store cannot be reached (then nothing is removed).
+    """
+    steps: list[int] = []
+    newest = max((store.step(name) for name in store.names()), default=-1)
+    for path in left_over(folder):
+        try:
+            manifest = read_manifest(path)
+        except CorruptCheckpointError:
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        if manifest.step > newest:
+            name = remote_name(manifest)
+            for file in (*manifest.files, MANIFEST):
+                store.upload(str(path / file), name, file, (path / file).stat().st_size)
+            steps.append(manifest.step)
+        shutil.rmtree(path, ignore_errors=True)
+    return sorted(steps)
