@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def launch(arguments: Sequence[str]) -> int:
     """Everything between the command line and the exit status. Errors: ConfigError."""
     from megalm.plan.fit import check_fits
-    from megalm.plan.machine import machine_for
+    from megalm.plan.machine import machine_for, planned_machine
     from megalm.plan.summary import plan
 
     if not model_is_given(arguments):
@@ -60,8 +60,10 @@ def launch(arguments: Sequence[str]) -> int:
     world = find_world(config, os.environ)
     resolve(config, world.size)
     machine = machine_for(config, world.size)
+    if config.dry_run and machine.is_cpu and world.size > machine.cores:
+        machine = planned_machine("h100", world.size)  # no machine is named, and this one cannot be meant
     planned = plan(config, machine)
-    console = Console(quiet=world.rank != 0, soft_wrap=not sys.stdout.isatty())
+    console = Console(quiet=world.rank != 0, width=None if sys.stdout.isatty() else 140)
     console.print(planned)
     if config.dry_run:
         from megalm.dry_run import describe_ranks

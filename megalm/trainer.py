@@ -13,12 +13,14 @@ from megalm.build import DTYPES, build_chunks, local_seq_length, schedule_of
 from megalm.checkpoint import Checkpointer
 from megalm.checkpoint.random_state import random_state, restore_random_state
 from megalm.config import Config
+from megalm.data.batch import Batch
 from megalm.data.loader import Loader
 from megalm.hooks import Hook, Signals
 from megalm.observe.events import EventLog
 from megalm.optim.lr import learning_rate
 from megalm.optim.sharded import ShardedOptimizer
 from megalm.parallel.collectives import all_reduce
+from megalm.parallel.context import shard_batch
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.random import seed_ranks
 from megalm.parallel.slices import Box
@@ -100,7 +102,7 @@ class Trainer:
             hook.on_step_start(self)
         started = time.perf_counter()
         lr = learning_rate(self.config.optim, self.step, self.total_steps) * self.lr_scale
-        micro_batches = [batch.to(self.mesh.device) for batch in self.loader.next()]
+        micro_batches = [self._own_part(batch) for batch in self.loader.next()]
         expected_tokens = self.config.train.global_batch_size * self.config.model.seq_length
 
         self.optimizer.begin_step(len(micro_batches))
@@ -136,7 +138,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Mean loss on held-out documents, the same sequences at every call: {"eval/loss": nats a token}."""
-        batches = [batch.to(self.mesh.device) for batch in self.loader.evaluation_batches()]
+        batches = [self._own_part(batch) for batch in self.loader.evaluation_batches()]
         if not batches:
             return {}
         for chunk in self.model_chunks:
@@ -206,6 +208,10 @@ class Trainer:
         signals = Signals(loss=loss_sum / tokens, grad_norm=grad_norm * expected_tokens / tokens, nonfinite=bad_values)
         return signals, tokens, stop > 0
 
+    def _own_part(self, batch: Batch) -> Batch:
+        """The batch on this rank's device, cut to the positions that its context rank computes."""
+        return shard_batch(batch.to(self.mesh.device), self.mesh.context)
+
     def _sum_own(self, reports: Sequence[torch.Tensor], flag: float = 0.0) -> torch.Tensor:
         """[loss sum, tokens, flag] of this rank, fp64, such that the sum over the world counts each token once."""
         total = torch.zeros(3, dtype=torch.float64, device=self.mesh.device)
@@ -237,3 +243,4 @@ def _seed_everything(seed: int, mesh: Mesh, deterministic: bool) -> None:
     np.random.seed(seed % 2**32)
     seed_ranks(seed, mesh)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a write of every new tensor

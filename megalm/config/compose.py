@@ -64,6 +64,7 @@ def compose_config(overrides: Sequence[str], *, check: bool = True) -> Config:
         raise ConfigError(_explain(error, normal, available)) from None
     assert isinstance(config, Config)
     config.model.fill_in()
+    config.train.fill_in(config.model)
     if check:
         validate(config)
     return config

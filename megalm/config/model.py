@@ -115,6 +115,11 @@ class ModelConfig:
         """Whether the MLP has a gate beside its up projection."""
         return self.activation in ("swiglu", "geglu")
 
+    @property
+    def approximate_parameters(self) -> float:
+        """12 L h^2 + V h: enough to choose defaults by (exact counts: megalm.plan.shapes)."""
+        return 12.0 * self.num_layers * self.hidden_size**2 + self.vocab_size * self.hidden_size
+
     def fill_in(self) -> None:
         """Replace each None by what it stands for."""
         if self.num_kv_heads is None:

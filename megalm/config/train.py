@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass
 
+from megalm.config.model import ModelConfig
+
+BATCH_TOKENS = ((100e6, 2**13), (1e9, 2**19), (3e9, 2**20), (30e9, 2**21), (float("inf"), 2**22))
+"""(parameters below, tokens in a batch): GPT-3's sizes in powers of two; below 100M what a laptop's run takes."""
+
 
 @dataclass
 class TrainConfig:
@@ -11,10 +16,10 @@ class TrainConfig:
     """Updates to make; None: as many as `tokens` asks for."""
     tokens: float | None = None
     """Tokens to train on, in place of steps (1e9 for example); both None: 20 a parameter (Hoffmann et al. 2022)."""
-    global_batch_size: int = 32
-    """Sequences in one update, over all ranks."""
-    micro_batch_size: int = 8
-    """Sequences in one forward pass of one data rank."""
+    global_batch_size: int = 0
+    """Sequences in one update, over all ranks; 0: by the model's size, as in GPT-3 (Brown et al. 2020, table 2.1)."""
+    micro_batch_size: int = 0
+    """Sequences in one forward pass of one data rank; 0: 8, and 1 for models from a billion parameters."""
     seed: int = 1234
     """Decides the initial weights, the data order and dropout."""
     log_every: int = 10
@@ -31,3 +36,14 @@ class TrainConfig:
     """What the paragraph begins with."""
     sample_tokens: int = 160
     """Tokens of the paragraph."""
+
+    def fill_in(self, model: ModelConfig) -> None:
+        """Replace each 0 by what it stands for."""
+        size = model.approximate_parameters
+        if self.micro_batch_size == 0:
+            wanted = 8 if size < 1e9 else 1
+            self.micro_batch_size = min(wanted, self.global_batch_size or wanted)
+        if self.global_batch_size == 0:
+            tokens = next(tokens for limit, tokens in BATCH_TOKENS if size < limit)
+            micro_batches = max(1, tokens // (model.seq_length * max(1, self.micro_batch_size)))
+            self.global_batch_size = micro_batches * self.micro_batch_size

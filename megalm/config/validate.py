@@ -71,7 +71,7 @@ def _check_model(model: ModelConfig) -> None:
 
 
 def _check_train(train: TrainConfig) -> None:
-    for name in ("steps", "tokens", "global_batch_size", "micro_batch_size"):
+    for name in ("steps", "tokens", "micro_batch_size", "global_batch_size"):
         value = getattr(train, name)
         _require(value is None or value > 0, f"train.{name}={value}: must be positive.")
     for name in ("log_every", "eval_every", "eval_sequences", "sample_tokens"):

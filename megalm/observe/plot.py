@@ -29,14 +29,11 @@ def text_plot(values: Sequence[float], *, width: int = 64, height: int = 10, fir
     low, high = min(points), max(points)
     span = (high - low) or 1.0
     rows = [[0] * width for _ in range(height)]
-    previous: int | None = None
-    for index, value in enumerate(points):
-        column = index if len(points) > width else round(index * (2 * width - 1) / max(1, len(points) - 1))
-        level = round((high - value) / span * (4 * height - 1))
-        begin = level if previous is None else previous
+    columns = _stretch(points, 2 * width)
+    levels = [round((high - value) / span * (4 * height - 1)) for value in columns]
+    for column, (begin, level) in enumerate(zip([levels[0], *levels], levels, strict=False)):
         for dot in range(min(begin, level), max(begin, level) + 1):
             rows[dot // 4][column // 2] |= _DOTS[dot % 4][column % 2]
-        previous = level
     lines = [title] if title else []
     for number, row in enumerate(rows):
         label = f"{high:8.3f} " if number == 0 else f"{low:8.3f} " if number == height - 1 else " " * 9
@@ -45,3 +42,14 @@ def text_plot(values: Sequence[float], *, width: int = 64, height: int = 10, fir
     last = str(first + len(values) - 1)
     lines.append(" " * 10 + f"{first:<{width - len(last)}}{last}")
     return "\n".join(lines)
+
+
+def _stretch(points: Sequence[float], count: int) -> list[float]:
+    """`count` values on the straight lines between the points."""
+    values = []
+    for column in range(count):
+        place = column * (len(points) - 1) / (count - 1)
+        left = min(int(place), len(points) - 2) if len(points) > 1 else 0
+        right = min(left + 1, len(points) - 1)
+        values.append(points[left] + (place - left) * (points[right] - points[left]))
+    return values

@@ -61,7 +61,7 @@ def test_every_model_composes():
         ("parallel=zero9", ["zero9", "zero1"]),
         ("optim.min_lr=1", ["min_lr=1", "optim.lr"]),
         ("model.dropout=1.5", ["dropout=1.5"]),
-        ("train.micro_batch_size=0", ["micro_batch_size=0", "positive"]),
+        ("train.micro_batch_size=-1", ["micro_batch_size=-1", "positive"]),
         ("world_size=-1", ["world_size=-1"]),
         ("just words", ["key=value"]),
     ],
@@ -93,7 +93,7 @@ def test_resolved_yaml_reads_back_the_same(tmp_path):
 def test_length_from_tokens_steps_or_parameters():
     by_tokens = compose_config(["+model=tiny", "train.tokens=1e6"])
     resolve_length(by_tokens)
-    assert by_tokens.train.steps == -(-1_000_000 // (32 * 256))
+    assert by_tokens.train.steps == -(-1_000_000 // 8192)
     by_size = compose_config(["+model=tiny"])
     resolve_length(by_size)
     assert by_size.train.tokens == pytest.approx(20 * 6_450_432, rel=1e-3)
