@@ -149,6 +149,11 @@ class Loader:
             for p, s, i, e in zip(positions, samples.source, samples.index, samples.epoch, strict=True)
         ]
 
+    def tokens(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The samples at these positions of the stream, to look at. Shapes: positions [N] -> int64 [N, S + 1]"""
+        samples = self._stream.samples(np.asarray(positions))
+        return np.stack([self.sources[s].read(int(i)) for s, i in zip(samples.source, samples.index, strict=True)])
+
     def evaluation_batches(self, sequences: int | None = None) -> list[Batch]:
         """This rank's micro-batches of held-out text: the same on every call, as many on every rank, padded with
         weight 0.

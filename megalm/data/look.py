@@ -1,0 +1,187 @@
+"""What is in a token file, and what a run saw at a step: the facts behind `tools/inspect data` and `tools/inspect batch`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megalm.config.compose import load_config
+from megalm.config.errors import ConfigError
+from megalm.data.loader import Loader
+from megalm.data.order import derive_key, permute
+from megalm.data.tokenizer import Tokenizer, load_tokenizer
+from megalm.data.tokens import TokenFile
+
+COUNTED_TOKENS = (
+    4_000_000  # of a larger file, repeated spans are counted in evenly spaced stretches of this size together
+)
+STRETCHES = 64
+
+
+def find_tokenizer(prefix: Path) -> Tokenizer | None:
+    """The tokenizer that `tools/tokenize` left beside the data, or named in its recipe."""
+    stem = str(prefix).removesuffix("_text_document")
+    candidates = [Path(f"{stem}_tokenizer.json")]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        candidates.append(Path(json.loads(Path(f"{stem}_recipe.json").read_text())["outcome"]["tokenizer"]))
+    return next((load_tokenizer(path) for path in candidates if path.is_file()), None)
+
+
+def document_lengths(file: TokenFile) -> np.ndarray:
+    """Tokens of each document. Shapes: -> int64 [documents]"""
+    ends = np.append(np.asarray(file.pointers), file.num_tokens * file.dtype.itemsize)
+    return np.diff(ends[np.asarray(file.documents)]) // file.dtype.itemsize
+
+
+def length_histogram(lengths: np.ndarray) -> list[dict[str, int]]:
+    """Documents and tokens by length, in powers of two: `from` <= length < `to`."""
+    bins = np.where(lengths > 0, np.floor(np.log2(np.maximum(lengths, 1))), -1).astype(int)
+    rows = []
+    for value in range(bins.min(), bins.max() + 1):
+        inside = bins == value
+        low = 0 if value < 0 else 1 << value
+        rows.append(
+            {"from": low, "to": 1 << (value + 1), "documents": int(inside.sum()), "tokens": int(lengths[inside].sum())}
+        )
+    return rows
+
+
+def summary(file: TokenFile) -> dict[str, Any]:
+    """Counts, sizes and the histogram."""
+    lengths = document_lengths(file)
+    return {
+        "prefix": str(file.prefix),
+        "documents": file.num_documents,
+        "sequences": file.num_sequences,
+        "tokens": file.num_tokens,
+        "bytes": file.num_tokens * file.dtype.itemsize,
+        "token_type": str(file.dtype),
+        "mean_length": float(lengths.mean()),
+        "median_length": float(np.median(lengths)),
+        "longest": int(lengths.max()),
+        "histogram": length_histogram(lengths),
+    }
+
+
+def sample_documents(
+    file: TokenFile, count: int, seed: int, tokens: int, tokenizer: Tokenizer | None
+) -> list[dict[str, Any]]:
+    """Documents chosen by the seed, with their place and the beginning of their text (or of their ids)."""
+    chosen = permute(np.arange(min(count, file.num_documents)), file.num_documents, derive_key("look", seed))
+    rows = []
+    for document in map(int, chosen):
+        ids = file.document(document)
+        start = file.document_start(document)
+        shown = ids[:tokens]
+        row = {"document": document, "token": start, "byte": start * file.dtype.itemsize, "tokens": len(ids)}
+        rows.append({**row, "text": tokenizer.decode(shown) if tokenizer else " ".join(map(str, shown))})
+    return rows
+
+
+def repeated_spans(file: TokenFile, length: int, count: int) -> list[dict[str, Any]]:
+    """The spans of `length` tokens that occur most often, each extended for as long as all that follows repeats as often.
+
+    Counted by a 64-bit polynomial hash of every window; of a large file only in evenly spaced stretches.
+    """
+    stretch = COUNTED_TOKENS // STRETCHES
+    if file.num_tokens <= COUNTED_TOKENS:
+        parts = [(0, file.num_tokens)]
+    else:
+        starts = np.linspace(0, file.num_tokens - stretch, STRETCHES).astype(np.int64)
+        parts = [(int(start), int(start) + stretch) for start in starts]
+    hashes, places = [], []
+    for start, stop in parts:
+        if stop - start >= length:
+            hashes.append(window_hashes(file.read(start, stop), length))
+            places.append(np.arange(start, stop - length + 1))
+    if not hashes:
+        return []
+    place = np.concatenate(places)
+    _, first, inverse, times = np.unique(
+        np.concatenate(hashes), return_index=True, return_inverse=True, return_counts=True
+    )
+    repeats = times[inverse]  # of the window at each place
+    rows: list[dict[str, Any]] = []
+    taken: list[tuple[int, int]] = []
+    for candidate in np.argsort(-times, kind="stable"):
+        if times[candidate] < 2 or len(rows) == count:
+            break
+        at = int(first[candidate])
+        if any(low - length < at < high for low, high in taken):
+            continue
+        end = at
+        while at > 0 and repeats[at - 1] == times[candidate] and place[at - 1] == place[at] - 1:
+            at -= 1
+        while end + 1 < len(repeats) and repeats[end + 1] == times[candidate] and place[end + 1] == place[end] + 1:
+            end += 1
+        taken.append((at, end + length))
+        rows.append({"times": int(times[candidate]), "token": int(place[at]), "tokens": int(end - at) + length})
+    return rows
+
+
+def window_hashes(tokens: np.ndarray, length: int) -> np.ndarray:
+    """A hash of every window of `length` tokens, by doubling: windows of 2k from two windows of k.
+
+    Shapes: tokens [N] -> uint64 [N - length + 1]
+    """
+    multiplier = np.uint64(0x9E3779B97F4A7C15)
+    power = (tokens.astype(np.uint64) + np.uint64(1)) * multiplier
+    power ^= power >> np.uint64(29)
+    width, factor = 1, multiplier
+    result, done = None, 0
+    with np.errstate(over="ignore"):
+        while True:
+            if length & width:
+                part = power[done : done + len(tokens) - length + 1]
+                result = part.copy() if result is None else result * factor + part
+                done += width
+            if width * 2 > length:
+                break
+            power = power[: len(power) - width] * factor + power[width:]
+            factor, width = factor * factor, width * 2
+    assert result is not None
+    return result
+
+
+def step_positions(run: Path, step: int, batch: int) -> tuple[np.ndarray, bool]:
+    """Positions in the stream of this step's samples, and whether the run's records say so (else it is inferred)."""
+    end = None
+    try:
+        with open(run / "metrics.jsonl", encoding="utf-8") as file:
+            for line in file:
+                record = json.loads(line)
+                if record.get("step") == step and "samples" in record:
+                    end = int(record["samples"])  # the last line of a step counts: it may have been run again
+    except (OSError, ValueError):
+        end = None
+    stop = step * batch if end is None else end
+    return np.arange(stop - batch, stop), end is not None
+
+
+class _Alone:
+    size, rank = 1, 0
+
+
+def step_samples(run: Path, step: int, loader_state: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The samples of a step with their places and texts; `loader_state`, of a checkpoint, knows of changes of the mixture.
+
+    Errors: ConfigError if the folder is not a run's, or the step is below 1.
+    """
+    if step < 1:
+        raise ConfigError(f"--step is {step}: steps count from 1.")
+    config = load_config(run / "config.yaml")
+    config.data.prefetch = 0
+    loader = Loader(config, _Alone())
+    if loader_state is not None:
+        loader.load_state_dict(loader_state)
+    positions, recorded = step_positions(run, step, config.train.global_batch_size)
+    tokenizer = load_tokenizer(config.data.tokenizer) if config.data.tokenizer else None
+    rows = []
+    for place, ids in zip(loader.describe(positions), loader.tokens(positions), strict=True):
+        text = tokenizer.decode(ids[:-1]) if tokenizer else " ".join(map(str, ids[:-1]))
+        rows.append({**place, "text": text})
+    return {"run": str(run), "step": step, "recorded": recorded, "samples": rows}
