@@ -79,22 +79,25 @@ def run_world(
 def _one_round(pipes: list[Connection], timeout: float) -> list[Any]:
     values: dict[int, Any] = {}
     failures: dict[int, str] = {}
-    waiting = dict(zip(pipes, range(len(pipes)), strict=True))
+    waiting = set(range(len(pipes)))
     while waiting:
-        ready = wait(list(waiting), timeout=timeout)
+        ready = wait([pipes[rank] for rank in waiting], timeout=timeout)
         if not ready:
             break
-        for pipe in ready:
-            rank = waiting.pop(pipe)  # type: ignore[arg-type]
+        for rank in [rank for rank in waiting if pipes[rank] in ready]:
+            waiting.remove(rank)
             try:
-                good, value = pipe.recv()  # type: ignore[union-attr]
+                good, value = pipes[rank].recv()
             except (EOFError, ConnectionResetError):
                 good, value = False, "the process ended without an answer\n"
-            (values if good else failures)[rank] = value
+            if good:
+                values[rank] = value
+            else:
+                failures[rank] = value
         if failures:
             timeout = 1.0  # the others wait for the rank that failed
     if failures or waiting:
         said = [f"--- rank {rank}\n{failures[rank]}" for rank in sorted(failures)]
-        said += [f"--- rank {rank}: no answer" for rank in sorted(waiting.values())]
+        said += [f"--- rank {rank}: no answer" for rank in sorted(waiting)]
         raise RuntimeError("\n".join(said))
     return [values[rank] for rank in range(len(pipes))]

@@ -21,22 +21,21 @@ from megalm.pipeline.schedule import KINDS
 HELP = "train tiny models on every layout: largest difference of loss and weights from one process, tokens/s"
 
 STEPS = 10
-# relative, over ten steps in fp32; sums in another order differ in the last of 24 bits and training carries it on
-LOSS_TOLERANCE = 1e-5
-# of the largest weight of each tensor
-WEIGHT_TOLERANCE = 1e-4
+GLOBAL_BATCH = 8
+SEQ_LENGTH = 32
+# relative; sums in another order differ in the last of fp32's 24 bits, and ten steps carry that on
+TOLERANCE = 1e-5
 
 _COMMON = [
     "+model=tiny",
     "model.hidden_size=32",
     "model.num_heads=4",
     "model.ffn_hidden_size=64",
-    "model.seq_length=32",
+    f"model.seq_length={SEQ_LENGTH}",
     "model.dropout=0",
     "data.tokenizer=null",
     f"train.steps={STEPS}",
-    "train.global_batch_size=8",
-    "train.micro_batch_size=1",
+    f"train.global_batch_size={GLOBAL_BATCH}",
     "train.eval_every=0",
     "train.eval_sequences=4",
     "train.sample=false",
@@ -112,9 +111,15 @@ class Layout:
     def shape(self) -> tuple[int, int, int, int]:
         return self.data, self.tensor, self.pipeline, self.context
 
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences that make 4 micro-batches of a data rank in a pipeline, else 2: that does not matter either."""
+        return GLOBAL_BATCH // self.data // (4 if self.pipeline > 1 else 2)
+
     def overrides(self) -> list[str]:
         """The configuration of this layout."""
-        return [f"parallel.{name}={str(value).lower()}" for name, value in asdict(self).items()]
+        parallel = [f"parallel.{name}={str(value).lower()}" for name, value in asdict(self).items()]
+        return [*parallel, f"train.micro_batch_size={self.micro_batch_size}"]
 
     def __str__(self) -> str:
         words = [f"d{self.data} t{self.tensor} p{self.pipeline} c{self.context}"]
@@ -128,10 +133,13 @@ def every_layout(full: bool = False) -> list[Layout]:
     """(data, tensor, pipeline, context) in {1, 2}^4 on at most 8 ranks, sequence parallelism on and off, each schedule.
 
     With `full` each of them with each ZeRO stage, recomputation and context mode; otherwise those are dealt out in
-    turn, such that each of their combinations falls on about a ninth of the layouts.
+    turn, each schedule beginning at another one, so that every schedule meets every pair of ZeRO stage and
+    recomputation.
     """
-    found = []
-    deal = itertools.cycle(itertools.product(RECOMPUTE, ZERO_STAGES))
+    found: list[Layout] = []
+    pairs = list(itertools.product(RECOMPUTE, ZERO_STAGES))
+    deals = {kind: itertools.cycle(pairs[2 * i :] + pairs[: 2 * i]) for i, kind in enumerate(KINDS)}
+    alone = itertools.cycle(pairs)
     modes = itertools.cycle(CONTEXT_MODES)
     for data, tensor, pipeline, context in itertools.product((1, 2), repeat=4):
         if data * tensor * pipeline * context > 8:
@@ -144,7 +152,7 @@ def every_layout(full: bool = False) -> list[Layout]:
                         itertools.product(RECOMPUTE, ZERO_STAGES, CONTEXT_MODES if context > 1 else ("ring",))
                     )
                 else:
-                    recompute, zero = next(deal)
+                    recompute, zero = next(deals[schedule] if pipeline > 1 else alone)
                     choices = [(recompute, zero, next(modes) if context > 1 else "ring")]
                 for recompute, zero, mode in choices:
                     found.append(Layout(data, tensor, pipeline, context, sequence, schedule, zero, recompute, mode))
@@ -167,16 +175,21 @@ def write_tokens(folder: Path, vocab_size: int = 96) -> str:
     return str(prefix)
 
 
-def train(model: str, layout: Layout, tokens: str, folder: Path, mesh: Any = None) -> dict[str, Any]:
-    """Train on this rank. Returns losses (and the evaluation's), gradient norms, seconds a step, and this rank's boxes."""
+def configure(model: str, layout: Layout, tokens: str) -> Any:
+    """The resolved configuration of one run."""
     from megalm.config.compose import compose_config
     from megalm.config.resolve import resolve
+
+    config = compose_config([*_COMMON, *MODELS[model], *layout.overrides(), f"data.train=[{tokens}]"])
+    resolve(config, layout.world_size)
+    return config
+
+
+def train(config: Any, folder: Path, mesh: Any = None) -> dict[str, Any]:
+    """Train on this rank. Returns losses (and the evaluation's), gradient norms, seconds a step, and this rank's boxes."""
     from megalm.parallel.mesh import Mesh
     from megalm.trainer import Trainer
 
-    overrides = [*_COMMON, *MODELS[model], *layout.overrides(), f"data.train=[{tokens}]", f"run.dir={folder}"]
-    config = compose_config(overrides)
-    resolve(config, layout.world_size)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(config, mesh or Mesh.single(), folder)
     try:
@@ -203,23 +216,25 @@ def train(model: str, layout: Layout, tokens: str, folder: Path, mesh: Any = Non
 
 
 def compare(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
-    """Largest relative differences of one rank's result from the reference (all of whose boxes are whole tensors)."""
+    """One rank's result beside the reference's, all of whose boxes are whole tensors."""
     whole = {name: tensor for name, _, tensor in reference["boxes"]}
-    weight, worst, elements = 0.0, "", 0
+    squares, worst, worst_name, elements = 0.0, -1.0, "", 0
     for name, offset, tensor in result["boxes"]:
         expected = whole[name]
         part = expected[tuple(slice(o, o + n) for o, n in zip(offset, tensor.shape, strict=True))]
-        difference = (
-            float((tensor - part).abs().max() / expected.abs().max().clamp_min(1e-3)) if tensor.numel() else 0.0
-        )
+        square = float((tensor - part).double().square().sum())
+        squares += square
         elements += tensor.numel()
-        if not difference <= weight:  # also for NaN
-            weight, worst = difference, name
+        relative = square**0.5 / max(float(expected.double().norm()), 1e-3)
+        if not relative <= worst:  # also for NaN
+            worst, worst_name = relative, name
     return {
         "loss_difference": _largest(result["losses"], reference["losses"]),
         "grad_norm_difference": _largest(result["grad_norms"], reference["grad_norms"]),
-        "weight_difference": weight,
-        "worst_weight": worst,
+        "weight_squares": squares,
+        "reference_squares": sum(float(t.double().square().sum()) for t in whole.values()),
+        "worst_tensor_difference": worst,
+        "worst_tensor": worst_name,
         "seconds": result["seconds"],
         "elements": elements,
         "all_elements": sum(tensor.numel() for tensor in whole.values()),
@@ -231,59 +246,54 @@ def _largest(values: list[float], expected: list[float]) -> float:
     return float("nan") if any(d != d for d in differences) else max(differences)
 
 
-def rank_body(
-    jobs: list[tuple[str, Layout]], tokens: str, folder: str, references: dict[str, str]
-) -> Iterator[dict[str, Any]]:
-    """On each rank of one world: all jobs, which have the same (data, tensor, pipeline, context), on one mesh."""
+def rank_body(jobs: list[tuple[str, Any]], folder: str, references: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """On each rank of one world: all jobs (model, configuration), of one mesh shape, on one mesh."""
     import torch
 
     from megalm.parallel.mesh import build_mesh
 
-    mesh = build_mesh(_Sizes(jobs[0][1])) if jobs[0][1].world_size > 1 else None
+    first = jobs[0][1]
+    mesh = build_mesh(first.parallel) if first.world_size > 1 else None
     known = {model: torch.load(path) for model, path in references.items()}
-    for number, (model, layout) in enumerate(jobs):
-        result = train(model, layout, tokens, Path(folder) / f"{'-'.join(map(str, layout.shape))}-{number}", mesh)
-        yield compare(result, known[model])
+    for number, (model, config) in enumerate(jobs):
+        yield compare(train(config, Path(folder) / f"{first.world_size}-{number}", mesh), known[model])
 
 
-class _Sizes:
-    """What build_mesh reads of a layout."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.tensor, self.pipeline, self.context = layout.tensor, layout.pipeline, layout.context
-        self.expert = 1
-
-
-def reference_body(model: str, tokens: str, folder: str, path: str) -> Iterator[dict[str, Any]]:
+def reference_body(config: Any, folder: str, path: str) -> Iterator[dict[str, Any]]:
     """One process, trained and stored."""
     import torch
 
-    result = train(model, Layout(), tokens, Path(folder) / f"reference-{model}")
+    result = train(config, Path(folder))
     torch.save(result, path)
     yield {"seconds": result["seconds"], "losses": result["losses"]}
 
 
-def merge(model: str, layout: Layout, ranks: list[dict[str, Any]], tokens_per_step: int) -> dict[str, Any]:
-    """One row of the table from all ranks' comparisons."""
-    worst = max(ranks, key=lambda r: (r["weight_difference"] != r["weight_difference"], r["weight_difference"]))
+def merge(model: str, layout: Layout, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the table from all ranks' comparisons.
+
+    weight_difference: ||w - w'|| / ||w'|| over all weights; several ranks' copies of a weight count several times.
+    """
+
+    def most(name: str) -> float:
+        return max((r[name] for r in ranks), key=lambda x: float("inf") if x != x else x)
+
+    worst = max(ranks, key=lambda r: r["worst_tensor_difference"])
+    weight = (sum(r["weight_squares"] for r in ranks) / ranks[0]["reference_squares"]) ** 0.5
     row = {
         "model": model,
         "layout": str(layout),
         "world_size": layout.world_size,
         **asdict(layout),
-        "loss_difference": max(r["loss_difference"] for r in ranks),
-        "grad_norm_difference": max(r["grad_norm_difference"] for r in ranks),
-        "weight_difference": worst["weight_difference"],
-        "worst_weight": worst["worst_weight"],
-        "tokens_per_s": tokens_per_step / max(r["seconds"] for r in ranks),
-        # every element of every weight was compared at least once
-        "complete": sum(r["elements"] for r in ranks) >= ranks[0]["all_elements"],
+        "loss_difference": most("loss_difference"),
+        "grad_norm_difference": most("grad_norm_difference"),
+        "weight_difference": weight,
+        "worst_tensor": worst["worst_tensor"],
+        "worst_tensor_difference": worst["worst_tensor_difference"],
+        "tokens_per_s": GLOBAL_BATCH * SEQ_LENGTH / most("seconds"),
     }
-    row["equal"] = bool(
-        row["complete"]
-        and all(r["loss_difference"] <= LOSS_TOLERANCE for r in ranks)
-        and row["weight_difference"] <= WEIGHT_TOLERANCE
-    )
+    # every element of every weight must have been compared, too
+    complete = sum(r["elements"] for r in ranks) >= ranks[0]["all_elements"]
+    row["equal"] = bool(complete and row["loss_difference"] <= TOLERANCE and weight <= TOLERANCE)
     return row
 
 
@@ -317,7 +327,7 @@ def run(args: argparse.Namespace) -> int:
     result = {
         "benchmark": "layouts",
         "steps": STEPS,
-        "tolerance": {"loss": LOSS_TOLERANCE, "weight": WEIGHT_TOLERANCE},
+        "tolerance": TOLERANCE,
         "seconds": round(time.monotonic() - started, 1),
         "environment": _environment(),
         "largest_loss_difference": max(row["loss_difference"] for row in rows),
@@ -335,7 +345,7 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"{len(rows)} runs of {STEPS} steps in {result['seconds']:.0f} s: largest relative difference of a loss "
             f"{result['largest_loss_difference']:.1e}, of a weight {result['largest_weight_difference']:.1e}; "
-            f"{len(failures)} beyond {LOSS_TOLERANCE:g} / {WEIGHT_TOLERANCE:g}"
+            f"{len(failures)} beyond {TOLERANCE:g}"
         )
     return 1 if failures else 0
 
@@ -346,32 +356,42 @@ def _run(models: list[str], chosen: list[Layout], folder: Path, quiet: bool) -> 
     tokens = write_tokens(folder)
     references = {model: str(folder / f"{model}.pt") for model in models}
     for model in models:
-        run_world(1, reference_body, model, tokens, str(folder), references[model], receive=lambda _: None)
+        config = configure(model, Layout(), tokens)
+        run_world(1, reference_body, config, str(folder / model), references[model], receive=lambda _: None)
     if not quiet:
         print(f"{'model':<6} {'layout':<58} {'loss diff':>10} {'weight diff':>11} {'tokens/s':>9}")
     rows: list[dict[str, Any]] = []
-    tokens_per_step = 8 * 32
     for shape in sorted({layout.shape for layout in chosen}, key=lambda s: (s[0] * s[1] * s[2] * s[3], s)):
-        jobs = [(model, layout) for layout in chosen if layout.shape == shape for model in models]
-        done = iter(jobs)
+        layouts = [(model, layout) for layout in chosen if layout.shape == shape for model in models]
+        jobs = [(model, configure(model, layout, tokens)) for model, layout in layouts]
+        left = iter(layouts)
 
-        def receive(values: list[dict[str, Any]], done: Iterator[tuple[str, Layout]] = done) -> None:
-            model, layout = next(done)
-            row = merge(model, layout, values, tokens_per_step)
+        def receive(values: list[dict[str, Any]], left: Iterator[tuple[str, Layout]] = left) -> None:
+            row = merge(*next(left), values)
             rows.append(row)
             if not quiet:
                 print(
-                    f"{model:<6} {row['layout']:<58} {row['loss_difference']:>10.1e} {row['weight_difference']:>11.1e} "
-                    f"{row['tokens_per_s']:>9.0f}" + ("" if row["equal"] else f"  DIFFERS ({row['worst_weight']})"),
+                    f"{row['model']:<6} {row['layout']:<58} {row['loss_difference']:>10.1e} "
+                    f"{row['weight_difference']:>11.1e} {row['tokens_per_s']:>9.0f}"
+                    + ("" if row["equal"] else f"  DIFFERS, most in {row['worst_tensor']}"),
                     flush=True,
                 )
 
-        run_world(jobs[0][1].world_size, rank_body, jobs, tokens, str(folder), references, receive=receive)
+        run_world(
+            layouts[0][1].world_size,
+            rank_body,
+            jobs,
+            str(folder / "-".join(map(str, shape))),
+            references,
+            receive=receive,
+        )
     return rows
 
 
 def _environment() -> dict[str, Any]:
     import torch
+
+    from megalm import ops
 
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
@@ -379,6 +399,7 @@ def _environment() -> dict[str, Any]:
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "kernels": ops.current_backend(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "load_at_end": os.getloadavg()[0],
