@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from megalm.parallel import collectives
+from megalm.parallel.mesh import Mesh
+
 
 def squares_and_nonfinite(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """[sum of squares, number of NaN or infinite elements] over flat tensors, fp64.
@@ -22,6 +25,20 @@ def squares_and_nonfinite(tensors: Sequence[Tensor], device: torch.device) -> Te
         if device.type != "cpu" or not torch.isfinite(norm):
             result[1] += torch.isfinite(tensor).logical_not_().sum()
     return result
+
+
+def global_statistics(own: Sequence[Tensor], mesh: Mesh, extra: Tensor | None) -> tuple[Tensor, ...]:
+    """(norm, non-finite elements[, extra]) over the world, fp64, from gradients that this rank alone contributes.
+
+    Comm: one all-reduce of 2 + len(extra) numbers over the world.
+    """
+    values = squares_and_nonfinite(own, mesh.device)
+    if extra is not None:
+        values = torch.cat([values, extra.to(device=mesh.device, dtype=torch.float64)])
+    collectives.all_reduce(values, mesh.world)
+    if extra is None:
+        return values[0].sqrt(), values[1]
+    return values[0].sqrt(), values[1], values[2:]
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from megalm.optim.adamw import adamw_
 from megalm.optim.buckets import Bucket, plan_buckets
-from megalm.optim.clip import squares_and_nonfinite
+from megalm.optim.clip import global_statistics
 from megalm.parallel import collectives
 from megalm.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from megalm.parallel.mesh import Axis, Mesh
@@ -188,15 +188,8 @@ class ShardedOptimizer:
 
         Comm: one all-reduce of 2 + len(extra) numbers over the world.
         """
-        device = self.mesh.device
         own = [part for bucket in self.buckets for part in bucket.own_gradients()]
-        values = squares_and_nonfinite(own, device)
-        if extra is not None:
-            values = torch.cat([values, extra.to(device=device, dtype=torch.float64)])
-        collectives.all_reduce(values, self.mesh.world)
-        if extra is None:
-            return values[0].sqrt(), values[1]
-        return values[0].sqrt(), values[1], values[2:]
+        return global_statistics(own, self.mesh, extra)
 
     # ---------------------------------------------------------------------------------------------------------- update
     @torch.no_grad()

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from megalm.config import OptimConfig, ParallelConfig
+from megalm.optim import build_optimizer
 from megalm.optim.clip import clip_factor
 from megalm.optim.sharded import ShardedOptimizer
 from megalm.parallel import deferred
@@ -109,7 +110,7 @@ def train(layout, sequence=False, uneven=False, split_backward=False, bucket_mb=
     if pipeline.size > 1:
         tie(model.embedding.weight, mesh.pipeline_ends)
     initialize(model, 1)
-    optimizer = ShardedOptimizer([model], OPTIM, None, mesh, parallel)
+    optimizer = build_optimizer([model], OPTIM, None, mesh, parallel)
     norms, data = [], micro_batches(steps * PER_STEP)
     with count_bytes() as sent:
         for step in range(steps):
@@ -134,6 +135,8 @@ def train(layout, sequence=False, uneven=False, split_backward=False, bucket_mb=
             optimizer.step(LR, clip_factor(norm, 1.0))
     optimizer.wait_weights()
     boxes = [(box.name, box.global_shape, box.offset, box.tensor.clone()) for box in optimizer.boxes()]
+    if parallel.data_mode == "fully_shard":
+        return norms, boxes
     parameters = torch.cat([p.detach().flatten() for p in model.parameters()])
     masters = sum(bucket.master.numel() for bucket in optimizer.buckets)
     gradients = sum(bucket.gradient.numel() for bucket in optimizer.buckets if bucket.gradient is not None)
@@ -219,6 +222,10 @@ LAYOUTS = [
     (2, dict(data=2, zero_stage=1), dict(split_backward=True)),
     (2, dict(data=2, zero_stage=2), dict(split_backward=True)),
     (2, dict(data=2, zero_stage=1), dict(bucket_mb=25.0)),
+    (2, dict(data=2, data_mode="fully_shard"), {}),
+    (4, dict(data=4, data_mode="fully_shard"), {}),
+    (4, dict(tensor=2, data=2, data_mode="fully_shard"), dict(sequence=True)),
+    (4, dict(pipeline=2, context=2, data_mode="fully_shard"), {}),
 ]
 
 

@@ -1,0 +1,203 @@
+"""Fully sharded data parallelism through torch's `fully_shard`: weights, gradients and optimizer state all split over
+data x context.
+
+Each layer's weights are gathered just before they are needed, forward and backward, and freed after (ZeRO-3). The
+interface is that of `ShardedOptimizer`; tensor parallelism and the pipeline compose with it, since what is sharded is
+the local parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from megalm.config.errors import ConfigError
+from megalm.optim.adamw import adamw_
+from megalm.optim.clip import global_statistics
+from megalm.parallel import collectives
+from megalm.parallel.mesh import Axis, Mesh
+from megalm.parallel.slices import Box, Piece, Slice, attach, slice_of
+
+
+class _AdamWSettings(Protocol):
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+
+
+@dataclass
+class _Shard:
+    """Rows [first, first + rows) of a local parameter: the part that this data rank keeps, with its optimizer state."""
+
+    parameter: DTensor
+    slice_: Slice
+    first: int
+    master: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    gradient: Tensor | None = None
+
+    def segments(self) -> Iterator[tuple[Piece, int, int]]:
+        """Each piece with the rows of this shard, [start, stop), that hold a part of it."""
+        for piece in self.slice_.pieces:
+            start = max(piece.row - self.first, 0)
+            stop = min(piece.row + piece.shape[0] - self.first, self.master.shape[0])
+            if start < stop:
+                yield piece, start, stop
+
+
+class FullyShardedOptimizer:
+    """AdamW over parameters that `fully_shard` has split; the same steps and meaning as `ShardedOptimizer`.
+
+    Comm:   all-gather of each layer's weights in forward and in backward, reduce-scatter of its gradients after every
+            backward pass
+    Errors: ConfigError for a parameter that two chunks share, or ranks with different numbers of micro-batches.
+    """
+
+    def __init__(
+        self, chunks: Sequence[nn.Module], optim: _AdamWSettings, precision: Any, mesh: Mesh, parallel: Any
+    ) -> None:
+        del precision, parallel
+        self.optim, self.mesh = optim, mesh
+        self.axis = mesh.data_context
+        self.step_count = 0
+        self.shards: list[_Shard] = []
+        seen: set[int] = set()
+        for chunk in chunks:
+            own = {id(parameter) for parameter in chunk.parameters()}
+            if own & seen:
+                raise ConfigError(
+                    "parallel.data_mode=fully_shard cannot split an embedding that the first and the last stage share on one "
+                    "rank (model.tie_embeddings=true with a V-shaped schedule). Use another schedule, or data_mode=replicate "
+                    "with zero_stage=2."
+                )
+            seen |= own
+        for chunk in chunks:
+            self._shard(chunk)
+
+    def _shard(self, chunk: nn.Module) -> None:
+        """Split a chunk layer by layer, then what is left of it; parameters keep their slices."""
+        slices = {name: slice_of(parameter) for name, parameter in chunk.named_parameters()}
+        dtypes = {parameter.dtype for parameter in chunk.parameters()}
+        computed = dtypes.pop() if len(dtypes) == 1 else torch.float32
+        chunk.float()  # the sharded parameters are the fp32 masters; modules compute with rounded copies
+        policy = MixedPrecisionPolicy(
+            param_dtype=None if computed == torch.float32 else computed,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        )
+        assert self.axis.group is not None
+        device_mesh = DeviceMesh.from_group(self.axis.group, self.mesh.device.type)
+        for part in [*getattr(chunk, "layers", []), chunk]:
+            wrapped = fully_shard(part, mesh=device_mesh, mp_policy=policy)
+            # Gradients are summed; the objective is already divided by the tokens of the global batch.
+            wrapped.set_force_sum_reduction_for_comms(True)
+            wrapped.set_gradient_divide_factor(1.0)
+        for name, parameter in chunk.named_parameters():
+            attach(parameter, slices[name])
+            assert isinstance(parameter, DTensor)
+            local = parameter.to_local().detach()
+            per_rank = -(-parameter.shape[0] // self.axis.size)
+            first = min(self.axis.rank * per_rank, parameter.shape[0])
+            state = torch.zeros_like(local), torch.zeros_like(local)
+            self.shards.append(_Shard(parameter, slices[name], first, local, *state))
+
+    def begin_step(self, num_micro_batches: int) -> None:
+        """Start accumulating. Comm: two numbers over the data axis: every pass gathers weights, so all ranks must run
+        equally many."""
+        counts = torch.tensor([num_micro_batches, -num_micro_batches], device=self.mesh.device)
+        most, least = collectives.all_reduce(counts, self.axis, "max").tolist()
+        if most != -least:
+            raise ConfigError(
+                f"parallel.data_mode=fully_shard needs as many micro-batches on every data rank, and they have {-least} to "
+                f"{most}: choose train.global_batch_size divisible by "
+                "data x micro_batch_size, or data_mode=replicate with zero_stage=2."
+            )
+        for shard in self.shards:
+            shard.parameter.grad = None
+
+    @torch.no_grad()
+    def finish_gradients(self) -> None:
+        """Sum the gradients that are partial over further axes (`Piece.sum_over`); those over data x context are
+        summed already."""
+        partial_sums: dict[tuple[str, tuple[int, ...]], tuple[Axis, list[Tensor]]] = {}
+        for shard in self.shards:
+            grad = shard.parameter.grad
+            shard.gradient = torch.zeros_like(shard.master) if grad is None else cast(DTensor, grad).to_local()
+            for piece, start, stop in shard.segments():
+                for axis in piece.sum_over:
+                    group = partial_sums.setdefault((axis.name, axis.ranks), (axis, []))
+                    group[1].append(shard.gradient[start:stop])
+        for key in sorted(partial_sums):
+            axis, segments = partial_sums[key]
+            packed = collectives.all_reduce(torch.cat([segment.flatten() for segment in segments]), axis)
+            for segment, summed in zip(segments, packed.split([s.numel() for s in segments]), strict=True):
+                segment.copy_(summed.view(segment.shape))
+
+    @torch.no_grad()
+    def statistics(self, extra: Tensor | None = None) -> tuple[Tensor, ...]:
+        """As `ShardedOptimizer.statistics`."""
+        own = []
+        for shard in self.shards:
+            assert shard.gradient is not None
+            own += [shard.gradient[start:stop].flatten() for piece, start, stop in shard.segments() if piece.owner]
+        return global_statistics(own, self.mesh, extra)
+
+    @torch.no_grad()
+    def step(self, lr: float, grad_scale: float | Tensor = 1.0) -> None:
+        """Update this rank's shards with gradients multiplied by `grad_scale`."""
+        self.step_count += 1
+        beta1, beta2 = self.optim.betas
+        for shard in self.shards:
+            assert shard.gradient is not None
+            if not shard.master.numel():
+                continue
+            adamw_(
+                shard.master.view(-1),
+                shard.gradient.reshape(-1),
+                shard.exp_avg.view(-1),
+                shard.exp_avg_sq.view(-1),
+                lr=lr,
+                beta1=beta1,
+                beta2=beta2,
+                eps=self.optim.eps,
+                weight_decay=self.optim.weight_decay if shard.slice_.decay else 0.0,
+                step=self.step_count,
+                grad_scale=grad_scale,
+            )
+
+    def gather_parameters(self) -> None:
+        """Nothing to do: the masters are the parameters, and forward gathers them."""
+
+    def wait_weights(self) -> None:
+        """Nothing to do: forward waits for what it gathers."""
+
+    def boxes(self) -> list[Box]:
+        """As `ShardedOptimizer.boxes`."""
+        found = []
+        for prefix, kind in (
+            ("", "master"),
+            ("optimizer.exp_avg.", "exp_avg"),
+            ("optimizer.exp_avg_sq.", "exp_avg_sq"),
+        ):
+            for shard in self.shards:
+                for piece, start, stop in shard.segments():
+                    row = piece.offset[0] + shard.first + start - piece.row
+                    rows = getattr(shard, kind)[start:stop]
+                    found.append(Box(prefix + piece.name, piece.global_shape, (row, *piece.offset[1:]), rows))
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What the boxes do not hold."""
+        return {"step": self.step_count}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` gave."""
+        self.step_count = int(state["step"])
