@@ -16,11 +16,13 @@ from megalm import __version__, ops
 from megalm.config import Config, ConfigError
 from megalm.guard.hook import GuardHook
 from megalm.hooks import Hook
+from megalm.observe.comparison import ComparisonHook, peak_bytes
 from megalm.observe.console import ConsoleHook
 from megalm.observe.metrics import MetricsWriter
 from megalm.observe.report import ReportHook
 from megalm.observe.sample import SampleHook
 from megalm.observe.tensorboard import TensorBoardHook
+from megalm.ops.backend import library
 from megalm.parallel.mesh import build_mesh
 from megalm.plan.machine import machine_for
 from megalm.trainer import Trainer
@@ -66,10 +68,11 @@ def _run(config: Config, folder: Path, world: World, meeting: Path | None) -> in
     if world.size > 1 or world.external:
         _join(config, world, kind, meeting)
     mesh = build_mesh(config.parallel, kind)
+    baseline_bytes = peak_bytes(kind)
     trainer = Trainer(config, mesh, folder, peak_flops=machine_for(config).peak(config.precision.dtype))
     if trainer.is_writer:
         trainer.events.write("start", step=0, **_environment(config, world, kind))
-    for hook in _hooks(config, folder, trainer):
+    for hook in _hooks(config, folder, trainer, baseline_bytes):
         trainer.hooks.append(hook)
     previous = {number: signal.signal(number, _stopper(trainer)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -94,12 +97,13 @@ def _join(config: Config, world: World, kind: str, meeting: Path | None) -> None
     )
 
 
-def _hooks(config: Config, folder: Path, trainer: Trainer) -> list[Hook]:
+def _hooks(config: Config, folder: Path, trainer: Trainer, baseline_bytes: int) -> list[Hook]:
     """What attaches to the run; only rank 0 speaks and writes."""
     console = Console(soft_wrap=not sys.stdout.isatty()) if trainer.is_writer else None
     hooks: list[Hook] = [GuardHook(config.guard)]
     if console is not None:
         hooks += [MetricsWriter(folder / "metrics.jsonl"), ConsoleHook(console, config.train.log_every)]
+        hooks.append(ComparisonHook(folder, console, baseline_bytes=baseline_bytes))
         if config.tracking.tensorboard:
             hooks.append(TensorBoardHook(folder / "tensorboard"))
     if config.train.sample and config.train.sample_tokens:
@@ -127,5 +131,6 @@ def _environment(config: Config, world: World, kind: str) -> dict[str, object]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "device": kind,
         "world_size": world.size,
-        "ops": ops.backend(),
+        "ops": config.ops.backend,
+        "kernels": library() is not None,
     }

@@ -1,7 +1,9 @@
 """Starts the ranks of one machine, through torch elastic's API, and turns how they ended into one exit status."""
 
 import json
+import logging
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -37,12 +39,15 @@ def start_local_ranks(config: Config, folder: Path, world_size: int) -> int:
             monitor_interval=0.1,
             start_method="spawn",
         )
+        logging.disable(logging.ERROR)  # elastic's own words; what matters is said below
         try:
             statuses = elastic_launch(launch, _rank_process)(config, str(folder), meeting)
         except ChildFailedError as error:
             return _report_failure(error, folder)
         except SignalException:
             return 130
+        finally:
+            logging.disable(logging.NOTSET)
     return max(statuses.values())
 
 
@@ -58,6 +63,9 @@ def _rank_process(config: Config, folder: str, meeting: str) -> int:
     except ConfigError as error:
         (Path(folder) / "logs" / f"error-rank-{world.rank}.json").write_text(json.dumps(str(error)), encoding="utf-8")
         sys.exit(2)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # the run is over: nothing is left to interrupt
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _report_failure(error: ChildFailedError, folder: Path) -> int:
@@ -65,9 +73,12 @@ def _report_failure(error: ChildFailedError, folder: Path) -> int:
     if messages:
         raise ConfigError(json.loads(messages[0].read_text(encoding="utf-8"))) from None
     rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
+    log = folder / "logs" / f"rank-{rank}.log"
+    lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
     print(
-        f"error: rank {rank} ended with exit code {failure.exitcode}; its log is {folder}/logs/rank-{rank}.log. "
-        "Run the same command again to go on from the newest checkpoint.",
+        f"error: rank {rank} ended with exit code {failure.exitcode}"
+        + (f": {lines[-1]}" if lines else "")
+        + f"\nIts log is {log}. Run the same command again to go on from the newest checkpoint.",
         file=sys.stderr,
     )
     return 1

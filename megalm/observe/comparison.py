@@ -1,0 +1,79 @@
+"""What was planned beside what was measured, when the run ends."""
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from megalm.hooks import Hook
+
+if TYPE_CHECKING:
+    from megalm.trainer import Trainer
+
+WARM_UP_STEPS = 3
+"""Steps left out: memory is first touched and threads are started in them."""
+
+
+class ComparisonHook(Hook):
+    """Adds `measured` to plan.json and prints both columns."""
+
+    def __init__(self, folder: Path, console: Console, *, baseline_bytes: int = 0) -> None:
+        """baseline_bytes: memory held before the run was built (Python and its libraries), which no plan counts."""
+        self.file, self.console, self.baseline_bytes = folder / "plan.json", console, baseline_bytes
+        self._records: list[dict[str, Any]] = []
+
+    def on_step_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
+        self._records.append(record)
+
+    def on_train_end(self, trainer: "Trainer", status: int) -> None:
+        records = self._records[WARM_UP_STEPS:] or self._records
+        if not records or not self.file.exists():
+            return
+        measured = {"step_seconds": median(r["step_time_s"] for r in records)}
+        measured["tokens_per_second"] = median(r["tokens_per_s"] for r in records)
+        if all(r["mfu"] is not None for r in records):
+            measured["mfu"] = median(r["mfu"] for r in records)
+            measured["hfu"] = median(r["hfu"] for r in records)
+        measured["bytes_per_gpu"] = max(0, peak_bytes(trainer.mesh.device.type) - self.baseline_bytes)
+        plan = json.loads(self.file.read_text(encoding="utf-8"))
+        plan["measured"] = measured
+        aside = self.file.with_suffix(".json.new")
+        aside.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+        os.replace(aside, self.file)
+        self.console.print(comparison_table(plan))
+
+
+def comparison_table(plan: dict[str, Any]) -> Table:
+    """Planned, measured and their ratio, for what was measured."""
+    table = Table(title="planned and measured (medians of this rank)", title_justify="left")
+    for name in ("", "planned", "measured", "measured / planned"):
+        table.add_column(name, justify="right" if name else "left")
+    units = {
+        "step_seconds": ("step, s", 1.0),
+        "tokens_per_second": ("tokens/s", 1.0),
+        "mfu": ("MFU, %", 100.0),
+        "hfu": ("HFU, %", 100.0),
+        "bytes_per_gpu": ("memory of a rank, MiB", 2.0**-20),
+    }
+    for key, (label, factor) in units.items():
+        planned, measured = plan.get(key), plan["measured"].get(key)
+        if planned and measured is not None:
+            shown = (planned * factor, measured * factor)
+            table.add_row(label, f"{shown[0]:,.3g}", f"{shown[1]:,.3g}", f"{measured / planned:.2f}")
+    return table
+
+
+def peak_bytes(device_type: str) -> int:
+    """Most memory that this rank held: of the accelerator, or of the process on a CPU (Python and libraries included)."""
+    if device_type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
