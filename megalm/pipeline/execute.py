@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from megalm.config.errors import ConfigError
-from megalm.parallel import deferred
+from megalm.parallel import collectives, deferred
 from megalm.pipeline.schedule import Action, Kind, Schedule, build_schedule, forward_schedule
 
 if TYPE_CHECKING:
@@ -66,6 +66,9 @@ class Executor:
         self._placement = schedule.placement
         self._schedules = {schedule.micro_batches: schedule}
         self._forward_schedules: dict[int, Schedule] = {}
+        if axis.size > 1 and self.device.type == "cuda":
+            # NCCL sets a group up in its first operation, in which all of its ranks must take part
+            dist.all_reduce(torch.zeros(1, device=self.device), group=axis.group)
 
     @property
     def has_last(self) -> bool:
@@ -218,6 +221,7 @@ class _Step:
                 peer = self.placement.rank(stage + _TO[kind])
                 operations.append(dist.P2POp(dist.isend, tensor, executor.axis.ranks[peer], group=executor.axis.group))
                 sent.append(tensor)
+                collectives.record("send", executor.axis, tensor.numel() * tensor.element_size())
             else:
                 tensor = torch.empty(executor.shape, dtype=executor.dtype, device=executor.device)
                 peer = self.placement.rank(stage + _FROM[kind])

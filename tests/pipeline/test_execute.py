@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from megalm.config.errors import ConfigError
 from megalm.parallel import deferred
+from megalm.parallel.collectives import count_bytes
 from megalm.parallel.mesh import Axis
 from megalm.pipeline.execute import Executor
 from megalm.pipeline.schedule import KINDS, Placement, build_schedule
@@ -213,6 +214,25 @@ def test_outputs_are_freed_once_sent():
     most, count = run_ranks(2, outputs_alive)[0]
     assert count == 8
     assert most <= 2, f"{most} of {count} outputs were alive at once"
+
+
+def bytes_sent() -> float:
+    rank = dist.get_rank()
+    axis = Axis("pipeline", 3, rank, (0, 1, 2), dist.group.WORLD)
+    schedule = build_schedule("zb-v", 3, 5)
+    modules = chunks_of(schedule.placement, rank, 6)
+    executor = Executor(modules, schedule, axis, micro_batch_size=BATCH, seq_length=SEQUENCE, hidden_size=HIDDEN)
+    with count_bytes() as counter:
+        executor.run(data(5))
+    assert set(counter.bytes) <= {("send", "pipeline")}
+    return counter.total
+
+
+def test_bytes_sent_are_the_formulas():
+    """Each boundary between ranks: one activation forward and one gradient backward for each micro-batch."""
+    one = SEQUENCE * BATCH * HIDDEN * 4
+    # stages 0 5 | 1 4 | 2 3: rank 0 sends 0->1 and the gradient 5->4; rank 1 to both sides; the turn 2->3 is free
+    assert run_ranks(3, bytes_sent) == [5 * one * 2, 5 * one * 4, 5 * one * 2]
 
 
 def test_another_number_of_micro_batches_rebuilds_the_schedule():
