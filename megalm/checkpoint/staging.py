@@ -1,7 +1,7 @@
 """Host copies of what one rank saves, and their checksums, taken while the step waits."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,12 @@ class StagedChunk:
     item: WriteItem
     values: np.ndarray
     """The raw bytes."""
-    xxh3: str
+    digest: "str | Future[str]"
+
+    @property
+    def xxh3(self) -> str:
+        """The checksum, waited for where it is still being computed."""
+        return self.digest if isinstance(self.digest, str) else self.digest.result()
 
 
 class Staging:
@@ -39,7 +44,8 @@ class Staging:
         """Copy the tensors and checksum them.
 
         A checksum is taken from the tensor itself where that is contiguous in host memory, so that a copy gone wrong
-        or a buffer changed later is found at the next load; from the copy where the tensor is on an accelerator.
+        or a buffer changed later is found at the next load; from the copy where the tensor is on an accelerator, and then
+        the caller does not wait for it.
         """
         starts, total = [], 0
         for _, tensor in pieces:
@@ -53,23 +59,18 @@ class Staging:
         ]
         host = self._buffer.numpy()
         raw = [host[start : start + tensor.nbytes] for start, (_, tensor) in zip(starts, pieces, strict=True)]
+        sums: list[str | Future[str]] = []
+        threads = self._threads() if on_device or total >= THREAD_BYTES else None
+        for target, data, (_, tensor) in zip(targets, raw, pieces, strict=True):
+            target.copy_(tensor, non_blocking=True)
+            if not on_device:
+                source = _source(tensor, data)
+                sums.append(threads.submit(checksum, source) if threads is not None else checksum(source))
         if on_device:
-            for target, (_, tensor) in zip(targets, pieces, strict=True):
-                target.copy_(tensor, non_blocking=True)
             torch.accelerator.synchronize()
-            sums = [checksum(data) for data in raw]
-        elif total < THREAD_BYTES:
-            sums = []
-            for target, data, (_, tensor) in zip(targets, raw, pieces, strict=True):
-                target.copy_(tensor)
-                sums.append(checksum(_source(tensor, data)))
+            sums += [self._threads().submit(checksum, data) for data in raw]
         else:
-            hasher = self._threads()
-            futures = []
-            for target, data, (_, tensor) in zip(targets, raw, pieces, strict=True):
-                target.copy_(tensor)
-                futures.append(hasher.submit(checksum, _source(tensor, data)))
-            sums = [future.result() for future in futures]
+            sums = [digest if isinstance(digest, str) else digest.result() for digest in sums]
         return [StagedChunk(item, data, digest) for (item, _), data, digest in zip(pieces, raw, sums, strict=True)]
 
     def close(self) -> None:
