@@ -195,6 +195,8 @@ def overrides(model: ModelConfig) -> list[str]:
         for field in dataclasses.fields(values):
             value = getattr(values, field.name)
             default = getattr(defaults, field.name)
+            if field.name == "moe" and not value.num_experts:
+                continue
             if dataclasses.is_dataclass(value):
                 walk(value, default, f"{prefix}.{field.name}")
             elif value != default:
