@@ -5,6 +5,9 @@
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
+#if defined(MEGALM_EMULATED)
+#include "emulator/engine.h"
+#endif
 
 namespace megalm {
 
@@ -42,6 +45,8 @@ PYBIND11_MODULE(_C, m) {
 #endif
 #if defined(MEGALM_EMULATED)
   m.attr("emulated") = true;
+  m.def("set_emulator_order", [](unsigned order) { emulator::Engine::instance().order = order; });
+  m.def("emulator_launches", [] { return emulator::Engine::instance().launches; });
 #else
   m.attr("emulated") = false;
 #endif

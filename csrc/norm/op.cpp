@@ -121,7 +121,7 @@ void norm_forward(const NormForward& a) {
 void norm_backward(const NormBackward& a) {
   for_dtype(a.dtype, [&](auto type) {
     using T = decltype(type);
-    const int64_t blocks = a.rows < kNormRowBlocks ? a.rows : kNormRowBlocks;
+    const int64_t blocks = a.rows < a.row_blocks ? a.rows : a.row_blocks;
     parallel_for(blocks, a.rows * a.size, [&](int64_t first, int64_t last) {
       for (int64_t b = first; b < last; ++b) {
         const int64_t begin = a.rows * b / blocks, end = a.rows * (b + 1) / blocks;

@@ -12,7 +12,7 @@
 //   dx is the gradient of x and of the residual alike.
 //
 // Layout: x, residual, h, y, dy, dh, dx [rows, size] contiguous; weight, bias [size]; mean, rstd [rows] fp32.
-// Arithmetic is fp32, whatever the dtype; y is rounded once. Sums over rows are taken in a fixed order (kRowBlocks
+// Arithmetic is fp32, whatever the dtype; y is rounded once. Sums over rows are taken in a fixed order (row_blocks
 // partial sums), so that a gradient does not depend on the number of threads.
 // Sources: Zhang and Sennrich 2019 (arXiv:1910.07467); Ba et al. 2016 (arXiv:1607.06450).
 #pragma once
@@ -36,13 +36,14 @@ struct NormForward {
   float* rstd;
 };
 
-// Rows are summed into this many partial sums; the caller gives the room for them.
-constexpr int64_t kNormRowBlocks = 32;
+// Rows are summed into this many partial sums, for which the caller gives the room: enough for a CPU's threads, and for
+// two blocks on each multiprocessor of a large GPU.
+constexpr int64_t kNormRowBlocks = 32, kNormRowBlocksCuda = 264;
 
 struct NormBackward {
   DType dtype;
   bool layer_norm;
-  int64_t rows, size;
+  int64_t rows, size, row_blocks;
   const void* dy;
   const void* dh;  // null: nothing flows in from the new residual
   const void* h;
@@ -52,7 +53,7 @@ struct NormBackward {
   void* dx;
   void* dweight;
   void* dbias;     // null: none
-  float* partial;  // [kNormRowBlocks, 2, size]
+  float* partial;  // [row_blocks, 2, size]
 };
 
 MEGALM_DECLARE_OP(norm_forward, NormForward)

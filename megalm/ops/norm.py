@@ -81,13 +81,16 @@ def _backward(
     library = loaded_library()
     rows, size = statistics.shape[1], h.shape[-1]
     dx, dweight, dbias = _backward_fake(dy, dh, h, weight, statistics, layer_norm, has_bias)
-    partial = h.new_empty(library.NORM_ROW_BLOCKS * 2 * size, dtype=torch.float32)
+    where = place(h)
+    row_blocks = library.NORM_ROW_BLOCKS if where[0] < 0 else library.NORM_ROW_BLOCKS_CUDA
+    partial = h.new_empty(min(rows, row_blocks) * 2 * size, dtype=torch.float32)
     library.norm_backward(
-        *place(h),
+        *where,
         DTYPE_CODES[h.dtype],
         layer_norm,
         rows,
         size,
+        row_blocks,
         address(dy),
         address(dh),
         address(h),

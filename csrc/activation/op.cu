@@ -1,0 +1,148 @@
+#include "activation/op.h"
+
+#include "common/kernel.cuh"
+
+namespace megalm::cuda {
+namespace {
+
+struct Point {
+  float value, slope;
+};
+
+// value and 1 - value of 1 / (1 + exp(-v)), without the cancellation near 1.
+__device__ __forceinline__ Point sigmoid_and_rest(float v) {
+  const float e = expf(-fminf(fmaxf(v, -80.f), 80.f));
+  const float s = 1.f / (1.f + e);
+  return {v != v ? v : s, e * s};
+}
+
+struct Silu {
+  __device__ static Point both(float a) {
+    const Point s = sigmoid_and_rest(a);
+    return {a * s.value, s.value * (1.f + a * s.slope)};
+  }
+};
+
+struct Gelu {
+  __device__ static Point both(float a) {
+    const float cdf = 0.5f * (1.f + erff(a * 0.707106781f));
+    return {a * cdf, cdf + a * 0.398942280f * expf(-0.5f * a * a)};
+  }
+};
+
+// 1/2 (1 + tanh u) is sigmoid(2 u).
+struct GeluTanh {
+  __device__ static Point both(float a) {
+    const Point s = sigmoid_and_rest(a * (1.59576912f + 0.0713548163f * (a * a)));
+    return {a * s.value, s.value * (1.f + a * s.slope * (1.59576912f + 0.214064449f * (a * a)))};
+  }
+};
+
+// Grid: rows along x, parts of a row along y.
+template <typename T, int N, typename F, bool kGated>
+__global__ void __launch_bounds__(256) forward_kernel(ActivationForward a) {
+  const int64_t i = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
+  if (i >= a.size) return;
+  const T* x = static_cast<const T*>(a.x) + int64_t(blockIdx.x) * a.size * (kGated ? 2 : 1) + i;
+  Pack<T, N> p = load_pack<N>(x);
+  if constexpr (kGated) {
+    const Pack<T, N> up = load_pack<N>(x + a.size);
+#pragma unroll
+    for (int j = 0; j < N; ++j) p.v[j] = F::both(p.v[j]).value * up.v[j];
+  } else {
+    if (a.bias) {
+      const Pack<T, N> b = load_pack<N>(static_cast<const T*>(a.bias) + i);
+#pragma unroll
+      for (int j = 0; j < N; ++j) p.v[j] += b.v[j];
+    }
+#pragma unroll
+    for (int j = 0; j < N; ++j) p.v[j] = F::both(p.v[j]).value;
+  }
+  store_pack(static_cast<T*>(a.y) + int64_t(blockIdx.x) * a.size + i, p);
+}
+
+template <typename T, int N, typename F, bool kGated>
+__global__ void __launch_bounds__(256) backward_kernel(ActivationBackward a) {
+  const int64_t i = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
+  if (i >= a.size) return;
+  const int64_t at = int64_t(blockIdx.x) * a.size * (kGated ? 2 : 1) + i;
+  const T* x = static_cast<const T*>(a.x) + at;
+  T* dx = static_cast<T*>(a.dx) + at;
+  Pack<T, N> g = load_pack<N>(static_cast<const T*>(a.dy) + int64_t(blockIdx.x) * a.size + i);
+  Pack<T, N> p = load_pack<N>(x);
+  if constexpr (kGated) {
+    Pack<T, N> up = load_pack<N>(x + a.size);
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const Point f = F::both(p.v[j]);
+      p.v[j] = g.v[j] * up.v[j] * f.slope;
+      up.v[j] = g.v[j] * f.value;
+    }
+    store_pack(dx + a.size, up);
+  } else {
+    if (a.bias) {
+      const Pack<T, N> b = load_pack<N>(static_cast<const T*>(a.bias) + i);
+#pragma unroll
+      for (int j = 0; j < N; ++j) p.v[j] += b.v[j];
+    }
+#pragma unroll
+    for (int j = 0; j < N; ++j) p.v[j] = g.v[j] * F::both(p.v[j]).slope;
+  }
+  store_pack(dx, p);
+}
+
+template <typename Body>
+void for_kind(Activation kind, bool gated, Body&& body) {
+  const auto run = [&](auto f) {
+    if (gated) {
+      body(f, Constant<1>{});
+    } else {
+      body(f, Constant<0>{});
+    }
+  };
+  switch (kind) {
+    case Activation::kSilu:
+      return run(Silu{});
+    case Activation::kGelu:
+      return run(Gelu{});
+    case Activation::kGeluTanh:
+      return run(GeluTanh{});
+  }
+}
+
+template <int N>
+dim3 grid_for(int64_t rows, int64_t size, int threads) {
+  return dim3(unsigned(rows), unsigned((size / N + threads - 1) / threads));
+}
+
+}  // namespace
+
+void activation_forward(const ActivationForward& a, void* stream) {
+  if (a.rows == 0 || a.size == 0) return;
+  for_dtype(
+      a.dtype, [&](auto type) { return packable<decltype(type)>(a.size, a.x, a.bias, a.y); },
+      [&](auto type, auto count) {
+        constexpr int N = decltype(count)::value;
+        for_kind(a.kind, a.gated, [&](auto f, auto gated) {
+          const int threads = a.size / N < 256 ? threads_for(a.size / N, 1) : 256;
+          LAUNCH((forward_kernel<decltype(type), N, decltype(f), decltype(gated)::value != 0>),
+                 grid_for<N>(a.rows, a.size, threads), threads, stream, a);
+        });
+      });
+}
+
+void activation_backward(const ActivationBackward& a, void* stream) {
+  if (a.rows == 0 || a.size == 0) return;
+  for_dtype(
+      a.dtype, [&](auto type) { return packable<decltype(type)>(a.size, a.dy, a.x, a.bias, a.dx); },
+      [&](auto type, auto count) {
+        constexpr int N = decltype(count)::value;
+        for_kind(a.kind, a.gated, [&](auto f, auto gated) {
+          const int threads = a.size / N < 256 ? threads_for(a.size / N, 1) : 256;
+          LAUNCH((backward_kernel<decltype(type), N, decltype(f), decltype(gated)::value != 0>),
+                 grid_for<N>(a.rows, a.size, threads), threads, stream, a);
+        });
+      });
+}
+
+}  // namespace megalm::cuda

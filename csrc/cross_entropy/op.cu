@@ -1,0 +1,122 @@
+#include "cross_entropy/op.h"
+
+#include "common/kernel.cuh"
+
+namespace megalm::cuda {
+namespace {
+
+constexpr int kThreads = 512;
+
+// A largest value and a sum of exponentials relative to it.
+struct Running {
+  float peak, total;
+
+  __device__ __forceinline__ void add(float value) {
+    if (value > peak) {
+      total = total * expf(peak - value) + 1.f;
+      peak = value;
+    } else if (value != -INFINITY) {
+      total += expf(value - peak);
+    }
+  }
+};
+
+// One block a row, one reading.
+template <typename T, int N>
+__global__ void __launch_bounds__(kThreads) forward_kernel(CrossEntropyForward a) {
+  SHARED(float, scratch, 3 * kWarp);
+  const int64_t row = blockIdx.x;
+  const T* x = static_cast<const T*>(a.logits) + row * a.stride;
+  Running running{-INFINITY, 0.f};
+  float plain = 0.f;
+  const int64_t whole = a.columns / N * N;
+  for (int64_t i = int64_t(threadIdx.x) * N; i < whole; i += int64_t(blockDim.x) * N) {
+    const Pack<T, N> p = load_pack<N>(x + i);
+    float top = p.v[0];
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      top = fmaxf(top, p.v[j]);
+      plain += p.v[j];
+    }
+    // One rescaling for the pack, not one for each element.
+    if (top > running.peak) {
+      running.total *= expf(running.peak - top);
+      running.peak = top;
+    }
+    if (running.peak != -INFINITY) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) running.total += expf(p.v[j] - running.peak);
+    }
+  }
+  for (int64_t i = whole + threadIdx.x; i < a.columns; i += blockDim.x) {
+    const float value = static_cast<float>(x[i]);
+    running.add(value);
+    plain += value;
+  }
+  const float peak = block_reduce<Max>(running.peak, scratch);
+  const float own = running.total == 0.f ? 0.f : running.total * expf(running.peak - peak);
+  const float total = block_reduce<Sum>(own, scratch + kWarp);
+  if (a.sum) plain = block_reduce<Sum>(plain, scratch + 2 * kWarp);
+  if (threadIdx.x == 0) {
+    const int64_t label = a.labels[row] - a.first;
+    a.peak[row] = peak;
+    a.total[row] = total;
+    a.target[row] = label >= 0 && label < a.columns ? static_cast<float>(x[label]) : 0.f;
+    if (a.sum) a.sum[row] = plain;
+  }
+}
+
+// Grid: rows along x, parts of a row along y. Every element is read and written by one thread: gradient may be logits.
+template <typename T, int N>
+__global__ void __launch_bounds__(kThreads) backward_kernel(CrossEntropyBackward a) {
+  const int64_t row = blockIdx.x;
+  const T* x = static_cast<const T*>(a.logits) + row * a.stride;
+  T* out = static_cast<T*>(a.gradient) + row * a.stride;
+  const float log_z = a.log_z[row], scale = a.scale[row], weight = a.weight[row];
+  const float uniform = weight * a.uniform, hit = weight * (1.f - a.smoothing);
+  const int64_t label = a.labels[row] - a.first;
+  for (int64_t i = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N; i < a.stride;
+       i += int64_t(gridDim.y) * blockDim.x * N) {
+    Pack<T, N> p{};
+    if (i < a.columns && (scale != 0.f || weight != 0.f)) {
+      p = load_pack<N>(x + i);
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        const float value = scale * expf(p.v[j] - log_z) - uniform - (i + j == label ? hit : 0.f);
+        p.v[j] = i + j < a.columns ? value : 0.f;
+      }
+    }
+    store_pack(out + i, p);
+  }
+}
+
+}  // namespace
+
+void cross_entropy_forward(const CrossEntropyForward& a, void* stream) {
+  if (a.rows == 0) return;
+  for_dtype(
+      a.dtype, [&](auto type) { return packable<decltype(type)>(a.stride, a.logits); },
+      [&](auto type, auto count) {
+        constexpr int N = decltype(count)::value;
+        const int64_t threads = threads_for(a.columns / N, 1);
+        LAUNCH((forward_kernel<decltype(type), N>), unsigned(a.rows), int(threads < kThreads ? threads : kThreads),
+               stream, a);
+      });
+}
+
+void cross_entropy_backward(const CrossEntropyBackward& a, void* stream) {
+  if (a.rows == 0 || a.stride == 0) return;
+  for_dtype(
+      a.dtype, [&](auto type) { return packable<decltype(type)>(a.stride, a.logits, a.gradient); },
+      [&](auto type, auto count) {
+        constexpr int N = decltype(count)::value;
+        int64_t threads = threads_for(a.stride / N, 1);
+        threads = threads < kThreads ? threads : kThreads;
+        int64_t parts = (a.stride / N + threads * 4 - 1) / (threads * 4);  // about four accesses a thread
+        parts = parts < 1 ? 1 : parts > 65535 ? 65535 : parts;
+        LAUNCH((backward_kernel<decltype(type), N>), dim3(unsigned(a.rows), unsigned(parts)), unsigned(threads), stream,
+               a);
+      });
+}
+
+}  // namespace megalm::cuda
