@@ -102,6 +102,7 @@ class Layout:
     zero_stage: int = 0
     recompute: str = "none"
     context_mode: str = "ring"
+    data_mode: str = "replicate"
 
     @property
     def world_size(self) -> int:
@@ -126,6 +127,7 @@ class Layout:
         words += ["sequence"] * self.sequence + [self.schedule] * (self.pipeline > 1)
         words += [f"zero{self.zero_stage}"] * (self.zero_stage > 0)
         words += [self.recompute] * (self.recompute != "none") + [self.context_mode] * (self.context > 1)
+        words += [self.data_mode] * (self.data_mode != "replicate")
         return " ".join(words)
 
 
@@ -156,6 +158,12 @@ def every_layout(full: bool = False) -> list[Layout]:
                     choices = [(recompute, zero, next(modes) if context > 1 else "ring")]
                 for recompute, zero, mode in choices:
                     found.append(Layout(data, tensor, pipeline, context, sequence, schedule, zero, recompute, mode))
+                if data > 1 and schedule == "1f1b" and sequence == (tensor > 1):
+                    # torch's fully_shard in place of the sharded optimizer
+                    recompute = RECOMPUTE[len(found) % 3]
+                    found.append(
+                        Layout(data, tensor, pipeline, context, sequence, recompute=recompute, data_mode="fully_shard")
+                    )
     return found
 
 
@@ -320,6 +328,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--match {args.match!r}: no layout has all these words; one looks like '{every_layout()[-1]}'."
         )
+    environment = _environment()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="megalm-layouts-") as name:
         rows = _run(models, chosen, Path(name), quiet=args.json)
@@ -329,9 +338,9 @@ def run(args: argparse.Namespace) -> int:
         "steps": STEPS,
         "tolerance": TOLERANCE,
         "seconds": round(time.monotonic() - started, 1),
-        "environment": _environment(),
-        "largest_loss_difference": max(row["loss_difference"] for row in rows),
-        "largest_weight_difference": max(row["weight_difference"] for row in rows),
+        "environment": environment | {"load_at_end": os.getloadavg()[0]},
+        "largest_loss_difference": max((r["loss_difference"] for r in rows if "error" not in r), default=None),
+        "largest_weight_difference": max((r["weight_difference"] for r in rows if "error" not in r), default=None),
         "layouts": len(rows),
         "unequal": len(failures),
         "rows": rows,
@@ -344,7 +353,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(
             f"{len(rows)} runs of {STEPS} steps in {result['seconds']:.0f} s: largest relative difference of a loss "
-            f"{result['largest_loss_difference']:.1e}, of a weight {result['largest_weight_difference']:.1e}; "
+            f"{result['largest_loss_difference']}, of the weights {result['largest_weight_difference']}; "
             f"{len(failures)} beyond {TOLERANCE:g}"
         )
     return 1 if failures else 0
@@ -361,30 +370,35 @@ def _run(models: list[str], chosen: list[Layout], folder: Path, quiet: bool) -> 
     if not quiet:
         print(f"{'model':<6} {'layout':<58} {'loss diff':>10} {'weight diff':>11} {'tokens/s':>9}")
     rows: list[dict[str, Any]] = []
-    for shape in sorted({layout.shape for layout in chosen}, key=lambda s: (s[0] * s[1] * s[2] * s[3], s)):
-        layouts = [(model, layout) for layout in chosen if layout.shape == shape for model in models]
-        jobs = [(model, configure(model, layout, tokens)) for model, layout in layouts]
-        left = iter(layouts)
 
-        def receive(values: list[dict[str, Any]], left: Iterator[tuple[str, Layout]] = left) -> None:
-            row = merge(*next(left), values)
-            rows.append(row)
-            if not quiet:
-                print(
-                    f"{row['model']:<6} {row['layout']:<58} {row['loss_difference']:>10.1e} "
-                    f"{row['weight_difference']:>11.1e} {row['tokens_per_s']:>9.0f}"
-                    + ("" if row["equal"] else f"  DIFFERS, most in {row['worst_tensor']}"),
-                    flush=True,
-                )
-
-        run_world(
-            layouts[0][1].world_size,
-            rank_body,
-            jobs,
-            str(folder / "-".join(map(str, shape))),
-            references,
-            receive=receive,
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if quiet:
+            return
+        if "error" in row:
+            print(f"{row['model']:<6} {row['layout']:<58} FAILED\n{row['error']}", flush=True)
+            return
+        print(
+            f"{row['model']:<6} {row['layout']:<58} {row['loss_difference']:>10.1e} {row['weight_difference']:>11.1e} "
+            f"{row['tokens_per_s']:>9.0f}" + ("" if row["equal"] else f"  DIFFERS, most in {row['worst_tensor']}"),
+            flush=True,
         )
+
+    for shape in sorted({layout.shape for layout in chosen}, key=lambda s: (s[0] * s[1] * s[2] * s[3], s)):
+        left = [(model, layout) for layout in chosen if layout.shape == shape for model in models]
+        while left:
+            jobs = [(model, configure(model, layout, tokens)) for model, layout in left]
+            place = str(folder / f"{'-'.join(map(str, shape))}-{len(left)}")
+
+            def receive(values: list[dict[str, Any]], left: list[tuple[str, Layout]] = left) -> None:
+                add(merge(*left.pop(0), values))
+
+            try:
+                run_world(left[0][1].world_size, rank_body, jobs, place, references, receive=receive)
+            except RuntimeError as error:  # the run that failed is a row like any other; the rest goes on
+                model, layout = left.pop(0)
+                named = {"model": model, "layout": str(layout), "world_size": layout.world_size, **asdict(layout)}
+                add({**named, "equal": False, "error": str(error)})
     return rows
 
 
@@ -402,7 +416,7 @@ def _environment() -> dict[str, Any]:
         "kernels": ops.current_backend(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "load_at_end": os.getloadavg()[0],
+        "load_at_start": os.getloadavg()[0],
     }
 
 
