@@ -160,7 +160,7 @@ def every_layout(full: bool = False) -> list[Layout]:
                     found.append(Layout(data, tensor, pipeline, context, sequence, schedule, zero, recompute, mode))
                 if data > 1 and schedule == "1f1b" and sequence == (tensor > 1):
                     # torch's fully_shard in place of the sharded optimizer
-                    recompute = RECOMPUTE[len(found) % 3]
+                    recompute = RECOMPUTE[(tensor + pipeline + context) % 3]
                     found.append(
                         Layout(data, tensor, pipeline, context, sequence, recompute=recompute, data_mode="fully_shard")
                     )
