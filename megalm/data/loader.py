@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,8 @@ from megalm.data.megatron_order import MegatronStream, open_megatron_sources
 from megalm.data.order import Mixture, Source, resolve
 from megalm.data.sources import TokenSource, open_held_out, open_sources
 from megalm.data.stream import Stream, merge_ranges, take
+
+AHEAD = 4096  # samples whose place is looked up at once: two milliseconds
 
 
 class DataAxis(Protocol):
@@ -64,6 +66,8 @@ class Loader:
         self.packing = data.packing
         self.sources, self._stream = self._open(config)
         self.held_out: list[TokenSource] = open_held_out(data, self.seq_length, self.sources)
+        self._dtype = np.result_type(*(source.file.dtype.newbyteorder("=") for source in self.sources))
+        self._known = (0, np.empty(0, np.int64), np.empty(0, np.int64))  # first position, its and the following samples
         self._eval_sequences = train.eval_sequences
         self._position = 0
         self._skipped: list[tuple[int, int]] = []
@@ -179,27 +183,40 @@ class Loader:
 
     def _forget(self) -> None:
         for _, future in self._ahead:
-            future.cancel()
+            if not future.cancel():
+                wait([future])  # it reads what is about to change
         self._ahead.clear()
+        self._known = (0, np.empty(0, np.int64), np.empty(0, np.int64))
+
+    def _resolve(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Source and index of each sample; looked up AHEAD at a time, as a look-up costs about the same for 30 and for 3,000."""
+        first, source, index = self._known
+        if positions[0] < first or positions[-1] >= first + len(source):
+            first = int(positions[0])
+            end = max(first + AHEAD, int(positions[-1]) + 1)
+            samples = self._stream.samples(np.arange(first, max(min(end, self._stream.end), int(positions[-1]) + 1)))
+            source, index = samples.source, samples.index
+            self._known = first, source, index
+        return source[positions - first], index[positions - first]
 
     def _load(self, positions: np.ndarray) -> list[Batch]:
-        samples = self._stream.samples(positions)
+        source, index = self._resolve(positions)
         size = self.micro_batch_size
         return [
-            self._micro_batch(samples.source[at : at + size], samples.index[at : at + size])
-            for at in range(0, len(positions), size)
+            self._micro_batch(source[at : at + size], index[at : at + size]) for at in range(0, len(positions), size)
         ]
 
     def _micro_batch(self, source: np.ndarray, index: np.ndarray) -> Batch:
-        tokens = np.empty((len(source), self.seq_length + 1), np.int64)
-        for row, (s, i) in enumerate(zip(source, index, strict=True)):
-            tokens[row] = self.sources[s].read(int(i))
-        self._check(tokens, [self.sources[s] for s in source])
-        whole = torch.from_numpy(tokens)
-        inputs, labels = whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
+        rows = [(self.sources[s], i) for s, i in zip(source.tolist(), index.tolist(), strict=True)]
+        raw = np.empty((len(rows), self.seq_length + 1), self._dtype)
+        for row, (where, sample) in zip(raw, rows, strict=True):
+            where.read_into(row, sample)
+        self._check(raw, [where for where, _ in rows])
+        inputs = torch.from_numpy(raw[:, :-1].astype(np.int64))
+        labels = torch.from_numpy(raw[:, 1:].astype(np.int64))
         if self.packing == "stream":
             return Batch(inputs, labels)
-        starts = [self.sources[s].boundaries(int(i)) for s, i in zip(source, index, strict=True)]
+        starts = [where.boundaries(sample) for where, sample in rows]
         return Batch(inputs, labels, *separate_documents(starts, self.seq_length))
 
     def _pad(self, rows: list[np.ndarray]) -> Batch:
@@ -213,7 +230,7 @@ class Loader:
         return Batch(whole[:, :-1].contiguous(), whole[:, 1:].contiguous(), loss_mask=mask)
 
     def _check(self, tokens: np.ndarray, sources: Sequence[TokenSource]) -> None:
-        low, high = int(tokens.min()), int(tokens.max())
+        low, high = int(tokens.min()) if tokens.dtype.kind == "i" else 0, int(tokens.max())
         if low < 0 or high >= self.vocab_size:
             raise ConfigError(
                 f"{' or '.join(sorted({s.name for s in sources}))}: holds the token {low if low < 0 else high}, "

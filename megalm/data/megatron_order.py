@@ -110,6 +110,9 @@ class MegatronSource(TokenSource):
     def read(self, index: int) -> np.ndarray:
         return np.concatenate([self.file.read(*span) for span in self._spans(index)])
 
+    def read_into(self, row: np.ndarray, index: int) -> None:
+        row[:] = self.read(index)
+
     def boundaries(self, index: int) -> np.ndarray:
         return np.cumsum([b - a for a, b in self._spans(index)])[:-1]
 
@@ -146,6 +149,7 @@ class MegatronStream:
 
     def __init__(self, sources: Sequence[MegatronSource], wanted: int):
         self.sources, self.wanted = list(sources), wanted
+        self.end = wanted if len(sources) > 1 else max(wanted, sources[0].num_samples)
         if len(sources) == 1:
             self._order = None
         else:
@@ -161,8 +165,7 @@ class MegatronStream:
     def samples(self, positions: np.ndarray) -> Samples:
         """Shapes: positions int64 [N] -> Samples of [N]; `index` counts along the source's own order"""
         positions = np.asarray(positions, np.int64)
-        end = self.wanted if self._order is not None else self.sources[0].num_samples
-        if len(positions) and positions.max() >= end:
+        if len(positions) and positions.max() >= self.end:
             raise ConfigError(
                 f"data.order=megatron was made for {self.wanted} samples (train.steps x train.global_batch_size), "
                 f"and sample "

@@ -43,6 +43,11 @@ class TokenSource:
         start = index * self.seq_length
         return self.file.read(start, start + self.seq_length + 1)
 
+    def read_into(self, row: np.ndarray, index: int) -> None:
+        """Shapes: row [S + 1], of a type that holds the tokens"""
+        start = index * self.seq_length
+        row[:] = self.file.tokens[start : start + self.seq_length + 1]
+
     def read_held_out(self, index: int) -> np.ndarray:
         """The last one may be shorter. Shapes: -> int64 [<= S + 1]"""
         start = self.train_tokens + index * self.seq_length

@@ -31,6 +31,8 @@ class Stream:
     A source keeps its own count across changes: after one, it goes on where it was.
     """
 
+    end = 1 << 60  # positions below this exist
+
     def __init__(self, sources: Sequence[Source], seed: int, segments: Sequence[Segment] = (), *, shuffle: bool = True):
         check_sources(sources)
         self.sources, self.seed, self.shuffle = list(sources), seed, shuffle

@@ -94,7 +94,7 @@ class TokenFile:
             )
         self.dtype = np.dtype(DTYPES[code]).newbyteorder("<")
         self.num_sequences, self.num_documents = sequences, indices - 1
-        raw = np.memmap(self.index_path, dtype=np.uint8, mode="r")
+        raw = np.asarray(np.memmap(self.index_path, dtype=np.uint8, mode="r"))
         at = HEADER.size
         self.lengths = raw[at : at + 4 * sequences].view("<i4")
         at += 4 * sequences
@@ -120,7 +120,7 @@ class TokenFile:
         self.num_tokens = token_bytes // self.dtype.itemsize
         if self.num_tokens == 0:
             self._fail(self.tokens_path, 0, "holds no token")
-        self.tokens = np.memmap(self.tokens_path, dtype=self.dtype, mode="r")
+        self.tokens = np.asarray(np.memmap(self.tokens_path, dtype=self.dtype, mode="r"))  # a plain array slices faster
 
     def _size(self, path: Path) -> int:
         try:

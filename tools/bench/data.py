@@ -1,0 +1,210 @@
+"""Data tools against what others use, alternating in one run: tokenizing, loading, start-up, order."""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HELP = "tokenizing, loading, start-up and order, against what others use, alternating in one run"
+SUBJECTS = ("tokenize", "loader", "startup", "order")
+SIZES = (10**7, 10**8, 10**9, 10**10, 10**11)  # bytes of the token files whose opening is timed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "subjects", nargs="*", choices=[*SUBJECTS, []], help=f"some of {', '.join(SUBJECTS)}; default: all"
+    )
+    parser.add_argument(
+        "--text", type=Path, help="JSON lines with a text field; default: the python-corpus of tools/tokenize"
+    )
+    parser.add_argument(
+        "--megabytes", type=float, default=100.0, help="text to tokenize, repeated up to this size (%(default)g)"
+    )
+    parser.add_argument("--tokenizer", help="tokenizer.json; default: a byte-level BPE of 8192 trained on the text")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes of both sides (%(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side (%(default)s)")
+    parser.add_argument("--seq-length", type=int, default=2048, help="of the samples that are loaded (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    result: dict[str, Any] = {"machine": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    with tempfile.TemporaryDirectory(prefix="bench-data-") as name:
+        folder = Path(name)
+        if {"tokenize", "loader"} & set(args.subjects or SUBJECTS):
+            _prepare(args, folder)
+        for subject in args.subjects or SUBJECTS:
+            result[subject] = globals()[f"_{subject}"](args, folder)
+            if not args.json:
+                print(json.dumps({subject: result[subject]}, indent=1))
+    if args.json:
+        print(json.dumps(result))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def _prepare(args: argparse.Namespace, folder: Path) -> None:
+    from megalm.data.python_corpus import python_corpus
+    from megalm.data.tokenize_corpus import Settings
+    from megalm.data.tokenize_job import Job, run_job
+
+    if args.text is None:
+        args.text = folder / "text.jsonl"
+        with open(args.text, "w", encoding="utf-8") as file:
+            for piece in python_corpus():
+                file.write(json.dumps({"text": Path(piece.path).read_text(encoding="utf-8")}) + "\n")
+    train = None if args.tokenizer else 8192
+    job = Job((str(args.text),), str(folder / "one"), Settings(args.tokenizer or ""), train, workers=args.workers)
+    args.tokenizer = run_job(job).tokenizer
+
+
+def _timed(command: list[str]) -> dict[str, float]:
+    """Wall and processor seconds of a program and its children, and the memory of the largest process."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall_s": time.perf_counter() - start, "cpu_s": cpu, "largest_process_mb": after.ru_maxrss / 1024}
+
+
+def _tokenize(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The whole tool, from JSON lines to .bin/.idx, start-up included; the same bytes must come out of both sides."""
+    source = folder / "long.jsonl"
+    content = args.text.read_bytes()
+    with open(source, "wb") as file:
+        while file.tell() < args.megabytes * 1e6:
+            file.write(content)
+    size = source.stat().st_size / 1e6
+    runs: dict[str, list[dict[str, float]]] = {"megalm": [], "one document a call": []}
+    for number in range(args.repeats):
+        ours, theirs = folder / f"ours{number}", folder / f"theirs{number}"
+        command = [
+            sys.executable,
+            "-m",
+            "tools.tokenize",
+            str(source),
+            "--tokenizer",
+            args.tokenizer,
+            "--output",
+            str(ours),
+        ]
+        runs["megalm"].append(_timed([*command, "--workers", str(args.workers)]))
+        command = [sys.executable, "-m", "tools.bench._data_peers", str(source), args.tokenizer, str(theirs)]
+        runs["one document a call"].append(_timed([*command, str(args.workers)]))
+    ours_bytes, theirs_bytes = Path(f"{ours}_text_document.bin").read_bytes(), Path(f"{theirs}.bin").read_bytes()
+    result: dict[str, Any] = {"megabytes": size, "workers": args.workers, "same_bytes": ours_bytes == theirs_bytes}
+    for name, measured in runs.items():
+        result[name] = {
+            "mb_per_s": round(size / median(r["wall_s"] for r in measured), 2),
+            "mb_per_cpu_s": round(size / median(r["cpu_s"] for r in measured), 2),
+        }
+    for unit in ("mb_per_s", "mb_per_cpu_s"):
+        result[f"ratio_{unit}"] = round(result["megalm"][unit] / result["one document a call"][unit], 2)
+    result["largest_process_mb"] = max(r["largest_process_mb"] for r in runs["megalm"])
+    return result
+
+
+def _config(prefix: str, seq_length: int, batch: int) -> Any:
+    from megalm.config import Config
+
+    config = Config()
+    config.data.train, config.data.holdout, config.data.prefetch = [prefix], 0.0, 2
+    config.model.seq_length, config.model.vocab_size = seq_length, 1 << 31
+    config.train.global_batch_size = config.train.micro_batch_size = batch
+    return config
+
+
+class _Alone:
+    size, rank = 1, 0
+
+
+def _loader(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """A shuffled epoch of batches of 32 samples, in samples per second of processor time; page cache warm."""
+    from megalm.data.loader import Loader
+    from tools.bench import _data_peers as peers
+
+    prefix, batch = str(folder / "one"), 32
+    loader = Loader(_config(prefix, args.seq_length, batch), _Alone())
+    steps = loader.sources[0].num_samples // batch
+
+    def ours() -> int:
+        return sum(sum(len(b.tokens) for b in loader.next()) for _ in range(steps))
+
+    sides = {"megalm": ours, "megatron_style_map": peers.megatron_style(prefix, folder, args.seq_length, batch)}
+    result: dict[str, Any] = {"seq_length": args.seq_length, "samples_per_epoch": steps * batch}
+    for name, package in (("litdata", "litdata"), ("mosaicml_streaming", "mosaicml-streaming")):
+        try:
+            sides[name] = getattr(peers, name)(prefix, folder, args.seq_length, batch)
+            result[f"{name}_version"] = metadata.version(package)
+        except ImportError as error:
+            result[name] = f"not installed ({error})"
+    measured: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(args.repeats):
+        for name, function in sides.items():
+            measured[name].append(peers.measure(function))
+    loader.close()
+    result["samples_per_cpu_s"] = {name: round(median(values)) for name, values in measured.items()}
+    return result
+
+
+def sparse_token_file(prefix: Path, size: int, documents: int = 10_000) -> None:
+    """A token file of this many bytes that takes hardly any room: the tokens are a hole in the file."""
+    import numpy as np
+
+    from megalm.data.tokens import HEADER, MAGIC
+
+    each = size // 2 // documents
+    with open(f"{prefix}.bin", "wb") as file:
+        file.truncate(each * documents * 2)
+    with open(f"{prefix}.idx", "wb") as file:
+        file.write(HEADER.pack(MAGIC, 1, 8, documents, documents + 1))
+        file.write(np.full(documents, each, "<i4").tobytes())
+        file.write((np.arange(documents, dtype="<i8") * each * 2).tobytes())
+        file.write(np.arange(documents + 1, dtype="<i8").tobytes())
+
+
+def _startup(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Milliseconds from the configuration to the first batch, by the size of a (sparse) token file."""
+    from megalm.data.loader import Loader
+
+    result = {}
+    for size in SIZES:
+        prefix = folder / f"sparse{size}"
+        sparse_token_file(prefix, size, max(1000, size // 50_000))
+        times = []
+        for _ in range(max(args.repeats, 3)):
+            start = time.perf_counter()
+            loader = Loader(_config(str(prefix), args.seq_length, 8), _Alone())
+            loader.next()
+            times.append(time.perf_counter() - start)
+            loader.close()
+        result[f"{size / 1e6:g} MB"] = round(median(times) * 1e3, 2)
+    return {"milliseconds_to_first_batch": result}
+
+
+def _order(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Processor seconds for a million consecutive positions of a mixture of three sources."""
+    import numpy as np
+
+    from megalm.data.order import Source, sample_ids
+
+    sources = [Source("a", 10**9, 0.7), Source("b", 10**7, 0.2), Source("c", 12_345, 0.1)]
+    times = []
+    for number in range(max(args.repeats, 3)):
+        start = time.process_time()
+        sample_ids(sources, 1, np.arange(number * 10**6, (number + 1) * 10**6))
+        times.append(time.process_time() - start)
+    return {"cpu_seconds_for_a_million": round(median(times), 3)}
