@@ -330,8 +330,13 @@ def run(args: argparse.Namespace) -> int:
         )
     environment = _environment()
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="megalm-layouts-") as name:
-        rows = _run(models, chosen, Path(name), quiet=args.json)
+    rows: list[dict[str, Any]] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="megalm-layouts-") as name:
+            _run(models, chosen, Path(name), rows, quiet=args.json)
+    except KeyboardInterrupt:
+        if not rows:
+            raise
     failures = [row for row in rows if not row["equal"]]
     result = {
         "benchmark": "layouts",
@@ -341,7 +346,8 @@ def run(args: argparse.Namespace) -> int:
         "environment": environment | {"load_at_end": os.getloadavg()[0]},
         "largest_loss_difference": max((r["loss_difference"] for r in rows if "error" not in r), default=None),
         "largest_weight_difference": max((r["weight_difference"] for r in rows if "error" not in r), default=None),
-        "layouts": len(rows),
+        "runs": len(rows),
+        "runs_asked_for": len(models) * len(chosen),
         "unequal": len(failures),
         "rows": rows,
     }
@@ -352,14 +358,15 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(result))
     else:
         print(
-            f"{len(rows)} runs of {STEPS} steps in {result['seconds']:.0f} s: largest relative difference of a loss "
+            f"{len(rows)} of {result['runs_asked_for']} runs of {STEPS} steps in {result['seconds']:.0f} s: largest relative difference of a loss "
             f"{result['largest_loss_difference']}, of the weights {result['largest_weight_difference']}; "
             f"{len(failures)} beyond {TOLERANCE:g}"
         )
     return 1 if failures else 0
 
 
-def _run(models: list[str], chosen: list[Layout], folder: Path, quiet: bool) -> list[dict[str, Any]]:
+def _run(models: list[str], chosen: list[Layout], folder: Path, rows: list[dict[str, Any]], quiet: bool) -> None:
+    """Train all layouts of all models, smaller worlds first; adds to `rows` as they are done."""
     from tools.bench._workers import run_world
 
     tokens = write_tokens(folder)
@@ -369,7 +376,6 @@ def _run(models: list[str], chosen: list[Layout], folder: Path, quiet: bool) -> 
         run_world(1, reference_body, config, str(folder / model), references[model], receive=lambda _: None)
     if not quiet:
         print(f"{'model':<6} {'layout':<58} {'loss diff':>10} {'weight diff':>11} {'tokens/s':>9}")
-    rows: list[dict[str, Any]] = []
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
@@ -399,7 +405,6 @@ def _run(models: list[str], chosen: list[Layout], folder: Path, quiet: bool) -> 
                 model, layout = left.pop(0)
                 named = {"model": model, "layout": str(layout), "world_size": layout.world_size, **asdict(layout)}
                 add({**named, "equal": False, "error": str(error)})
-    return rows
 
 
 def _environment() -> dict[str, Any]:
