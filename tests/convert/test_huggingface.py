@@ -230,3 +230,19 @@ def test_tokenizer_travels(folders, tmp_path):
     assert loaded(text)["input_ids"] == tokenizer.encode(text).ids
     assert loaded.eos_token == "<|endoftext|>"
     assert loaded.decode(tokenizer.encode(text).ids) == text
+
+
+def test_control_tokens_of_a_new_config(folders, tmp_path):
+    """Llama's class would take 1 and 2 for begin and end where config.json does not say otherwise."""
+    source = open_folder(folders("llama2"))
+    source.config_json = None
+    write_folder(source, tmp_path / "bare")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "bare")
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (None, None, None)
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1}, []))
+    tokenizer.add_special_tokens(["<s>", "<|endoftext|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    write_folder(source, tmp_path / "out", tokenizer=tmp_path / "tokenizer.json")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (2, 3, None)

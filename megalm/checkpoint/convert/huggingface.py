@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,40 +16,16 @@ from typing import Any
 import torch
 
 from megalm.checkpoint.convert import huggingface_names
-from megalm.checkpoint.convert.huggingface_config import choose_architecture, function_of, read_config, write_config
+from megalm.checkpoint.convert.huggingface_config import function_of, read_config, write_config
+from megalm.checkpoint.convert.huggingface_tokenizer import TOKENIZER_FILES, read_json, write_tokenizer
 from megalm.checkpoint.convert.rules import Rule
 from megalm.checkpoint.convert.source import RuleReader, Source, check_none_left, check_shapes
 from megalm.checkpoint.convert.weights import SafetensorsReader, SafetensorsWriter, TorchFilesReader, WeightReader
 from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-
-# Settings of a config.json that a trained model keeps although they do not change its function.
-KEPT_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
-
 Progress = Callable[[str, int], None]
 """Called with each tensor's name and its bytes once it is written."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ConfigError where it is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: not there; a Hugging Face folder has a config.json") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
 
 
 def open_folder(folder: Path) -> Source:
@@ -111,16 +86,20 @@ def match_names(
     return table, ignored
 
 
-def config_json_for(source: Source, dtype: torch.dtype) -> dict[str, Any]:
-    """The config.json to write: the one the model came with where it still describes it, else a new one."""
+def config_json_for(source: Source, dtype: torch.dtype, token_ids: dict[str, int | None]) -> dict[str, Any]:
+    """The config.json to write: the one the model came with where it still describes it, else a new one.
+
+    A new one names the control tokens, also those that there are not: transformers would otherwise assume numbers that
+    are ordinary words here.
+    """
     name = str(dtype).removeprefix("torch.")
     before = source.config_json
     if before is not None and function_of(read_config(before)) == function_of(source.model):
         result = {key: value for key, value in before.items() if key not in ("dtype", "torch_dtype")}
         return {**result, "dtype" if "dtype" in before else "torch_dtype": name}
     preferred = before["model_type"] if before else None
-    kept = {key: before[key] for key in KEPT_KEYS if key in before} if before else {}
-    return {**write_config(source.model, preferred=preferred, dtype=name), **kept}
+    kept = {key: before[key] for key in token_ids if key in before} if before else {}
+    return {**write_config(source.model, preferred=preferred, dtype=name), **token_ids, **kept}
 
 
 def write_folder(
@@ -141,7 +120,9 @@ def write_folder(
         raise ConfigError(f"{tokenizer}: no tokenizer here; give a tokenizer.json or a folder that has one")
     # The embedding's dtype stands for the whole model's.
     main_dtype = dtype or source.weights.dtype("embedding.weight")
-    config_json = config_json_for(source, main_dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    token_ids = write_tokenizer(folder, [tokenizer] if tokenizer else source.files, source.model.seq_length)
+    config_json = config_json_for(source, main_dtype, token_ids)
     table = huggingface_names.rules(source.model, config_json["model_type"])
     check_none_left(
         source.path, sorted(set(source.weights.names()) - {part.name for rule in table for part in rule.parts})
@@ -159,44 +140,4 @@ def write_folder(
         raise
     writer.close()
     (folder / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
-    write_tokenizer(folder, [tokenizer] if tokenizer else source.files, source.model.seq_length)
     return len(table)
-
-
-def write_tokenizer(folder: Path, files: Sequence[Path], max_length: int) -> None:
-    """Copies tokenizer files, and writes the `tokenizer_config.json` that AutoTokenizer needs if there is none."""
-    for path in files:
-        if path.is_dir():
-            write_tokenizer(folder, [path / name for name in TOKENIZER_FILES if (path / name).is_file()], max_length)
-        elif path.name in TOKENIZER_FILES:
-            shutil.copyfile(path, folder / path.name)
-        elif path.suffix in (".json", ".model"):  # transformers knows no other kind, and finds them under these names
-            shutil.copyfile(path, folder / f"tokenizer{path.suffix}")
-    if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
-        special = [
-            token["content"]
-            for token in read_json(folder / "tokenizer.json").get("added_tokens", ())
-            if token.get("special")
-        ]
-        for key, spellings in (
-            ("eos_token", ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")),
-            ("bos_token", ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>")),
-            ("unk_token", ("<unk>",)),
-            ("pad_token", ("<pad>", "<|padding|>")),
-        ):
-            found = next((token for token in spellings if token in special), None)
-            if found is not None:
-                settings[key] = found
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-
-__all__ = [
-    "choose_architecture",
-    "config_json_for",
-    "match_names",
-    "open_folder",
-    "read_json",
-    "write_folder",
-    "write_tokenizer",
-]

@@ -261,8 +261,6 @@ def _write_gpt2(model: ModelConfig) -> Json:
         "resid_pdrop": model.dropout,
         "embd_pdrop": model.dropout,
         "attn_pdrop": 0.0,
-        "bos_token_id": None,
-        "eos_token_id": None,
     }
 
 
@@ -310,8 +308,6 @@ def _write_gpt_neox(model: ModelConfig) -> Json:
         "rotary_emb_base": rope["rope_theta"],
         "rotary_pct": model.rope_fraction,
         "rope_scaling": rope["rope_scaling"],
-        "bos_token_id": None,
-        "eos_token_id": None,
     }
 
 

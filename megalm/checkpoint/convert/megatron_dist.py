@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megalm.checkpoint.convert import megatron_names, restricted
-from megalm.checkpoint.convert.huggingface import read_json
+from megalm.checkpoint.convert.huggingface_tokenizer import read_json
 from megalm.checkpoint.convert.megatron_args import read_args, write_args
 from megalm.checkpoint.convert.megatron_legacy import TRACKER
 from megalm.checkpoint.convert.megatron_names import EMBEDDING, OUTPUT, canonical, padded_vocabulary, spell
@@ -82,7 +82,7 @@ class DistributedFiles:
                 self._stored[key] = entry
                 self._add(key, entry)
             else:
-                raise ConfigError(f"{folder}: {key} is an object, not a tensor, and no object is known under this name")
+                self.other_state.append(key)  # objects are never weights
         common = self._common()
         if not isinstance(common, dict) or not isinstance(common.get("args"), Namespace):
             raise ConfigError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megalm.checkpoint.boxes import Region, cut, dtype_of
-from megalm.checkpoint.convert.huggingface import TOKENIZER_FILES, read_json
+from megalm.checkpoint.convert.huggingface_tokenizer import TOKENIZER_FILES, read_json
 from megalm.checkpoint.convert.source import Source
 from megalm.checkpoint.convert.weights import SafetensorsWriter, WeightReader
 from megalm.checkpoint.manifest import checksum
