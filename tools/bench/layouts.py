@@ -357,16 +357,19 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result))
     else:
-        print(
-            f"{len(rows)} of {result['runs_asked_for']} runs of {STEPS} steps in {result['seconds']:.0f} s: largest relative difference of a loss "
-            f"{result['largest_loss_difference']}, of the weights {result['largest_weight_difference']}; "
-            f"{len(failures)} beyond {TOLERANCE:g}"
-        )
+        print(f"{len(rows)} of {result['runs_asked_for']} runs of {STEPS} steps in {result['seconds']:.0f} s")
+        print(f"largest relative difference of a loss:  {result['largest_loss_difference']}")
+        print(f"largest relative difference of weights: {result['largest_weight_difference']}")
+        print(f"{len(failures)} beyond {TOLERANCE:g}")
     return 1 if failures else 0
 
 
 def _run(models: list[str], chosen: list[Layout], folder: Path, rows: list[dict[str, Any]], quiet: bool) -> None:
-    """Train all layouts of all models, smaller worlds first; adds to `rows` as they are done."""
+    """Train all layouts of all models; adds to `rows` as they are done.
+
+    Each layout once, with the models in turn; then each with another model, until all have met: a run that is
+    interrupted has seen as many layouts as it could.
+    """
     from tools.bench._workers import run_world
 
     tokens = write_tokens(folder)
@@ -390,11 +393,16 @@ def _run(models: list[str], chosen: list[Layout], folder: Path, rows: list[dict[
             flush=True,
         )
 
-    for shape in sorted({layout.shape for layout in chosen}, key=lambda s: (s[0] * s[1] * s[2] * s[3], s)):
-        left = [(model, layout) for layout in chosen if layout.shape == shape for model in models]
+    shapes = sorted({layout.shape for layout in chosen}, key=lambda s: (s[0] * s[1] * s[2] * s[3], s))
+    for turn, shape in itertools.product(range(len(models)), shapes):
+        left = [
+            (models[(number + turn) % len(models)], layout)
+            for number, layout in enumerate(chosen)
+            if layout.shape == shape
+        ]
         while left:
             jobs = [(model, configure(model, layout, tokens)) for model, layout in left]
-            place = str(folder / f"{'-'.join(map(str, shape))}-{len(left)}")
+            place = str(folder / f"{turn}-{'-'.join(map(str, shape))}-{len(left)}")
 
             def receive(values: list[dict[str, Any]], left: list[tuple[str, Layout]] = left) -> None:
                 add(merge(*left.pop(0), values))
