@@ -195,23 +195,27 @@ class Checkpointer:
         self._finish(quietly=True)
         if weights_only:
             boxes = [box for box in boxes if not box.name.startswith(OPTIMIZER_PREFIX)]
-        names = self._from_rank_0(lambda: self._candidates(path))
-        if not names:
-            raise ConfigError(f"{path or self.store.where}: there is no checkpoint (a folder such as step-00000100).")
         wanted: dict[str, tuple[int, ...]] = {}
         for part in self.ranks.all_gather(names_and_shapes(boxes)):
             wanted.update(part)
+        tried: list[str] = []
         damage = None
-        for name in names:
+        while True:
+            # Listed again after each failure: a run that is still saving may have deleted what was just being read.
+            names = self._from_rank_0(lambda: self._candidates(path))
+            name = next((name for name in names if name not in tried), None)
+            if name is None:
+                raise damage or ConfigError(
+                    f"{path or self.store.where}: there is no checkpoint (a folder such as step-00000100)."
+                )
             source = self._source(path, name)
             try:
                 state, own = self._load_one(source, boxes, wanted)
                 return state, None if weights_only else own
             except CorruptCheckpointError as error:
                 damage = error
+                tried.append(name)
                 self._event("checkpoint_rejected", step=self._step_of(name), path=source.name, reason=str(error))
-        assert damage is not None
-        raise damage
 
     def discard_after(self, step: int) -> list[str]:
         """Delete checkpoints of later steps: a run that went back to `step` must not resume from what it left.

@@ -288,6 +288,47 @@ def test_a_named_checkpoint_or_folder_is_loaded(tmp_path):
     assert CheckpointReader(tmp_path).step == 2
 
 
+def test_readers_find_a_whole_checkpoint_while_others_are_written_and_deleted(tmp_path):
+    save_steps(tmp_path, [1], keep=1)
+    done = threading.Event()
+
+    def write():
+        save_steps(tmp_path, range(2, 30), keep=1)
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    found = []
+    while not done.is_set():
+        step, value, _ = loaded(tmp_path)
+        assert step == value
+        found.append(step)
+    writer.join()
+    assert found == sorted(found) and loaded(tmp_path)[:2] == (29, 29.0)
+
+
+def test_two_writers_do_not_mix(tmp_path):
+    """A run that was given up and still saves must not spoil what its successor saves under the same steps."""
+
+    def write(value):
+        made, _ = checkpointer(tmp_path, keep=0)
+        for step in range(1, 15):
+            made.save(step, box(value + step), {"step": step, "value": value + step}, {})
+        made.close()
+
+    writers = [threading.Thread(target=write, args=(value,)) for value in (100, 200)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    good = 0
+    for path in committed(tmp_path):
+        reader = CheckpointReader(path)
+        assert (reader.tensor("weight") == reader.state()["value"]).all()
+        good += 1
+    assert good >= 1 and loaded(tmp_path)[0] >= 1
+
+
 def test_boxes_survive_a_real_process_group(tmp_path):
     from tests.distributed import run_ranks
 
