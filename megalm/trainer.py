@@ -17,8 +17,8 @@ from megalm.data.batch import Batch
 from megalm.data.loader import Loader
 from megalm.hooks import Hook, Signals
 from megalm.observe.events import EventLog
+from megalm.optim import build_optimizer
 from megalm.optim.lr import learning_rate
-from megalm.optim.sharded import ShardedOptimizer
 from megalm.parallel.collectives import all_reduce
 from megalm.parallel.context import shard_batch
 from megalm.parallel.mesh import Mesh
@@ -52,7 +52,7 @@ class Trainer:
 
         _seed_everything(config.train.seed, mesh, config.train.deterministic)
         self.model_chunks = build_chunks(config, mesh)
-        self.optimizer = ShardedOptimizer(self.model_chunks, config.optim, config.precision, mesh, config.parallel)
+        self.optimizer = build_optimizer(self.model_chunks, config.optim, config.precision, mesh, config.parallel)
         self.executor = Executor(
             self.model_chunks,
             schedule_of(config, mesh.data.size),
@@ -62,6 +62,7 @@ class Trainer:
             hidden_size=config.model.hidden_size,
             dtype=DTYPES[config.precision.dtype],
             device=mesh.device,
+            split_backward=config.parallel.data_mode != "fully_shard",  # weights are whole only during backward
         )
         self.loader = Loader(config, mesh.data)
         self.checkpoints = Checkpointer(

@@ -7,24 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from megalm.ops import l2_norm_nonfinite
 from megalm.parallel import collectives
 from megalm.parallel.mesh import Mesh
-
-
-def squares_and_nonfinite(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """[sum of squares, number of NaN or infinite elements] over flat tensors, fp64.
-
-    The sum is NaN or infinite when an element is.
-    """
-    result = torch.zeros(2, dtype=torch.float64, device=device)
-    for tensor in tensors:
-        norm = torch.linalg.vector_norm(tensor, dtype=torch.float32).double()
-        result[0] += norm * norm
-        # On a CPU looking at the norm is free, and nearly always spares the second pass; on a GPU it would stop the
-        # queue.
-        if device.type != "cpu" or not torch.isfinite(norm):
-            result[1] += torch.isfinite(tensor).logical_not_().sum()
-    return result
 
 
 def global_statistics(own: Sequence[Tensor], mesh: Mesh, extra: Tensor | None) -> tuple[Tensor, ...]:
@@ -32,7 +17,7 @@ def global_statistics(own: Sequence[Tensor], mesh: Mesh, extra: Tensor | None) -
 
     Comm: one all-reduce of 2 + len(extra) numbers over the world.
     """
-    values = squares_and_nonfinite(own, mesh.device)
+    values = l2_norm_nonfinite(own, mesh.device)
     if extra is not None:
         values = torch.cat([values, extra.to(device=mesh.device, dtype=torch.float64)])
     collectives.all_reduce(values, mesh.world)

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from megalm.config.errors import ConfigError
-from megalm.optim.adamw import adamw_
+from megalm.ops import adamw_
 from megalm.optim.clip import global_statistics
 from megalm.parallel import collectives
 from megalm.parallel.mesh import Axis, Mesh

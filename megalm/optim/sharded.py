@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from megalm.optim.adamw import adamw_
+from megalm.ops import adamw_
 from megalm.optim.buckets import Bucket, plan_buckets
 from megalm.optim.clip import global_statistics
 from megalm.parallel import collectives

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from megalm.optim.adamw import adamw_
-from megalm.optim.clip import clip_factor, squares_and_nonfinite
+from megalm.ops import adamw_, l2_norm_nonfinite
+from megalm.optim.clip import clip_factor
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25, torch.tensor(0.25, dtype=torch.float64)])
@@ -28,11 +28,11 @@ def test_five_updates_equal_torch(scale):
 
 def test_squares_and_nonfinite():
     parts = [torch.randn(100_003), torch.randn(7) * 1e3, torch.zeros(0)]
-    squares, bad = squares_and_nonfinite(parts, torch.device("cpu"))
+    squares, bad = l2_norm_nonfinite(parts, torch.device("cpu"))
     assert bad == 0
     assert squares.item() == pytest.approx(sum(float((p.double() ** 2).sum()) for p in parts), rel=1e-6)
     parts[0][5], parts[0][9], parts[1][0] = float("nan"), float("inf"), float("-inf")
-    squares, bad = squares_and_nonfinite(parts, torch.device("cpu"))
+    squares, bad = l2_norm_nonfinite(parts, torch.device("cpu"))
     assert bad == 3 and not torch.isfinite(squares)
 
 
