@@ -1,0 +1,40 @@
+"""The published models of conf/model are those that people know: sizes, and the architecture each is exported to."""
+
+import pytest
+
+from megalm.checkpoint.convert.huggingface_config import choose_architecture
+from megalm.checkpoint.convert.huggingface_names import rules
+from megalm.plan.models import models
+from megalm.plan.shapes import tensors
+
+# Parameters as their publishers count them (a tied embedding once).
+PUBLISHED = {
+    "gpt2-124m": ("gpt2", 124_439_808),
+    "llama3-8b": ("llama", 8_030_261_248),
+    "llama3-70b": ("llama", 70_553_706_496),
+    "mistral-7b": ("llama", 7_241_732_096),
+    "olmo2-7b": ("olmo2", 7_298_617_344),
+    "pythia-1.4b": ("gpt_neox", 1_414_647_808),
+    "qwen2.5-7b": ("qwen2", 7_615_616_512),
+    "qwen3-0.6b": ("qwen3", 596_049_920),
+    "qwen3-8b": ("qwen3", 8_190_735_360),
+    "smollm2-135m": ("llama", 134_515_008),
+    "7b": ("mpt", None),
+    "30b": ("mpt", None),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_size_and_architecture(name):
+    model = models()[name]
+    architecture, parameters = PUBLISHED[name]
+    assert choose_architecture(model).model_type == architecture
+    if parameters is not None:
+        assert sum(rule.numel for rule in rules(model, architecture)) == parameters
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_table_has_every_tensor_of_the_plan(name):
+    model = models()[name]
+    table = rules(model, PUBLISHED[name][0])
+    assert {part.name: part.shape for rule in table for part in rule.parts} == dict(tensors(model))
