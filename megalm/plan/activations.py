@@ -23,10 +23,22 @@ class LayerActivations:
         return sum(self.saved.values())
 
 
-def layer_activations(model: ModelConfig, layout: Layout, micro_batch: int | None = None) -> LayerActivations:
+def math_attention(model: ModelConfig, layout: Layout, cpu: bool) -> bool:
+    """Whether attention keeps its probabilities: on a CPU, an additive mask (ALiBi) keeps torch from its fused kernel."""
+    return cpu and model.position == "alibi" and layout.context == 1
+
+
+def attention_mask(model: ModelConfig, layout: Layout) -> float:
+    """Bytes of the additive mask [A/t, S, S] that all layers of a rank share (ALiBi without context parallelism)."""
+    if model.position != "alibi" or layout.context > 1:
+        return 0.0
+    return model.num_heads / layout.tensor * float(model.seq_length) ** 2 * BYTES[layout.dtype]
+
+
+def layer_activations(model: ModelConfig, layout: Layout, *, cpu: bool = False) -> LayerActivations:
     """What one layer keeps for one micro-batch under the layout's recompute mode."""
     size = BYTES[layout.dtype]
-    tokens = model.seq_length * (micro_batch or layout.micro_batch) / layout.context
+    tokens = model.seq_length * layout.micro_batch / layout.context
     t = layout.tensor
     along_sequence = t if layout.sequence else 1
     stream = tokens * model.hidden_size * size / along_sequence
@@ -37,32 +49,42 @@ def layer_activations(model: ModelConfig, layout: Layout, micro_batch: int | Non
         width = (model.moe.ffn_hidden_size or ffn_width(model)) / t
         experts = model.moe.top_k + model.moe.num_shared_experts
     statistics = (2 if model.norm == "layernorm" else 1) * 4.0 * tokens / along_sequence
-    normalised = 1 if model.norm_placement == "pre" else 0
+    heads = model.num_heads / t
+    parallel = 0 if model.parallel_residual else 1
     every = {
         "attention norm's input": stream + statistics,
-        "query, key and value's input": stream * normalised,
+        "query, key and value's input": stream,
         "queries, keys and values": tokens * (query + 2 * key) * size,
-        "attention's output": tokens * query * size + 4.0 * tokens * model.num_heads / t,
-        "MLP norm's input": stream + statistics,
-        "MLP's input": stream * normalised * (1 if not model.parallel_residual else 0),
+        "attention's output": tokens * query * size + 4.0 * tokens * heads,
+        "MLP norm's input": stream * parallel + statistics,
+        "MLP's input": stream,
         "activation's input": tokens * width * experts * (2 if model.gated else 1) * size,
         "activation's output": tokens * width * experts * size,
     }
-    if model.qk_norm:
-        every["query and key norm's input"] = tokens * (query + key) * size
+    if model.position == "rope" or model.qk_norm:
+        every["rotated queries and keys"] = tokens * (query + key) * size
+    if model.clip_qkv is not None:
+        every["queries, keys and values before the clamp"] = tokens * (query + 2 * key) * size
+    if math_attention(model, layout, cpu):
+        every["attention's probabilities"] = tokens * heads * model.seq_length * size
     if model.dropout:
         every["dropout masks"] = 2.0 * tokens * model.hidden_size / along_sequence
     if model.moe.num_experts:
         every["tokens sent to experts"] = tokens * model.hidden_size * experts * size
-    working = 2 * stream + tokens * width * experts * (3 if model.gated else 2) * size
+    # Backward goes through the MLP first, whose activations are free again when attention's gradients are there.
+    mlp = every["activation's input"] + every["activation's output"]
+    probabilities = every.get("attention's probabilities", 0.0)
+    working = max(2 * stream + every["activation's input"], 2 * probabilities - mlp)
     if layout.recompute == "full":
         return LayerActivations({"layer's input": stream}, sum(every.values()), working)
     if layout.recompute == "selective":
         again = (
             "query, key and value's input",
-            "attention's output",
             "MLP's input",
             "activation's output",
+            "rotated queries and keys",
+            "queries, keys and values before the clamp",
+            "attention's probabilities",
         )
         kept = {name: value for name, value in every.items() if name not in again}
         return LayerActivations(kept, sum(every.values()) - sum(kept.values()), working)

@@ -9,7 +9,7 @@ from typing import Any
 from megalm.config import Config, ModelConfig
 from megalm.pipeline.partition import layer_costs
 from megalm.pipeline.schedule import Placement
-from megalm.plan.activations import layer_activations
+from megalm.plan.activations import attention_mask, layer_activations
 from megalm.plan.layout import BYTES, Layout, layout_of
 from megalm.plan.machine import Machine, machine_for
 from megalm.plan.shapes import layer_tensors, tensors
@@ -34,9 +34,9 @@ class StageMemory:
     activations: float
     """Kept for backward, over all micro-batches in flight."""
     logits: float
-    """Logits and their gradient, on the last stage."""
+    """Logits (their gradient takes their place) and what stands around the loss, on the last stage."""
     working: float
-    """Gradients and recomputed activations inside one layer's backward."""
+    """What one layer's backward needs beyond the room that the logits left: gradients, recomputed activations."""
     communication: float
     """Buckets, gathered weights and tensors under way."""
     runtime: float
@@ -279,17 +279,20 @@ def _stage(
         master = 4.0 if layout.dtype != "fp32" else 0.0
         optimizer = (8.0 + master) * held / (shards if layout.zero_stage else 1)
         gradients = 4.0 * held / (shards if layout.zero_stage >= 2 else 1)
-    acts = layer_activations(model, layout)
+        if layout.zero_stage and shards > 1:
+            gradients += 4.0 * held / shards if layout.zero_stage == 1 else min(2 * bucket, 4.0 * held)
+    acts = layer_activations(model, layout, cpu=cpu)
     tokens = model.seq_length * layout.micro_batch / layout.context
     stream = tokens * model.hidden_size * size / (layout.tensor if layout.sequence else 1)
-    activations = acts.total * layers / layout.virtual * flight
+    activations = acts.total * layers / layout.virtual * flight + attention_mask(model, layout)
     if first:
         activations += 8.0 * tokens * flight
     logits = 0.0
     if last:
-        activations += 2 * stream
-        logits = tokens * model.vocab_size / layout.tensor * (2 * size if not cpu else size + 4.0)
-    working = max(acts.recomputed + acts.working, 0.0)
+        # The last norm's input, its output and a gradient; the logits, over which the loss writes their gradient.
+        logits = 3 * stream + tokens * ceil(model.vocab_size / layout.tensor) * size
+    # The loss and a layer's backward follow each other: the larger of the two decides.
+    working = max(0.0, acts.recomputed + acts.working - logits)
     communication = gathered
     if layout.data * layout.context > 1 and not layout.fully_shard:
         communication += 2 * bucket

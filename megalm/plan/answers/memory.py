@@ -23,7 +23,7 @@ def answer(request: Request) -> Report:
     estimate = estimate_layout(
         model, layout, cpu=found.is_cpu, bucket_bytes=config.parallel.bucket_mb * 1e6, snapshots=snapshots
     )
-    layer = layer_activations(model, layout)
+    layer = layer_activations(model, layout, cpu=found.is_cpu)
     worst = estimate.worst
     warnings = [f"does not divide: {problem}" for problem in divisibility(model, layout)]
     fits = estimate.bytes_per_gpu <= found.memory

@@ -1,0 +1,107 @@
+"""The search over layouts: valid, within memory, better than the published choices, and fast."""
+
+import time
+
+import pytest
+
+from megalm.config import ConfigError
+from megalm.config.compose import compose_config
+from megalm.plan.fit import check_fits, nearest_fitting
+from megalm.plan.layout import Layout, divisibility, layout_of
+from megalm.plan.machine import machine_for, planned_machine
+from megalm.plan.search import auto_overrides, search
+from megalm.plan.time import bubble_fraction, makespan, step_time
+from tests.plan.published import mpt_benchmark
+
+
+def config_of(model: str, gpu: str, gpus: int, batch: int, *more: str):
+    words = [f"+model={model}", f"cluster={gpu}", f"cluster.gpus={gpus}", "precision=bf16", f"train.global_batch_size={batch}"]
+    return compose_config([*words, *more])
+
+
+def test_ranking_is_valid_and_explained():
+    config = config_of("30b", "h100", 512, 512)
+    machine = machine_for(config)
+    found = search(config, machine)
+    assert len(found.best) == 10
+    seconds = [candidate.seconds for candidate in found.best]
+    assert seconds == sorted(seconds)
+    for candidate in found.best:
+        layout = candidate.layout
+        assert layout.world == 512 and not divisibility(config.model, layout)
+        assert candidate.memory.bytes_per_gpu <= machine.memory
+        assert candidate.reason
+    assert found.considered > 500 and found.alternatives
+    for candidate in found.alternatives:
+        assert "slower" in candidate.reason or "does not fit" in candidate.reason or "as fast" in candidate.reason
+
+
+def test_nothing_obvious_beats_the_winner():
+    config = config_of("13b", "a100-80gb", 64, 512)
+    found = search(config, machine_for(config))
+    for candidate in found.alternatives:
+        assert not candidate.fits or candidate.seconds >= found.best[0].seconds * 0.999, candidate.name
+
+
+def test_sixteen_thousand_gpus_in_under_ten_seconds():
+    config = config_of("llama3-70b", "h100", 16384, 2048, "model.num_layers=126", "model.hidden_size=16384", "model.num_heads=128")
+    start = time.process_time()
+    found = search(config, machine_for(config))
+    assert time.process_time() - start < 10
+    assert found.best and found.best[0].layout.world == 16384
+
+
+@pytest.mark.parametrize("row", [row for row in mpt_benchmark() if row.layout.world > 8][:4], ids=lambda row: row.name)
+def test_best_layout_is_no_slower_than_the_published_one(row):
+    config = compose_config(["+model=125m", "precision=bf16"])
+    config.model = row.model
+    config.train.global_batch_size = row.layout.global_batch
+    best = search(config, row.machine).best[0]
+    assert best.seconds <= step_time(row.model, row.layout, row.machine).total * 1.001
+
+
+def test_closed_forms_of_the_bubble_are_the_simulators():
+    for kind, chunks in (("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 4), ("zb-h1", 1)):
+        for ranks, batches in ((4, 8), (4, 16), (8, 32)):
+            layout = Layout(pipeline=ranks, virtual=chunks, schedule=kind, global_batch=batches)
+            whole = makespan(kind, ranks, batches, chunks, (1.0, 1.0, 1.0), 0.0)
+            assert whole / (3 * batches) - 1 == pytest.approx(bubble_fraction(layout), abs=1e-9), (kind, ranks, batches)
+
+
+def test_overrides_of_the_winner_compose_to_the_same_layout():
+    config = config_of("7b", "h100", 64, 512)
+    machine = machine_for(config)
+    words = auto_overrides(config, machine)
+    again = config_of("7b", "h100", 64, 512, *words)
+    assert layout_of(again, 64) == search(config, machine, top=1).best[0].layout
+
+
+def test_what_cannot_fit_is_refused_with_what_does():
+    config = config_of("30b", "a100-80gb", 8, 64, "train.micro_batch_size=8")
+    machine = machine_for(config)
+    with pytest.raises(ConfigError, match=r"needs .* GiB .* It fits with (parallel|train)\.") as caught:
+        check_fits(config, machine)
+    assert "largest model" in str(caught.value)
+    remedy = nearest_fitting(config, layout_of(config, 8), machine)
+    check_fits(config_of("30b", "a100-80gb", 8, 64, *remedy.split()), machine)
+
+
+def test_what_cannot_fit_at_all_names_a_machine_that_would_do():
+    config = config_of("llama3-70b", "a100-40gb", 8, 64)
+    with pytest.raises(ConfigError, match="ranks would do"):
+        auto_overrides(config, machine_for(config))
+
+
+def test_ranks_that_do_not_divide():
+    config = config_of("7b", "h100", 12, 64, "parallel.tensor=8")
+    with pytest.raises(ConfigError, match="8 or 16"):
+        layout_of(config, 12)
+    config = config_of("7b", "h100", 12, 64, "parallel.tensor=3")
+    with pytest.raises(ConfigError, match="num_heads 32 by tensor 3"):
+        check_fits(config, machine_for(config))
+
+
+def test_more_bandwidth_memory_and_gpus_never_hurt():
+    row = next(row for row in mpt_benchmark() if row.row["model"] == "7b" and row.row["gpu"] == "h100")
+    h100, h200 = planned_machine("h100", 8), planned_machine("h200", 8)
+    assert step_time(row.model, row.layout, h200).total < step_time(row.model, row.layout, h100).total

@@ -1,0 +1,84 @@
+"""Parameter counts: by hand, by the published figures, and tensor by tensor against the engine's own."""
+
+import pytest
+
+from megalm.config.compose import compose_config
+from megalm.plan.models import largest_fitting, models, read_model, scaled_model, table
+from megalm.plan.request import compose, parse
+from megalm.plan.shapes import parameters
+from megalm.plan.machine import planned_machine
+
+PUBLISHED = {
+    "gpt2-124m": (124_439_808, "Radford et al. 2019, as counted by Hugging Face's gpt2"),
+    "llama3-8b": (8_030_261_248, "Meta-Llama-3-8B's model card and index"),
+    "llama3-70b": (70_553_706_496, "Meta-Llama-3-70B's index"),
+    "7b": (6_649_024_512 + 0, "MPT-7B: 6.65B"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_counts(name):
+    assert parameters(read_model(name)).total == PUBLISHED[name][0], PUBLISHED[name][1]
+
+
+def test_mixture_of_experts_counts_all_and_active():
+    """Mixtral 8x7B (Jiang et al. 2024): 46.7B in all, 12.9B active."""
+    words = (
+        "model.num_layers=32 model.hidden_size=4096 model.num_heads=32 model.num_kv_heads=8 model.ffn_hidden_size=14336"
+        " model.vocab_size=32000 model.seq_length=4096 model.moe.num_experts=8 model.moe.top_k=2"
+    ).split()
+    model = compose(parse("shape", words, [])).model
+    counts = parameters(model)
+    assert counts.total == 46_702_792_704
+    assert counts.active == 12_879_925_248
+
+
+def test_shared_experts_are_always_active():
+    words = ["+model=tiny", "model.moe.num_experts=4", "model.moe.top_k=1", "model.moe.num_shared_experts=1"]
+    model = compose(parse("shape", words, [])).model
+    counts = parameters(model)
+    expert = 3 * model.hidden_size * model.ffn_hidden_size
+    assert counts.total - counts.active == model.num_layers * 3 * expert
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+model=tiny"],
+        ["+model=tiny", "model.tie_embeddings=false", "model.qk_norm=true"],
+        ["+model=tiny", "model.qk_norm=true", "model.qk_norm_scope=full", "model.norm_placement=post"],
+        ["+model=gpt2-124m", "model.num_layers=2"],
+        ["+model=125m", "model.num_layers=2", "model.embedding_norm=true", "model.norm_bias=true"],
+        ["+model=llama3-8b", "model.num_layers=1", "model.hidden_size=512", "model.num_heads=4", "model.num_kv_heads=1"],
+    ],
+)
+def test_every_tensor_is_the_engines(words):
+    torch = pytest.importorskip("torch")
+    from megalm.model.transformer import Transformer
+    from megalm.parallel.mesh import Mesh
+    from megalm.parallel.slices import slice_of
+
+    config = compose_config(words)
+    mesh = Mesh.single(torch.device("cpu"))
+    built = Transformer(config.model, mesh, config.parallel, device="meta", dtype=torch.float32)
+    pieces = [piece for parameter in built.parameters() for piece in slice_of(parameter).pieces]
+    engine = {piece.name: tuple(piece.global_shape) for piece in pieces}
+    assert dict(parameters(config.model).tensors) == engine
+    assert parameters(config.model).total == sum(parameter.numel() for parameter in built.parameters())
+
+
+def test_scaled_models_come_close_and_are_valid():
+    for wanted in (3e7, 1.2e8, 1e9, 7e9, 6e10):
+        model = scaled_model(wanted)
+        assert parameters(model).total == pytest.approx(wanted, rel=0.12)
+        assert model.hidden_size == model.num_heads * model.head_dim
+        assert model.num_heads % model.num_kv_heads == 0
+
+
+def test_models_table_says_what_fits():
+    rows = table(planned_machine("a100-80gb", 8))
+    assert [row.parameters for row in rows] == sorted(row.parameters for row in rows)
+    assert {row.name for row in rows} == set(models())
+    fitting = {row.name: row.fits for row in rows}
+    assert fitting["7b"] and fitting["30b"] and not fitting["llama3-70b"]
+    assert largest_fitting(planned_machine("h100", 1)) in ("1b", "3b")
