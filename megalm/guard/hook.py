@@ -19,7 +19,7 @@ import torch
 from megalm.config.guard import GuardConfig
 from megalm.guard.detect import Observation, SpikeDetector
 from megalm.guard.policy import Decision, Policy
-from megalm.guard.probe import Probe, verdict
+from megalm.guard.probe import Probe, verdict, weights_are_broken
 from megalm.guard.provoke import Provoker
 from megalm.guard.recover import Recovery
 from megalm.guard.replay import History, StepRecord, differing, gather_fingerprints, minority
@@ -120,6 +120,8 @@ class GuardHook(Hook):
             return True
         excess = self._probe_excess()
         found = verdict(seen.kind, excess, self.config.probe_excess)
+        if seen.kind == "nonfinite" and seen.lasting or weights_are_broken(trainer.model_chunks, trainer.mesh):
+            found = "weights"
         if self._is_settled(seen, found):
             self._observed(trainer, step, seen, found, excess, signals)
             return True
@@ -299,6 +301,7 @@ class GuardHook(Hook):
             "detector": self.detector.state_dict(),
             "policy": self.policy.state_dict(),
             "replay": self.recovery.replay,
+            "replayed_at": self.recovery.replayed_at,
             "probe": self.probe_known,
         }
 
@@ -309,7 +312,7 @@ class GuardHook(Hook):
         self.detector.load_state_dict(state["detector"])
         if not self._going_back:
             self.policy.load_state_dict(state["policy"])
-            self.recovery.replay = state["replay"]
+            self.recovery.replay, self.recovery.replayed_at = state["replay"], state["replayed_at"]
             self.probe_known = state["probe"]
 
 

@@ -41,6 +41,24 @@ class Probe:
         return loss_sum / tokens if tokens > 0 else math.nan
 
 
+BROKEN_WEIGHT = 1e6
+"""No healthy weight is larger; a flipped high exponent bit makes one of 1e30, whose forward pass may look normal."""
+
+
+def weights_are_broken(chunks: Sequence[torch.nn.Module], mesh: Any) -> bool:
+    """Whether some weight on some rank is not finite, or absurdly large.
+
+    Comm: all-reduce (max) of 1 number over the world.
+    """
+    largest = torch.zeros((), dtype=torch.float64, device=mesh.device)
+    for chunk in chunks:
+        for parameter in chunk.parameters():
+            if parameter.numel():
+                size = parameter.detach().abs().amax().double()
+                largest = torch.maximum(largest, torch.nan_to_num(size, nan=math.inf))
+    return all_reduce(largest.reshape(1), mesh.world, "max").item() > BROKEN_WEIGHT
+
+
 def verdict(kind: str, excess: float | None, limit: float) -> str:
     """data | nonfinite | weights | unknown, from the kind of observation and the probe's loss above its last clean one.
 

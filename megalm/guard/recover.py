@@ -83,6 +83,7 @@ class Recovery:
             "source": "memory" if isinstance(source, Snapshot) else "checkpoint",
             "samples": None,
             "replay": self.replay,
+            "replayed_at": self.replayed_at,
         }
         if decision.action == "replay":
             return plan
@@ -161,6 +162,7 @@ class Recovery:
             if "plan" in event:
                 self._leave_out(trainer, event["plan"])
                 self.replay = event["plan"]["replay"]
+                self.replayed_at = event["plan"]["replayed_at"]
             else:
                 trainer.loader.skip(*event["samples"])
         trainer.events.write(

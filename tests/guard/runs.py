@@ -22,7 +22,7 @@ KINDS = {
     "second_moment": [P + "kind=zero_second_moment", P + "times=2"],
     "learning_rate": [P + "kind=lr_jump", P + "steps=3", P + "times=2"],
     "bit_flip": [P + "kind=bit_flip"],
-    "nan": [P + "kind=gradient_scale", P + "factor=.inf"],
+    "nan": [P + "kind=gradient_scale", P + "factor=inf"],
 }
 
 

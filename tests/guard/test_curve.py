@@ -65,7 +65,9 @@ def test_a_missing_column_lists_those_that_are_there(curve, capsys):
     assert status == 2 and out == "" and "step, loss" in err and "'lss'" in err
 
 
-@pytest.mark.parametrize("text, says", [("", "empty"), ("step,loss\n1,two\n", "'two'"), ("step,loss\n1,\n", "no value")])
+@pytest.mark.parametrize(
+    "text, says", [("", "empty"), ("step,loss\n1,two\n", "'two'"), ("step,loss\n1,\n", "no value")]
+)
 def test_other_bad_files_are_explained(tmp_path, capsys, text, says):
     path = tmp_path / "bad.csv"
     path.write_text(text)
