@@ -169,6 +169,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave; the tensors of `boxes` have been overwritten before."""
+        self._saved_step = -1  # gone back: what was saved at a later step is another run's
         self.step, self.tokens, self.lr_scale = state["step"], state["tokens"], state["lr_scale"]
         self.optimizer.load_state(state["optimizer"])
         self.loader.load_state_dict(state["loader"])
