@@ -93,11 +93,13 @@ def svg(simulation: Simulation, *, unit_width: float = 26.0, row_height: float =
     width = left + simulation.makespan * scale + 12
     bottom = top + ranks * (row_height + gap)
     kinds = [k for k in _NAMES if any(a.kind is k for order in schedule.computation for a in order)]
-    width = max(width, left + 130.0 * len(kinds) * min(chunks, 2))
     title = (
         f"{schedule.kind}: {ranks} ranks, {schedule.micro_batches} micro-batches, "
         f"bubble {simulation.bubble_fraction:.1%}, {max(simulation.peak_micro_batches):g} micro-batches of activations"
     )
+    # room for the legend and the title, whose letters are about 8 units wide
+    legend = 170.0
+    width = max(width, left + legend * len(kinds) * min(chunks, 2), 24 + 8.0 * len(title))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{bottom + 40:g}" '
         f'viewBox="0 0 {width:g} {bottom + 40:g}" font-family="sans-serif" font-size="12" role="img">',
@@ -130,6 +132,6 @@ def svg(simulation: Simulation, *, unit_width: float = 26.0, row_height: float =
                 f'<rect x="{x:g}" y="{bottom + 10:g}" width="12" height="12" fill="{_FILL[kind][dark]}"/>'
                 f'<text x="{x + 17:g}" y="{bottom + 20:g}" font-size="11">{name}</text>'
             )
-            x += 130.0
+            x += legend
     parts.append("</svg>")
     return "\n".join(parts) + "\n"
