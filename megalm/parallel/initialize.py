@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from megalm.ops import index
 from megalm.parallel.slices import Piece, piece_tensor, slice_of
 
 _GAMMA = 0x9E3779B97F4A7C15
@@ -85,17 +86,17 @@ def values(seed: int, piece: Piece, std: float) -> Iterator[tuple[int, np.ndarra
     for start in range(0, total, _CHUNK):
         local = np.arange(start, min(start + _CHUNK, total), dtype=np.uint64)
         if whole_rows:
-            index = local + np.uint64(first_global)
+            place_of = local + np.uint64(first_global)
         else:
-            index = np.zeros_like(local)
+            place_of = np.zeros_like(local)
             stride = 1
             for size, offset, extent in zip(
                 reversed(piece.shape), reversed(piece.offset), reversed(piece.global_shape), strict=True
             ):
                 local, place = np.divmod(local, np.uint64(size))
-                index += (place + np.uint64(offset)) * np.uint64(stride)
+                place_of += (place + np.uint64(offset)) * np.uint64(stride)
                 stride *= extent
-        yield start, (_centred(key, index) * scale).astype(np.float32)
+        yield start, (_centred(key, place_of) * scale).astype(np.float32)
 
 
 @torch.no_grad()
@@ -115,12 +116,23 @@ def fill(parameter: nn.Parameter, seed: int, std: float | str | None = None) -> 
     if std == 0.0:
         return
     for piece in slice_.pieces:
-        target = piece_tensor(parameter, piece)
-        host = torch.empty(target.shape, dtype=torch.float32)
-        flat = host.view(-1).numpy()
-        for start, chunk in values(seed, piece, float(std)):
-            flat[start : start + chunk.size] = chunk
-        target.copy_(host)
+        host = torch.empty(piece.shape, dtype=torch.float32)
+        _write(host.view(piece.shape[0], -1).numpy(), seed, piece, float(std))
+        piece_tensor(parameter, piece).copy_(host)
+
+
+def _write(out: np.ndarray, seed: int, piece: Piece, std: float) -> None:
+    """The piece's initial values into out, fp32 [rows, elements of a row], by the compiled function where there is
+    one."""
+    inner = prod(piece.global_shape[2:])
+    if index.available() and piece.shape[2:] == piece.global_shape[2:] and out.size:
+        stride = prod(piece.global_shape[1:])
+        first = piece.offset[0] * stride + (piece.offset[1] * inner if len(piece.offset) > 1 else 0)
+        index.fill(out, key_of(seed, piece.name), std * _SCALE, first=first, stride=stride)
+        return
+    flat = out.reshape(-1)
+    for start, chunk in values(seed, piece, std):
+        flat[start : start + chunk.size] = chunk
 
 
 def initialize(module: nn.Module, seed: int) -> None:

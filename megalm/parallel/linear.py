@@ -72,7 +72,9 @@ class _Linear(torch.autograd.Function):
         grad_weight = None
         if want_weight:
             whole = gathering.wait() if gathering else x
-            grad_weight = weight_gradient(ctx.weight, grad.reshape(-1, grad.shape[-1]), whole.reshape(-1, whole.shape[-1]))
+            grad_weight = weight_gradient(
+                ctx.weight, grad.reshape(-1, grad.shape[-1]), whole.reshape(-1, whole.shape[-1])
+            )
         grad_bias = None
         if ctx.has_bias and want_bias:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)

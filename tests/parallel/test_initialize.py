@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from megalm import ops
 from megalm.parallel.initialize import fill, initialize, key_of
 from megalm.parallel.slices import Piece, Slice, attach
 
@@ -96,3 +97,23 @@ def test_ones_zeros_meta_and_rounding():
     fill(meta, 0)
     with pytest.raises(LookupError, match="no slice"):
         fill(nn.Parameter(torch.empty(3)), 0)
+
+
+def test_the_compiled_function_gives_the_same_bits():
+    if not ops.index.available():
+        pytest.skip("the extension is not built")
+    pieces = [
+        Piece("x", (40, 30), (8, 0), (16, 30)),
+        Piece("x", (40, 30), (3, 11), (20, 7)),
+        Piece("y", (9, 8, 5), (2, 3, 0), (6, 4, 5)),
+        Piece("z", (7, 6, 5), (1, 2, 3), (4, 3, 2)),
+        Piece("b", (100,), (37,), (21,)),
+    ]
+    for piece in pieces:
+        parameter = nn.Parameter(torch.empty(piece.shape))
+        attach(parameter, Slice((piece,), True, 0.5))
+        fill(parameter, 9)
+        compiled = parameter.detach().clone()
+        with ops.use_backend("reference"):
+            fill(parameter, 9)
+        assert torch.equal(parameter, compiled)
