@@ -1,0 +1,1 @@
+"""Find and take out what a corpus holds twice."""

@@ -1,0 +1,28 @@
+"""Training documents that hold text of an evaluation."""
+
+import argparse
+
+from tools.dedup._options import add_corpus_arguments, corpus_of, finish
+
+HELP = "training documents that share a run of words with evaluation text"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_corpus_arguments(parser)
+    parser.add_argument("--evaluation", nargs="+", required=True, metavar="FILE", help="the evaluation's text")
+    parser.add_argument(
+        "--evaluation-field", metavar="KEY", help="its key, column or template; default: that of --field"
+    )
+    parser.add_argument(
+        "--words", type=int, default=13, help="words in a run; one run in common is enough (%(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from megalm.data.dedup.contamination import contaminated
+    from megalm.data.dedup.removal import Corpus
+
+    corpus = corpus_of(args)
+    field = (args.evaluation_field or args.field).replace("\\n", "\n")
+    removals, short = contaminated(corpus, Corpus(args.evaluation, field, args.skip_bad), args.words)
+    return finish(args, corpus, removals, {"evaluation_documents_too_short": short})

@@ -1,0 +1,19 @@
+"""Documents with the same text; the first one stays."""
+
+import argparse
+
+from tools.dedup._options import add_corpus_arguments, corpus_of, finish
+
+HELP = "documents with the same text; the first one stays"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_corpus_arguments(parser)
+    parser.add_argument("--normalize", action="store_true", help="case and white space make no difference")
+
+
+def run(args: argparse.Namespace) -> int:
+    from megalm.data.dedup.exact import exact_duplicates
+
+    corpus = corpus_of(args)
+    return finish(args, corpus, exact_duplicates(corpus, args.normalize))
