@@ -1,6 +1,6 @@
 """Builds the tests' twin of megalm._C: CUDA kernels under the emulator, and all of it under AddressSanitizer.
 
-    python scripts/emulated.py        prints the path of the built module
+python scripts/emulated.py        prints the path of the built module
 """
 
 from __future__ import annotations

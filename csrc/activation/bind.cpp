@@ -1,20 +1,22 @@
-#include "activation/op.h"
 #include "common/bind.h"
+
+#include "activation/op.h"
 
 namespace megalm {
 namespace {
 
 void forward(int index, Address stream, int type, int kind, bool gated, int64_t rows, int64_t size, Address x,
              Address bias, Address y) {
-  activation_forward({dtype(type), static_cast<Activation>(kind), gated, rows, size, pointer(x), pointer(bias), pointer(y)},
-                     device(index, stream));
+  activation_forward(
+      {dtype(type), static_cast<Activation>(kind), gated, rows, size, pointer(x), pointer(bias), pointer(y)},
+      device(index, stream));
 }
 
 void backward(int index, Address stream, int type, int kind, bool gated, int64_t rows, int64_t size, Address dy,
               Address x, Address bias, Address dx) {
-  activation_backward(
-      {dtype(type), static_cast<Activation>(kind), gated, rows, size, pointer(dy), pointer(x), pointer(bias), pointer(dx)},
-      device(index, stream));
+  activation_backward({dtype(type), static_cast<Activation>(kind), gated, rows, size, pointer(dy), pointer(x),
+                       pointer(bias), pointer(dx)},
+                      device(index, stream));
 }
 
 }  // namespace

@@ -1,5 +1,4 @@
 #include "activation/op.h"
-
 #include "common/kernel.cuh"
 
 namespace megalm::cuda {

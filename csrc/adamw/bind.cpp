@@ -1,5 +1,6 @@
-#include "adamw/op.h"
 #include "common/bind.h"
+
+#include "adamw/op.h"
 
 namespace megalm {
 namespace {

@@ -1,5 +1,4 @@
 #include "adamw/op.h"
-
 #include "common/kernel.cuh"
 
 namespace megalm::cuda {

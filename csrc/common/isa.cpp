@@ -40,7 +40,8 @@ void set_isa(Isa isa) {
 }
 
 void throw_without_cuda() {
-  throw std::runtime_error("megalm._C was built without CUDA: rebuild it on a machine with nvcc and a CUDA build of torch");
+  throw std::runtime_error(
+      "megalm._C was built without CUDA: rebuild it on a machine with nvcc and a CUDA build of torch");
 }
 
 }  // namespace megalm

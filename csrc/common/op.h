@@ -52,14 +52,14 @@ class DeviceGuard {
   namespace avx512 {                   \
   void name(const Args&);              \
   }
-#define MEGALM_RUN_CPU(name, args)       \
-  switch (current_isa()) {               \
-    case Isa::kAvx512:                   \
-      return avx512::name(args);         \
-    case Isa::kAvx2:                     \
-      return avx2::name(args);           \
-    default:                             \
-      return baseline::name(args);       \
+#define MEGALM_RUN_CPU(name, args) \
+  switch (current_isa()) {         \
+    case Isa::kAvx512:             \
+      return avx512::name(args);   \
+    case Isa::kAvx2:               \
+      return avx2::name(args);     \
+    default:                       \
+      return baseline::name(args); \
   }
 #else
 #define MEGALM_DECLARE_CPU(name, Args) \
@@ -70,9 +70,9 @@ class DeviceGuard {
 #endif
 
 #if defined(MEGALM_CUDA)
-#define MEGALM_RUN_CUDA(name, args, device)  \
-  {                                          \
-    const DeviceGuard guard((device).index); \
+#define MEGALM_RUN_CUDA(name, args, device)   \
+  {                                           \
+    const DeviceGuard guard((device).index);  \
     return cuda::name(args, (device).stream); \
   }
 #else
@@ -80,12 +80,12 @@ class DeviceGuard {
 #endif
 
 // Declares name(args, device), which runs the op where the device says.
-#define MEGALM_DECLARE_OP(name, Args)                   \
-  MEGALM_DECLARE_CPU(name, Args)                        \
-  namespace cuda {                                      \
-  void name(const Args&, void* stream);                 \
-  }                                                     \
-  inline void name(const Args& args, Device device) {   \
+#define MEGALM_DECLARE_OP(name, Args)                          \
+  MEGALM_DECLARE_CPU(name, Args)                               \
+  namespace cuda {                                             \
+  void name(const Args&, void* stream);                        \
+  }                                                            \
+  inline void name(const Args& args, Device device) {          \
     if (device.index >= 0) MEGALM_RUN_CUDA(name, args, device) \
-    MEGALM_RUN_CPU(name, args);                         \
+    MEGALM_RUN_CPU(name, args);                                \
   }

@@ -14,13 +14,13 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#define LAUNCH(kernel, grid, block, stream, ...)                                       \
-  do {                                                                                 \
-    kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__);        \
-    const cudaError_t launch_error = cudaGetLastError();                               \
-    if (launch_error != cudaSuccess) {                                                 \
+#define LAUNCH(kernel, grid, block, stream, ...)                                              \
+  do {                                                                                        \
+    kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__);               \
+    const cudaError_t launch_error = cudaGetLastError();                                      \
+    if (launch_error != cudaSuccess) {                                                        \
       throw std::runtime_error(std::string(#kernel ": ") + cudaGetErrorString(launch_error)); \
-    }                                                                                  \
+    }                                                                                         \
   } while (false)
 #define SHARED(T, name, count) __shared__ T name[count]
 #define CHECK_ALIGNED(address, bytes)
@@ -31,10 +31,11 @@
 
 #define LAUNCH(kernel, grid, block, stream, ...) \
   ((void)(stream), megalm::emulator::Engine::instance().launch(grid, block, 0, [&] { kernel(__VA_ARGS__); }))
-#define SHARED(T, name, count)  \
-  static const char name##_key = 0; \
-  T(&name)[count] =             \
-      *static_cast<T(*)[count]>(megalm::emulator::Engine::instance().shared(&name##_key, sizeof(T) * (count), __LINE__))
+#define SHARED(T, name, count)         \
+  static const char name##_key = 0;    \
+  T(&name)                             \
+  [count] = *static_cast<T(*)[count]>( \
+      megalm::emulator::Engine::instance().shared(&name##_key, sizeof(T) * (count), __LINE__))
 #define CHECK_ALIGNED(address, bytes) megalm::emulator::Engine::instance().check_aligned(address, bytes, __LINE__)
 
 #endif

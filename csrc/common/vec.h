@@ -103,9 +103,7 @@ MEGALM_INLINE void for_each_vec(int64_t n, Body&& body) {
   for (; i + kLanes <= n; i += kLanes) body(i, [](auto* p) { return load(p); }, [](auto* p, Vec v) { store(p, v); });
   if (i < n) {
     const int64_t count = n - i;
-    body(
-        i, [count](auto* p) { return load_part(p, count); },
-        [count](auto* p, Vec v) { store_part(p, v, count); });
+    body(i, [count](auto* p) { return load_part(p, count); }, [count](auto* p, Vec v) { store_part(p, v, count); });
   }
 }
 

@@ -1,4 +1,5 @@
 #include "common/bind.h"
+
 #include "cross_entropy/op.h"
 
 namespace megalm {
@@ -14,10 +15,10 @@ void forward(int index, Address stream, int type, int64_t rows, int64_t columns,
 void backward(int index, Address stream, int type, int64_t rows, int64_t columns, int64_t stride, int64_t first,
               float smoothing, float uniform, Address logits, Address labels, Address log_z, Address scale,
               Address weight, Address gradient) {
-  cross_entropy_backward({dtype(type), rows, columns, stride, first, smoothing, uniform, pointer(logits),
-                          pointer<int64_t>(labels), pointer<float>(log_z), pointer<float>(scale), pointer<float>(weight),
-                          pointer(gradient)},
-                         device(index, stream));
+  cross_entropy_backward(
+      {dtype(type), rows, columns, stride, first, smoothing, uniform, pointer(logits), pointer<int64_t>(labels),
+       pointer<float>(log_z), pointer<float>(scale), pointer<float>(weight), pointer(gradient)},
+      device(index, stream));
 }
 
 }  // namespace

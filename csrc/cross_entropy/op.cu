@@ -1,6 +1,5 @@
-#include "cross_entropy/op.h"
-
 #include "common/kernel.cuh"
+#include "cross_entropy/op.h"
 
 namespace megalm::cuda {
 namespace {

@@ -2,7 +2,8 @@
 // one reading and one writing in backward.
 //
 // Forward, for each row over this shard's columns c (global index first + c):
-//   peak = max x,  total = sum exp(x - peak),  target = x[label - first] if the label is here, else 0,  mean part: sum x
+//   peak = max x,  total = sum exp(x - peak),  target = x[label - first] if the label is here, else 0,  mean part: sum
+//   x
 // The caller joins the shards:  log_z = log(sum total * exp(peak - top)) + top,  top the largest peak.
 //
 // Backward:  dx = scale * exp(x - log_z) - weight * (1 - smoothing) [c is the label] - weight * uniform

@@ -155,7 +155,8 @@ class Engine {
   // Gives up the launch from inside a thread.
   [[noreturn]] void fail(const std::string& why) {
     const Thread& t = *current;
-    error_ = why + " [block " + text(block_index) + ", thread " + text(t.index) + ", line " + std::to_string(t.line) + "]";
+    error_ =
+        why + " [block " + text(block_index) + ", thread " + text(t.index) + ", line " + std::to_string(t.line) + "]";
     switch_to(*current, host_);
     abort();
   }
@@ -328,14 +329,15 @@ class Engine {
 
   void prepare(Thread& t) {
     if (!t.stack) {
-      void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      void* memory =
+          mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (memory == MAP_FAILED) throw std::bad_alloc();
       t.stack = static_cast<char*>(memory);
       mprotect(t.stack, 4096, PROT_NONE);  // an overflow faults instead of writing into a neighbour
     }
 #if defined(__x86_64__)
     // What change_stack pops: six registers, then the address to return to, on a stack aligned as after a call.
-    void** top = reinterpret_cast<void**>(t.stack + kStackBytes) - 2;
+    void** top = reinterpret_cast<void**>(t.stack + kStackBytes) - 1;
     *top = nullptr;
     *--top = reinterpret_cast<void*>(&run_thread);
     for (int i = 0; i < 6; ++i) *--top = nullptr;

@@ -1,4 +1,5 @@
 #include "common/bind.h"
+
 #include "gradient_norm/op.h"
 
 namespace megalm {

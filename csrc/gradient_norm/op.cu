@@ -1,6 +1,5 @@
-#include "gradient_norm/op.h"
-
 #include "common/kernel.cuh"
+#include "gradient_norm/op.h"
 
 namespace megalm::cuda {
 namespace {

@@ -1,6 +1,6 @@
-#include "index/op.h"
-
 #include "common/bind.h"
+
+#include "index/op.h"
 
 namespace megalm {
 namespace {

@@ -48,7 +48,8 @@ void fill(const Fill& a) {
       const int64_t count = end - begin < a.columns - column ? end - begin : a.columns - column;
       const uint64_t start = a.first + uint64_t(row) * a.stride + uint64_t(column);
       float* out = a.out + begin;
-      for (int64_t i = 0; i < count; ++i) out[i] = float(double(int32_t(centred(a.key, start + uint64_t(i)))) * a.scale);
+      for (int64_t i = 0; i < count; ++i)
+        out[i] = float(double(int32_t(centred(a.key, start + uint64_t(i)))) * a.scale);
       begin += count;
     }
   };

@@ -1,4 +1,5 @@
 #include "common/bind.h"
+
 #include "norm/op.h"
 
 namespace megalm {
@@ -11,13 +12,13 @@ void forward(int index, Address stream, int type, bool layer_norm, int64_t rows,
                device(index, stream));
 }
 
-void backward(int index, Address stream, int type, bool layer_norm, int64_t rows, int64_t size, int64_t row_blocks, Address dy, Address dh,
-              Address h, Address weight, Address mean, Address rstd, Address dx, Address dweight, Address dbias,
-              Address partial) {
-  norm_backward(
-      {dtype(type), layer_norm, rows, size, row_blocks, pointer(dy), pointer(dh), pointer(h), pointer(weight), pointer<float>(mean),
-       pointer<float>(rstd), pointer(dx), pointer(dweight), pointer(dbias), pointer<float>(partial)},
-      device(index, stream));
+void backward(int index, Address stream, int type, bool layer_norm, int64_t rows, int64_t size, int64_t row_blocks,
+              Address dy, Address dh, Address h, Address weight, Address mean, Address rstd, Address dx,
+              Address dweight, Address dbias, Address partial) {
+  norm_backward({dtype(type), layer_norm, rows, size, row_blocks, pointer(dy), pointer(dh), pointer(h), pointer(weight),
+                 pointer<float>(mean), pointer<float>(rstd), pointer(dx), pointer(dweight), pointer(dbias),
+                 pointer<float>(partial)},
+                device(index, stream));
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
-#include "norm/op.h"
-
 #include "common/kernel.cuh"
+#include "norm/op.h"
 
 namespace megalm::cuda {
 namespace {
@@ -31,7 +30,7 @@ struct Row {
 template <typename T, int N, bool kLayerNorm>
 __global__ void __launch_bounds__(1024) forward_kernel(NormForward a) {
   SHARED(float, scratch, kWarp);
-  const int packs = int(a.size / N), step = blockDim.x;
+  const int packs = int(a.size / N), step = int(blockDim.x), me = int(threadIdx.x);
   const int64_t at = int64_t(blockIdx.x) * a.size;
   const Row<T, N> row{static_cast<const T*>(a.x) + at, a.residual ? static_cast<const T*>(a.residual) + at : nullptr,
                       a.residual ? static_cast<T*>(a.h) + at : nullptr};
@@ -46,13 +45,13 @@ __global__ void __launch_bounds__(1024) forward_kernel(NormForward a) {
   };
 #pragma unroll
   for (int k = 0; k < kHeld; ++k) {
-    const int i = threadIdx.x + k * step;
+    const int i = me + k * step;
     if (i < packs) {
       held[k] = row.first_load(i);
       add(held[k]);
     }
   }
-  for (int i = threadIdx.x + kHeld * step; i < packs; i += step) add(row.first_load(i));
+  for (int i = me + kHeld * step; i < packs; i += step) add(row.first_load(i));
   float mean = 0.f;
   if constexpr (kLayerNorm) {
     // The deviations are summed apart: no cancellation when |mean| is large.
@@ -64,9 +63,9 @@ __global__ void __launch_bounds__(1024) forward_kernel(NormForward a) {
     };
 #pragma unroll
     for (int k = 0; k < kHeld; ++k) {
-      if (threadIdx.x + k * step < packs) deviate(held[k]);
+      if (me + k * step < packs) deviate(held[k]);
     }
-    for (int i = threadIdx.x + kHeld * step; i < packs; i += step) deviate(row.load_again(i));
+    for (int i = me + kHeld * step; i < packs; i += step) deviate(row.load_again(i));
   }
   const float rstd = rsqrtf(block_reduce<Sum>(squares, scratch) / float(a.size) + a.eps);
   if (threadIdx.x == 0) {
@@ -89,10 +88,10 @@ __global__ void __launch_bounds__(1024) forward_kernel(NormForward a) {
   };
 #pragma unroll
   for (int k = 0; k < kHeld; ++k) {
-    const int i = threadIdx.x + k * step;
+    const int i = me + k * step;
     if (i < packs) write(i, held[k]);
   }
-  for (int i = threadIdx.x + kHeld * step; i < packs; i += step) write(i, row.load_again(i));
+  for (int i = me + kHeld * step; i < packs; i += step) write(i, row.load_again(i));
 }
 
 // A block takes every gridDim.x-th row and sums its share of dweight and dbias: the first kHeld accesses of a thread in
@@ -100,12 +99,12 @@ __global__ void __launch_bounds__(1024) forward_kernel(NormForward a) {
 template <typename T, int N, bool kLayerNorm>
 __global__ void __launch_bounds__(512) backward_kernel(NormBackward a) {
   SHARED(float, scratch, 2 * kWarp);
-  const int packs = int(a.size / N), step = blockDim.x;
+  const int packs = int(a.size / N), step = int(blockDim.x), me = int(threadIdx.x);
   const T* weight = static_cast<const T*>(a.weight);
   float* dweight = a.partial + int64_t(blockIdx.x) * 2 * a.size;
   float* dbias = dweight + a.size;
   float held_weight[kHeld][N] = {}, held_bias[kLayerNorm ? kHeld : 1][N] = {};
-  for (int i = threadIdx.x + kHeld * step; i < packs; i += step) {
+  for (int i = me + kHeld * step; i < packs; i += step) {
     for (int j = 0; j < N; ++j) dweight[int64_t(i) * N + j] = dbias[int64_t(i) * N + j] = 0.f;
   }
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
@@ -115,7 +114,7 @@ __global__ void __launch_bounds__(512) backward_kernel(NormBackward a) {
     T* dx = static_cast<T*>(a.dx) + row * a.size;
     const float rstd = a.rstd[row], mean = kLayerNorm ? a.mean[row] : 0.f;
     float dot = 0.f, g_mean = 0.f;
-    for (int i = threadIdx.x; i < packs; i += step) {
+    for (int i = me; i < packs; i += step) {
       const Pack<T, N> hp = load_pack<N>(h + int64_t(i) * N), gp = load_pack<N>(dy + int64_t(i) * N),
                        wp = load_pack<N>(weight + int64_t(i) * N);
 #pragma unroll
@@ -147,16 +146,16 @@ __global__ void __launch_bounds__(512) backward_kernel(NormBackward a) {
     };
 #pragma unroll
     for (int k = 0; k < kHeld; ++k) {
-      const int i = threadIdx.x + k * step;
+      const int i = me + k * step;
       if (i < packs) finish(i, held_weight[k], held_bias[kLayerNorm ? k : 0]);
     }
-    for (int i = threadIdx.x + kHeld * step; i < packs; i += step) {
+    for (int i = me + kHeld * step; i < packs; i += step) {
       finish(i, dweight + int64_t(i) * N, dbias + int64_t(i) * N);
     }
   }
 #pragma unroll
   for (int k = 0; k < kHeld; ++k) {
-    const int i = threadIdx.x + k * step;
+    const int i = me + k * step;
     if (i < packs) {
 #pragma unroll
       for (int j = 0; j < N; ++j) {
@@ -173,7 +172,7 @@ constexpr int kSumRows = 16;
 template <typename T>
 __global__ void __launch_bounds__(kWarp* kSumRows)
     sum_kernel(const float* partial, int64_t blocks, int64_t size, T* dweight, T* dbias) {
-  SHARED(float, sums, kSumRows * kWarp);
+  SHARED(float, sums, kSumRows* kWarp);
   const int64_t column = int64_t(blockIdx.x) * kWarp + threadIdx.x;
   const float* from = partial + (blockIdx.y ? size : 0);
   T* to = blockIdx.y ? dbias : dweight;
@@ -194,8 +193,7 @@ __global__ void __launch_bounds__(kWarp* kSumRows)
 void norm_forward(const NormForward& a, void* stream) {
   if (a.rows == 0) return;
   for_dtype(
-      a.dtype,
-      [&](auto type) { return packable<decltype(type)>(a.size, a.x, a.residual, a.weight, a.bias, a.h, a.y); },
+      a.dtype, [&](auto type) { return packable<decltype(type)>(a.size, a.x, a.residual, a.weight, a.bias, a.h, a.y); },
       [&](auto type, auto count) {
         using T = decltype(type);
         constexpr int N = decltype(count)::value;

@@ -1,4 +1,5 @@
 #include "common/bind.h"
+
 #include "rope/op.h"
 
 namespace megalm {

@@ -1,6 +1,5 @@
-#include "rope/op.h"
-
 #include "common/kernel.cuh"
+#include "rope/op.h"
 
 namespace megalm::cuda {
 namespace {

@@ -13,7 +13,10 @@ def values_and_gradients(function, inputs, gradients):
     outputs = function(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     wanted = [i for i in inputs if isinstance(i, torch.Tensor) and i.requires_grad]
-    return [*outputs, *torch.autograd.grad(outputs, wanted, [g.to(o.dtype) for g, o in zip(gradients, outputs)])]
+    return [
+        *outputs,
+        *torch.autograd.grad(outputs, wanted, [g.to(o.dtype) for g, o in zip(gradients, outputs, strict=True)]),
+    ]
 
 
 def wide(value):

@@ -1,0 +1,34 @@
+"""Every kernel's tests once more under AddressSanitizer: CUDA kernels in the emulator, and the CPU kernels.
+
+The build is kept in build/emulated; only what changed is compiled again.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from scripts.build_extension import ROOT, compiler
+from scripts.emulated import build_emulated, sanitizer_runtime
+
+
+def test_kernels_under_the_emulator_and_the_sanitizer():
+    try:
+        module = build_emulated()
+    except RuntimeError as error:
+        if "does not compile" in str(error):
+            raise
+        pytest.skip(str(error))
+    runtime = sanitizer_runtime(compiler())
+    if runtime is None:
+        pytest.skip("the compiler's AddressSanitizer has no shared library")
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": str(runtime),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "MEGALM_TEST_SANITIZED_LIBRARY": str(module),
+    }
+    command = [sys.executable, "-m", "pytest", "tests/ops", "-x", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, f"{result.stdout[-6000:]}\n{result.stderr[-6000:]}"
