@@ -36,7 +36,13 @@ class Law:
 
 LAWS = {
     "besiroglu": Law(
-        "besiroglu", 1.8172, 482.01, 2085.43, 0.3478, 0.3658, "Besiroglu et al. 2024 (arXiv:2404.10102): Chinchilla's data fitted again"
+        "besiroglu",
+        1.8172,
+        482.01,
+        2085.43,
+        0.3478,
+        0.3658,
+        "Besiroglu et al. 2024 (arXiv:2404.10102): Chinchilla's data fitted again",
     ),
     "hoffmann": Law("hoffmann", 1.69, 406.4, 410.7, 0.34, 0.28, "Hoffmann et al. 2022 (arXiv:2203.15556), approach 3"),
 }
@@ -73,7 +79,12 @@ class Choice:
 
 
 def choices(
-    flops: float, *, inference_tokens: float = 0.0, inference_cost: float = 1.0, law: Law | None = None, ratio: float = 20.0
+    flops: float,
+    *,
+    inference_tokens: float = 0.0,
+    inference_cost: float = 1.0,
+    law: Law | None = None,
+    ratio: float = 20.0,
 ) -> list[Choice]:
     """Models for `flops` of training, and lifecycle-optimal ones when tokens will be served.
 
@@ -96,8 +107,14 @@ def choices(
         return Choice(name, parameters, tokens, fitted.loss(parameters, tokens), 6 * parameters * tokens, serving, why)
 
     size = (flops / (6 * ratio)) ** 0.5
-    first = make(f"attempt 1: compute-optimal, {ratio:g} tokens a parameter", size, ratio * size, "Chinchilla's rule of thumb")
-    best = make("attempt 1: compute-optimal, fitted law", *fitted.optimum(flops), f"least loss for the training FLOPs; {fitted.source}")
+    first = make(
+        f"attempt 1: compute-optimal, {ratio:g} tokens a parameter", size, ratio * size, "Chinchilla's rule of thumb"
+    )
+    best = make(
+        "attempt 1: compute-optimal, fitted law",
+        *fitted.optimum(flops),
+        f"least loss for the training FLOPs; {fitted.source}",
+    )
     answers = [first, best]
     if inference_tokens:
         answers.append(_whole_budget(make, flops, inference_tokens * inference_cost, fitted))
@@ -115,7 +132,9 @@ def _whole_budget(make, flops: float, served: float, law: Law) -> Choice:
 
     size = exp(minimum(loss, log(SMALLEST / 1e3), log(flops)))
     tokens = flops / (6 * size) - served / 3
-    return make("attempt 2: lifecycle-optimal, whole budget", size, tokens, "least loss when the budget also pays for serving")
+    return make(
+        "attempt 2: lifecycle-optimal, whole budget", size, tokens, "least loss when the budget also pays for serving"
+    )
 
 
 def _same_loss(make, reference: Choice, served: float, law: Law) -> Choice:
@@ -129,7 +148,12 @@ def _same_loss(make, reference: Choice, served: float, law: Law) -> Choice:
     smallest = (law.a / (reference.loss - law.e)) ** (1 / law.alpha)
     size = exp(minimum(life, log(smallest) + 1e-6, log(reference.parameters * 4)))
     tokens = law.tokens_for(size, reference.loss)
-    return make("attempt 2: lifecycle-optimal, same loss", size, tokens, "least training + serving FLOPs at the fitted optimum's loss")
+    return make(
+        "attempt 2: lifecycle-optimal, same loss",
+        size,
+        tokens,
+        "least training + serving FLOPs at the fitted optimum's loss",
+    )
 
 
 def minimum(function, low: float, high: float) -> float:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from megalm.config import Config, ConfigError
 from megalm.plan.layout import Layout, divisibility, layout_of
 from megalm.plan.machine import Machine
-from megalm.plan.memory import MemoryEstimate, PARTS, estimate_layout, guard_snapshots
+from megalm.plan.memory import PARTS, MemoryEstimate, estimate_layout, guard_snapshots
 from megalm.plan.models import largest_fitting
 
 

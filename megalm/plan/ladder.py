@@ -66,7 +66,8 @@ def ladder(target: ModelConfig, rungs: int = 5, ratio: float = 20.0) -> list[Run
     least = max(1e7, size / 1000)
     if least * 2 > size:
         raise ConfigError(
-            f"{target.name} has {whole.total:,} parameters: too small for a ladder below it, which starts at 10M. Choose a larger model."
+            f"{target.name} has {whole.total:,} parameters: too small for a ladder below it,"
+            " which starts at 10M. Choose a larger model."
         )
     answers = []
     for index in range(rungs):

@@ -1,7 +1,7 @@
 """Bytes that each rank of each pipeline stage needs, part by part."""
 
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from heapq import heapify, heapreplace
 from math import ceil, prod
 from typing import Any
@@ -46,7 +46,7 @@ class StageMemory:
     host_snapshots: float = 0.0
     """Host memory of the guard's snapshots."""
 
-    @property
+    @cached_property
     def total(self) -> float:
         """Bytes on the accelerator."""
         return sum(getattr(self, part) for part in PARTS)
@@ -72,7 +72,7 @@ class MemoryEstimate:
 
     stages: list[StageMemory]
 
-    @property
+    @cached_property
     def worst(self) -> StageMemory:
         """The stage that needs most."""
         return max(self.stages, key=lambda stage: stage.total)
@@ -114,9 +114,15 @@ def guard_snapshots(config: Config) -> int:
 
 
 def estimate_layout(
-    model: ModelConfig, layout: Layout, *, cpu: bool = False, bucket_bytes: float = 25e6, snapshots: int = 0
+    model: ModelConfig,
+    layout: Layout,
+    *,
+    cpu: bool = False,
+    bucket_bytes: float = 25e6,
+    snapshots: int = 0,
+    distinct_only: bool = False,
 ) -> MemoryEstimate:
-    """Per-rank memory of a model under a layout, for each pipeline stage."""
+    """Per-rank memory of a model under a layout, for each pipeline stage (distinct_only: the first of each kind)."""
     counts = layers_of_ranks(model, layout)
     ends_together = layout.schedule in V_SCHEDULES and layout.pipeline > 1
     distinct: dict[tuple[int, bool, bool, int], StageMemory] = {}
@@ -128,6 +134,8 @@ def estimate_layout(
         key = (layers, first, last, flight)
         if key not in distinct:
             distinct[key] = _stage(model, layout, stage, key, cpu, bucket_bytes, snapshots)
+        elif distinct_only:
+            continue
         known = distinct[key]
         stages.append(known if known.stage == stage else replace(known, stage=stage))
     return MemoryEstimate(stages)
@@ -189,9 +197,7 @@ def chunks_in_flight(layout: Layout, rank: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _local_parameters(
-    shape: tuple[Any, ...], layers: int, first: bool, last: bool, tensor: int, expert: int
-) -> float:
+def _local_parameters(shape: tuple[Any, ...], layers: int, first: bool, last: bool, tensor: int, expert: int) -> float:
     model = _MODELS[shape]
     return sum(
         prod(local_shape(model, name, full, tensor, expert)) * times

@@ -70,7 +70,9 @@ class Mixture:
         }
 
 
-def solve(name: str, sources: Sequence[Source], total: float | None = None, most_epochs: float = MOST_EPOCHS) -> Mixture:
+def solve(
+    name: str, sources: Sequence[Source], total: float | None = None, most_epochs: float = MOST_EPOCHS
+) -> Mixture:
     """Work out tokens, proportion and epochs of each source.
 
     Each source gives its available tokens and one of proportion, target tokens or epochs; or, of a published table,
@@ -118,8 +120,9 @@ def solve(name: str, sources: Sequence[Source], total: float | None = None, most
     for source in answers:
         if source.epochs is not None and source.epochs > most_epochs:
             raise ConfigError(
-                f"{name}: {source.name} would be seen {source.epochs:.1f} times, and more than {most_epochs:g} epochs teach nothing new"
-                " (Muennighoff et al. 2023): lower its proportion or the total, find more of it, or raise --most-epochs."
+                f"{name}: {source.name} would be seen {source.epochs:.1f} times, and more than {most_epochs:g} epochs"
+                " teach nothing new (Muennighoff et al. 2023): lower its proportion or the total, find more of it,"
+                " or raise --most-epochs."
             )
         if source.epochs is not None and source.epochs > WARN_EPOCHS:
             mixture.warnings.append(
@@ -141,7 +144,8 @@ def _check(name: str, source: Source) -> None:
         by_epochs = source.epochs * source.available
         if abs(by_epochs - source.tokens) > 0.02 * max(by_epochs, source.tokens):
             raise ConfigError(
-                f"{name}: {source.name}: {source.tokens:g} tokens are not {source.epochs:g} epochs of {source.available:g}: give one of them."
+                f"{name}: {source.name}: {source.tokens:g} tokens are not {source.epochs:g} epochs of"
+                f" {source.available:g}: give one of them."
             )
 
 
@@ -160,7 +164,9 @@ def _total(name: str, sources: Sequence[Source], drawn: list[float | None]) -> f
         return sum(tokens for tokens in drawn if tokens is not None)
     implied = [t / s.proportion for s, t in zip(sources, drawn, strict=True) if t is not None and s.proportion]
     implied += [
-        s.epochs * s.available / s.proportion for s in sources if s.epochs and s.available and s.proportion and s.tokens is None
+        s.epochs * s.available / s.proportion
+        for s in sources
+        if s.epochs and s.available and s.proportion and s.tokens is None
     ]
     if implied:
         return sum(implied) / len(implied)
@@ -178,7 +184,8 @@ def compare(mixtures: Sequence[Mixture]) -> list[tuple[str, list[float | None]]]
     """(source, proportion in each mixture) over all their sources, largest first."""
     names = list(dict.fromkeys(source.name for mixture in mixtures for source in mixture.sources))
     rows = [
-        (name, [next((s.proportion for s in mixture.sources if s.name == name), None) for mixture in mixtures]) for name in names
+        (name, [next((s.proportion for s in mixture.sources if s.name == name), None) for mixture in mixtures])
+        for name in names
     ]
     return sorted(rows, key=lambda row: -max(share or 0.0 for share in row[1]))
 
@@ -190,7 +197,9 @@ def distance(first: Mixture, second: Mixture) -> float:
 
 def data_yaml(mixture: Mixture) -> str:
     """The yaml of conf/data that `data=NAME` reads: prefixes and weights."""
-    lines = [f"# {mixture.name}: written by python -m tools.mix" + (f"; {mixture.total:.4g} tokens" if mixture.total else "")]
+    lines = [
+        f"# {mixture.name}: written by python -m tools.mix" + (f"; {mixture.total:.4g} tokens" if mixture.total else "")
+    ]
     for source in mixture.sources:
         seen = f", {source.epochs:.2f} epochs" if source.epochs is not None else ""
         lines.append(f"#   {source.name}: {100 * (source.proportion or 0):.2f}%{seen}")
@@ -214,7 +223,9 @@ def read(name: str) -> tuple[str, list[Source], float | None]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         known = ", ".join(sorted(file.stem for file in EXAMPLES.glob("*.yaml")))
-        raise ConfigError(f"{name}: cannot be read ({error.strerror}). Give a .yaml or .csv file, or an example: {known}.") from None
+        raise ConfigError(
+            f"{name}: cannot be read ({error.strerror}). Give a .yaml or .csv file, or an example: {known}."
+        ) from None
     try:
         if path.suffix == ".csv":
             return path.stem, _from_csv(path, text), None
@@ -224,7 +235,8 @@ def read(name: str) -> tuple[str, list[Source], float | None]:
         return str(content.get("name") or path.stem), sources, total
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"{path}: not a mixture ({error}). Write `sources:` with name, available and one of proportion, tokens, epochs; and `total:`."
+            f"{path}: not a mixture ({error}). Write `sources:` with name, available and one of"
+            " proportion, tokens, epochs; and `total:`."
         ) from None
 
 
@@ -232,8 +244,14 @@ def source_from(where: str, entry: dict[str, Any]) -> Source:
     """A source out of a mapping; figures may be words such as 335B or 33.5%."""
     unknown = set(entry) - {"name", "available", "proportion", "tokens", "epochs", "prefix"}
     if unknown or "name" not in entry:
-        raise ConfigError(f"{where}: a source has name, available, proportion, tokens, epochs, prefix; got {', '.join(map(str, entry))}.")
-    figures = {key: quantity(entry[key]) for key in ("available", "proportion", "tokens", "epochs") if entry.get(key) is not None}
+        raise ConfigError(
+            f"{where}: a source has name, available, proportion, tokens, epochs, prefix; got {', '.join(map(str, entry))}."
+        )
+    figures = {
+        key: quantity(entry[key])
+        for key in ("available", "proportion", "tokens", "epochs")
+        if entry.get(key) is not None
+    }
     return Source(str(entry["name"]), prefix=entry.get("prefix"), **figures)
 
 

@@ -54,6 +54,7 @@ def plan_rows(plan: "Plan") -> list[tuple[str, str]]:
     """(question, answer) lines of the one-screen plan."""
     layout, memory, time = plan.layout, plan.memory, plan.time
     counts, losses = plan.counts, plan.losses
+    tokens = plan.tokens
     active = f", {number(counts.active)} active" if counts.active != counts.total else ""
     rows = [
         ("what", f"{plan.name}: {counts.total:,} parameters{active} ({number(counts.embedding)} in embeddings)"),
@@ -63,11 +64,10 @@ def plan_rows(plan: "Plan") -> list[tuple[str, str]]:
             "batch",
             f"{layout.global_batch} x {plan.seq_length} = {number(plan.tokens_per_step)} tokens a step"
             + (
-                ""
-                if plan.steps is None
-                else f"; {plan.steps:,} steps = {number(plan.tokens)} tokens"
-                f" ({plan.tokens / counts.active:.1f} a parameter)"
-            ),  # type: ignore[operator]
+                f"; {plan.steps:,} steps = {number(tokens)} tokens ({tokens / counts.active:.1f} a parameter)"
+                if tokens
+                else ""
+            ),
         ),
         (
             "FLOPs",

@@ -140,13 +140,15 @@ def bars(plot: Bars) -> str:
     left, width, row = 190, 560, 30
     legend = row * ceil(len(names) / 4) + 6
     height = legend + row * len(plot.items) + 34
-    out = [f'<svg viewBox="0 0 {left + width + 90} {height}" role="img" font-size="13" font-family="system-ui,sans-serif">']
+    out = [
+        f'<svg viewBox="0 0 {left + width + 90} {height}" role="img" font-size="13" font-family="system-ui,sans-serif">'
+    ]
     for i, name in enumerate(names):
         x, y = left + 150 * (i % 4), 6 + row * (i // 4)
         out.append(f'<rect x="{x}" y="{y}" width="12" height="12" fill="{colour[name]}"/>')
         out.append(f'<text x="{x + 17}" y="{y + 11}">{_text(name.replace("_", " "))}</text>')
     for i, (label, parts) in enumerate(plot.items):
-        y, x = legend + row * i, float(left)
+        y, at = legend + row * i, float(left)
         out.append(f'<text x="{left - 8}" y="{y + 16}" text-anchor="end">{_text(label)}</text>')
         for name, value in parts:
             if value <= 0:
@@ -154,17 +156,21 @@ def bars(plot: Bars) -> str:
             long = width * value / top
             title = f"{name.replace('_', ' ')}: {number(value)} {plot.unit}"
             out.append(
-                f'<rect x="{x:.1f}" y="{y + 2}" width="{long:.1f}" height="20" fill="{colour[name]}">'
+                f'<rect x="{at:.1f}" y="{y + 2}" width="{long:.1f}" height="20" fill="{colour[name]}">'
                 f"<title>{_text(title)}</title></rect>"
             )
-            x += long
+            at += long
         total = sum(value for _, value in parts)
-        out.append(f'<text x="{x + 6:.1f}" y="{y + 16}">{number(total)} {_text(plot.unit)}</text>')
+        out.append(f'<text x="{at + 6:.1f}" y="{y + 16}">{number(total)} {_text(plot.unit)}</text>')
     if plot.limit:
-        x = left + width * plot.limit[1] / top
+        at = left + width * plot.limit[1] / top
         end = height - 24
-        out.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{legend - 4}" y2="{end}" stroke="#b6524f" stroke-dasharray="4 3"/>')
-        out.append(f'<text x="{x:.1f}" y="{end + 14}" text-anchor="end">{_text(plot.limit[0])} {number(plot.limit[1])}</text>')
+        out.append(
+            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{legend - 4}" y2="{end}" stroke="#b6524f" stroke-dasharray="4 3"/>'
+        )
+        out.append(
+            f'<text x="{at:.1f}" y="{end + 14}" text-anchor="end">{_text(plot.limit[0])} {number(plot.limit[1])}</text>'
+        )
     out.append("</svg>")
     return "".join(out)
 
@@ -178,7 +184,10 @@ def curves(plot: Curves) -> str:
     left, top, width, height = 80, 14, 640, 340
     x_axis = _Axis([x for x, _ in everything], "x" in plot.log, left, left + width)
     y_axis = _Axis([y for _, y in everything], "y" in plot.log, top + height, top)
-    out = [f'<svg viewBox="0 0 {left + width + 150} {top + height + 50}" role="img" font-size="12" font-family="system-ui,sans-serif">']
+    out = [
+        f'<svg viewBox="0 0 {left + width + 150} {top + height + 50}" role="img" font-size="12"'
+        ' font-family="system-ui,sans-serif">'
+    ]
     for value in x_axis.ticks():
         at = x_axis(value)
         out.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{top + height}" stroke="#8884"/>')
@@ -194,11 +203,17 @@ def curves(plot: Curves) -> str:
         out.append(f'<rect x="{left + width + 10}" y="{top + 18 * i}" width="12" height="12" fill="{shade}"/>')
         out.append(f'<text x="{left + width + 27}" y="{top + 18 * i + 11}">{_text(name)}</text>')
     for name, x, y in plot.points:
-        out.append(f'<circle cx="{x_axis(x):.1f}" cy="{y_axis(y):.1f}" r="4" fill="#b6524f"><title>{_text(name)}</title></circle>')
+        out.append(
+            f'<circle cx="{x_axis(x):.1f}" cy="{y_axis(y):.1f}" r="4" fill="#b6524f"><title>{_text(name)}</title></circle>'
+        )
         out.append(f'<text x="{x_axis(x) + 6:.1f}" y="{y_axis(y) - 6:.1f}">{_text(name)}</text>')
-    out.append(f'<text x="{left + width / 2}" y="{top + height + 38}" text-anchor="middle">{_text(plot.x_label)}</text>')
+    out.append(
+        f'<text x="{left + width / 2}" y="{top + height + 38}" text-anchor="middle">{_text(plot.x_label)}</text>'
+    )
     middle = top + height / 2
-    out.append(f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">{_text(plot.y_label)}</text>')
+    out.append(
+        f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">{_text(plot.y_label)}</text>'
+    )
     out.append("</svg>")
     return "".join(out)
 

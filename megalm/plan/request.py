@@ -11,7 +11,7 @@ from megalm.plan.machine import Machine, failure_rate, machine_for, planned_mach
 from megalm.plan.shapes import parameters
 
 LETTERS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
-SECONDS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "hours": 3600.0, "d": 86400.0, "days": 86400.0, "weeks": 604800.0}  # fmt: skip
+SECONDS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "hours": 3600.0, "d": 86400.0, "days": 86400.0}
 
 KEYS: dict[str, tuple[str, str]] = {
     # name: (kind, what it is)
@@ -64,7 +64,10 @@ KEYS: dict[str, tuple[str, str]] = {
     "snapshots": ("whole", "guard snapshots kept in host memory"),
 }
 
-GROUPS = ("model", "experiment", "data", "parallel", "precision", "optim", "guard", "checkpoint", "resilience", "tracking", "cluster")  # fmt: skip
+GROUPS = (
+    "model", "experiment", "data", "parallel", "precision", "optim", "guard", "checkpoint",
+    "resilience", "tracking", "cluster",
+)  # fmt: skip
 ROOT = ("world_size", "device", "dry_run")
 ALIASES = {
     "N": "parameters", "D": "tokens", "n": "parameters", "d": "tokens", "params": "parameters", "budget": "dollars",
@@ -180,7 +183,14 @@ def _value(request: Request, name: str, text: str) -> object:
         if number != int(number):
             raise ConfigError(f"{name}={text}: a whole number is needed.")
         return int(positive(name, number, zero=name in ("spares", "snapshots", "checkpoints")))
-    zero = name in ("inference_tokens", "price", "comparisons", "instruction_pairs", "multi_turn_chats", "annotation_hours")
+    zero = name in (
+        "inference_tokens",
+        "price",
+        "comparisons",
+        "instruction_pairs",
+        "multi_turn_chats",
+        "annotation_hours",
+    )
     return positive(name, number, zero=zero)
 
 
@@ -263,7 +273,9 @@ def machine(request: Request, config: Config | None = None) -> Machine:
     if gpu is None and config is not None and config.cluster.gpu:
         found = machine_for(config, gpus)
     elif gpu is None:
-        found = machine_for(config, gpus) if config is not None else this_machine().with_gpus(gpus or this_machine().gpus)
+        found = (
+            machine_for(config, gpus) if config is not None else this_machine().with_gpus(gpus or this_machine().gpus)
+        )
     else:
         found = planned_machine(gpu, gpus or 1, price=price, price_list=request.word("price_list"))
     changes: dict[str, object] = {}

@@ -65,7 +65,9 @@ def read_points(files: Sequence[str]) -> list[Point]:
         elif path.suffix in (".csv", ".json", ".jsonl"):
             points.extend(_table(path))
         else:
-            raise ConfigError(f"{name}: neither the folder of a run nor a .csv, .json or .jsonl file with parameters, tokens, loss.")
+            raise ConfigError(
+                f"{name}: neither the folder of a run nor a .csv, .json or .jsonl file with parameters, tokens, loss."
+            )
     for point in points:
         if not (point.parameters > 0 and point.tokens > 0 and 0 < point.loss < float("inf")):
             raise ConfigError(f"{point.name}: parameters, tokens and loss must be positive and finite; got {point}.")
@@ -99,7 +101,12 @@ def _table(path: Path) -> list[Point]:
         else:
             rows = json.loads(text)
         return [
-            Point(str(row.get("name", f"{path.name}:{i}")), float(row["parameters"]), float(row["tokens"]), float(row["loss"]))
+            Point(
+                str(row.get("name", f"{path.name}:{i}")),
+                float(row["parameters"]),
+                float(row["tokens"]),
+                float(row["loss"]),
+            )
             for i, row in enumerate(rows, 1)
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -124,7 +131,9 @@ def fit(points: Sequence[Point], form: str | None = None, refits: int = 60, seed
             + " Run more rungs (python -m tools.plan ladder)."
         )
     if chosen == "chinchilla" and not _separable(points):
-        raise ConfigError("these runs all have about the same tokens a parameter: they cannot tell A/N^alpha from B/D^beta. Use form=power.")
+        raise ConfigError(
+            "these runs all have about the same tokens a parameter: they cannot tell A/N^alpha from B/D^beta. Use form=power."
+        )
     size = numpy.array([p.parameters for p in points])
     tokens = numpy.array([p.tokens for p in points])
     target = numpy.log([p.loss for p in points])
@@ -142,9 +151,7 @@ def fit(points: Sequence[Point], form: str | None = None, refits: int = 60, seed
         samples.append(_descend(chosen, theta, size[drawn], tokens[drawn], noisy))
     names = ("E", "A", "B", "alpha", "beta") if chosen == "chinchilla" else ("K", "gamma")
     values = [*numpy.exp(theta[:3]), *theta[3:]] if chosen == "chinchilla" else [float(numpy.exp(theta[0])), theta[1]]
-    return Fitted(
-        chosen, dict(zip(names, map(float, values), strict=True)), scatter, numpy.array(samples), theta
-    )
+    return Fitted(chosen, dict(zip(names, map(float, values), strict=True)), scatter, numpy.array(samples), theta)
 
 
 def _separable(points: Sequence[Point]) -> bool:
@@ -175,7 +182,9 @@ def _gradient(form: str, theta: "numpy.ndarray", size: "numpy.ndarray", tokens: 
         return numpy.stack([numpy.ones_like(size), -numpy.log(6 * size * tokens)], axis=1)
     terms = _terms(theta, size, tokens)
     share = numpy.exp(terms - _log_loss(form, theta, size, tokens))
-    return numpy.stack([share[0], share[1], share[2], -share[1] * numpy.log(size), -share[2] * numpy.log(tokens)], axis=1)
+    return numpy.stack(
+        [share[0], share[1], share[2], -share[1] * numpy.log(size), -share[2] * numpy.log(tokens)], axis=1
+    )
 
 
 def _best(form: str, size: "numpy.ndarray", tokens: "numpy.ndarray", target: "numpy.ndarray") -> "numpy.ndarray":
@@ -185,7 +194,9 @@ def _best(form: str, size: "numpy.ndarray", tokens: "numpy.ndarray", target: "nu
     else:
         floor = float(numpy.exp(target.min()))
         starts = [
-            numpy.array([numpy.log(floor * part), numpy.log(floor) + alpha * 18, numpy.log(floor) + beta * 21, alpha, beta])
+            numpy.array(
+                [numpy.log(floor * part), numpy.log(floor) + alpha * 18, numpy.log(floor) + beta * 21, alpha, beta]
+            )
             for part in (0.3, 0.6, 0.85)
             for alpha in (0.2, 0.35, 0.5)
             for beta in (0.2, 0.35, 0.5)

@@ -15,7 +15,7 @@ from megalm.plan.time import PARTS as TIME_PARTS
 from megalm.plan.time import StepTime, step_time
 
 RECOMPUTE = ("none", "selective", "full")
-EXACT = 48
+EXACT = 24
 """Of the fastest by closed forms, how many pipelines are simulated before the final ranking."""
 
 
@@ -72,7 +72,8 @@ class SearchResult:
             )
         needed, there = self.smallest.memory.bytes_per_gpu, self.machine.memory
         more = next(
-            (n for k in range(1, 12) if fits(self.model, self.machine.with_gpus(n := self.machine.gpus * 2**k))[0]), None
+            (n for k in range(1, 12) if fits(self.model, self.machine.with_gpus(n := self.machine.gpus * 2**k))[0]),
+            None,
         )
         largest = largest_fitting(self.machine)
         return (
@@ -99,6 +100,23 @@ def auto_overrides(config: Config, machine: Machine) -> list[str]:
     if not found.best:
         raise ConfigError(found.why_none())
     return found.best[0].layout.overrides()
+
+
+def expand_auto(overrides: list[str]) -> list[str]:
+    """Command-line overrides with `parallel=auto` replaced by the fastest layout that fits; others come back as they are.
+
+    What the command line says of parallel.* and the batch stays in force: it comes after the layout found.
+
+    Errors: ConfigError when no layout fits.
+    """
+    if "parallel=auto" not in overrides:
+        return overrides
+    from megalm.config.compose import compose_config
+    from megalm.plan.machine import machine_for
+
+    given = [word for word in overrides if word != "parallel=auto"]
+    config = compose_config(given)
+    return [*auto_overrides(config, machine_for(config)), *given]
 
 
 class _Search:
@@ -187,11 +205,13 @@ class _Search:
             for number, recompute in enumerate(RECOMPUTE):
                 layout = replace(family, recompute=recompute, **sharding)
                 self.considered += 1
-                memory = self.memory(layout)
+                memory = self.memory(layout, distinct_only=True)
                 if memory.bytes_per_gpu > self.machine.memory:
                     self.too_large += 1
                     if self.smallest is None or memory.bytes_per_gpu < self.smallest.memory.bytes_per_gpu:
-                        self.smallest = Candidate(layout, step_time(self.model, layout, self.machine, exact=False), memory, False)
+                        self.smallest = Candidate(
+                            layout, step_time(self.model, layout, self.machine, exact=False), memory, False
+                        )
                     continue
                 yield Candidate(layout, step_time(self.model, layout, self.machine, exact=False), memory, True)
                 self.dominated += len(RECOMPUTE) - 1 - number
@@ -200,9 +220,14 @@ class _Search:
                     return
                 break
 
-    def memory(self, layout: Layout) -> MemoryEstimate:
+    def memory(self, layout: Layout, *, distinct_only: bool = False) -> MemoryEstimate:
         return estimate_layout(
-            self.model, layout, cpu=self.machine.is_cpu, bucket_bytes=self.bucket, snapshots=self.snapshots
+            self.model,
+            layout,
+            cpu=self.machine.is_cpu,
+            bucket_bytes=self.bucket,
+            snapshots=self.snapshots,
+            distinct_only=distinct_only,
         )
 
     def evaluate(self, layout: Layout, *, exact: bool, name: str = "") -> Candidate:

@@ -229,7 +229,7 @@ class _Clock:
         return optimizer_time(held / split, self.roofline)
 
 
-SIMULATED = 40_000
+SIMULATED = 20_000
 """Longest pipeline (ranks x micro-batches x chunks) that is simulated rather than taken from a closed form."""
 
 

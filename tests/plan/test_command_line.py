@@ -8,8 +8,8 @@ import sys
 import pytest
 
 import tools.plan
-from megalm.config.compose import compose_config, groups
 from megalm.config.cluster import accelerator_from, hardware
+from megalm.config.compose import compose_config, groups
 from megalm.plan.machine import machine_for, measure_cpu, this_machine
 from megalm.plan.summary import plan
 from tools.subcommands import run_tool
@@ -20,7 +20,10 @@ def ask(capsys, command: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-SMALL = "+model=7b gpus=8 gpu=h100 parallel.data=8 parallel.data_mode=fully_shard train.micro_batch_size=2 train.global_batch_size=64"
+SMALL = (
+    "+model=7b gpus=8 gpu=h100 parallel.data=8 parallel.data_mode=fully_shard"
+    " train.micro_batch_size=2 train.global_batch_size=64"
+)
 
 
 @pytest.mark.parametrize(
@@ -30,12 +33,27 @@ SMALL = "+model=7b gpus=8 gpu=h100 parallel.data=8 parallel.data_mode=fully_shar
         ("flops +model=7b", "flops_per_token model_flops_per_step hardware_flops_per_step flops_per_token_6nd"),
         (f"memory {SMALL}", "bytes_per_gpu bytes_available_per_gpu fits stages host_bytes_per_gpu"),
         (f"time {SMALL} tokens=140e9", "step_seconds days dollars mfu hfu tokens_per_second bubble_seconds"),
-        ("time +model=7b tokens=140e9 gpus=64 gpu=a100-40gb mfu=0.507", "days dollars parameters flops_per_token step_seconds"),
-        ("cost +model=7b tokens=1e12 gpus=440 gpu=a100-40gb mfu=0.4 checkpoints=10", "dollars gpu_dollars storage_dollars days"),
-        ("cost +model=7b finetune_tokens=1e9 gpus=16 gpu=h100 mfu=0.4 multi_turn_chats=100", "dollars human_data_dollars"),
+        (
+            "time +model=7b tokens=140e9 gpus=64 gpu=a100-40gb mfu=0.507",
+            "days dollars parameters flops_per_token step_seconds",
+        ),
+        (
+            "cost +model=7b tokens=1e12 gpus=440 gpu=a100-40gb mfu=0.4 checkpoints=10",
+            "dollars gpu_dollars storage_dollars days",
+        ),
+        (
+            "cost +model=7b finetune_tokens=1e9 gpus=16 gpu=h100 mfu=0.4 multi_turn_chats=100",
+            "dollars human_data_dollars",
+        ),
         ("budget gpu_days=1000 gpu=h100 inference_tokens=1T", "parameters tokens choices tokens_per_parameter"),
-        ("goodput gpus=1024 gpu=h100 days=10", "expected_failures checkpoint_interval_minutes effective_training_time_percent"),
-        ("search model=1b gpus=8 gpu=h100 batch_tokens=1M top=3", "best alternatives overrides step_seconds layouts_considered"),
+        (
+            "goodput gpus=1024 gpu=h100 days=10",
+            "expected_failures checkpoint_interval_minutes effective_training_time_percent",
+        ),
+        (
+            "search model=1b gpus=8 gpu=h100 batch_tokens=1M top=3",
+            "best alternatives overrides step_seconds layouts_considered",
+        ),
     ],
 )
 def test_json_keys_carry_their_units(command, keys, capsys):
@@ -133,7 +151,14 @@ def test_every_accelerator_is_complete_and_has_sources():
     for name, record in hardware().items():
         chip = accelerator_from(record)
         assert chip.peak["bf16"] > 1e14 and chip.memory > 2**34
-        for figure in ("peak_tflops", "memory_tb_per_s", "memory_gib", "link_gb_per_s", "network_gb_per_s", "matmul_efficiency"):
+        for figure in (
+            "peak_tflops",
+            "memory_tb_per_s",
+            "memory_gib",
+            "link_gb_per_s",
+            "network_gb_per_s",
+            "matmul_efficiency",
+        ):
             assert chip.sources.get(figure), (name, figure)
     assert set(hardware()) >= {"a100-40gb", "a100-80gb", "h100", "h200", "b200", "gh200", "mi300x"}
     assert set(hardware()) <= set(groups()["cluster"])

@@ -12,10 +12,16 @@ from megalm.plan.memory import chunks_in_flight, estimate_layout, layers_of_stag
 from megalm.plan.models import models
 from tests.plan.published import mpt_benchmark, narayanan
 
-SMALL = (
-    "model.num_layers=4 model.hidden_size=128 model.num_heads=4 model.ffn_hidden_size=512 model.seq_length=256"
-    " model.vocab_size=2048 train.global_batch_size=4 train.micro_batch_size=4"
-).split()
+SMALL = [
+    "model.num_layers=4",
+    "model.hidden_size=128",
+    "model.num_heads=4",
+    "model.ffn_hidden_size=512",
+    "model.seq_length=256",
+    "model.vocab_size=2048",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=4",
+]
 LLAMA = ["+model=llama3-8b", *SMALL, "model.num_kv_heads=2"]
 GPT = ["+model=gpt2-124m", *SMALL]
 MPT = ["+model=125m", *SMALL]

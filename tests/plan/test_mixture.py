@@ -56,7 +56,9 @@ def test_yaml_is_read_back_by_the_launcher(tmp_path, monkeypatch, capsys):
     import yaml
 
     written = yaml.safe_load(file.read_text())
-    config = compose_config(["+model=tiny", f"data.train={json.dumps(written['train'])}", f"data.weights={written['weights']}"])
+    config = compose_config(
+        ["+model=tiny", f"data.train={json.dumps(written['train'])}", f"data.weights={written['weights']}"]
+    )
     assert config.data.train == ["data/web", "data/code"] and config.data.weights == [0.7, 0.3]
     assert set(written) == {"train", "weights"}
 

@@ -1,5 +1,6 @@
 """Every row of the published tables: parameters, FLOPs, utilisation and step time."""
 
+import csv
 from statistics import median
 
 import pytest
@@ -8,6 +9,7 @@ from megalm.plan import flops
 from megalm.plan.shapes import parameters
 from megalm.plan.time import step_time
 from tests.plan.published import Published, mpt_benchmark, narayanan
+from tests.plan.results import FILE, HEADER, lines
 
 MPT, NARAYANAN = mpt_benchmark(), narayanan()
 
@@ -71,3 +73,15 @@ def test_step_time_of_narayanan():
     found = errors(NARAYANAN)
     assert median(map(abs, found)) < 0.10
     assert max(map(abs, found[3:])) < 0.15
+
+
+def test_committed_results_are_these():
+    """benchmarks/results/planner-published-rows.csv states every row; `python -m tests.plan.results` writes it."""
+    with FILE.open(newline="") as file:
+        committed = list(csv.reader(file))
+    assert tuple(committed[0]) == HEADER
+    now = lines()
+    assert [row[0] for row in committed[1:]] == [row[0] for row in now]
+    for then, today in zip(committed[1:], now, strict=True):
+        assert float(then[3]) == pytest.approx(float(today[3]), abs=0.2), then[0]
+    assert median(abs(float(row[3])) for row in committed[1:]) < 15

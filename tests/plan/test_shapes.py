@@ -3,10 +3,10 @@
 import pytest
 
 from megalm.config.compose import compose_config
+from megalm.plan.machine import planned_machine
 from megalm.plan.models import largest_fitting, models, read_model, scaled_model, table
 from megalm.plan.request import compose, parse
 from megalm.plan.shapes import parameters
-from megalm.plan.machine import planned_machine
 
 PUBLISHED = {
     "gpt2-124m": (124_439_808, "Radford et al. 2019, as counted by Hugging Face's gpt2"),
@@ -23,10 +23,17 @@ def test_published_counts(name):
 
 def test_mixture_of_experts_counts_all_and_active():
     """Mixtral 8x7B (Jiang et al. 2024): 46.7B in all, 12.9B active."""
-    words = (
-        "model.num_layers=32 model.hidden_size=4096 model.num_heads=32 model.num_kv_heads=8 model.ffn_hidden_size=14336"
-        " model.vocab_size=32000 model.seq_length=4096 model.moe.num_experts=8 model.moe.top_k=2"
-    ).split()
+    words = [
+        "model.num_layers=32",
+        "model.hidden_size=4096",
+        "model.num_heads=32",
+        "model.num_kv_heads=8",
+        "model.ffn_hidden_size=14336",
+        "model.vocab_size=32000",
+        "model.seq_length=4096",
+        "model.moe.num_experts=8",
+        "model.moe.top_k=2",
+    ]
     model = compose(parse("shape", words, [])).model
     counts = parameters(model)
     assert counts.total == 46_702_792_704
@@ -49,7 +56,13 @@ def test_shared_experts_are_always_active():
         ["+model=tiny", "model.qk_norm=true", "model.qk_norm_scope=full", "model.norm_placement=post"],
         ["+model=gpt2-124m", "model.num_layers=2"],
         ["+model=125m", "model.num_layers=2", "model.embedding_norm=true", "model.norm_bias=true"],
-        ["+model=llama3-8b", "model.num_layers=1", "model.hidden_size=512", "model.num_heads=4", "model.num_kv_heads=1"],
+        [
+            "+model=llama3-8b",
+            "model.num_layers=1",
+            "model.hidden_size=512",
+            "model.num_heads=4",
+            "model.num_kv_heads=1",
+        ],
     ],
 )
 def test_every_tensor_is_the_engines(words):

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megalm.config.errors import ConfigError
-from megalm.plan.mixture import MOST_EPOCHS, Mixture, compare, data_yaml, distance, quantity, read, solve, source_from_word
+from megalm.plan.mixture import (
+    MOST_EPOCHS,
+    Mixture,
+    compare,
+    data_yaml,
+    distance,
+    quantity,
+    read,
+    solve,
+    source_from_word,
+)
 from megalm.plan.render import number
 from megalm.plan.report import Bars, Report, Table
 from tools.subcommands import run_reporting
@@ -33,8 +43,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="MIX",
         help="a .yaml, .json or .csv file, an example (mpt-30b, llama), or sources NAME=AVAILABLE@WHAT and total=TOKENS",
     )
-    result.add_argument("--write", metavar="FILE", type=Path, help="write the yaml that data= reads, e.g. conf/data/mine.yaml")
-    result.add_argument("--most-epochs", type=float, default=MOST_EPOCHS, help=f"refuse more epochs (default {MOST_EPOCHS:g})")
+    result.add_argument(
+        "--write", metavar="FILE", type=Path, help="write the yaml that data= reads, e.g. conf/data/mine.yaml"
+    )
+    result.add_argument(
+        "--most-epochs", type=float, default=MOST_EPOCHS, help=f"refuse more epochs (default {MOST_EPOCHS:g})"
+    )
     result.add_argument("--json", action="store_true", help="print JSON; keys carry their units")
     result.add_argument("--html", metavar="FILE", help="also write a self-contained page with tables and plots")
     return result
@@ -86,7 +100,8 @@ def report(found: list[Mixture]) -> Report:
     data: dict = found[0].as_dict() if len(found) == 1 else {"mixtures": [mixture.as_dict() for mixture in found]}
     if len(found) > 1:
         rows = [
-            (name, *["-" if share is None else f"{100 * share:.2f}" for share in shares]) for name, shares in compare(found)
+            (name, *["-" if share is None else f"{100 * share:.2f}" for share in shares])
+            for name, shares in compare(found)
         ]
         blocks.append(Table("proportions (%)", ("source", *[mixture.name for mixture in found]), rows))
         apart = [(f"{a.name} and {b.name}", distance(a, b)) for i, a in enumerate(found) for b in found[i + 1 :]]

@@ -5,7 +5,7 @@ from tools.plan._command import Command
 _command = Command(
     "fit",
     "fit a scaling law to finished runs and extrapolate with its uncertainty",
-    ['parameters', 'tokens', 'form'],
+    ["parameters", "tokens", "form"],
     "python -m tools.plan fit runs/a runs/b runs/c parameters=30e9 tokens=600e9",
     files="RUN",
 )

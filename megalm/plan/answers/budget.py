@@ -18,7 +18,9 @@ def answer(request: Request) -> Report:
     """Attempt 1: compute-optimal; attempt 2, with inference_tokens: lifecycle-optimal."""
     hours, spent, price, found = _gpu_hours(request)
     mfu = request.number("mfu") or DEFAULT_MFU
-    peak = request.number("peak") or (found.peak(request.word("dtype") or ("fp32" if found.is_cpu else "bf16")) if found else 0.0)
+    peak = request.number("peak") or (
+        found.peak(request.word("dtype") or ("fp32" if found.is_cpu else "bf16")) if found else 0.0
+    )
     if not peak:
         raise ConfigError("which GPU? Add gpu=h100 (or peak=312e12, FLOP/s of one GPU).")
     law = LAWS.get((request.word("law") or "besiroglu").lower())
@@ -64,15 +66,28 @@ def answer(request: Request) -> Report:
         "mfu": mfu,
         "dollars_per_gpu_hour": price,
         "inference_tokens": served,
-        "law": {"name": law.name, "E": law.e, "A": law.a, "B": law.b, "alpha": law.alpha, "beta": law.beta, "source": law.source},
+        "law": {
+            "name": law.name,
+            "E": law.e,
+            "A": law.a,
+            "B": law.b,
+            "alpha": law.alpha,
+            "beta": law.beta,
+            "source": law.source,
+        },
         "parameters": found_choices[0].parameters,
         "tokens": found_choices[0].tokens,
         "choices": answers,
         "tokens_per_parameter": {name: tokens / size for name, (tokens, size) in TOKENS_PER_PARAMETER.items()},
     }
-    ratios = [(name, number(size), number(tokens), f"{tokens / size:.1f}") for name, (tokens, size) in TOKENS_PER_PARAMETER.items()]
+    ratios = [
+        (name, number(size), number(tokens), f"{tokens / size:.1f}")
+        for name, (tokens, size) in TOKENS_PER_PARAMETER.items()
+    ]
     ratios += [(c.name, number(c.parameters), number(c.tokens), f"{c.ratio:.1f}") for c in found_choices]
-    title = f"{number(flops, 4)} FLOPs: {hours / 24:,.1f} GPU-days" + (f" of {found.accelerator.description}" if found else "")
+    title = f"{number(flops, 4)} FLOPs: {hours / 24:,.1f} GPU-days" + (
+        f" of {found.accelerator.description}" if found else ""
+    )
     sizes = [found_choices[0].parameters * 10 ** (i / 20) for i in range(-24, 21)]
     line = [(n, law.loss(n, flops / 6 / n)) for n in sizes]
     series = [("training takes the whole budget", line)]
@@ -84,7 +99,7 @@ def answer(request: Request) -> Report:
         data,
         [
             Table(title + f" at {100 * mfu:.0f}% MFU", headers, rows, _note(served)),
-            Table("tokens a parameter", ("model", "parameters", "tokens", "tokens a parameter"), ratios, "Chinchilla's rule is 20"),
+            Table("beside published models", ("model", "parameters", "tokens", "tokens a parameter"), ratios),
             Curves("predicted loss against model size, for this budget", "parameters", "loss (nats)", series, log="x",
                    points=[(c.name.split(",")[0], c.parameters, c.loss) for c in found_choices]),
         ],
@@ -100,16 +115,24 @@ def _given_model(request: Request, flops: float, spent: float | None, hours: flo
         much = f"${spent * wanted / tokens:,.0f}" if spent else f"{hours / 24 * wanted / tokens:,.0f} GPU-days"
         raise ConfigError(
             f"impossible budget: {config.model.name} on {number(wanted)} tokens takes {much}; this budget buys {number(tokens)}"
-            f" tokens of it. Raise the budget, or choose {number((flops / 6 / wanted))} parameters or fewer for as many tokens."
+            f" tokens of it. Raise the budget, or choose {number(flops / 6 / wanted)} parameters or fewer for as many tokens."
         )
     return Choice(
-        f"{config.model.name}, all the budget", size, tokens, law.loss(size, tokens), flops, 2 * size * served, "the model asked for"
+        f"{config.model.name}, all the budget",
+        size,
+        tokens,
+        law.loss(size, tokens),
+        flops,
+        2 * size * served,
+        "the model asked for",
     )
 
 
 def _note(served: float) -> str:
     if not served:
-        return "add inference_tokens=2T (tokens that the model will read and write in its life) for the lifecycle optimum"
+        return (
+            "add inference_tokens=2T (tokens that the model will read and write in its life) for the lifecycle optimum"
+        )
     return (
         f"{number(served)} tokens served at 2 N FLOPs each: the whole-budget attempt pays them from the budget;"
         " the same-loss attempt trains longer and saves in serving"
@@ -122,7 +145,9 @@ def _gpu_hours(request: Request) -> tuple[float, float | None, float | None, Any
     spent = request.number("dollars")
     given = [name for name in ("dollars", "gpu_days", "gpu_hours") if name in request.own]
     if len(given) != 1:
-        raise ConfigError(f"a budget is one of dollars=, gpu_days= or gpu_hours= ({len(given)} given): for example dollars=1M.")
+        raise ConfigError(
+            f"a budget is one of dollars=, gpu_days= or gpu_hours= ({len(given)} given): for example dollars=1M."
+        )
     if spent is not None:
         if not price:
             raise ConfigError("dollars buy GPU-hours at a price: add gpu=h100 (conf/prices.yaml) or price=2.5.")

@@ -26,7 +26,9 @@ def answer(request: Request) -> Report:
     total = 0.0
     size = _size(request)
     people = {kind: request.number(key) or 0.0 for key, kind in PEOPLE.items() if key in request.own}
-    asks_gpus = request.has_model or any(key in request.own for key in ("days", "hours", "gpu", "gpus", "tokens", "mfu"))
+    asks_gpus = request.has_model or any(
+        key in request.own for key in ("days", "hours", "gpu", "gpus", "tokens", "mfu")
+    )
     blocks: list[Any] = []
     if asks_gpus:
         total += _gpu_time(request, size, data, rows, blocks)
@@ -40,7 +42,14 @@ def answer(request: Request) -> Report:
         assert set(bill) <= set(prices)
         for kind, entry in bill.items():
             name = kind.replace("_", " ") + "s"
-            rows.append((name, f"{entry['count']:,.0f} x ${entry['dollars_each']:g}", dollars(entry["dollars"]), entry["source"]))
+            rows.append(
+                (
+                    name,
+                    f"{entry['count']:,.0f} x ${entry['dollars_each']:g}",
+                    dollars(entry["dollars"]),
+                    entry["source"],
+                )
+            )
             total += entry["dollars"]
         data["human_data"] = bill
         data["human_data_dollars"] = sum(entry["dollars"] for entry in bill.values())
@@ -103,7 +112,9 @@ def _gpu_time(request: Request, size: float | None, data: dict[str, Any], rows: 
         if request.has_model:
             config = compose(request)
             found = machine(request, config)
-            blocks.append(cost_by_size(config.model, found, timed["peak_flops_per_second_per_gpu"], max(timed["mfu"], 1e-6)))
+            blocks.append(
+                cost_by_size(config.model, found, timed["peak_flops_per_second_per_gpu"], max(timed["mfu"], 1e-6))
+            )
         return float(timed["dollars"])
     if "gpus" not in request.own:
         raise ConfigError("how many GPUs? Add gpus=64.")
@@ -142,7 +153,9 @@ def cost_by_size(model: ModelConfig, found: Machine, peak: float, mfu: float) ->
 
     sizes = [1e8 * 10 ** (i / 6) for i in range(19)]
     own = float(parameters(model).active)
-    marks = [(name, float(parameters(m).active)) for name, m in models().items() if "llama" not in name and "gpt" not in name]
+    marks = [
+        (name, float(parameters(m).active)) for name, m in models().items() if "llama" not in name and "gpt" not in name
+    ]
     return Curves(
         f"cost against model size at {100 * mfu:.0f}% MFU on {found.accelerator.name}",
         "parameters",

@@ -1,5 +1,7 @@
 """A scaling law out of finished runs."""
 
+from typing import Any
+
 from megalm.config import ConfigError
 from megalm.plan.budget import Law
 from megalm.plan.render import number
@@ -21,7 +23,7 @@ def answer(request: Request) -> Report:
         for p in sorted(points, key=lambda p: p.parameters * p.tokens)
     ]  # fmt: skip
     spread = {name: _spread(law, name) for name in law.values}
-    data = {
+    data: dict[str, Any] = {
         "form": law.form,
         "runs": len(points),
         "law": law.values,
@@ -36,7 +38,10 @@ def answer(request: Request) -> Report:
         Table(
             "the law",
             ("", "fitted", "90% of refits from", "to"),
-            [(name, f"{value:.4g}", f"{spread[name][0]:.4g}", f"{spread[name][1]:.4g}") for name, value in law.values.items()],
+            [
+                (name, f"{value:.4g}", f"{spread[name][0]:.4g}", f"{spread[name][1]:.4g}")
+                for name, value in law.values.items()
+            ],
         ),
     ]
     size = request.number("parameters")
@@ -65,7 +70,8 @@ def answer(request: Request) -> Report:
         own = Law("fitted", v["E"], v["A"], v["B"], v["alpha"], v["beta"], "these runs")
         best = [(c, own.optimum(c)) for c in (10.0**k for k in range(18, 26))]
         data["compute_optimal"] = [
-            {"flops": c, "parameters": n, "tokens": d, "tokens_per_parameter": d / n, "loss_nats": own.loss(n, d)} for c, (n, d) in best
+            {"flops": c, "parameters": n, "tokens": d, "tokens_per_parameter": d / n, "loss_nats": own.loss(n, d)}
+            for c, (n, d) in best
         ]
         blocks.append(
             Table(
@@ -76,8 +82,14 @@ def answer(request: Request) -> Report:
         )
     measured = sorted((6 * p.parameters * p.tokens, p.loss, law.predict(p.parameters, p.tokens)) for p in points)
     blocks.append(
-        Curves("loss against compute", "FLOPs (6 N D)", "loss (nats)",
-               [("fitted", [(c, fitted) for c, _, fitted in measured])], log="x", points=[("", c, loss) for c, loss, _ in measured])
+        Curves(
+            "loss against compute",
+            "FLOPs (6 N D)",
+            "loss (nats)",
+            [("fitted", [(c, fitted) for c, _, fitted in measured])],
+            log="x",
+            points=[("", c, loss) for c, loss, _ in measured],
+        )
     )  # fmt: skip
     return Report("scaling law", data, blocks)
 

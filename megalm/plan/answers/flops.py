@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from megalm.config import ConfigError
+from megalm.config import ConfigError, ModelConfig
 from megalm.plan import flops
 from megalm.plan.render import number
 from megalm.plan.report import Bars, Report, Table
@@ -28,7 +28,7 @@ def answer(request: Request) -> Report:
     per_step = sequences * model.seq_length
     forward = flops.forward_flops(model, causal=convention != "full")
     chosen = flops.flops_by_definition(model, convention)
-    hardware = hardware_flops(request, convention, recompute)
+    hardware = hardware_flops(model, convention, recompute)
     data: dict[str, Any] = {
         "model": model.name,
         "parameters": counts.total,
@@ -59,7 +59,12 @@ def answer(request: Request) -> Report:
     if tokens:
         data["tokens"], data["total_flops"] = tokens, chosen * tokens
     rows = [
-        (name, number(flops.flops_by_definition(model, name), 5), number(flops.flops_by_definition(model, name) * per_step, 5), words)
+        (
+            name,
+            number(flops.flops_by_definition(model, name), 5),
+            number(flops.flops_by_definition(model, name) * per_step, 5),
+            words,
+        )
         for name, words in flops.DEFINITIONS.items()
     ]
     parts = data["forward_flops_per_token"]
@@ -73,7 +78,10 @@ def answer(request: Request) -> Report:
         Table(
             "forward FLOPs of one token",
             ("part", "FLOPs", "share"),
-            [(name.replace("_", " "), number(value, 5), f"{100 * value / forward.total:.1f}%") for name, value in parts.items()],
+            [
+                (name.replace("_", " "), number(value, 5), f"{100 * value / forward.total:.1f}%")
+                for name, value in parts.items()
+            ],
             f"attention {'over the full square' if convention == 'full' else 'over the causal half'}",
         ),
         Bars("forward FLOPs of one token, by part", "FLOPs", [(model.name, list(parts.items()))]),
@@ -84,12 +92,13 @@ def answer(request: Request) -> Report:
     if speed:
         found = machine(request, config)
         peak = found.peak(config.precision.dtype)
-        used = [
-            (name, *(100 * flops.utilisation(f(name), speed, found.gpus, peak) for f in (
-                lambda n: flops.flops_by_definition(model, n), lambda n: hardware_flops(request, n, recompute, config))))
+        by_name = {
+            name: (
+                100 * flops.utilisation(flops.flops_by_definition(model, name), speed, found.gpus, peak),
+                100 * flops.utilisation(hardware_flops(model, name, recompute), speed, found.gpus, peak),
+            )
             for name in flops.DEFINITIONS
-        ]
-        by_name = {name: (mfu, hfu) for name, mfu, hfu in used}
+        }
         data.update(
             tokens_per_second=speed,
             gpus=found.gpus,
@@ -106,16 +115,15 @@ def answer(request: Request) -> Report:
             Table(
                 f"{number(speed, 4)} tokens/s on {found.describe()}",
                 ("definition", "MFU (%)", "HFU (%)"),
-                [(name, f"{mfu:.2f}", f"{hfu:.2f}") for name, mfu, hfu in used],
+                [(name, f"{mfu:.2f}", f"{hfu:.2f}") for name, (mfu, hfu) in by_name.items()],
                 f"{flops.MFU}; {flops.HFU}",
             )
         )
     return Report(f"{model.name}: FLOPs", data, blocks)
 
 
-def hardware_flops(request: Request, convention: str, recompute: str, config: Any = None) -> float:
+def hardware_flops(model: ModelConfig, convention: str, recompute: str) -> float:
     """Executed FLOPs of a token by a convention; MosaicML's and 6ND count a full recompute as 4/3."""
-    model = (config or compose(request)).model
     if convention in ("mosaic", "6nd"):
         return flops.flops_by_definition(model, convention) * flops.mosaic_hfu_factor(recompute)
     return flops.hardware_flops_per_token(model, recompute=recompute, causal=convention == "causal")

@@ -41,21 +41,25 @@ def answer(request: Request) -> Report:
         mtti=mtti,
     )
     data = {**result.as_dict(), "gpu_days_per_failure": 1000.0 / rate if rate else None, "failures_source": source}
+    law = "sqrt(2 stall MTTI), Young 1974, Daly 2006"
+    away = f"{result.spares} spare nodes, {duration(result.repair)} of repair"
     rows = [
         ("failures in 1,000 GPU-days", f"{rate:.3g}", source),
         ("GPU-days per failure", f"{1000.0 / rate:.0f}" if rate else "-", ""),
         (f"time between failures of {result.gpus} GPUs", duration(result.mtti), "given" if mtti else ""),
         ("failures a day", f"{86400 / result.mtti:.2f}", ""),
-        ("checkpoint every", duration(result.interval), "sqrt(2 stall MTTI), Young 1974, Daly 2006" if result.interval_is_best else "given"),
+        ("checkpoint every", duration(result.interval), law if result.interval_is_best else "given"),
         ("checkpoint stops training for", duration(result.stall), ""),
         ("lost to saving and repeated work (%)", f"{100 * result.checkpoint_share:.2f}", "stall/interval + interval/(2 MTTI)"),
         ("lost to starting again (%)", f"{100 * result.restart_share:.2f}", f"{duration(result.restart)} each"),
-        ("lost to waiting for nodes (%)", f"{100 * result.waiting_share:.2f}", f"{result.spares} spare nodes, {duration(result.repair)} of repair"),
+        ("lost to waiting for nodes (%)", f"{100 * result.waiting_share:.2f}", away),
         ("effective training time (%)", f"{100 * result.effective:.2f}", ""),
         ("spare nodes that pay", str(result.best_spares), "least cost of a useful hour"),
     ]  # fmt: skip
     if result.expected_failures is not None:
-        rows.append(("failures in this run", f"{result.expected_failures:.1f}", f"{request.number('days'):g} days of training"))
+        rows.append(
+            ("failures in this run", f"{result.expected_failures:.1f}", f"{request.number('days'):g} days of training")
+        )
     spares = [
         (int(row["spare_nodes"]), f"{row['waiting_percent']:.2f}", f"{100 * (row['relative_cost'] - 1):+.2f}")
         for row in result.spare_table[:12]
@@ -66,9 +70,18 @@ def answer(request: Request) -> Report:
     ]
     if result.mtti != float("inf") and result.stall > 0:
         best = (2 * result.stall * result.mtti) ** 0.5
-        line = [(best / 60 * 10 ** (i / 10), 100 * checkpoint_loss(best * 10 ** (i / 10), result.stall, result.mtti)) for i in range(-12, 13)]
+        line = [
+            (best / 60 * 10 ** (i / 10), 100 * checkpoint_loss(best * 10 ** (i / 10), result.stall, result.mtti))
+            for i in range(-12, 13)
+        ]
         chosen = ("chosen", result.interval / 60, 100 * result.checkpoint_share)
         blocks.append(
-            Curves("time lost against the checkpoint interval", "interval (minutes)", "lost (%)", [("saving + repeating", line)], points=[chosen])
+            Curves(
+                "time lost against the checkpoint interval",
+                "interval (minutes)",
+                "lost (%)",
+                [("saving + repeating", line)],
+                points=[chosen],
+            )
         )
     return Report("goodput", data, blocks)

@@ -1,6 +1,7 @@
 """A scaling ladder below a model."""
 
 from pathlib import Path
+from typing import Any
 
 from megalm.config.cluster import CONF
 from megalm.plan import cost
@@ -22,7 +23,8 @@ def answer(request: Request) -> Report:
     files = write(rungs, folder)
     inside = folder.resolve().is_relative_to((CONF / "experiment").resolve())
     law = LAWS["besiroglu"]
-    rows, data = [], []
+    rows: list[tuple] = []
+    data: list[dict[str, Any]] = []
     for rung, file in zip(rungs, files, strict=True):
         gpu_days = cost.training_days(rung.flops, 1, peak, mfu)
         price = gpu_days * 24 * found.price if found.price is not None else None
@@ -64,7 +66,8 @@ def answer(request: Request) -> Report:
                 f" {100 * sum(r.flops for r in rungs[:-1]) / rungs[-1].flops:.2f}% of the target",
             ),
             f"wrote {len(files)} experiments to {folder}; {hint}",
-            f"then: python -m tools.plan fit runs/{config.model.name}-ladder-* parameters={rungs[-1].parameters} tokens={rungs[-1].tokens:.4g}",
+            f"then: python -m tools.plan fit runs/{config.model.name}-ladder-* parameters={rungs[-1].parameters}"
+            f" tokens={rungs[-1].tokens:.4g}",
             Curves("cost of the rungs", "parameters", "GPU-days", [("rungs", [(r["parameters"], r["gpu_days"]) for r in data])]),
         ],
     )  # fmt: skip

@@ -34,7 +34,13 @@ def answer(request: Request) -> Report:
             + (f" It fits with {remedy}." if remedy else " No change of these settings makes it fit.")
         )
     paper = korthikanti(
-        model.seq_length, layout.micro_batch, model.hidden_size, model.num_heads, layout.tensor, layout.sequence, layout.recompute
+        model.seq_length,
+        layout.micro_batch,
+        model.hidden_size,
+        model.num_heads,
+        layout.tensor,
+        layout.sequence,
+        layout.recompute,
     )
     data: dict[str, Any] = {
         "model": model.name,
@@ -56,7 +62,8 @@ def answer(request: Request) -> Report:
     shown = _shown(estimate.stages)
     headers = ("part (GiB)", *[f"stage {stage.stage}" for stage in shown])
     rows: list[tuple[str, ...]] = [
-        (part, *[f"{getattr(stage, part) / 2**30:.2f}" for stage in shown]) for part in (*PARTS, "total", "host_snapshots")
+        (part, *[f"{getattr(stage, part) / 2**30:.2f}" for stage in shown])
+        for part in (*PARTS, "total", "host_snapshots")
     ]
     rows = [(row[0].replace("_", " "), *row[1:]) for row in rows]
     rows += [
@@ -78,10 +85,7 @@ def answer(request: Request) -> Report:
             Bars(
                 "memory by part, a rank of each stage",
                 "GiB",
-                [
-                    (f"stage {stage.stage}", [(part, getattr(stage, part) / 2**30) for part in PARTS])
-                    for stage in shown
-                ],
+                [(f"stage {stage.stage}", [(part, getattr(stage, part) / 2**30) for part in PARTS]) for stage in shown],
                 limit=("memory of a rank (GiB)", found.memory / 2**30),
             ),
         ],
@@ -94,4 +98,6 @@ def _shown(stages: list[Any]) -> list[Any]:
     if len(stages) <= 8:
         return stages
     fullest = max(stages, key=lambda stage: stage.total)
-    return sorted({stage.stage: stage for stage in (*stages[:4], *stages[-3:], fullest)}.values(), key=lambda s: s.stage)
+    return sorted(
+        {stage.stage: stage for stage in (*stages[:4], *stages[-3:], fullest)}.values(), key=lambda s: s.stage
+    )

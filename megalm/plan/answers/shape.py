@@ -3,12 +3,12 @@
 from math import prod
 
 from megalm.config import ModelConfig
+from megalm.plan.memory import tensors_outside_layers
 from megalm.plan.models import models
 from megalm.plan.render import number
 from megalm.plan.report import Bars, Report, Table
 from megalm.plan.request import Request, compose
 from megalm.plan.shapes import layer_tensors, parameters
-from megalm.plan.memory import tensors_outside_layers
 
 
 def answer(request: Request) -> Report:
@@ -90,7 +90,15 @@ def _list() -> Report:
     for name, model in models().items():
         counts = parameters(model)
         rows.append(
-            (name, f"{counts.total:,}", model.num_layers, model.hidden_size, model.num_heads, model.num_kv_heads, model.seq_length)
+            (
+                name,
+                f"{counts.total:,}",
+                model.num_layers,
+                model.hidden_size,
+                model.num_heads,
+                model.num_kv_heads,
+                model.seq_length,
+            )
         )
         data.append({"model": name, "parameters": counts.total, "active_parameters": counts.active})
     headers = ("model", "parameters", "layers", "width", "heads", "key/value heads", "sequence (tokens)")

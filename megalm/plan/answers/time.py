@@ -4,15 +4,15 @@ from typing import Any
 
 from megalm.config import Config, ConfigError
 from megalm.plan import cost, flops
-from megalm.plan.answers.flops import check_convention
+from megalm.plan.answers.flops import check_convention, hardware_flops
 from megalm.plan.answers.resolve import resolve_layout
-from megalm.plan.layout import Layout, divisibility
+from megalm.plan.layout import divisibility
 from megalm.plan.machine import Machine
 from megalm.plan.render import dollars, duration, number
 from megalm.plan.report import Bars, Report, Table
 from megalm.plan.request import Request, compose, machine
 from megalm.plan.shapes import parameters
-from megalm.plan.time import PARTS, StepTime, step_time
+from megalm.plan.time import PARTS, step_time
 
 
 def answer(request: Request) -> Report:
@@ -80,7 +80,13 @@ def _by_utilisation(request: Request, config: Config, found: Machine) -> Report:
         **{f"days_{name}": cost.training_days(value * tokens, found.gpus, peak, mfu) for name, value in each.items()},
     }  # fmt: skip
     rows = [
-        (name, number(each[name], 4), f"{data[f'days_{name}']:.2f}", dollars(_money(found, data[f"days_{name}"])), words)
+        (
+            name,
+            number(each[name], 4),
+            f"{data[f'days_{name}']:.2f}",
+            dollars(_money(found, data[f"days_{name}"])),
+            words,
+        )
         for name, words in flops.DEFINITIONS.items()
     ]
     return Report(
@@ -116,7 +122,7 @@ def _by_roofline(request: Request, config: Config, found: Machine) -> Report:
     peak = peak_of(request, found, layout.dtype)
     rate = per_step / seconds.total
     each = flops.flops_by_definition(model, convention)
-    hardware = _hardware(model, convention, layout)
+    hardware = hardware_flops(model, convention, layout.recompute)
     days = tokens / rate / 86400.0
     data: dict[str, Any] = {
         "model": model.name, "parameters": counts.total, "active_parameters": counts.active,
@@ -132,7 +138,11 @@ def _by_roofline(request: Request, config: Config, found: Machine) -> Report:
         "dollars_per_gpu_hour": found.price,
     }  # fmt: skip
     rows = [
-        (part.replace("_", " "), f"{1e3 * getattr(seconds, part):.2f}", f"{100 * getattr(seconds, part) / seconds.total:.1f}")
+        (
+            part.replace("_", " "),
+            f"{1e3 * getattr(seconds, part):.2f}",
+            f"{100 * getattr(seconds, part) / seconds.total:.1f}",
+        )
         for part in sorted(PARTS, key=lambda name: -getattr(seconds, name))
         if getattr(seconds, part) > 0
     ]
@@ -151,12 +161,6 @@ def _by_roofline(request: Request, config: Config, found: Machine) -> Report:
             _size_curve(config, found, peak, max(data["mfu"], 1e-6)),
         ],
     )
-
-
-def _hardware(model: Any, convention: str, layout: Layout) -> float:
-    if convention in ("mosaic", "6nd"):
-        return flops.flops_by_definition(model, convention) * flops.mosaic_hfu_factor(layout.recompute)
-    return flops.hardware_flops_per_token(model, recompute=layout.recompute, causal=convention == "causal")
 
 
 def _money(found: Machine | None, days: float) -> float | None:
@@ -187,7 +191,11 @@ def _sums(
 
 def _table(data: dict[str, Any], title: str) -> Table:
     rows = [
-        ("training FLOPs", number(data.get("total_flops") or data["flops_per_token"] * data["tokens"], 4), data["convention"]),
+        (
+            "training FLOPs",
+            number(data.get("total_flops") or data["flops_per_token"] * data["tokens"], 4),
+            data["convention"],
+        ),
         ("peak of one GPU (FLOP/s)", number(data["peak_flops_per_second_per_gpu"], 4), ""),
         ("MFU (%)", f"{100 * data['mfu']:.2f}", flops.DEFINITIONS[data["convention"]]),
     ]
@@ -195,7 +203,11 @@ def _table(data: dict[str, Any], title: str) -> Table:
         rows.append(("HFU (%)", f"{100 * data['hfu']:.2f}", "with recomputed forwards"))
     rows += [
         ("tokens/s", number(data["tokens_per_second"], 4), ""),
-        ("time (days)", f"{data['days']:.2f}", f"{data['hours']:.1f} hours; at the peak {data['days_at_peak']:.2f} days"),
+        (
+            "time (days)",
+            f"{data['days']:.2f}",
+            f"{data['hours']:.1f} hours; at the peak {data['days_at_peak']:.2f} days",
+        ),
         ("GPU-days", number(data["gpu_days"], 4), f"{data['gpus']} GPUs"),
     ]
     if data.get("dollars") is not None:
