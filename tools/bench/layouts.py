@@ -418,7 +418,7 @@ def _run(models: list[str], chosen: list[Layout], folder: Path, rows: list[dict[
 def _environment() -> dict[str, Any]:
     import torch
 
-    from megalm import ops
+    from megalm.ops.backend import current_backend, library
 
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
@@ -426,7 +426,7 @@ def _environment() -> dict[str, Any]:
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "kernels": ops.current_backend(),
+        "kernels": "reference" if library() is None or current_backend() == "reference" else "native",
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "load_at_start": os.getloadavg()[0],
