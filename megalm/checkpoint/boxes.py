@@ -86,6 +86,8 @@ def cut(region: Region, limit: int) -> list[Region]:
 def view(box: Box, region: Region) -> torch.Tensor:
     """The part of the box's tensor that is `region` of the global tensor (a view; errors if it reaches outside)."""
     tensor = box.tensor
+    if region == region_of(box):
+        return tensor
     for dim, (start, size) in enumerate(zip(region.offset, region.shape, strict=True)):
         tensor = tensor.narrow(dim, start - box.offset[dim], size)
     return tensor

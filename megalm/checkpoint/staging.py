@@ -1,8 +1,9 @@
 """Host copies of what one rank saves, and their checksums, taken while the step waits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from megalm.checkpoint.manifest import checksum
 
 # Above this many bytes the checksums run in a second thread, behind the copy; below it, starting them costs more.
 THREAD_BYTES = 8 << 20
+# Bytes handed to that thread at a time: small tensors would otherwise cost a wake-up each.
+BATCH_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,14 @@ class StagedChunk:
     item: WriteItem
     values: np.ndarray
     """The raw bytes."""
-    digest: "str | Future[str]"
+    checksums: Callable[[], list[str]]
+    """Of all chunks of the save; waits where they are still being computed."""
+    number: int
+    """Which of them is this chunk's."""
 
     @property
     def xxh3(self) -> str:
-        """The checksum, waited for where it is still being computed."""
-        return self.digest if isinstance(self.digest, str) else self.digest.result()
+        return self.checksums()[self.number]
 
 
 class Staging:
@@ -59,19 +64,25 @@ class Staging:
         ]
         host = self._buffer.numpy()
         raw = [host[start : start + tensor.nbytes] for start, (_, tensor) in zip(starts, pieces, strict=True)]
-        sums: list[str | Future[str]] = []
-        threads = self._threads() if on_device or total >= THREAD_BYTES else None
-        for target, data, (_, tensor) in zip(targets, raw, pieces, strict=True):
-            target.copy_(tensor, non_blocking=True)
-            if not on_device:
-                source = _source(tensor, data)
-                sums.append(threads.submit(checksum, source) if threads is not None else checksum(source))
+        sources = []
+        batches: list[Future[list[str]]] = []
+        waiting = 0
+        for number, (target, data, (_, tensor)) in enumerate(zip(targets, raw, pieces, strict=True), start=1):
+            target.copy_(tensor, non_blocking=on_device)
+            sources.append(data if on_device else _source(tensor, data))
+            waiting += data.nbytes
+            last = number == len(pieces)
+            if not on_device and total >= THREAD_BYTES and (waiting >= BATCH_BYTES or last):
+                batches.append(self._threads().submit(_checksums, sources))
+                sources, waiting = [], 0
+        found: Callable[[], list[str]]
         if on_device:
             torch.accelerator.synchronize()
-            sums += [self._threads().submit(checksum, data) for data in raw]
+            found = self._threads().submit(_checksums, sources).result
         else:
-            sums = [digest if isinstance(digest, str) else digest.result() for digest in sums]
-        return [StagedChunk(item, data, digest) for (item, _), data, digest in zip(pieces, raw, sums, strict=True)]
+            sums = [digest for batch in batches for digest in batch.result()] + _checksums(sources)
+            found = partial(_same, sums)
+        return [StagedChunk(item, data, found, n) for n, ((item, _), data) in enumerate(zip(pieces, raw, strict=True))]
 
     def close(self) -> None:
         """Give the buffer and the thread back."""
@@ -89,6 +100,14 @@ class Staging:
         if self._hasher is None:
             self._hasher = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-checksum")
         return self._hasher
+
+
+def _checksums(sources: Sequence[np.ndarray]) -> list[str]:
+    return [checksum(source) for source in sources]
+
+
+def _same(value: list[str]) -> list[str]:
+    return value
 
 
 def _source(tensor: torch.Tensor, copy: np.ndarray) -> np.ndarray:

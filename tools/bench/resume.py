@@ -1,0 +1,191 @@
+"""Is a resumed run the run that stopped? Saved on one layout, gone on with on another, against the undisturbed run."""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from megalm.config.errors import ConfigError
+from tools.bench.layouts import MODELS, STEPS, Layout, configure, write_tokens
+
+HELP = "save on one layout, resume on another: largest difference of losses and state from the undisturbed run"
+
+HALF = STEPS // 2
+# relative, of losses: what sums in another order make of fp32 within the steps after the resume
+TOLERANCE = 1e-6
+
+LAYOUTS = {
+    "one rank": Layout(),
+    "data 2": Layout(data=2),
+    "data 2 zero 1": Layout(data=2, zero_stage=1),
+    "data 4 zero 2": Layout(data=4, zero_stage=2),
+    "tensor 2 sequence": Layout(tensor=2, sequence=True, recompute="selective"),
+    "pipeline 2 1f1b": Layout(pipeline=2),
+    "pipeline 2 interleaved": Layout(pipeline=2, schedule="interleaved", zero_stage=1),
+    "pipeline 2 zb-v": Layout(pipeline=2, schedule="zb-v"),
+    "context 2 zero 1": Layout(context=2, zero_stage=1),
+    "tensor 2 pipeline 2": Layout(tensor=2, pipeline=2, sequence=True, schedule="zb-h1"),
+    "data 2 tensor 2 zero 2": Layout(data=2, tensor=2, zero_stage=2),
+    "data 2 pipeline 2 zero 2": Layout(data=2, pipeline=2, zero_stage=2, schedule="dualpipe-v"),
+}
+# Each layout is saved from and loaded on; changes of every axis, schedule and ZeRO stage, mixed.
+PAIRS = [
+    ("one rank", "one rank"),
+    ("data 4 zero 2", "data 4 zero 2"),
+    ("tensor 2 pipeline 2", "tensor 2 pipeline 2"),
+    ("data 2 pipeline 2 zero 2", "data 2 pipeline 2 zero 2"),
+    ("one rank", "data 4 zero 2"),
+    ("one rank", "tensor 2 pipeline 2"),
+    ("data 2", "tensor 2 sequence"),
+    ("data 2", "pipeline 2 interleaved"),
+    ("data 2 zero 1", "one rank"),
+    ("data 2 zero 1", "data 4 zero 2"),
+    ("data 4 zero 2", "data 2 zero 1"),
+    ("data 4 zero 2", "data 2 tensor 2 zero 2"),
+    ("tensor 2 sequence", "context 2 zero 1"),
+    ("tensor 2 sequence", "pipeline 2 zb-v"),
+    ("pipeline 2 1f1b", "pipeline 2 interleaved"),
+    ("pipeline 2 interleaved", "pipeline 2 zb-v"),
+    ("pipeline 2 zb-v", "data 2 pipeline 2 zero 2"),
+    ("context 2 zero 1", "data 2"),
+    ("tensor 2 pipeline 2", "data 4 zero 2"),
+    ("data 2 tensor 2 zero 2", "pipeline 2 1f1b"),
+    ("data 2 pipeline 2 zero 2", "tensor 2 pipeline 2"),
+]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", default="llama,gpt2", help=f"comma-separated, of: {', '.join(MODELS)}")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0 only if same layouts are bitwise the same and all others within the tolerance."""
+    models = args.models.split(",")
+    if unknown := [m for m in models if m not in MODELS]:
+        raise ConfigError(f"--models {args.models}: {unknown[0]} is not one of {', '.join(MODELS)}.")
+    rows = []
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="bench-resume-", dir=memory) as folder:
+        for model in models:
+            rows += measure(model, Path(folder) / model, PAIRS)
+    good = all(row["good"] for row in rows)
+    result = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "steps": STEPS,
+        "saved_at_step": HALF,
+        "tolerance": TOLERANCE,
+        "pairs": len(rows),
+        "good": sum(row["good"] for row in rows),
+        "largest_loss_difference": max(row["loss_difference"] for row in rows),
+        "rows": rows,
+    }
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if args.json:
+        print(json.dumps(result))
+        return 0 if good else 1
+    print(f"{'model':<7}{'saved on':<26}{'resumed on':<26}{'losses':>10}{'weights':>10}{'moments':>10}")
+    for row in rows:
+        cells = [_cell(row[key]) for key in ("loss_difference", "weight_difference", "moment_difference")]
+        mark = "" if row["good"] else "  TOO LARGE"
+        print(f"{row['model']:<7}{row['saved']:<26}{row['resumed']:<26}{''.join(c.rjust(10) for c in cells)}{mark}")
+    print(
+        f"{result['good']} of {len(rows)} pairs good: the same layout bitwise, others within {TOLERANCE} of the losses"
+    )
+    return 0 if good else 1
+
+
+def measure(model: str, folder: Path, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """One row for each pair: relative differences from the undisturbed run of the layout that it is resumed on."""
+    from tools.bench._workers import run_world
+
+    folder.mkdir(parents=True)
+    tokens = write_tokens(folder)
+
+    def train(name: str, path: Path, last: int) -> list[float]:
+        """Run on a layout from the newest checkpoint in `path` to step `last`; rank 0's losses."""
+        found: list[list[float]] = []
+        config = configure(model, LAYOUTS[name], tokens)
+        config.checkpoint.path = str(path)
+        run_world(
+            LAYOUTS[name].world_size, _body, config, str(path), last, receive=lambda values: found.append(values[0])
+        )
+        return found[0]
+
+    whole: dict[str, list[float]] = {}
+    begun: dict[str, list[float]] = {}
+    rows = []
+    for saved, resumed in pairs:
+        if resumed not in whole:
+            whole[resumed] = train(resumed, folder / f"whole {resumed}", STEPS)
+        if saved not in begun:
+            begun[saved] = train(saved, folder / f"half {saved}", HALF)
+        path = folder / f"{saved} to {resumed}"
+        shutil.copytree(folder / f"half {saved}", path)
+        losses = train(resumed, path, STEPS)
+        weights, moments = _state_difference(path, folder / f"whole {resumed}")
+        expected = whole[resumed][HALF:]
+        difference = max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
+        same = saved == resumed
+        rows.append(
+            {
+                "model": model,
+                "saved": saved,
+                "resumed": resumed,
+                "layouts": [asdict(LAYOUTS[saved]), asdict(LAYOUTS[resumed])],
+                "loss_difference": difference,
+                "weight_difference": weights,
+                "moment_difference": moments,
+                "good": difference == weights == moments == 0.0 if same else difference <= TOLERANCE,
+            }
+        )
+        shutil.rmtree(path)
+    return rows
+
+
+def _body(config: Any, folder: str, last: int) -> Iterator[list[float]]:
+    from megalm.hooks import Hook
+    from megalm.parallel.mesh import Mesh, build_mesh
+    from megalm.trainer import Trainer
+
+    class Watch(Hook):
+        def __init__(self) -> None:
+            self.losses: list[float] = []
+
+        def on_step_end(self, trainer, record):
+            self.losses.append(record["loss"])
+            trainer.stop_requested = record["step"] == last
+
+    mesh = build_mesh(config.parallel) if config.world_size > 1 else Mesh.single()
+    logs = Path(folder).with_suffix(f".rank-{mesh.rank}")
+    logs.mkdir(exist_ok=True)
+    trainer = Trainer(config, mesh, logs)
+    watch = Watch()
+    trainer.hooks.append(watch)
+    trainer.train()
+    yield watch.losses
+
+
+def _state_difference(path: Path, other: Path) -> tuple[float, float]:
+    """(weights, optimizer moments) of the newest checkpoints: norm of the difference over the norm."""
+    from megalm.checkpoint import CheckpointReader
+
+    first, second = CheckpointReader(path), CheckpointReader(other)
+    sums = {False: [0.0, 0.0], True: [0.0, 0.0]}
+    for name, expected in second.tensors(optimizer=True):
+        pair = sums[name.startswith("optimizer.")]
+        pair[0] += float((first.tensor(name).double() - expected.double()).square().sum())
+        pair[1] += float(expected.double().square().sum())
+    return tuple((top / bottom) ** 0.5 if top else 0.0 for top, bottom in (sums[False], sums[True]))  # type: ignore[return-value]
+
+
+def _cell(value: float) -> str:
+    return "bitwise" if value == 0.0 else f"{value:.1e}"
