@@ -189,6 +189,32 @@ def test_what_is_missing_or_wrong_is_named(tmp_path):
         open_source(folder)
 
 
+def test_damaged_files_are_named(tmp_path):
+    model = make_model()
+    ranks = write_ranks(tmp_path / "a", random_weights(model), model)
+    file = ranks / "iter_0000300" / "mp_rank_00" / "model_optim_rng.pt"
+    whole = file.read_bytes()
+    for length in (len(whole) - 100, len(whole) // 2, 10, 0):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ConfigError, match="model_optim_rng.pt: (damaged|refused)"):
+            open_source(ranks)
+    (ranks / "latest_checkpointed_iteration.txt").write_text("garbage")
+    with pytest.raises(ConfigError, match="says 'garbage'; it should be the number"):
+        open_source(ranks)
+    dist = write_torch_dist(tmp_path / "b", random_weights(model), model) / "iter_0000300"
+    metadata = (dist / ".metadata").read_bytes()
+    (dist / ".metadata").write_bytes(metadata[:-50])
+    with pytest.raises(ConfigError, match=".metadata: (damaged|refused)"):
+        open_source(dist)
+    (dist / ".metadata").write_bytes(metadata)
+    data = next(dist.glob("*.distcp"))
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 3])
+    with pytest.raises(ConfigError, match="truncated|damaged"):
+        source = open_source(dist)
+        for name in source.weights.names():
+            source.weights.read(name)
+
+
 class Attack:
     def __reduce__(self):
         return (exec, ("import pathlib; pathlib.Path('/tmp/megalm-was-executed').touch()",))

@@ -32,6 +32,8 @@ def iteration_folder(path: Path) -> Path:
     if not tracker.is_file():
         return path
     text = tracker.read_text().strip()
+    if text != "release" and not text.isdigit():
+        raise ConfigError(f"{tracker}: says {text[:40]!r}; it should be the number of an iteration, or 'release'")
     folder = path / ("release" if text == "release" else f"iter_{int(text):07d}")
     if not folder.is_dir():
         raise ConfigError(

@@ -7,11 +7,14 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.planner import WriteItem
 
 from megalm.checkpoint.boxes import Region, cut, dtype_of
 from megalm.checkpoint.convert.huggingface_tokenizer import TOKENIZER_FILES, read_json
@@ -22,7 +25,6 @@ from megalm.checkpoint.planner import CHUNK_BYTES, write_item
 from megalm.checkpoint.ranks import SingleRank
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.save import SaveRequest, json_bytes, write_and_commit
-from megalm.checkpoint.staging import StagedChunk
 from megalm.config import Config, ModelConfig
 from megalm.config.compose import config_yaml, load_config
 from megalm.config.errors import ConfigError
@@ -167,13 +169,22 @@ def _save(folder: Path, step: int, pieces: _Pieces, state: dict[str, Any]) -> No
     write_and_commit(request, SingleRank())
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """What a save asks of a staged chunk (see megalm.checkpoint.staging.StagedChunk)."""
+
+    item: WriteItem
+    values: np.ndarray
+    xxh3: str
+
+
 class _Pieces:
     """The pieces of a save, made one after the other as they are asked for: one tensor is in memory at a time."""
 
     def __init__(self, weights: WeightReader, names: list[str], dtype: torch.dtype | None, progress: Any):
         self.weights, self.names, self.dtype, self.progress = weights, names, dtype, progress
 
-    def __iter__(self) -> Iterator[StagedChunk]:
+    def __iter__(self) -> Iterator[_Piece]:
         for name in self.names:
             tensor = self.weights.read(name)
             tensor = tensor.to(self.dtype or tensor.dtype)
@@ -183,7 +194,7 @@ class _Pieces:
                 for dim, (start, size) in enumerate(zip(region.offset, region.shape, strict=True)):
                     part = part.narrow(dim, start, size)
                 values = part.contiguous().reshape(-1).view(torch.uint8).numpy()
-                yield StagedChunk(write_item(name, tensor.shape, tensor.dtype, region), values, checksum(values.data))
+                yield _Piece(write_item(name, tensor.shape, tensor.dtype, region), values, checksum(values.data))
             self.progress(name, tensor.nbytes)
 
 

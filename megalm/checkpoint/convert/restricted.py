@@ -50,6 +50,8 @@ def load(file: Path | io.BytesIO) -> Any:
             file.seek(0)
     except (ValueError, RuntimeError):  # the format of PyTorch before 1.6, which cannot be mapped or examined
         names, mapped = ["argparse.Namespace"], False
+    except OSError as error:
+        raise _damaged(file, error) from None
     except pickle.UnpicklingError as error:
         raise _refused(file, error) from None
     allowed: list[Any] = []
@@ -64,6 +66,8 @@ def load(file: Path | io.BytesIO) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped or None)
     except pickle.UnpicklingError as error:
         raise _refused(file, error) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+        raise _damaged(file, error) from None
 
 
 def _refused(file: Path | io.BytesIO, error: Exception) -> ConfigError:
@@ -75,6 +79,12 @@ def _refused(file: Path | io.BytesIO, error: Exception) -> ConfigError:
     return ConfigError(
         f"{where}: refused, it holds {found[:200]}, which may run code when loaded; only tensors and arguments are read"
     )
+
+
+def _damaged(file: Path | io.BytesIO, error: Exception) -> ConfigError:
+    where = file if isinstance(file, Path) else "checkpoint object"
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return ConfigError(f"{where}: damaged or cut short ({reason}); copy it again")
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -119,3 +129,5 @@ def load_metadata(file: Path) -> Any:
             return _MetadataUnpickler(stream).load()
     except pickle.UnpicklingError as error:
         raise _refused(file, error) from None
+    except (EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise _damaged(file, error) from None

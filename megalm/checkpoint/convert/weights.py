@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import IO, Any, Protocol
 import torch
 from torch import Tensor
 
+from megalm.checkpoint.convert import restricted
 from megalm.config.errors import ConfigError
 
 DTYPE_NAMES = {
@@ -270,13 +270,11 @@ class TorchFilesReader:
         if not files:
             raise ConfigError(f"{folder}: no .safetensors and no pytorch_model*.bin file here")
         for file in files:
-            try:
-                self._tensors.update(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
-            except pickle.UnpicklingError as error:
-                reason = str(error).splitlines()[0]
-                raise ConfigError(
-                    f"{file}: refused, it holds more than tensors and may run code when loaded ({reason})"
-                ) from None
+            stored = restricted.load(file)
+            others = [name for name, value in stored.items() if not isinstance(value, Tensor)]
+            if others:
+                raise ConfigError(f"{file}: {others[0]} is a {type(stored[others[0]]).__name__}, not a tensor")
+            self._tensors.update(stored)
 
     def names(self) -> list[str]:
         return list(self._tensors)
