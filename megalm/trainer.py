@@ -44,7 +44,8 @@ class Trainer:
         self.tokens = 0
         self.lr_scale = 1.0
         self.status = 0
-        self.stop_requested = False
+        self.stop_requested = False  # set from outside, on any rank, at any moment
+        self._stopping = False  # what the ranks agreed on in the last step
         self._saved_step = 0
         self.hooks: list[Hook] = []
         self.is_writer = mesh.rank == 0
@@ -81,7 +82,7 @@ class Trainer:
                 hook.on_train_start(self)
             while self.step < self.total_steps and self.status == 0:
                 self._notify(self.train_step())
-                if self.stop_requested:
+                if self._stopping:
                     self.status = 130
                 elif self.status == 0 and self._due(self.config.checkpoint.every):
                     self.save()
@@ -116,7 +117,7 @@ class Trainer:
             self.optimizer.step(lr, grad_scale=expected_tokens / tokens * self._clip(signals.grad_norm))
         self.step += 1
         self.tokens += int(tokens)
-        self.stop_requested = stop
+        self._stopping = stop
         elapsed = time.perf_counter() - started
         record = {
             "step": self.step,

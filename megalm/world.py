@@ -17,7 +17,9 @@ class World:
 
 
 def find_world(config: Config, environment: Mapping[str, str]) -> World:
-    """The world from the launcher's variables, or from `world_size` (by default 1 on a CPU, else the number of GPUs).
+    """The world from the launcher's variables, or from `world_size`.
+
+    By default there is a rank for each GPU, or without any as many as the layout's axes multiply to.
 
     torchrun and Kubernetes' training operators set RANK, WORLD_SIZE and LOCAL_RANK; srun sets SLURM_PROCID, SLURM_NTASKS
     and SLURM_LOCALID, beside which MASTER_ADDR and MASTER_PORT must be exported.
@@ -35,7 +37,7 @@ def find_world(config: Config, environment: Mapping[str, str]) -> World:
     elif config.dry_run:
         return World(size=config.world_size or _product(config))
     else:
-        return World(size=config.world_size or max(1, accelerator_count(config)))
+        return World(size=config.world_size or accelerator_count(config) or _product(config))
     if config.world_size not in (None, found.size):
         raise ConfigError(
             f"world_size={config.world_size}, but the launcher started {found.size} ranks: leave world_size out."

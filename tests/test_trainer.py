@@ -68,8 +68,8 @@ class StopAfter(Hook):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_step_end(self, trainer, record):
-        if record["step"] == self.step:
+    def on_step_start(self, trainer):
+        if trainer.step + 1 == self.step:
             trainer.stop_requested = True
 
 

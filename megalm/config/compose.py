@@ -126,7 +126,7 @@ def _explain(error: Exception, overrides: Sequence[str], available: dict[str, li
         return f"unknown key {name!r}.{_closest(leaf, siblings)}{listing}"
     if "Missing mandatory value" in str(cause) or "???" in str(cause):
         return f"{key or text} must be given: choose a model with +model=NAME ({', '.join(available['model'])})."
-    given = next((o for o in overrides if key and o.lstrip("+").startswith(f"{key}=")), None)
+    given = next((o for o in reversed(overrides) if key and o.lstrip("+").startswith(f"{key}=")), None)
     if key:
         return f"{given or key}: {text}"
     return text

@@ -65,7 +65,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     """Name and folder."""
     world_size: int | None = None
-    """Local ranks to start; None: 1 on a CPU, else the number of GPUs."""
+    """Local ranks to start; None: one for each GPU, or on a CPU as many as the layout's axes multiply to."""
     device: str = choice("auto", "cpu", "cuda")
     """Where tensors live; auto: GPUs when there are any."""
     dry_run: bool = False
