@@ -6,7 +6,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 CSRC := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help train test data build lint format bench report spike gpu-check cuda-check clean
+.PHONY: help train test data build lint format bench spike gpu-check cuda-check clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,9 +34,11 @@ build: .venv/.installed   ## build the C++ (and, with a CUDA torch and nvcc, CUD
 
 .venv/.installed: .venv/.torch pyproject.toml setup.py $(CSRC)
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable .
+	@$(RUN) -c "import torch, megalm._C" 2>/dev/null || echo "warning: the C++ extension was not built (is there a" \
+	    "C++17 compiler, g++ or clang++?): the plain PyTorch ops serve, more slowly" >&2
 	@touch $@
 
-.venv/.test: .venv/.test
+.venv/.test: .venv/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test]"
 	@touch $@
 
@@ -44,12 +46,12 @@ lint: .venv/.test   ## ruff, mypy and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'tests/*.cpp' 'tests/*.cu' 'tests/*.c')
+	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.cpp' 'tests/*.cu' 'tests/*.c')
 
 format: .venv/.test   ## rewrite the sources in the project's form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'tests/*.cpp' 'tests/*.cu' 'tests/*.c')
+	$(BIN)/clang-format -i $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.cpp' 'tests/*.cu' 'tests/*.c')
 
 bench: .venv/.test   ## train the same shape in Hugging Face transformers and here, in one run
 	$(RUN) -m tools.bench train
