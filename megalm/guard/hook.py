@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +51,8 @@ class GuardHook(Hook):
         self.pending: Decision | None = None
         self.replica_step = 0
         """Last step at which all replicas were seen to be equal."""
+        self.spent = {"observe": 0.0, "probe and snapshots": 0.0}
+        """Seconds that the guard took of steps without an event."""
         self._going_back = False
         self._position = 0
         self._began = 0
@@ -84,8 +87,9 @@ class GuardHook(Hook):
         """Judge the step; False refuses its update."""
         if not self.config.enabled:
             return True
-        step = trainer.step + 1
+        step, begun = trainer.step + 1, time.perf_counter()
         seen = self.detector.observe(step, signals.loss, signals.grad_norm, signals.nonfinite)
+        self.spent["observe"] += time.perf_counter() - begun
         accepted = self._answer(trainer, step, signals, seen)
         record = StepRecord(
             signals.loss, signals.grad_norm, self._position, trainer.loader.samples_consumed, not accepted
@@ -105,7 +109,9 @@ class GuardHook(Hook):
         if self.recovery.replay is None:
             self._check_replicas(trainer)
         if self.pending is None and self.ring.due(trainer.step) and self._calm():
+            begun = time.perf_counter()
             self._capture(trainer)
+            self.spent["probe and snapshots"] += time.perf_counter() - begun
 
     # -------------------------------------------------------------------------------------------------------- judgement
     def _answer(self, trainer: Trainer, step: int, signals: Signals, seen: Observation) -> bool:
@@ -223,6 +229,7 @@ class GuardHook(Hook):
             return
         plan = self.recovery.plan(trainer, decision, source)
         self.recovery.announce(trainer, decision, plan)
+        begun = time.perf_counter()
         self._going_back = True
         self.recovery.go_back(trainer, plan, source)
         self._going_back = False
@@ -232,6 +239,7 @@ class GuardHook(Hook):
         else:
             self.probe_known = None
             self._capture(trainer)
+        trainer.events.write("recovered", step=trainer.step, seconds=round(time.perf_counter() - begun, 4))
         self.replica_step = min(self.replica_step, trainer.step)
 
     def _give_up(self, trainer: Trainer, decision: Decision, reason: str = "") -> None:
