@@ -40,7 +40,7 @@ class StageMemory:
     communication: float
     """Buckets, gathered weights and tensors under way."""
     runtime: float
-    """Contexts of the libraries, and fragmentation."""
+    """Contexts of the libraries, and fragmentation; on a CPU, whose memory is the host's, the guard's snapshots."""
     in_flight: int
     """Micro-batches (chunks of them) whose activations are held at the peak."""
     host_snapshots: float = 0.0
@@ -307,10 +307,8 @@ def _stage(
     if layout.pipeline > 1:
         communication += 2 * stream
     dynamic = activations + logits + working + communication
-    runtime = 0.0 if cpu else RUNTIME_BYTES + FRAGMENTATION * dynamic
-    state = (
-        held * (12.0 if layout.dtype != "fp32" else 12.0) / (shards if layout.zero_stage or layout.fully_shard else 1)
-    )
+    state = 12.0 * held / (shards if layout.zero_stage or layout.fully_shard else 1)
+    runtime = snapshots * state if cpu else RUNTIME_BYTES + FRAGMENTATION * dynamic
     return StageMemory(
         stage=stage,
         layers=layers,

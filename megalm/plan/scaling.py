@@ -82,10 +82,10 @@ def _run(folder: Path) -> Point:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: not a finished run; plan.json and metrics.jsonl are needed ({error}).") from None
     plan = plan.get("planned", plan)
-    steps = [line for line in lines if "loss" in line and "tokens" in line]
+    steps = [line for line in lines if line.get("loss") is not None and "tokens" in line]
     if not steps or "parameters" not in plan:
         raise ConfigError(f"{folder}: its metrics.jsonl has no finished step, or plan.json no parameters.")
-    held_out = [line["eval/loss"] for line in lines if "eval/loss" in line]
+    held_out = [line["eval/loss"] for line in lines if line.get("eval/loss") is not None]
     tail = [line["loss"] for line in steps[-max(1, len(steps) // 50) :]]
     loss = held_out[-1] if held_out else sum(tail) / len(tail)
     return Point(folder.name, float(plan["parameters"]), float(steps[-1]["tokens"]), float(loss))

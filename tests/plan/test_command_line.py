@@ -175,10 +175,10 @@ def test_cluster_group_and_gpu_name_mean_the_same():
 def test_this_machine_is_measured_once(tmp_path):
     file = tmp_path / "megalm" / "machine.json"
     first = measure_cpu(1, file)
-    assert 1e9 < first["fp32_flops"] < 1e14 and 1e8 < first["copy_bytes_per_s"] < 1e12
+    assert 1e6 < first["fp32_flops"] < 1e14 and 1e5 < first["copy_bytes_per_s"] < 1e12
     assert measure_cpu(1, file) == first
     file.write_text("not json")
-    assert measure_cpu(1, file)["fp32_flops"] > 1e9
+    assert measure_cpu(1, file)["fp32_flops"] > 1e6
 
 
 def test_plan_of_a_run_on_one_screen_and_as_json():

@@ -1,5 +1,6 @@
 """Failures, checkpoints, spares, budgets and scaling laws."""
 
+import json
 import math
 import random
 
@@ -10,7 +11,7 @@ from megalm.plan.budget import LAWS, choices
 from megalm.plan.goodput import checkpoint_loss, goodput, mtti_seconds, spare_table, young_daly
 from megalm.plan.ladder import ladder, learning_rate
 from megalm.plan.models import read_model
-from megalm.plan.scaling import Point, fit
+from megalm.plan.scaling import Point, fit, read_points
 
 
 def simulated_loss(interval: float, stall: float, mtti: float, seed: int = 0) -> float:
@@ -133,3 +134,22 @@ def test_ladder_climbs_to_the_target():
 def test_learning_rates_of_gpt3(size, lr):
     """Brown et al. 2020, table 2.1."""
     assert learning_rate(size) == pytest.approx(lr)
+
+
+def test_finished_runs_are_read_from_their_folders(tmp_path):
+    law = LAWS["besiroglu"]
+    names = []
+    for size, tokens in ((1e7, 2e8), (3e7, 6e8), (1e8, 2e9)):
+        folder = tmp_path / f"{size:g}"
+        folder.mkdir()
+        (folder / "plan.json").write_text(json.dumps({"parameters": size}))
+        lines = [{"step": i, "loss": 9.0, "tokens": tokens * i / 4, "eval/loss": None} for i in range(1, 4)]
+        lines.append({"step": 4, "loss": 3.0, "tokens": tokens, "eval/loss": law.loss(size, tokens)})
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        names.append(str(folder))
+    points = read_points(names)
+    assert [point.tokens for point in points] == [2e8, 6e8, 2e9]
+    assert points[2].loss == law.loss(1e8, 2e9)
+    (tmp_path / "1e+07" / "plan.json").unlink()
+    with pytest.raises(ConfigError, match="not a finished run"):
+        read_points(names)

@@ -12,7 +12,14 @@ PUBLISHED = {
     "gpt2-124m": (124_439_808, "Radford et al. 2019, as counted by Hugging Face's gpt2"),
     "llama3-8b": (8_030_261_248, "Meta-Llama-3-8B's model card and index"),
     "llama3-70b": (70_553_706_496, "Meta-Llama-3-70B's index"),
-    "7b": (6_649_024_512 + 0, "MPT-7B: 6.65B"),
+    "7b": (6_649_024_512, "MPT-7B: 6.65B"),
+    "mistral-7b": (7_241_732_096, "Mistral-7B-v0.1's index"),
+    "qwen2.5-7b": (7_615_616_512, "Qwen2.5-7B's index"),
+    "qwen3-8b": (8_190_735_360, "Qwen3-8B's index"),
+    "qwen3-0.6b": (596_049_920, "Qwen3-0.6B's tensors, its tied output counted once"),
+    "smollm2-135m": (134_515_008, "SmolLM2-135M's tensors"),
+    "pythia-1.4b": (1_414_647_808, "Biderman et al. 2023, table of model sizes"),
+    "olmo2-7b": (7_298_617_344, "OLMo-2-1124-7B's index"),
 }
 
 
@@ -94,4 +101,6 @@ def test_models_table_says_what_fits():
     assert {row.name for row in rows} == set(models())
     fitting = {row.name: row.fits for row in rows}
     assert fitting["7b"] and fitting["30b"] and not fitting["llama3-70b"]
-    assert largest_fitting(planned_machine("h100", 1)) in ("1b", "3b")
+    names = [row.name for row in table(planned_machine("h100", 1))]
+    largest = largest_fitting(planned_machine("h100", 1))
+    assert 1e9 < parameters(models()[largest]).total < 5e9 and names.index(largest) < names.index("7b")

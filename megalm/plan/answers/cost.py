@@ -1,5 +1,6 @@
 """Dollars of pretraining, fine-tuning, people's data and storage."""
 
+import re
 from typing import Any
 
 from megalm.config import ConfigError, ModelConfig
@@ -153,9 +154,7 @@ def cost_by_size(model: ModelConfig, found: Machine, peak: float, mfu: float) ->
 
     sizes = [1e8 * 10 ** (i / 6) for i in range(19)]
     own = float(parameters(model).active)
-    marks = [
-        (name, float(parameters(m).active)) for name, m in models().items() if "llama" not in name and "gpt" not in name
-    ]
+    marks = [(name, float(parameters(m).active)) for name, m in models().items() if re.fullmatch(r"\d+[mb]", name)]
     return Curves(
         f"cost against model size at {100 * mfu:.0f}% MFU on {found.accelerator.name}",
         "parameters",
