@@ -77,6 +77,8 @@ class Checkpointer:
         self.store: Store = open_store(folder)
         self.folder = Path(folder)
         """Where files are written: the folder itself, or with a URL the local one that they are uploaded from."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"checkpoint.path={folder} is a file: give a folder, or a URL such as s3://bucket/run.")
         self._uploader: Uploader | None = None
         if isinstance(self.store, RemoteStore):
             self.folder = _waiting_room(config, self.store.where)

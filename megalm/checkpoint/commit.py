@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,37 +141,48 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def superseded(steps: Sequence[int], keep: int, keep_every: int) -> list[int]:
-    """The steps that retention gives up: not the `keep` newest (0: keep all), no multiple of `keep_every`."""
-    ordered = sorted(set(steps), reverse=True)
-    if keep == 0:
-        return []
-    return [step for step in ordered[max(1, keep) :] if not (keep_every and step % keep_every == 0)]
+def superseded(
+    found: Sequence[tuple[int, str]], is_good: Callable[[str], bool], keep: int, keep_every: int
+) -> list[str]:
+    """The checkpoints that retention gives up.
 
+    Only good ones count towards `keep`, so the newest good one stays, whatever lies around it. What is no good, and a
+    second attempt at a step, goes where a newer good one exists.
 
-def retain(folder: Path, keep: int, keep_every: int) -> list[str]:
-    """Apply retention; returns the names removed.
-
-    Only good checkpoints count towards `keep`, so the newest good one is never removed, whatever lies around it.
-    Folders that are no good are removed when a newer good one exists.
+    Args:
+        found: (step, name), newest step first, of one step the attempt to prefer first.
+        is_good: whether a checkpoint's manifest verifies; asked of no more than are needed.
+        keep: newest steps to keep; 0: all.
+        keep_every: multiples of it are kept, too; 0: none.
     """
-    good: dict[int, list[Path]] = {}
-    bad: list[tuple[int, Path]] = []
-    for path in committed(folder):
-        step = step_of(path)
+    good: set[int] = set()
+    gone = []
+    for step, name in found if keep else ():
+        if step in good:
+            gone.append(name)
+        elif len(good) >= keep:
+            if not (keep_every and step % keep_every == 0):
+                gone.append(name)
+        elif is_good(name):
+            good.add(step)
+        elif good:
+            gone.append(name)
+    return gone
+
+
+def retain(folder: Path, keep: int, keep_every: int) -> None:
+    """Delete what `superseded` says."""
+
+    def is_good(name: str) -> bool:
         try:
-            read_manifest(path)
-            good.setdefault(step, []).append(path)
+            read_manifest(folder / name)
+            return True
         except CorruptCheckpointError:
-            bad.append((step, path))
-    if not good:
-        return []
-    doomed = [path for step in superseded(list(good), keep, keep_every) for path in good[step]]
-    doomed += [path for paths in good.values() for path in paths[1:] if path not in doomed]
-    doomed += [path for step, path in bad if step < max(good)]
-    for path in doomed:
-        remove(path)
-    return [path.name for path in doomed]
+            return False
+
+    found = [(step_of(path), path.name) for path in committed(folder)]
+    for name in superseded(found, is_good, keep, keep_every):
+        remove(folder / name)
 
 
 def step_of(path: Path) -> int:

@@ -143,21 +143,12 @@ class RemoteStore:
 
     def retain(self, keep: int, keep_every: int) -> None:
         """Also removes what uploads of earlier steps left without a manifest."""
-        good: dict[int, list[str]] = {}
-        for name in self.names():
-            try:
-                self.source(name).manifest()
-                good.setdefault(self.step(name), []).append(name)
-            except CorruptCheckpointError:
-                continue
-        if not good:
-            return
-        doomed = [name for step in superseded(list(good), keep, keep_every) for name in good[step]]
-        doomed += [name for attempts in good.values() for name in attempts[1:] if name not in doomed]
-        kept = {name for attempts in good.values() for name in attempts}
-        for entry in persistently(lambda: self.files.ls(self.root, detail=False), self.where):
+        names = self.names()
+        doomed = superseded([(self.step(name), name) for name in names], self._is_good, keep, keep_every)
+        newest = next((self.step(name) for name in names if self._is_good(name)), -1)
+        for entry in persistently(lambda: self.files.ls(self.root, detail=False), self.where) if names else []:
             name = str(entry).rstrip("/").rpartition("/")[2]
-            if _NAME.fullmatch(name) and name not in kept and self.step(name) < max(good):
+            if _NAME.fullmatch(name) and name not in names and self.step(name) < newest:
                 doomed.append(name)
         for name in doomed:
             self.remove(name)
@@ -180,6 +171,13 @@ class RemoteStore:
             persistently(put, f"{self.where}/{name}/{file}")
         except FileNotFoundError as error:
             raise CheckpointError(f"{self.where}/{name}/{file}: {error}") from None
+
+    def _is_good(self, name: str) -> bool:
+        try:
+            self.source(name).manifest()
+            return True
+        except CorruptCheckpointError:
+            return False
 
     def _saved_at(self, name: str) -> str:
         try:

@@ -56,8 +56,20 @@ def names(folder):
 def test_newest_and_every_nth_are_kept(tmp_path):
     save_steps(tmp_path, range(10, 80, 10), keep=2, keep_every=30)
     assert names(tmp_path) == [f"step-{step:08d}" for step in (30, 60, 70)]
-    assert superseded([1, 2, 3], keep=0, keep_every=0) == []
-    assert superseded([5], keep=1, keep_every=0) == []
+
+
+def test_retention_counts_only_good_ones():
+    found = [(50, "50"), (40, "40"), (40, "40.old"), (30, "30"), (20, "20"), (10, "10")]
+
+    def gone(keep, keep_every=0, bad=()):
+        return superseded(found, lambda name: name not in bad, keep, keep_every)
+
+    assert gone(0) == []
+    assert gone(1) == ["40", "40.old", "30", "20", "10"]
+    assert gone(2, 20) == ["40.old", "30", "10"]
+    assert gone(2, bad=("50", "30")) == ["40.old", "30", "10"]
+    assert gone(9, bad=[name for _, name in found]) == []
+    assert gone(1, bad=("40",)) == ["40", "40.old", "30", "20", "10"]
 
 
 def test_damaged_checkpoints_do_not_count_towards_keep(tmp_path):
