@@ -60,7 +60,11 @@ class DryRun:
     """What this took."""
 
     def __rich__(self) -> Table:
-        axes = [axis for axis in ("tensor", "context", "data", "pipeline") if any(s.sent_bytes.get(axis) for s in self.stages)]
+        axes = [
+            axis
+            for axis in ("tensor", "context", "data", "pipeline")
+            if any(s.sent_bytes.get(axis) for s in self.stages)
+        ]
         title = (
             f"each rank of {self.world_size:,}, by pipeline stage (GiB; built and stepped on the meta device in "
             f"{self.seconds:.0f} s)"
@@ -71,8 +75,8 @@ class DryRun:
             f"micro-batches, complete and free of deadlock, bubble {100 * self.bubble:.1f}% (backward = 2 forward)"
         )
         table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-        names = ["stage", "layers", "parameters", "weights", "gradients", "optimizer", "activations", "in flight", "sum"]
-        for name in [*names, *(f"sent: {axis}" for axis in axes)]:
+        held = "stage,layers,parameters,weights,gradients,optimizer,activations,in flight,sum"
+        for name in [*held.split(","), *(f"sent: {axis}" for axis in axes)]:
             table.add_column(name, justify="right")
         for figures in self.stages:
             sizes = (figures.weight_bytes, figures.gradient_bytes, figures.optimizer_bytes, figures.activation_bytes)

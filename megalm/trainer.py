@@ -246,4 +246,5 @@ def _seed_everything(seed: int, mesh: Mesh, deterministic: bool) -> None:
     np.random.seed(seed % 2**32)
     seed_ranks(seed, mesh)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a write of every new tensor
+    # A debugging aid that costs a write of every new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

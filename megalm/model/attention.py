@@ -41,7 +41,7 @@ class Attention(nn.Module):
         self.context = mesh.context
         self.context_mode = parallel.context_mode
         self.head_dim = config.head_dim
-        made = {"device": device, "dtype": dtype}
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         sequence = parallel.sequence and mesh.tensor.size > 1
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.qkv = ColumnParallelLinear(

@@ -1,5 +1,7 @@
 """Normalisation of queries and keys before their product, which bounds attention's logits."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ class HeadNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        made = {"device": device, "dtype": dtype}
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = Norm(kind, head_dim, name=name, eps=eps, axis=axis, sequence_parallel=True, **made)
 
     def forward(self, x: Tensor) -> Tensor:

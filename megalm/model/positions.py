@@ -81,6 +81,10 @@ class Where:
 class Positions(nn.Module):
     """Rotary tables, ALiBi slopes and masks of one chunk of the model."""
 
+    cos: Tensor
+    sin: Tensor
+    slopes: Tensor
+
     def __init__(self, config: ModelConfig, axis: Axis, device: torch.device | str | None) -> None:
         super().__init__()
         self.kind = config.position

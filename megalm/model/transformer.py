@@ -1,6 +1,7 @@
 """One chunk of a decoder-only transformer: what a pipeline stage runs; a whole model is the chunk with every layer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.utils.checkpoint
@@ -102,7 +103,7 @@ class Transformer(nn.Module):
         self.sequence = parallel.sequence and mesh.tensor.size > 1
         self.tensor, self.context = mesh.tensor, mesh.context
         self.recompute_layers = parallel.recompute == "full"
-        made = {"device": device, "dtype": dtype}
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         if first or config.tie_embeddings and last:
             self.embedding = VocabularyParallelEmbedding(
                 config.vocab_size,

@@ -32,7 +32,7 @@ class SampleHook(Hook):
             return
         trainer.optimizer.wait_weights()
         tokenizer = load_tokenizer(config.data.tokenizer)
-        prompt = tokenizer.encode(config.train.sample_prompt)
+        prompt = [int(token) for token in tokenizer.encode(config.train.sample_prompt)]
         written = generate(
             trainer.model_chunks[0],
             prompt,

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 HELP = "train a 50M-parameter Llama shape in Hugging Face transformers and in megalm, alternating; tokens/s and ratio"
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "num_layers": 8,
     "hidden_size": 512,
     "num_heads": 8,
