@@ -20,12 +20,18 @@ SANITIZE = ["-fsanitize=address", "-fno-omit-frame-pointer"]
 FLAGS = ["-O1", "-g1", "-UNDEBUG", *SANITIZE]
 
 
-def sanitizer_runtime(cxx: list[str]) -> Path | None:
-    """The library that must be loaded before Python is; None where this compiler has none."""
+def sanitizer_preload(cxx: list[str]) -> str | None:
+    """What LD_PRELOAD must name before Python starts; None where this compiler has no shared sanitizer.
+
+    The C++ library goes with it: the sanitizer looks for what throws exceptions when it starts.
+    """
     for name in ("libasan.so", "libclang_rt.asan-x86_64.so"):
-        found = subprocess.run([*cxx, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-        if Path(found).is_absolute() and Path(found).exists():
-            return Path(found).resolve()
+        found = [
+            subprocess.run([*cxx, f"-print-file-name={part}"], capture_output=True, text=True).stdout.strip()
+            for part in (name, "libstdc++.so.6")
+        ]
+        if all(Path(path).is_absolute() and Path(path).exists() for path in found):
+            return " ".join(str(Path(path).resolve()) for path in found)
     return None
 
 

@@ -10,25 +10,27 @@ import sys
 import pytest
 
 from scripts.build_extension import ROOT, compiler
-from scripts.emulated import build_emulated, sanitizer_runtime
+from scripts.emulated import build_emulated, sanitizer_preload
 
 
-def test_kernels_under_the_emulator_and_the_sanitizer():
+def test_kernels_under_the_emulator_and_the_sanitizer(tmp_path):
     try:
         module = build_emulated()
     except RuntimeError as error:
         if "does not compile" in str(error):
             raise
         pytest.skip(str(error))
-    runtime = sanitizer_runtime(compiler())
+    runtime = sanitizer_preload(compiler())
     if runtime is None:
         pytest.skip("the compiler's AddressSanitizer has no shared library")
     environment = {
         **os.environ,
-        "LD_PRELOAD": str(runtime),
-        "ASAN_OPTIONS": "detect_leaks=0",
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={tmp_path}/report",
         "MEGALM_TEST_SANITIZED_LIBRARY": str(module),
     }
     command = [sys.executable, "-m", "pytest", "tests/ops", "-x", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, f"{result.stdout[-6000:]}\n{result.stderr[-6000:]}"
+    reports = "\n".join(path.read_text()[:3000] for path in tmp_path.glob("report*"))
+    assert result.returncode == 0, f"{result.stdout[-6000:]}\n{result.stderr[-3000:]}\n{reports}"
+    assert " passed" in result.stdout
