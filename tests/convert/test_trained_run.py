@@ -84,6 +84,12 @@ def test_a_run_over_two_ranks_exports(layout, tmp_path):
     check_export(tmp_path / "runs" / "small", tmp_path / "hf")
 
 
+def test_checkpoints_kept_elsewhere_are_found(tmp_path):
+    train(small_run(tmp_path, f"checkpoint.path={tmp_path}/elsewhere"))
+    assert not (tmp_path / "runs" / "small" / "checkpoints").exists()
+    check_export(tmp_path / "runs" / "small", tmp_path / "hf")
+
+
 def test_a_merged_checkpoint_resumes_bitwise(tmp_path):
     undisturbed = train(small_run(tmp_path)).losses
     run = tmp_path / "runs" / "small"

@@ -18,7 +18,7 @@ def detect(path: Path) -> str:
 
     if not path.is_dir():
         raise ConfigError(f"{path}: no such folder")
-    if (path / MANIFEST).is_file() or committed(path) or committed(path / "checkpoints"):
+    if (path / MANIFEST).is_file() or committed(path) or (path / "config.yaml").is_file():
         return "megalm"
     if (path / TRACKER).is_file() or any(path.glob("mp_rank_*")) or (path / ".metadata").is_file():
         return "megatron"

@@ -387,7 +387,7 @@ def function_of(model: ModelConfig) -> Json:
     elif model.rope_scaling.kind == "linear":
         fields["rope_scaling"] = {"kind": "linear", "factor": model.rope_scaling.factor}
     if model.position != "rope":
-        fields.pop("rope_theta"), fields.pop("rope_fraction")
+        del fields["rope_theta"], fields["rope_fraction"]
     if model.position != "alibi":
         fields.pop("alibi_max_bias")
     if not model.qk_norm:

@@ -67,16 +67,20 @@ def find_config(path: Path) -> Path:
 
 
 def open_native(path: Path) -> Source:
-    """A run's folder (its newest good checkpoint), or one of its checkpoints, as a Source."""
+    """A run's folder (its newest good checkpoint), or one of its checkpoints, as a Source.
+
+    A run that keeps its checkpoints elsewhere (`checkpoint.path`, which may be a URL) is read from there.
+    """
     config_file = find_config(path)
     config = load_config(config_file)
-    weights = CheckpointWeights(reader := CheckpointReader(path))
+    elsewhere = config.checkpoint.path if config_file.parent == path.absolute() else None
+    weights = CheckpointWeights(reader := CheckpointReader(elsewhere or path))
     kept = config_file.parent / ORIGIN
     files = [kept / name for name in TOKENIZER_FILES if (kept / name).is_file()]
     if not any(file.name.startswith("tokenizer") for file in files):
         files += tokenizer_files(config)
     return Source(
-        path=Path(reader.path),
+        path=reader.path,
         format="megalm",
         model=config.model,
         weights=weights,

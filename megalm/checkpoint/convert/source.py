@@ -25,7 +25,7 @@ class Source:
     did.
     """
 
-    path: Path
+    path: Path | str
     format: str
     model: ModelConfig
     weights: WeightReader
@@ -68,7 +68,7 @@ class RuleReader:
         return self._last[1][position]
 
 
-def check_shapes(where: Path, weights: WeightReader, expected: dict[str, tuple[int, ...]]) -> None:
+def check_shapes(where: Path | str, weights: WeightReader, expected: dict[str, tuple[int, ...]]) -> None:
     """ConfigError that names the first tensors that are missing or have another shape than the configuration says."""
     there = set(weights.names())
     missing = [name for name in expected if name not in there]
@@ -88,7 +88,7 @@ def check_shapes(where: Path, weights: WeightReader, expected: dict[str, tuple[i
         )
 
 
-def check_none_left(where: Path, left: Sequence[str]) -> None:
+def check_none_left(where: Path | str, left: Sequence[str]) -> None:
     """ConfigError where tensors are left over: the model would not be the one that was trained."""
     if left:
         raise ConfigError(
