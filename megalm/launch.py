@@ -5,11 +5,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from megalm.config import Config, ConfigError
+from megalm.config import Config, ConfigError, PrecisionConfig
 from megalm.config.compose import compose_config, conf_dir, config_yaml, groups, model_is_given
 from megalm.config.resolve import resolve
 from megalm.world import World, find_world
@@ -52,11 +53,12 @@ def launch(arguments: Sequence[str]) -> int:
     """Everything between the command line and the exit status. Errors: ConfigError."""
     from megalm.plan.fit import check_fits
     from megalm.plan.machine import machine_for, planned_machine
+    from megalm.plan.search import expand_auto
     from megalm.plan.summary import plan
 
     if not model_is_given(arguments):
         raise ConfigError(_choose_a_model())
-    config = compose_config(arguments)
+    config = compose_config(expand_auto(list(arguments)))
     world = find_world(config, os.environ)
     resolve(config, world.size)
     machine = machine_for(config, world.size)
@@ -70,7 +72,10 @@ def launch(arguments: Sequence[str]) -> int:
 
         console.print(describe_ranks(config))
         return 0
-    check_fits(config, machine)
+    try:
+        check_fits(config, machine)
+    except ConfigError as error:
+        raise ConfigError(f"{error}\n\n{what_it_takes(config)}") from None
     _check_data(config)
     folder = run_folder(config)
     if world.rank == 0:
@@ -78,6 +83,36 @@ def launch(arguments: Sequence[str]) -> int:
         write_aside(folder / "config.yaml", config_yaml(config))
         write_aside(folder / "plan.json", json.dumps(planned.as_dict(), indent=2) + "\n")
     return _start(config, folder, world)
+
+
+def what_it_takes(config: Config) -> str:
+    """The smallest numbers of H100s that hold the run, and how long and how much it is on more of them."""
+    from megalm.plan.machine import planned_machine
+    from megalm.plan.render import duration
+    from megalm.plan.search import search
+
+    lines = []
+    for nodes in (1, 2, 4, 8, 16, 32, 64, 128):
+        machine = planned_machine("h100", 8 * nodes)
+        found = search(replace(config, precision=PrecisionConfig(dtype="bf16")), machine, top=1)
+        if not found.best:
+            continue
+        best = found.best[0]
+        assert config.train.steps is not None and machine.price is not None
+        seconds = best.seconds * config.train.steps
+        dollars = seconds / 3600 * machine.gpus * machine.price
+        lines.append(
+            f"  {machine.gpus:>5} H100-80GB   {duration(seconds):>12}   ${dollars:>13,.0f}   {best.layout.describe()}"
+        )
+        if len(lines) == 4:
+            break
+    if not lines:
+        return "Not even 1,024 H100s hold it: see python -m tools.plan search --help."
+    assert config.train.tokens is not None
+    return (
+        f"What it takes, for {config.train.tokens:,.0f} tokens without failures (python -m tools.plan search):\n\n"
+        + "\n".join(lines)
+    )
 
 
 def run_folder(config: Config) -> Path:

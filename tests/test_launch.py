@@ -33,6 +33,7 @@ def test_without_a_model_the_models_are_listed(capsys):
 def test_a_model_that_cannot_fit_is_refused_with_figures(capsys, tmp_path):
     message = refused(capsys, "+model=30b", f"run.dir={tmp_path}", "device=cpu")
     assert "30b needs" in message and "GiB" in message and "largest model" in message
+    assert "What it takes" in message and "H100" in message and "$" in message
     assert not list(tmp_path.iterdir())
 
 
