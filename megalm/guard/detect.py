@@ -213,7 +213,10 @@ class SpikeDetector:
         return Observation(step, kind, onset=onset, **observed)
 
     def _accumulate(self, step: int, z: float, excess: float) -> bool:
-        """True when the level has moved for good. Outliers do not add to the sum: they are counted by their run."""
+        """True when the level has moved for good.
+
+        Outliers, and what follows them while z is still high, do not add to the sum: they are counted by their run.
+        """
         c = self.config
         if z > c.gate or (self.run and z > c.strong):
             self.run, self.calm = self.run + 1, 0
@@ -223,7 +226,7 @@ class SpikeDetector:
             self.calm += 1
             if self.calm == 2:
                 self.run = self.calm = 0
-        if z <= c.gate:
+        if not self.run:
             before, self.sum = self.sum, max(0.0, self.sum + max(-c.clip, min(c.clip, z)) - c.drift)
             if self.sum > 0.0 and before == 0.0:
                 self.onset, self.length, self.total = step, 0, 0.0

@@ -14,7 +14,7 @@ from megalm.trainer import Trainer
 from tests.corpus import small_run
 
 P = "guard.provoke."
-STEP = 40
+STEP, END = 40, 54
 KINDS = {
     "clean": [],
     "bad_shard": [P + "kind=random_tokens", P + "steps=12"],
@@ -57,7 +57,7 @@ class Outcome:
         return self.records[-1]["eval/loss"]
 
 
-def overrides(folder, kind, *more, steps=64):
+def overrides(folder, kind, *more, steps=END):
     return small_run(
         folder,
         f"train.steps={steps}",

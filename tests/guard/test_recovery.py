@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megalm.hooks import Hook
-from tests.guard.runs import STEP, Crash, overrides, train
+from tests.guard.runs import END, STEP, Crash, overrides, train
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_true_damage_is_replayed_then_rolled_back_with_its_data(folder, clean, k
     first, last = rollback["samples"]
     assert first <= (STEP - 1) * 8 < last
     steps = [r["step"] for r in run.records]
-    assert steps[-1] == 64 and steps.count(rollback["to_step"] + 1) == 3
+    assert steps[-1] == END and steps.count(rollback["to_step"] + 1) == 3
     assert all(r["loss"] < 4 for r in run.records if r["step"] > rollback["step"])
     assert run.final < clean.final + 0.05
 
@@ -81,7 +81,7 @@ def test_non_finite_gradients_are_refused_with_every_weight_unchanged(folder, cl
 def test_watch_reports_and_does_nothing(folder):
     run = train(overrides(folder, "second_moment", "guard=watch", "guard.snapshot_lags=[]", "run.name=watch"))
     assert run.kinds() == [] and run.of("spike")[0]["cause"] == "weights"
-    assert [r["step"] for r in run.records] == list(range(1, 65))
+    assert [r["step"] for r in run.records] == list(range(1, END + 1))
     assert max(r["loss"] for r in run.records[STEP:]) > 5
 
 
@@ -131,7 +131,7 @@ def test_a_crash_in_the_middle_of_a_recovery_resumes_it(folder, kind):
     resumed = run.of("resume_recovery")[0]
     assert resumed["step"] == 30, "the checkpoint of step 40 holds what the decision left behind"
     assert run.kinds()[:2] == (["replay", "rollback"])
-    assert run.records[-1]["step"] == 64 and run.status == 0
+    assert run.records[-1]["step"] == END and run.status == 0
     if kind == "rollback":
         first, last = run.of("rollback")[0]["samples"]
         taken = [r["samples"] for r in run.records]
