@@ -37,6 +37,8 @@ LAYOUTS = {
 # Each layout is saved from and loaded on; changes of every axis, schedule and ZeRO stage, mixed.
 PAIRS = [
     ("one rank", "one rank"),
+    ("data 2 zero 1", "data 2 zero 1"),
+    ("pipeline 2 zb-v", "pipeline 2 zb-v"),
     ("data 4 zero 2", "data 4 zero 2"),
     ("tensor 2 pipeline 2", "tensor 2 pipeline 2"),
     ("data 2 pipeline 2 zero 2", "data 2 pipeline 2 zero 2"),
@@ -45,6 +47,11 @@ PAIRS = [
     ("data 2", "tensor 2 sequence"),
     ("data 2", "pipeline 2 interleaved"),
     ("data 2 zero 1", "one rank"),
+    ("one rank", "pipeline 2 interleaved"),
+    ("tensor 2 sequence", "data 2 zero 1"),
+    ("pipeline 2 zb-v", "tensor 2 sequence"),
+    ("pipeline 2 1f1b", "context 2 zero 1"),
+    ("context 2 zero 1", "pipeline 2 1f1b"),
     ("data 2 zero 1", "data 4 zero 2"),
     ("data 4 zero 2", "data 2 zero 1"),
     ("data 4 zero 2", "data 2 tensor 2 zero 2"),
@@ -62,6 +69,9 @@ PAIRS = [
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", default="llama,gpt2", help=f"comma-separated, of: {', '.join(MODELS)}")
+    parser.add_argument(
+        "--largest-world", type=int, default=4, help="only layouts of at most so many ranks (default 4)"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
 
@@ -71,11 +81,12 @@ def run(args: argparse.Namespace) -> int:
     models = args.models.split(",")
     if unknown := [m for m in models if m not in MODELS]:
         raise ConfigError(f"--models {args.models}: {unknown[0]} is not one of {', '.join(MODELS)}.")
+    pairs = [p for p in PAIRS if max(LAYOUTS[name].world_size for name in p) <= args.largest_world]
     rows = []
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="bench-resume-", dir=memory) as folder:
         for model in models:
-            rows += measure(model, Path(folder) / model, PAIRS)
+            rows += measure(model, Path(folder) / model, pairs)
     good = all(row["good"] for row in rows)
     result = {
         "system": f"{platform.system()} {platform.machine()}",
@@ -110,27 +121,24 @@ def measure(model: str, folder: Path, pairs: list[tuple[str, str]]) -> list[dict
     folder.mkdir(parents=True)
     tokens = write_tokens(folder)
 
-    def train(name: str, path: Path, last: int) -> list[float]:
-        """Run on a layout from the newest checkpoint in `path` to step `last`; rank 0's losses."""
+    def train(name: str, path: Path, every: int) -> list[float]:
+        """Run on a layout from the newest checkpoint in `path` to the end; rank 0's losses."""
         found: list[list[float]] = []
         config = configure(model, LAYOUTS[name], tokens)
-        config.checkpoint.path = str(path)
-        run_world(
-            LAYOUTS[name].world_size, _body, config, str(path), last, receive=lambda values: found.append(values[0])
-        )
+        config.checkpoint.path, config.checkpoint.every, config.checkpoint.keep = str(path), every, 0
+        run_world(LAYOUTS[name].world_size, _body, config, str(path), receive=lambda values: found.append(values[0]))
         return found[0]
 
     whole: dict[str, list[float]] = {}
-    begun: dict[str, list[float]] = {}
     rows = []
     for saved, resumed in pairs:
-        if resumed not in whole:
-            whole[resumed] = train(resumed, folder / f"whole {resumed}", STEPS)
-        if saved not in begun:
-            begun[saved] = train(saved, folder / f"half {saved}", HALF)
+        for name in (saved, resumed):
+            if name not in whole:
+                whole[name] = train(name, folder / f"whole {name}", HALF)
         path = folder / f"{saved} to {resumed}"
-        shutil.copytree(folder / f"half {saved}", path)
-        losses = train(resumed, path, STEPS)
+        half = f"step-{HALF:08d}"
+        shutil.copytree(folder / f"whole {saved}" / half, path / half)
+        losses = train(resumed, path, 0)
         weights, moments = _state_difference(path, folder / f"whole {resumed}")
         expected = whole[resumed][HALF:]
         difference = max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
@@ -151,7 +159,7 @@ def measure(model: str, folder: Path, pairs: list[tuple[str, str]]) -> list[dict
     return rows
 
 
-def _body(config: Any, folder: str, last: int) -> Iterator[list[float]]:
+def _body(config: Any, folder: str) -> Iterator[list[float]]:
     from megalm.hooks import Hook
     from megalm.parallel.mesh import Mesh, build_mesh
     from megalm.trainer import Trainer
@@ -162,7 +170,6 @@ def _body(config: Any, folder: str, last: int) -> Iterator[list[float]]:
 
         def on_step_end(self, trainer, record):
             self.losses.append(record["loss"])
-            trainer.stop_requested = record["step"] == last
 
     mesh = build_mesh(config.parallel) if config.world_size > 1 else Mesh.single()
     logs = Path(folder).with_suffix(f".rank-{mesh.rank}")
