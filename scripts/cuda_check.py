@@ -29,13 +29,14 @@ SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) by
 USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 
 
-def compile_one(nvcc: str, source: Path, architecture: str) -> tuple[Path, str, str, bool]:
+def compile_one(nvcc: str, source: Path, architectures: list[str]) -> tuple[Path, str, bool]:
     """nvcc's report (-Xptxas -v), and whether it compiled."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", f"-I{SOURCE}", "-cubin"]
-        command += [f"-arch=sm_{architecture}", "-o", str(Path(folder, "kernel.cubin")), str(source)]
+        command = [nvcc, "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", f"-I{SOURCE}", "-c"]
+        command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+        command += ["-o", str(Path(folder, "kernel.o")), str(source)]
         result = subprocess.run(command, capture_output=True, text=True)
-    return source, architecture, result.stdout + result.stderr, result.returncode == 0
+    return source, result.stdout + result.stderr, result.returncode == 0
 
 
 def demangle(names: list[str]) -> list[str]:
@@ -46,11 +47,11 @@ def demangle(names: list[str]) -> list[str]:
     return [re.sub(r"\(.*|void |megalm::cuda::|\(anonymous namespace\)::", "", name) or name for name in output]
 
 
-def parse(source: Path, architecture: str, report: str) -> list[dict]:
+def parse(source: Path, report: str) -> list[dict]:
     rows: list[dict] = []
     for line in report.splitlines():
         if match := KERNEL.search(line):
-            rows.append({"op": source.parent.name, "kernel": match[1], "arch": architecture, "spill": 0})
+            rows.append({"op": source.parent.name, "kernel": match[1], "arch": match[2], "spill": 0})
         elif rows and (match := SPILL.search(line)):
             rows[-1]["stack"], rows[-1]["spill"] = int(match[1]), int(match[2]) + int(match[3])
         elif rows and (match := USED.search(line)):
@@ -70,15 +71,14 @@ def main(argv: list[str] | None = None) -> int:
     if nvcc is None:
         print("cuda-check: no nvcc here, nothing was compiled.", file=sys.stderr)
         return 0
-    jobs = [(source, arch) for source in sorted(SOURCE.glob("*/*.cu")) for arch in args.arch]
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = list(pool.map(lambda job: compile_one(nvcc, *job), jobs))
+        results = list(pool.map(lambda source: compile_one(nvcc, source, args.arch), sorted(SOURCE.glob("*/*.cu"))))
     rows, failed = [], False
-    for source, architecture, report, compiled in results:
-        rows += parse(source, architecture, report)
+    for source, report, compiled in results:
+        rows += parse(source, report)
         if not compiled:
             failed = True
-            print(f"{source} does not compile for sm_{architecture}:\n{report}", file=sys.stderr)
+            print(f"{source} does not compile:\n{report}", file=sys.stderr)
     over = [r for r in rows if r["spill"] > SPILL_BUDGET or r.get("registers", 0) > REGISTER_BUDGET]
     if args.json:
         print(json.dumps({"kernels": rows, "over_budget": over, "compiled": not failed}, indent=1))
