@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from megalm.parallel import collectives
 from megalm.parallel.linear import Output, split_rows
 from megalm.parallel.mesh import Axis
 from megalm.parallel.slices import Piece, Slice, attach
+from megalm.parallel.weight_gradient import GradientSink
+
+
+class _Lookup(torch.autograd.Function):
+    """Rows of the table. On a CPU the gradient's rows are added straight to the optimizer's buffer: a dense gradient
+    of the whole table, nearly all zeros, would be written and read again for every micro-batch."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.weight = weight
+        return F.embedding(rows, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (rows,) = ctx.saved_tensors
+        sink: GradientSink | None = getattr(ctx.weight, "gradient_sink", None)
+        if sink is None or not sink.active or grad.device.type != "cpu":
+            return None, torch.ops.aten.embedding_dense_backward(grad, rows, ctx.weight.shape[0], -1, False)
+        buffer, empty = sink.open()
+        if empty:
+            buffer.zero_()
+        buffer.index_add_(0, rows.reshape(-1), grad.reshape(-1, grad.shape[-1]).to(buffer.dtype))
+        sink.close()
+        return None, None
 
 
 class VocabularyParallelEmbedding(nn.Module):
@@ -43,10 +72,10 @@ class VocabularyParallelEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.axis.size == 1:
-            return F.embedding(tokens, self.weight)
+            return _Lookup.apply(tokens, self.weight)
         local = tokens - self.start
         elsewhere = (local < 0) | (local >= self.weight.shape[0])
-        x = F.embedding(local.masked_fill(elsewhere, 0), self.weight).masked_fill(elsewhere.unsqueeze(-1), 0.0)
+        x = _Lookup.apply(local.masked_fill(elsewhere, 0), self.weight).masked_fill(elsewhere.unsqueeze(-1), 0.0)
         if self.sequence_parallel:
             return collectives.scatter(x, self.axis)
         return collectives.reduce(x, self.axis)
