@@ -31,9 +31,9 @@ COLUMNS = {
 
 def sample(i):
     return {
-        "tokens": np.arange(i % 7, dtype=np.uint16),
+        "tokens": np.arange(1 + i % 7, dtype=np.uint16),
         "fixed": np.full((2, 3), i, np.int32),
-        "free": np.ones((i % 3, 2), np.float64) * i,
+        "free": np.ones((1 + i % 3, 2), np.float64) * i,
         "text": f"té {i}",
         "raw": bytes([i % 256] * (i % 4)),
         "n": -i,
@@ -142,7 +142,9 @@ def test_token_documents(tmp_path):
 
 
 def test_mosaicml_streaming_reads_ours_and_we_read_theirs(tmp_path):
-    streaming = pytest.importorskip("streaming.base.format.mds")
+    pytest.importorskip("streaming")
+    import streaming.base.format.mds as streaming
+
     columns = {name: encoding for name, encoding in COLUMNS.items() if name != "j"}
     with MDSWriter(tmp_path / "ours", columns, size_limit=3000) as writer:
         for i in range(100):
@@ -153,5 +155,11 @@ def test_mosaicml_streaming_reads_ours_and_we_read_theirs(tmp_path):
     for path in sorted((tmp_path / "theirs").iterdir()):
         if path.suffix == ".mds":
             assert path.read_bytes() == (tmp_path / "ours" / path.name).read_bytes()
+    shards = json.loads((tmp_path / "ours" / "index.json").read_text())["shards"]
+    readers = [streaming.MDSReader.from_json(str(tmp_path / "ours"), None, shard) for shard in shards]
+    theirs_of_ours = [reader[k] for reader in readers for k in range(reader.size)]
+    for i, got in enumerate(theirs_of_ours):
+        assert got["text"] == f"té {i}" and got["tokens"].tolist() == list(range(1 + i % 7)) and got["n"] == -i
+    assert len(theirs_of_ours) == 100
     for i, got in enumerate(MDSReader(tmp_path / "theirs")):
         same({name: sample(i)[name] for name in columns}, got)
