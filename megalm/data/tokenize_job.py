@@ -14,6 +14,7 @@ from typing import Any
 from megalm.config.errors import ConfigError
 from megalm.data import python_corpus
 from megalm.data.documents import Piece, cut_into_pieces, find_files
+from megalm.data.mds import write_token_documents
 from megalm.data.tokenize_corpus import (
     Settings,
     ShardResult,
@@ -27,6 +28,7 @@ from megalm.data.tokenize_corpus import (
 )
 from megalm.data.tokenizer import load_tokenizer
 from megalm.data.tokenizer_training import TRAINING_MEGABYTES, sample_texts, train_byte_level_bpe
+from megalm.data.tokens import TokenFile
 
 RECIPE_FORMAT = 1  # raised when the same request would give other tokens
 
@@ -43,6 +45,8 @@ class Job:
     corpus_megabytes: float = python_corpus.DEFAULT_MEGABYTES
     workers: int = 1
     max_documents: int | None = None
+    mds: bool = False
+    """Also as MDS shards, in OUTPUT_mds."""
 
 
 @dataclass
@@ -121,6 +125,8 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
     if not any(result.documents for result in results):
         raise ConfigError(f"no document with text in {', '.join(job.inputs)}. Look at --field and the filters.")
     merge(folder, results, prefix, tokenizer.vocab_size, job.max_documents)
+    if job.mds:
+        _write_mds(prefix, f"{job.output}_mds")
     outcome = _outcome(results, prefix, tokenizer_path, tokenizer.choose_backend(), tokenizer.vocab_size)
     sizes = {name: os.path.getsize(f"{prefix}.{name}") for name in ("bin", "idx")}
     _write_json(recipe_path, {"recipe": recipe, "sizes": sizes, "outcome": asdict(outcome)})
@@ -162,6 +168,8 @@ def _recipe(job: Job, files: Sequence[Piece]) -> dict[str, Any]:
         ).fingerprint()
     else:
         recipe["train_bpe"], recipe["training_megabytes"] = job.train_bpe, job.training_megabytes
+    if job.mds:
+        recipe["mds"] = f"{job.output}_mds"
     if files:
         stamps = [(f.path, f.size, os.stat(f.path).st_mtime_ns if "://" not in f.path else 0) for f in files]
         recipe["files"] = digest(stamps)
@@ -176,10 +184,20 @@ def _already_done(path: str, recipe: dict[str, Any], prefix: str, tokenizer: str
         sizes = {name: os.path.getsize(f"{prefix}.{name}") for name in ("bin", "idx")}
         if content["recipe"] != recipe or content["sizes"] != sizes or not os.path.exists(tokenizer):
             return None
+        if "mds" in recipe and not os.path.exists(os.path.join(recipe["mds"], "index.json")):
+            return None
         outcome = content["outcome"]
         return Outcome(**{**outcome, "tallies": {k: Tally(**v) for k, v in outcome["tallies"].items()}, "reused": True})
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _write_mds(prefix: str, folder: str) -> None:
+    shutil.rmtree(folder + ".partial", ignore_errors=True)
+    file = TokenFile(prefix)
+    write_token_documents(file, folder + ".partial", file.dtype.newbyteorder("="), hashes=["xxh64"])
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(folder + ".partial", folder)
 
 
 def _outcome(results: Sequence[ShardResult], prefix: str, tokenizer: str, backend: str, vocab_size: int) -> Outcome:

@@ -10,6 +10,7 @@ import pytest
 
 from megalm.config.errors import ConfigError
 from megalm.data import tokenize_corpus
+from megalm.data.mds import read_token_documents
 from megalm.data.python_corpus import python_corpus
 from megalm.data.tokenize_corpus import Settings, make_shards, run_shards
 from megalm.data.tokenize_job import Job, run_job
@@ -198,6 +199,16 @@ def test_command_line_trains_reports_and_explains(corpus, tmp_path, capsys):
     assert main([str(tmp_path / "none"), "--train-bpe", "300", "--output", "x"]) == 2
     assert "names no file" in capsys.readouterr().err
     assert main([str(corpus), "--train-bpe", "300"]) == 2
+
+
+def test_the_same_tokens_as_mds_shards(corpus, tokenizer_file, tmp_path):
+    job = Job((str(corpus),), str(tmp_path / "o"), Settings(tokenizer_file), mds=True)
+    assert run_job(job).documents == 180
+    for ids, again in zip(TokenFile(tmp_path / "o"), read_token_documents(tmp_path / "o_mds"), strict=True):
+        assert ids.tolist() == again.tolist() and again.dtype == np.uint16
+    assert run_job(job).reused
+    os.remove(tmp_path / "o_mds" / "index.json")
+    assert not run_job(job).reused and os.path.exists(tmp_path / "o_mds" / "index.json")
 
 
 def test_shards_depend_on_the_input_only(tmp_path, tokenizer_file, monkeypatch):

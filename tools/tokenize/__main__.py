@@ -133,6 +133,9 @@ def parser() -> argparse.ArgumentParser:
         "--tiktoken-pattern", metavar="REGEX", help="how text is split, for a tiktoken file of an unknown name"
     )
     p.add_argument(
+        "--mds", action="store_true", help="also write MDS shards, a sample a document, to the folder PREFIX_mds"
+    )
+    p.add_argument(
         "--report", action="store_true", help="print documents, tokens and bytes per token by source and language"
     )
     p.add_argument("--json", action="store_true", help="print the outcome as JSON")
@@ -168,6 +171,7 @@ def job_of(args: argparse.Namespace) -> Job:
         corpus_megabytes=args.corpus_megabytes,
         workers=max(args.workers, 1),
         max_documents=args.max_documents,
+        mds=args.mds,
     )
 
 
