@@ -1,6 +1,6 @@
 """Every valid layout of a model on a machine, pruned by memory, ranked by predicted step time, each with its reasons."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -84,19 +84,47 @@ class SearchResult:
         )
 
 
-def search(config: Config, machine: Machine, *, top: int = 10, micro_batch: int | None = None) -> SearchResult:
-    """Rank every valid layout of a configuration's model on a machine by predicted step time."""
-    return _Search(config, machine, top, micro_batch).run()
+def search(
+    config: Config,
+    machine: Machine,
+    *,
+    top: int = 10,
+    micro_batch: int | None = None,
+    fixed: dict[str, Any] | None = None,
+) -> SearchResult:
+    """Rank every valid layout of a configuration's model on a machine by predicted step time.
+
+    fixed: fields of Layout that are not to be chosen, such as {"tensor": 4, "recompute": "full"}.
+    """
+    return _Search(config, machine, top, micro_batch, fixed or {}).run()
 
 
-def auto_overrides(config: Config, machine: Machine) -> list[str]:
+FIXABLE = {
+    "data": "data", "tensor": "tensor", "pipeline": "pipeline", "virtual_pipeline": "virtual", "context": "context",
+    "expert": "expert", "sequence": "sequence", "schedule": "schedule", "zero_stage": "zero_stage", "recompute": "recompute",
+}  # fmt: skip
+"""parallel.KEY -> field of Layout, for what a command line may hold on to while the rest is searched."""
+
+
+def fixed_by(overrides: Sequence[str], config: Config) -> dict[str, Any]:
+    """Fields of Layout that `parallel.KEY=...` overrides have fixed, with the values of the composed configuration."""
+    keys = [
+        word.lstrip("+").partition("=")[0].partition(".")[2]
+        for word in overrides
+        if word.lstrip("+").startswith("parallel.")
+    ]
+    fixed = {FIXABLE[key]: getattr(config.parallel, key) for key in keys if key in FIXABLE}
+    return {field: value for field, value in fixed.items() if value != "auto"}
+
+
+def auto_overrides(config: Config, machine: Machine, fixed: dict[str, Any] | None = None) -> list[str]:
     """The command-line overrides of the fastest layout that fits: what `parallel=auto` means.
 
     Errors: ConfigError when none fits.
     """
     from megalm.config import ConfigError
 
-    found = search(config, machine, top=1)
+    found = search(config, machine, top=1, fixed=fixed)
     if not found.best:
         raise ConfigError(found.why_none())
     return found.best[0].layout.overrides()
@@ -105,7 +133,7 @@ def auto_overrides(config: Config, machine: Machine) -> list[str]:
 def expand_auto(overrides: list[str]) -> list[str]:
     """Command-line overrides with `parallel=auto` replaced by the fastest layout that fits; others come back as they are.
 
-    What the command line says of parallel.* and the batch stays in force: it comes after the layout found.
+    What the command line says of parallel.* is held on to while the rest is searched.
 
     Errors: ConfigError when no layout fits.
     """
@@ -116,11 +144,14 @@ def expand_auto(overrides: list[str]) -> list[str]:
 
     given = [word for word in overrides if word != "parallel=auto"]
     config = compose_config(given)
-    return [*auto_overrides(config, machine_for(config)), *given]
+    return [*auto_overrides(config, machine_for(config), fixed_by(given, config)), *given]
 
 
 class _Search:
-    def __init__(self, config: Config, machine: Machine, top: int, micro_batch: int | None) -> None:
+    def __init__(
+        self, config: Config, machine: Machine, top: int, micro_batch: int | None, fixed: dict[str, Any]
+    ) -> None:
+        self.fixed = fixed
         self.config, self.model, self.machine, self.top = config, config.model, machine, top
         self.batch = config.train.global_batch_size
         self.micro_batch = micro_batch
@@ -167,8 +198,14 @@ class _Search:
                             data=data, tensor=tensor, pipeline=pipeline, context=context, expert=expert,
                             sequence=tensor > 1, global_batch=self.batch, dtype=dtype,
                         )  # fmt: skip
-                        if not divisibility(self.model, layout):
+                        if "sequence" in self.fixed:
+                            layout = replace(layout, sequence=self.fixed["sequence"])
+                        axes = ("data", "tensor", "context", "pipeline", "expert")
+                        if self._allowed(layout, *axes) and not divisibility(self.model, layout):
                             yield layout
+
+    def _allowed(self, layout: Layout, *names: str) -> bool:
+        return all(getattr(layout, name) == self.fixed.get(name, getattr(layout, name)) for name in names)
 
     def families(self, mesh: Layout) -> Iterator[Layout]:
         """Schedules, chunks and micro-batches of a mesh."""
@@ -185,7 +222,9 @@ class _Search:
         for kind, chunks in schedules:
             for size in sizes:
                 if size <= share and (self.batch % (mesh.data * size) == 0 or size == 1):
-                    yield replace(mesh, schedule=kind, virtual=chunks, micro_batch=size)
+                    family = replace(mesh, schedule=kind, virtual=chunks, micro_batch=size)
+                    if self._allowed(family, "schedule", "virtual"):
+                        yield family
 
     def _even(self, stages: int) -> bool:
         """Whether the layers can be cut so that no stage has twice the layers of the others."""
@@ -201,8 +240,13 @@ class _Search:
             shardings.append({"zero_stage": 2})
             if family.pipeline == 1 and family.tensor == 1 and family.context == 1 and not self.machine.is_cpu:
                 shardings.append({"zero_stage": 2, "fully_shard": True})
+        stage, mode = self.fixed.get("zero_stage"), self.fixed.get("recompute")
+        if stage is not None:
+            shardings = [sharding for sharding in shardings if sharding["zero_stage"] == stage] or [
+                {"zero_stage": stage}
+            ]
         for index, sharding in enumerate(shardings):
-            for number, recompute in enumerate(RECOMPUTE):
+            for number, recompute in enumerate([mode] if mode else RECOMPUTE):
                 layout = replace(family, recompute=recompute, **sharding)
                 self.considered += 1
                 memory = self.memory(layout, distinct_only=True)
@@ -215,7 +259,7 @@ class _Search:
                     continue
                 yield Candidate(layout, step_time(self.model, layout, self.machine, exact=False), memory, True)
                 self.dominated += len(RECOMPUTE) - 1 - number
-                if number == 0:
+                if number == 0 and not mode:
                     self.dominated += len(RECOMPUTE) * (len(shardings) - 1 - index)
                     return
                 break

@@ -167,10 +167,15 @@ def plan(config: Config, machine: Machine | None = None) -> Plan:
     )
 
 
+SAVE_SECONDS = 1.0
+"""What a save costs beside its bytes: a barrier, pinning, handing over to the writer; published asynchronous saves take
+0.2 to 2 seconds."""
+
+
 def checkpoint_stall(total_parameters: int, layout: Layout, machine: Machine) -> float:
-    """Seconds that the step waits for an asynchronous save: the copy of a rank's share to host memory."""
+    """Seconds that the step waits for an asynchronous save: ranks meet, and copy their shares to host memory."""
     holders = layout.world if layout.zero_stage or layout.fully_shard else layout.tensor * layout.pipeline
-    return cost.CHECKPOINT_BYTES * total_parameters / holders / machine.accelerator.host_bandwidth
+    return SAVE_SECONDS + cost.CHECKPOINT_BYTES * total_parameters / holders / machine.accelerator.host_bandwidth
 
 
 def time_shares(seconds: StepTime) -> list[tuple[str, float]]:

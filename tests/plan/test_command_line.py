@@ -66,6 +66,8 @@ def test_launcher_overrides_and_own_keys_mix(capsys):
     answer = ask(capsys, "shape +model=7b model.num_layers=2 seq_length=4096")
     assert answer["num_layers"] == 2 and answer["seq_length"] == 4096
     assert ask(capsys, "shape model=7b") == ask(capsys, "shape +model=7b")
+    assert run_tool(tools.plan, ["shape", "+model=7b", "--json", "model.num_layers=3"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_layers"] == 3
 
 
 def test_words_for_numbers(capsys):

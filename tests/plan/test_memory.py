@@ -18,7 +18,7 @@ SMALL = [
     "model.num_heads=4",
     "model.ffn_hidden_size=512",
     "model.seq_length=256",
-    "model.vocab_size=2048",
+    "model.vocab_size=512",
     "train.global_batch_size=4",
     "train.micro_batch_size=4",
 ]
@@ -30,7 +30,7 @@ REAL = {
     "llama": LLAMA,
     "llama in bf16": [*LLAMA, "precision=bf16"],
     "llama, full recompute": [*LLAMA, "parallel.recompute=full", "model.num_layers=8"],
-    "llama, few logits": [*LLAMA, "model.vocab_size=256", "model.num_layers=8"],
+    "llama, deeper, more logits": [*LLAMA, "model.vocab_size=2048", "model.num_layers=8"],
     "llama, query and key norms": [*LLAMA, "model.qk_norm=true", "model.tie_embeddings=true"],
     "norms after": [*LLAMA, "model.norm_placement=post"],
     "gpt-2": GPT,

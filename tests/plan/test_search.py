@@ -9,7 +9,7 @@ from megalm.config.compose import compose_config
 from megalm.plan.fit import check_fits, nearest_fitting
 from megalm.plan.layout import Layout, divisibility, layout_of
 from megalm.plan.machine import machine_for, planned_machine
-from megalm.plan.search import auto_overrides, expand_auto, search
+from megalm.plan.search import auto_overrides, expand_auto, fixed_by, search
 from megalm.plan.time import bubble_fraction, makespan, step_time
 from tests.plan.published import mpt_benchmark
 
@@ -124,3 +124,11 @@ def test_parallel_auto_is_replaced_by_the_layout_found():
         == search(compose_config(words), planned_machine("h100", 64)).best[0].layout
     )
     assert expand_auto(words) == words
+
+
+def test_what_the_command_line_fixes_is_kept():
+    config = config_of("7b", "h100", 64, 512, "parallel.tensor=4", "parallel.recompute=full")
+    fixed = fixed_by(["parallel.tensor=4", "+parallel.recompute=full", "train.steps=3"], config)
+    assert fixed == {"tensor": 4, "recompute": "full"}
+    found = search(config, machine_for(config), fixed=fixed)
+    assert {(c.layout.tensor, c.layout.recompute) for c in found.best} == {(4, "full")}

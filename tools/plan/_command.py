@@ -24,9 +24,22 @@ class Command:
         parser.add_argument("words", nargs="*", metavar="KEY=VALUE" if not self.files else self.files, help=what)
         parser.add_argument("--json", action="store_true", help="print JSON; keys carry their units")
         parser.add_argument("--html", metavar="FILE", help="also write a self-contained page with tables and plots")
+        _words_first(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Parse, answer, print."""
         request = parse(self.name, args.words, self.keys, files=self.files is not None)
         answer = importlib.import_module(f"megalm.plan.answers.{self.name}").answer
         return answer(request).show(as_json=args.json, page=args.html)
+
+
+def _words_first(parser: argparse.ArgumentParser) -> None:
+    """Let key=value words and options stand in any order: argparse takes positionals from one place only."""
+    original = parser.parse_known_args
+
+    def parse_known_args(args=None, namespace=None):  # type: ignore[no-untyped-def]
+        given = list(args or [])
+        words = [word for word in given if "=" in word and not word.startswith("-")]
+        return original(words + [word for word in given if word not in words], namespace)
+
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]

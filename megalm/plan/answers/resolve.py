@@ -12,9 +12,9 @@ def resolve_layout(request: Request, config: Config, machine: Machine) -> Layout
     given = given or request.gives("train.micro_batch_size")
     if not request.wants_search and (given or machine.is_cpu):
         return layout_of(config, machine.gpus)
-    from megalm.plan.search import search
+    from megalm.plan.search import fixed_by, search
 
-    found = search(config, machine, top=1)
+    found = search(config, machine, top=1, fixed=fixed_by(request.overrides, config))
     if not found.best:
         raise ConfigError(found.why_none())
     return found.best[0].layout

@@ -6,7 +6,7 @@ from megalm.plan.machine import Machine
 from megalm.plan.render import duration, gib, number
 from megalm.plan.report import Bars, Report, Table
 from megalm.plan.request import Request, compose, machine
-from megalm.plan.search import Candidate, search
+from megalm.plan.search import Candidate, fixed_by, search
 from megalm.plan.shapes import parameters
 from megalm.plan.time import PARTS
 
@@ -16,7 +16,9 @@ def answer(request: Request) -> Report:
     config = compose(request)
     found = machine(request, config)
     top = request.whole("top", 10) or 10
-    result = search(config, found, top=top, micro_batch=request.whole("micro_batch"))
+    result = search(
+        config, found, top=top, micro_batch=request.whole("micro_batch"), fixed=fixed_by(request.overrides, config)
+    )
     if not result.best:
         raise ConfigError(result.why_none())
     best = result.best[0]
