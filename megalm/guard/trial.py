@@ -200,7 +200,7 @@ def sustained_jumps(trace: Trace, rise: float = 0.4) -> list[int]:
     jumps: list[int] = []
     for i in range(32, len(x) - 3):
         before = x[i - 16 : i]
-        lasting = min(x[i : i + 3]) - np.median(before) >= rise and np.quantile(before, 0.9) < x[i] - 0.75 * rise
+        lasting = min(x[i : i + 3]) - np.median(before) >= rise and np.ptp(before) < 0.75 * rise
         if lasting and (not jumps or i - jumps[-1] > 16):
             jumps.append(i)
     return jumps
