@@ -22,6 +22,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if !defined(__x86_64__)
@@ -347,6 +348,9 @@ class Engine {
     t.context.uc_stack.ss_sp = t.stack;
     t.context.uc_stack.ss_size = kStackBytes;
     makecontext(&t.context, reinterpret_cast<void (*)()>(&run_thread), 0);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(t.stack + 4096, kStackBytes - 4096);  // what a kernel that was given up left behind
 #endif
     t.fake_stack = nullptr;
     t.entered = true;
