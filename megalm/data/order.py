@@ -30,7 +30,8 @@ def derive_key(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest(), "little")
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
+    """splitmix64's output function: neighbouring inputs get unrelated outputs. Shapes: uint64 -> uint64"""
     x = (x ^ (x >> np.uint64(30))) * _MIX1
     x = (x ^ (x >> np.uint64(27))) * _MIX2
     return x ^ (x >> np.uint64(31))
@@ -56,9 +57,9 @@ def permute(index: np.ndarray, size: int, key: int | np.ndarray) -> np.ndarray:
         left, right = values >> right_bits, values & right_mask
         for round_index in range(ROUNDS):
             constant = np.uint64((2 * round_index + 1) * _GOLDEN & _MASK64)
-            left = left ^ (_mix(right + (keys ^ constant)) & left_mask)
+            left = left ^ (mix(right + (keys ^ constant)) & left_mask)
             constant = np.uint64((2 * round_index + 2) * _GOLDEN & _MASK64)
-            right = right ^ (_mix(left + (keys ^ constant)) & right_mask)
+            right = right ^ (mix(left + (keys ^ constant)) & right_mask)
         values = (left << right_bits) | right
         out[todo] = values
         outside = values >= np.uint64(size)
@@ -197,7 +198,7 @@ def resolve(
         epoch[where], inside = np.divmod(rank[where], item.samples)
         if shuffle:
             base = np.uint64(derive_key(seed, item.name))
-            keys = _mix(base + epoch[where].astype(np.uint64) * np.uint64(_GOLDEN))
+            keys = mix(base + epoch[where].astype(np.uint64) * np.uint64(_GOLDEN))
             inside = permute(inside, item.samples, keys)
         index[where] = inside
     return Samples(source, index, epoch)

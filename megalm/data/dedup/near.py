@@ -17,7 +17,8 @@ import numpy as np
 
 from megalm.config.errors import ConfigError
 from megalm.data.dedup.removal import Corpus, Removal
-from megalm.data.dedup.shingles import jaccard, mix, shingles
+from megalm.data.dedup.shingles import jaccard, shingles
+from megalm.data.order import mix
 
 # 21 bands of 6: a pair of similarity 0.8 shares a bucket with probability 0.998, one of 0.7 with 0.92, one of 0.4 with 0.08
 BANDS, ROWS = 21, 6

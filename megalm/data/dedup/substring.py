@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.data.dedup.shingles import mix
 from megalm.data.look import window_hashes
+from megalm.data.order import mix
 from megalm.data.tokens import TokenFile, TokenWriter
 
 CHUNK = 1 << 21  # tokens hashed at a time
