@@ -68,10 +68,11 @@ def enumerate_crashes(
     operation: str | None = None,
     quiet: bool = True,
     without_fsync: bool = False,
+    jobs: int = 1,
 ) -> Report:
-    """Run the enumeration in a process of its own that has the library preloaded.
+    """Run the enumeration in processes of their own that have the library preloaded.
 
-    `sample`: that many points only; `fault`, `operation`: only those.
+    `sample`: that many points only; `fault`, `operation`: only those; `jobs`: so many processes share the points.
     """
     # The faults are made, not waited for, so the files may as well be in memory, where an fsync costs nothing.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -90,15 +91,38 @@ def enumerate_crashes(
             "-lpthread",
         ]
         subprocess.run(build, check=True)
-        command = [sys.executable, "-m", "tests.checkpoint.crash", "--folder", folder, "--seed", str(seed)]
+        command = [sys.executable, "-m", "tests.checkpoint.crash", "--seed", str(seed)]
         command += ["--sample", str(sample)] if sample is not None else []
         command += ["--fault", fault] if fault else []
         command += ["--operation", operation] if operation else []
         command += ["--quiet"] * quiet + ["--without-fsync"] * without_fsync
         environment = {**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         root = Path(__file__).resolve().parents[2]
-        done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        return Report(**json.loads(done.stdout.splitlines()[-1]))
+        processes = []
+        for job in range(jobs):
+            own = Path(folder) / f"job-{job}"
+            own.mkdir()
+            part = [*command, "--folder", str(own), "--library", str(library), "--part", f"{job}/{jobs}"]
+            processes.append(subprocess.Popen(part, cwd=root, env=environment, stdout=subprocess.PIPE, text=True))
+        outputs = [process.communicate()[0] for process in processes]
+        if any(process.returncode for process in processes):
+            raise RuntimeError(f"the enumeration ended with {[process.returncode for process in processes]}")
+        return merged([Report(**json.loads(output.splitlines()[-1])) for output in outputs])
+
+
+def merged(reports: list[Report]) -> Report:
+    """One report of several processes' parts."""
+    return Report(
+        points=sum(r.points for r in reports),
+        recovered=sum(r.recovered for r in reports),
+        operations=reports[0].operations,
+        faults=dict(sorted(sum((Counter(r.faults) for r in reports), Counter()).items())),
+        found_old=sum(r.found_old for r in reports),
+        found_new=sum(r.found_new for r in reports),
+        failures=[failure for r in reports for failure in r.failures],
+        seconds=max(r.seconds for r in reports),
+        sampled=reports[0].sampled,
+    )
 
 
 def applicable(operation: str) -> list[str]:
@@ -114,7 +138,7 @@ def applicable(operation: str) -> list[str]:
 class Enumeration:
     """Runs inside the preloaded process; forks two ranks for each point (torch is imported once)."""
 
-    def __init__(self, folder: Path, without_fsync: bool) -> None:
+    def __init__(self, folder: Path, library: Path, without_fsync: bool) -> None:
         import torch
 
         from megalm.checkpoint import commit
@@ -124,7 +148,7 @@ class Enumeration:
         if without_fsync:
             commit.os = SimpleNamespace(**{**vars(os), "fsync": lambda descriptor: None})  # type: ignore[assignment]
         self.folder = folder
-        self.library = ctypes.CDLL(str(folder / "fault.so"))
+        self.library = ctypes.CDLL(str(library))
         self.library.fault_trace.restype = ctypes.c_char_p
         self.trials = 0
 
@@ -260,7 +284,7 @@ def recover(root: Path) -> int:
     state, _ = made.load(boxes)
     assert_holds(boxes, values_of(state["step"]))
     latest = made.latest()
-    assert latest is not None and latest.name.startswith(f"step-{state['step']:08d}"), latest
+    assert latest is not None and Path(latest).name.startswith(f"step-{state['step']:08d}"), latest
     return state["step"]
 
 
@@ -283,7 +307,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fault", help="only this fault (kill, power, eio, enospc, torn, short)")
     parser.add_argument("--operation", help="only at this operation (write, fsync, rename, ...)")
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the points (default 1)")
+    for name, kind in (("--folder", Path), ("--library", Path), ("--part", str)):  # of one such process
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument(
         "--without-fsync", action="store_true", help="save without fsync, to see that the enumeration finds it out"
@@ -297,16 +323,20 @@ def main(argv: list[str] | None = None) -> int:
             operation=options.operation,
             quiet=options.quiet,
             without_fsync=options.without_fsync,
+            jobs=options.jobs,
         )
         print(json.dumps(asdict(report), indent=2))
         return 0 if report.recovered == report.points else 1
     started = time.monotonic()
-    enumeration = Enumeration(options.folder, options.without_fsync)
+    enumeration = Enumeration(options.folder, options.library, options.without_fsync)
     every = enumeration.points()
     operations = Counter(point.operation for point in every if point.fault == "kill")
     chosen = [p for p in every if options.fault in (None, p.fault) and options.operation in (None, p.operation)]
     if options.sample is not None and options.sample < len(chosen):
         chosen = random.Random(options.seed).sample(chosen, options.sample)
+    sampled = len(chosen) < len(every)
+    job, jobs = map(int, options.part.split("/"))
+    chosen = chosen[job::jobs]
     steps, failures = Counter[int](), []
     for number, point in enumerate(chosen, start=1):
         try:
@@ -324,7 +354,7 @@ def main(argv: list[str] | None = None) -> int:
         found_new=steps[2],
         failures=failures,
         seconds=round(time.monotonic() - started, 1),
-        sampled=len(chosen) < len(every),
+        sampled=sampled,
     )
     print(json.dumps(asdict(report)))
     return 0

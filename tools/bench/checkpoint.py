@@ -76,14 +76,12 @@ def _measure(folder: Path, size: int, rounds: int, threads: int) -> dict:
         flat.add_(1.0)
         row: dict[str, float] = {}
         row["copy"] = _timed(lambda: [bare[i].copy_(flat[i]) for i in range(count)])
-        _settle()
         begun = time.perf_counter()
         ours.save(step, boxes, {}, {})
         row["stall"] = time.perf_counter() - begun
         ours.wait()
         row["durable"] = time.perf_counter() - begun
         row["write"] = row["durable"] - row["stall"]
-        _settle()
         target = folder / f"dcp-{step}"
         begun = time.perf_counter()
         future: Any = dcp.async_save(state_dict, checkpoint_id=target)
@@ -91,12 +89,10 @@ def _measure(folder: Path, size: int, rounds: int, threads: int) -> dict:
         future.result()
         row["dcp_durable"] = time.perf_counter() - begun
         shutil.rmtree(target)
-        _settle()
         blocks = f"count={total >> 20}"
         command = ["dd", "if=/dev/zero", f"of={folder / 'dd'}", "bs=1M", blocks, "conv=fsync", "status=none"]
         row["dd"] = _timed(lambda command=command: subprocess.run(command, check=True))
         (folder / "dd").unlink()
-        _settle()
         if step:  # the first round allocates buffers: not what a run meets at every save
             rows.append(row)
         else:
@@ -138,8 +134,3 @@ def _timed(action) -> float:
     begun = time.perf_counter()
     action()
     return time.perf_counter() - begun
-
-
-def _settle() -> None:
-    """Nothing of one method's writing is left to disturb the next."""
-    os.sync()

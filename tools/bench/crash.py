@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import sys
@@ -16,6 +17,7 @@ HELP = "interrupt a two-rank save at every file operation (kill, power loss, ful
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample", type=int, help="that many points instead of all")
     parser.add_argument("--seed", type=int, default=0, help="which points a sample takes")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a CPU)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
 
@@ -29,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("the fault library is compiled with gcc, which is not installed: apt install gcc.")
     from tests.checkpoint.crash import enumerate_crashes
 
-    report = asdict(enumerate_crashes(args.sample, args.seed, quiet=not sys.stderr.isatty()))
+    report = asdict(enumerate_crashes(args.sample, args.seed, quiet=not sys.stderr.isatty(), jobs=args.jobs))
     report["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
     if args.out:
         args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
