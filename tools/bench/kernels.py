@@ -135,7 +135,7 @@ def _runner(case: Case, function: Callable[..., Any], choice: str) -> Callable[[
     return run
 
 
-def _seconds(run: Callable[[], None], device: str) -> float:
+def _seconds(run: Callable[[], object], device: str) -> float:
     if device == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()

@@ -1,0 +1,1 @@
+"""What the Makefile and the tests build and check with."""
