@@ -28,11 +28,12 @@ def recomputed(tensor: Tensor, function: Callable[[], Tensor]) -> Iterator[None]
 
     Source:  the idea of selective recomputation, Korthikanti et al. 2022 (arXiv:2205.05198), sec. 5.
     """
-    pointer, numel = tensor.data_ptr(), tensor.numel()
+    # What describes the tensor, not the tensor: a reference to it here would keep it until backward.
+    pointer, numel, dtype = tensor.data_ptr(), tensor.numel(), tensor.dtype
 
     def pack(saved: Tensor) -> Tensor | _Recipe:
         same = saved.data_ptr() == pointer and saved.numel() == numel and saved.is_contiguous()
-        return _Recipe(function, saved.shape) if same and saved.dtype == tensor.dtype else saved
+        return _Recipe(function, saved.shape) if same and saved.dtype == dtype else saved
 
     def unpack(kept: Tensor | _Recipe) -> Tensor:
         return kept.cook() if isinstance(kept, _Recipe) else kept

@@ -189,6 +189,7 @@ class Transformer(nn.Module):
             self.tensor,
             vocab_size=self.config.vocab_size,
             z_loss=self.config.z_loss if self.training else 0.0,
+            inplace_backward=True,
         )
         if batch.loss_mask is None:
             count = torch.full((), float(per_token.numel()), device=per_token.device)

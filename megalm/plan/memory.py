@@ -295,8 +295,8 @@ def _stage(
         activations += 8.0 * tokens * flight
     logits = 0.0
     if last:
-        # The last norm's input, its output and a gradient; the logits and their gradient.
-        logits = 3 * stream + 2 * tokens * ceil(model.vocab_size / layout.tensor) * size
+        # The last norm's input, its output and a gradient; the logits, which their gradient is written over.
+        logits = 3 * stream + tokens * ceil(model.vocab_size / layout.tensor) * size
     # The loss and a layer's backward follow each other: the larger of the two decides.
     working = max(0.0, acts.recomputed + acts.working - logits)
     communication = gathered

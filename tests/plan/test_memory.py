@@ -29,6 +29,7 @@ MPT = ["+model=125m", *SMALL]
 REAL = {
     "llama": LLAMA,
     "llama in bf16": [*LLAMA, "precision=bf16"],
+    "llama, selective recompute": [*LLAMA, "parallel.recompute=selective"],
     "llama, full recompute": [*LLAMA, "parallel.recompute=full", "model.num_layers=8"],
     "llama, deeper, more logits": [*LLAMA, "model.vocab_size=2048", "model.num_layers=8"],
     "llama, query and key norms": [*LLAMA, "model.qk_norm=true", "model.tie_embeddings=true"],
