@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class SampleHook(Hook):
     """Writes `sample.txt` and prints it. Attached on every rank, since the tensor ranks write together.
 
-    A model that is cut over pipeline or context ranks, or runs with sequence parallelism, is left to tools.generate,
-    which loads the checkpoint whole.
+    A model that is cut over pipeline, context or data ranks, or runs with sequence parallelism, is left to
+    tools.generate, which loads the checkpoint whole.
     """
 
     def __init__(self, folder: Path, console: Console | None) -> None:
@@ -27,7 +27,8 @@ class SampleHook(Hook):
         config, mesh = trainer.config, trainer.mesh
         if status != 0 or config.data.tokenizer is None or mesh.data.rank != 0:
             return
-        if mesh.pipeline.size > 1 or mesh.context.size > 1 or config.parallel.sequence or len(trainer.model_chunks) > 1:
+        whole = mesh.pipeline.size == mesh.context.size == len(trainer.model_chunks) == 1
+        if not whole or config.parallel.sequence or config.parallel.data_mode == "fully_shard":
             self._print(f"\nto read what it writes: python -m tools.generate {self.folder} --prompt 'The '")
             return
         trainer.optimizer.wait_weights()
