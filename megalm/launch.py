@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from megalm.checkpoint.errors import CheckpointError
 from megalm.config import Config, ConfigError, PrecisionConfig
 from megalm.config.compose import compose_config, conf_dir, config_yaml, groups, model_is_given
 from megalm.config.resolve import resolve
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

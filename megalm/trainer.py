@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from megalm.build import DTYPES, build_chunks, local_seq_length, schedule_of
-from megalm.checkpoint import Checkpointer
+from megalm.checkpoint import Checkpointer, CheckpointError
 from megalm.checkpoint.random_state import random_state, restore_random_state
-from megalm.config import Config
+from megalm.config import Config, ConfigError
 from megalm.data.batch import Batch
 from megalm.data.loader import Loader
 from megalm.hooks import Hook, Signals
@@ -187,6 +187,13 @@ class Trainer:
             self.checkpoints.wait()
 
     def _resume(self) -> None:
+        """Take up the newest good checkpoint, or the weights of another run. Errors: ConfigError where none is usable."""
+        try:
+            self._load()
+        except CheckpointError as error:
+            raise ConfigError(str(error)) from None
+
+    def _load(self) -> None:
         options = self.config.checkpoint
         if options.resume and self.checkpoints.latest() is not None:
             state, rank_state = self.checkpoints.load(self.boxes())
@@ -196,8 +203,11 @@ class Trainer:
                 restore_random_state(rank_state)
             self.events.write("resume", step=self.step, tokens=self.tokens)
         elif options.load == "weights":
-            assert options.load_path is not None
-            self.checkpoints.load(self.boxes(), path=Path(options.load_path), weights_only=True)
+            if options.load_path is None:
+                raise ConfigError(
+                    "checkpoint.load=weights needs checkpoint.load_path=FOLDER: the weights to start from."
+                )
+            self.checkpoints.load(self.boxes(), path=options.load_path, weights_only=True)
             self.optimizer.gather_parameters()
             self.events.write("load_weights", step=0, path=options.load_path)
 

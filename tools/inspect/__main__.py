@@ -1,9 +1,25 @@
-"""Command line of `python -m tools.inspect`."""
+"""Command line of `python -m tools.inspect`; a path in place of the command is looked at as what it is."""
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import tools.inspect
-from tools.subcommands import run_tool
+from tools.subcommands import modules, run_tool
+
+
+def with_command(arguments: Sequence[str]) -> list[str]:
+    """`PATH ...` becomes `checkpoint PATH ...` or `data PATH ...` where the path holds one of these."""
+    given = list(arguments)
+    if not given or given[0].startswith("-") or given[0] in modules(tools.inspect):
+        return given
+    path = Path(given[0])
+    if (path / "manifest.json").exists() or (path / "checkpoints").is_dir() or list(path.glob("step-*")):
+        return ["checkpoint", *given]
+    if path.suffix in (".idx", ".bin") or path.with_name(path.name + ".idx").exists():
+        return ["data", *given]
+    return given
+
 
 if __name__ == "__main__":
-    sys.exit(run_tool(tools.inspect))
+    sys.exit(run_tool(tools.inspect, with_command(sys.argv[1:])))
