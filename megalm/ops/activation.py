@@ -86,7 +86,9 @@ def _gradients(backward: Any, ctx: Any, dy: Tensor | None) -> Any:
     x, bias = ctx.saved_tensors
     dy = dy.contiguous()
     if ctx.inplace_backward and backward is _backward:
-        require(not ctx.spent, "an activation with inplace_backward=True has one backward pass only: its input is gone.")
+        require(
+            not ctx.spent, "an activation with inplace_backward=True has one backward pass only: its input is gone."
+        )
         ctx.spent = True
         dx = _backward_into(x.detach(), dy, x, bias, ctx.kind, ctx.gated)
     else:

@@ -45,7 +45,9 @@ def _check(logits: Tensor, labels: Tensor, columns: int) -> None:
     )
 
 
-def cross_entropy_statistics(logits: Tensor, labels: Tensor, *, first: int = 0, columns: int | None = None) -> Statistics:
+def cross_entropy_statistics(
+    logits: Tensor, labels: Tensor, *, first: int = 0, columns: int | None = None
+) -> Statistics:
     """The statistics of this rank's columns, whose global indices begin at `first`; columns past `columns` are padding.
 
     Shapes: logits [N, V/t], labels int64 [N] -> fp32 [N] each. No gradient.
@@ -189,7 +191,9 @@ class _CrossEntropy(torch.autograd.Function):
         logits, labels, log_z, counted = ctx.saved_tensors
         options: _Options = ctx.options
         if options.inplace_backward:
-            require(not ctx.spent, "cross_entropy with inplace_backward=True has one backward pass: its logits are gone.")
+            require(
+                not ctx.spent, "cross_entropy with inplace_backward=True has one backward pass: its logits are gone."
+            )
             ctx.spent = True
         gradient = options.gradient(
             logits.detach(), labels, log_z, counted, grad.float(), inplace=options.inplace_backward
