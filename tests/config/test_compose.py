@@ -96,7 +96,7 @@ def test_length_from_tokens_steps_or_parameters():
     assert by_tokens.train.steps == -(-1_000_000 // 8192)
     by_size = compose_config(["+model=tiny"])
     resolve_length(by_size)
-    assert by_size.train.tokens == pytest.approx(20 * 6_450_432, rel=1e-3)
+    assert by_size.train.tokens == pytest.approx(20 * 4_999_424, rel=1e-3)
 
 
 @pytest.mark.parametrize(("batch", "micro", "data"), [(10, 4, 1), (8, 4, 4)])
