@@ -167,7 +167,7 @@ def this_machine(gpu: bool | None = None) -> Machine:
         launch=8e-6,
         watts=0.0,
         sources={
-            "peak_tflops": f"{source}: matrix product of numpy; bf16 as {CPU_BF16_RATIO} of fp32",
+            "peak_tflops": f"{source}: matrix product of torch; bf16 as {CPU_BF16_RATIO} of fp32",
             "memory_tb_per_s": f"{source}: copy of 64 MiB, read and write counted",
             "link_gb_per_s": "gloo all-reduce of 4 MB between two ranks of one machine: 1.3 GB/s, 0.1 ms",
             "attention_efficiency": "scaled_dot_product_attention of torch on a CPU: 50 of 157 GFLOP/s a core",
@@ -179,7 +179,7 @@ def this_machine(gpu: bool | None = None) -> Machine:
 def measure_cpu(cores: int, cache: Path | None = None) -> dict[str, float]:
     """Matrix rate and copy bandwidth of the processor, measured in under two seconds and kept in the user's cache."""
     file = cache or _cache_file()
-    key = f"{_processor()}|{cores}|{os.environ.get('OMP_NUM_THREADS', '')}"
+    key = f"torch|{_processor()}|{cores}|{os.environ.get('OMP_NUM_THREADS', '')}"
     try:
         known = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -203,15 +203,15 @@ def measure_cpu(cores: int, cache: Path | None = None) -> dict[str, float]:
 
 
 def _measure() -> dict[str, float]:
-    import numpy
+    """With torch, since its matrix products are what will train; numpy may use another library."""
+    import torch
 
-    size = 1024
-    left = numpy.full((size, size), 0.5, dtype=numpy.float32)
-    result = numpy.empty_like(left)
-    flops = _best_rate(lambda: numpy.matmul(left, left, out=result), 2.0 * size**3)
-    source = numpy.ones(64 * 2**20 // 8)
-    target = numpy.ones_like(source)
-    copy = _best_rate(lambda: numpy.copyto(target, source), 2.0 * source.nbytes)
+    left = torch.full((2048, 2048), 0.5)
+    result = torch.empty_like(left)
+    flops = _best_rate(lambda: torch.mm(left, left, out=result), 2.0 * 2048**3)
+    source = torch.ones(64 * 2**20 // 4)
+    target = torch.ones_like(source)
+    copy = _best_rate(lambda: target.copy_(source), 2.0 * source.nbytes)
     return {"fp32_flops": flops, "copy_bytes_per_s": copy}
 
 
