@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.provoked or args.cost:
-        from megalm.guard import provocations
+        from tools.bench import _guard_recipes as provocations
 
         result: dict[str, Any] = {}
         if args.provoked:

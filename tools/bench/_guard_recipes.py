@@ -82,10 +82,9 @@ def _train(folder: Path, name: str, recipe: str, seed: int, data: str, *more: st
 
 
 def _trainer(folder: Path, recipe: str, data: str, *more: str) -> tuple[Any, Any]:
-    import importlib
-
     from megalm.guard.hook import GuardHook
     from megalm.parallel.mesh import Mesh
+    from megalm.trainer import Trainer
 
     if not (conf_dir() / "experiment" / "spike" / f"{recipe}.yaml").is_file():
         raise ConfigError(f"conf/experiment/spike/{recipe}.yaml is not there.")
@@ -93,8 +92,7 @@ def _trainer(folder: Path, recipe: str, data: str, *more: str) -> tuple[Any, Any
     config = compose_config([*overrides, "device=cpu", "checkpoint.every=0", *more])
     resolve(config, 1)
     folder.mkdir(parents=True, exist_ok=True)
-    # By name: the guard attaches to trainers and does not depend on them; this measurement drives one.
-    trainer = importlib.import_module("megalm.trainer").Trainer(config, Mesh.single(), folder, peak_flops=1.0)
+    trainer = Trainer(config, Mesh.single(), folder, peak_flops=1.0)
     guard = GuardHook(config.guard)
     trainer.hooks.append(guard)
     return trainer, guard
