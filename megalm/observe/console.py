@@ -20,6 +20,7 @@ class ConsoleHook(Hook):
         self.console = console
         self.log_every = log_every
         self._losses: list[float] = []
+        self._shown_after = 0  # steps since the last line, which shows their mean loss
         self._progress: Progress | None = None
 
     def on_train_start(self, trainer: "Trainer") -> None:
@@ -49,6 +50,7 @@ class ConsoleHook(Hook):
 
     def on_step_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
         self._losses.append(record["loss"])
+        self._shown_after += 1
         if self._progress is not None:
             self._progress.update(self._task, completed=record["step"], description=describe(record))
         evaluated = "eval/loss" in record
@@ -56,7 +58,10 @@ class ConsoleHook(Hook):
         if evaluated or (logged and self._progress is None):
             done = record["step"] - self._first_step + 1
             left = (time.perf_counter() - self._started) / done * (trainer.total_steps - record["step"])
-            text = f"step {record['step']:>6}/{trainer.total_steps}  {describe(record)}"
+            recent = self._losses[-self._shown_after :]
+            smooth = record | {"loss": sum(recent) / len(recent)}
+            self._shown_after = 0
+            text = f"step {record['step']:>6}/{trainer.total_steps}  {describe(smooth)}"
             text += f"  eval loss {record['eval/loss']:.4f}" if evaluated else ""
             self.console.print(f"{text}  left {format_seconds(left)}", highlight=False)
 
