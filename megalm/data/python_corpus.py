@@ -20,7 +20,6 @@ DEFAULT_MEGABYTES = 40.0
 PROSE_ENDINGS = (".rst", ".md", ".txt")
 LEFT_OUT_FOLDERS = {
     "__pycache__",
-    "encodings",  # character tables
     "test",
     "tests",
     "testing",
