@@ -1,7 +1,7 @@
 # make train: a small model learns to write, on any machine.   make test: the tests.   make help: all targets.
 PYTHON ?= python3
 NAME ?= first
-STEPS ?= 1000
+STEPS ?= 1400
 BIN := .venv/bin
 RUN := $(BIN)/python
 CSRC := $(shell find csrc -type f 2>/dev/null)

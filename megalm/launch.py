@@ -70,17 +70,19 @@ def launch(arguments: Sequence[str]) -> int:
         machine = planned_machine("h100", world.size)  # no machine is named, and this one cannot be meant
     planned = plan(config, machine)
     console = Console(quiet=world.rank != 0, width=None if sys.stdout.isatty() else 140)
-    console.print(planned)
     if config.dry_run:
         from megalm.dry_run import describe_ranks
 
+        console.print(planned)
         console.print(describe_ranks(config))
         return 0
     try:
         check_fits(config, machine)
     except ConfigError as error:
+        console.print(planned)
         raise ConfigError(f"{error}\n\n{what_it_takes(config)}") from None
     _check_data(config)
+    console.print(planned)
     folder = run_folder(config)
     if world.rank == 0:
         (folder / "logs").mkdir(parents=True, exist_ok=True)

@@ -137,9 +137,10 @@ def test_two_local_ranks_are_interrupted_and_go_on(tmp_path):
         assert first.poll() is None and time.monotonic() < deadline, first.communicate()
         time.sleep(0.05)
     os.killpg(first.pid, signal.SIGINT)
-    _, errors = first.communicate(timeout=60)
+    shown, errors = first.communicate(timeout=60)
     assert first.returncode == 130, errors
     before = len(losses(folder))
+    assert f"saved at step {before} of 400" in shown
     assert 0 < before < 400 and (folder / f"checkpoints/step-{before:08d}").is_dir()
 
     second = start(*arguments)

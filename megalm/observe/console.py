@@ -72,6 +72,10 @@ class ConsoleHook(Hook):
             self.console.print(
                 text_plot(self._losses, first=self._first_step, title="loss (nats a token) over steps"), highlight=False
             )
+        if status == 130:
+            self.console.print(
+                f"interrupted and saved at step {trainer.step} of {trainer.total_steps}; the same command goes on from there"
+            )
 
 
 def describe(record: dict[str, Any]) -> str:
