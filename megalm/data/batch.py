@@ -22,7 +22,8 @@ class Batch:
     positions: Tensor | None = None
     """int64: position of each token in its document; None: 0 .. S-1."""
     document_ids: Tensor | None = None
-    """int32: which document each token is of; attention stays within one. None: one document."""
+    """int32: which document each token is of; attention stays within one. None: one document. Whole, [B, S], on every
+    context rank."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""

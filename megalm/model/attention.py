@@ -119,6 +119,7 @@ class Attention(nn.Module):
                 causal=True,
                 scale=self.head_dim**-0.5,
                 alibi_slopes=where.slopes,
+                document_ids=where.documents,
                 mode=self.context_mode,
             )
         if self.cache is not None:

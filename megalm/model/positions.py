@@ -76,6 +76,8 @@ class Where:
     """Additive or boolean, broadcast to [B, A/t, S, S + seen]; None where plain causal attention serves."""
     slopes: Tensor | None = None
     """ALiBi slopes of this rank's heads, [A/t]."""
+    documents: Tensor | None = None
+    """Under context parallelism, where no mask is made: the document of each token of the whole sequence, [B, S]."""
 
 
 class Positions(nn.Module):
@@ -101,11 +103,13 @@ class Positions(nn.Module):
     def forward(self, batch: Batch, dtype: torch.dtype, *, context: bool = False, seen: int = 0) -> Where:
         """For `batch`, whose first token follows `seen` cached ones.
 
-        context: attention itself applies causality and slopes over the context axis; no mask is made.
+        context: attention itself applies causality, slopes and documents over the context axis; no mask is made.
         """
         slopes = self.slopes if self.kind == "alibi" else None
         rotary = self._rotary(batch, seen) if self.kind == "rope" else None
-        return Where(rotary, None if context else self._mask(batch, dtype, seen), slopes)
+        if context:
+            return Where(rotary, None, slopes, batch.document_ids)
+        return Where(rotary, self._mask(batch, dtype, seen), slopes)
 
     def _rotary(self, batch: Batch, seen: int) -> tuple[Tensor, Tensor]:
         if batch.positions is None:

@@ -65,19 +65,14 @@ def shard_sequence(tensor: Tensor, axis: Axis, dim: int = 1) -> Tensor:
 def shard_batch(batch: AnyBatch, axis: Axis) -> AnyBatch:
     """This rank's part of a Batch: every field cut along the sequence, positions filled in.
 
-    Errors: ConfigError for a batch whose attention is limited to documents: that mask does not work across ranks.
+    `document_ids` stay whole: this rank's queries are compared with the keys of every rank.
     """
     if axis.size == 1:
         return batch
-    if getattr(batch, "document_ids", None) is not None:
-        raise ConfigError(
-            f"parallel.context={axis.size} cannot keep attention within documents (the batch has document_ids). "
-            "Use parallel.context=1, or let documents attend to each other (data without document masks)."
-        )
     cut: dict[str, Any] = {}
     for field in fields(batch):  # type: ignore[arg-type]
         value = getattr(batch, field.name)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and field.name != "document_ids":
             cut[field.name] = shard_sequence(value, axis)
     tokens = getattr(batch, "tokens")  # noqa: B009
     if getattr(batch, "positions", None) is None:
@@ -90,7 +85,7 @@ def shard_batch(batch: AnyBatch, axis: Axis) -> AnyBatch:
 class _Plain:
     """Attention of query and key blocks with log-sum-exp, in matrix products that run anywhere.
 
-    Shapes: q [B, h, Q, d], k and v [B, h, K, d], bias [h, Q, K] or None -> out [B, h, Q, d], lse [B, h, Q] fp32
+    Shapes: q [B, h, Q, d], k and v [B, h, K, d], bias [1 or B, 1 or h, Q, K] or None -> out [B, h, Q, d], lse [B, h, Q] fp32
     """
 
     @staticmethod
@@ -183,13 +178,31 @@ def _pairs(axis: Axis, source: int, causal: bool, block: int) -> Iterator[tuple[
             yield rows, columns, causal and key_block == query_block, query_block * block, key_block * block
 
 
-def _alibi(slopes: Tensor | None, block: int, first_query: int, first_key: int) -> Tensor | None:
-    """-slope x distance for a pair of blocks, [h, block, block] fp32."""
-    if slopes is None:
-        return None
-    queries = torch.arange(first_query, first_query + block, device=slopes.device, dtype=torch.float32)
-    keys = torch.arange(first_key, first_key + block, device=slopes.device, dtype=torch.float32)
-    return -slopes.float()[:, None, None] * (queries[:, None] - keys[None, :]).abs()
+# Added to scores that a document boundary hides. Finite, so that a query with no visible key in one pair of blocks has
+# a finite log-sum-exp there; its weight in the whole is exp(-1e30 - lse) = 0, as every query sees at least itself.
+_HIDDEN = {torch.float16: -3e4}
+_HIDDEN_ELSE = -1e30
+
+
+def _bias(
+    slopes: Tensor | None, documents: Tensor | None, block: int, first_query: int, first_key: int, dtype: torch.dtype
+) -> Tensor | None:
+    """What is added to the scores of a pair of blocks, [1 or B, 1 or h, block, block] fp32; None: nothing.
+
+    slopes [h]: -slope x distance. documents [B, S]: a key of another document than the query's is hidden.
+    """
+    bias = None
+    if slopes is not None:
+        queries = torch.arange(first_query, first_query + block, device=slopes.device, dtype=torch.float32)
+        keys = torch.arange(first_key, first_key + block, device=slopes.device, dtype=torch.float32)
+        bias = (-slopes.float()[:, None, None] * (queries[:, None] - keys[None, :]).abs())[None]
+    if documents is not None:
+        of_queries = documents[:, None, first_query : first_query + block, None]
+        of_keys = documents[:, None, None, first_key : first_key + block]
+        hidden = _HIDDEN.get(dtype, _HIDDEN_ELSE)
+        apart = (of_queries != of_keys).float().mul_(hidden)
+        bias = apart if bias is None else bias + apart
+    return bias
 
 
 def _spread_heads(x: Tensor, heads: int) -> Tensor:
@@ -228,6 +241,7 @@ class _ContextAttention(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         slopes: Tensor | None,
+        documents: Tensor | None,
         axis: Axis,
         causal: bool,
         scale: float,
@@ -239,20 +253,20 @@ class _ContextAttention(torch.autograd.Function):
         for source, pair in _visit(torch.stack([k, v]), axis, mode):
             keys, values = (_spread_heads(t.permute(1, 2, 0, 3), heads_first.shape[1]) for t in pair)
             for rows, columns, diagonal, first_query, first_key in _pairs(axis, source, causal, block):
-                bias = _alibi(slopes, block, first_query, first_key)
+                bias = _bias(slopes, documents, block, first_query, first_key, q.dtype)
                 part = kernel.forward(
                     heads_first[:, :, rows], keys[:, :, columns], values[:, :, columns], diagonal, bias, scale
                 )
                 merged.add(rows, *part)
         out = merged.out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, merged.lse, slopes)
+        ctx.save_for_backward(q, k, v, out, merged.lse, slopes, documents)
         ctx.axis, ctx.causal, ctx.scale, ctx.mode = axis, causal, scale, mode
         return out.permute(2, 0, 1, 3)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        q, k, v, out, lse, slopes = ctx.saved_tensors
+        q, k, v, out, lse, slopes, documents = ctx.saved_tensors
         axis, causal, scale = ctx.axis, ctx.causal, ctx.scale
         grad = grad.permute(1, 2, 0, 3)
         q = q.permute(1, 2, 0, 3)
@@ -264,7 +278,7 @@ class _ContextAttention(torch.autograd.Function):
             keys, values = (_spread_heads(t.permute(1, 2, 0, 3), heads) for t in pair)
             grads = torch.zeros(2, q.shape[0], groups, q.shape[2], q.shape[3], dtype=torch.float32, device=q.device)
             for rows, columns, diagonal, first_query, first_key in _pairs(axis, source, causal, block):
-                bias = _alibi(slopes, block, first_query, first_key)
+                bias = _bias(slopes, documents, block, first_query, first_key, q.dtype)
                 part_q, part_k, part_v = kernel.backward(
                     grad[:, :, rows],
                     q[:, :, rows],
@@ -281,7 +295,7 @@ class _ContextAttention(torch.autograd.Function):
                 grads[1, :, :, columns] += _collect_heads(part_v, groups)
             carrier.add(source, grads)
         grad_k, grad_v = carrier.home().to(k.dtype).permute(0, 3, 1, 2, 4)
-        return grad_q.to(q.dtype).permute(2, 0, 1, 3), grad_k, grad_v, None, None, None, None, None
+        return grad_q.to(q.dtype).permute(2, 0, 1, 3), grad_k, grad_v, None, None, None, None, None, None
 
 
 def _visit(own: Tensor, axis: Axis, mode: str) -> Iterator[tuple[int, Tensor]]:
@@ -342,13 +356,14 @@ def context_attention(
     causal: bool,
     scale: float,
     alibi_slopes: Tensor | None = None,
+    document_ids: Tensor | None = None,
     mode: str = "ring",
 ) -> Tensor:
     """Attention over the whole sequence, of which each rank holds the zig-zag part; positions must already be in q
     and k (RoPE).
 
     Query head i uses key/value head i // (heads / kv_heads). alibi_slopes [heads]: -slope x distance is added to the
-    scores.
+    scores. document_ids [B, S], of the whole sequence on every rank: a query sees the keys of its own document only.
 
     Shapes: q [S/c, B, heads, d], k and v [S/c, B, kv_heads, d] -> [S/c, B, heads, d]
     Comm:   ring: forward c-1 exchanges of (k, v), backward c-1 of (k, v) and c of their fp32 gradients;
@@ -363,4 +378,4 @@ def context_attention(
             f"each of {axis.size} context ranks must hold two equal blocks, and {q.shape[0]} tokens are odd: "
             f"choose model.seq_length divisible by {2 * axis.size}."
         )
-    return _ContextAttention.apply(q, k, v, alibi_slopes, axis, causal, scale, mode)
+    return _ContextAttention.apply(q, k, v, alibi_slopes, document_ids, axis, causal, scale, mode)

@@ -22,7 +22,15 @@ def slopes_of(heads, alibi):
     return torch.tensor([2.0 ** -(i + 1) for i in range(heads)]) if alibi else None
 
 
-def plain(length, heads, groups, dim, causal, alibi):
+def documents_of(length, apart):
+    """Documents of a few tokens and of half the sequence, other ones in each of the two sequences."""
+    if not apart:
+        return None
+    ends = torch.tensor([[1, 3, length // 2], [5, length - 4, length - 1]])
+    return (torch.arange(length)[None, :, None] >= ends[:, None, :]).sum(-1).int()
+
+
+def plain(length, heads, groups, dim, causal, alibi, apart=False):
     q, k, v, grad = (t.double() for t in inputs(length, heads, groups, dim))
     leaves = [t.requires_grad_() for t in (q, k, v)]
     q, k, v = (t.permute(1, 2, 0, 3) for t in leaves)
@@ -33,6 +41,9 @@ def plain(length, heads, groups, dim, causal, alibi):
         scores = scores - slopes_of(heads, True)[:, None, None] * (where[:, None] - where).abs()
     if causal:
         scores = scores.masked_fill(where[:, None] < where, -torch.inf)
+    if apart:
+        ids = documents_of(length, True)
+        scores = scores.masked_fill((ids[:, :, None] != ids[:, None, :])[:, None], -torch.inf)
     out = (scores.softmax(-1) @ v).permute(2, 0, 1, 3)
     out.backward(grad)
     return [out.detach(), *(leaf.grad for leaf in leaves)]
@@ -41,32 +52,44 @@ def plain(length, heads, groups, dim, causal, alibi):
 def attend(context_size, cases):
     axis = build_mesh(ParallelConfig(context=context_size)).context
     results = []
-    for length, heads, groups, dim, causal, alibi, mode, dtype in cases:
+    for length, heads, groups, dim, causal, alibi, apart, mode, dtype in cases:
         parts = [context.shard_sequence(t, axis, 0) for t in inputs(length, heads, groups, dim, dtype)]
         leaves = [t.requires_grad_() for t in parts[:3]]
         with count_bytes() as sent:
             slopes = slopes_of(heads, alibi)
-            out = context.context_attention(*leaves, axis, causal=causal, scale=0.3, alibi_slopes=slopes, mode=mode)
+            out = context.context_attention(
+                *leaves,
+                axis,
+                causal=causal,
+                scale=0.3,
+                alibi_slopes=slopes,
+                document_ids=documents_of(length, apart),
+                mode=mode,
+            )
             out.backward(parts[3])
         results.append(([out.detach(), *(leaf.grad for leaf in leaves)], sent.bytes))
     return results
 
 
 CASES = [
-    (24, 4, 4, 8, True, False, "ring", torch.float32),
-    (24, 4, 2, 8, True, False, "all_gather", torch.float32),
-    (40, 6, 2, 5, True, True, "ring", torch.float32),
-    (40, 3, 1, 5, True, True, "all_gather", torch.float32),
-    (24, 2, 1, 7, False, False, "ring", torch.float32),
-    (24, 2, 1, 7, True, False, "ring", torch.bfloat16),
+    (24, 4, 4, 8, True, False, False, "ring", torch.float32),
+    (24, 4, 2, 8, True, False, False, "all_gather", torch.float32),
+    (40, 6, 2, 5, True, True, False, "ring", torch.float32),
+    (40, 3, 1, 5, True, True, False, "all_gather", torch.float32),
+    (24, 2, 1, 7, False, False, False, "ring", torch.float32),
+    (24, 2, 1, 7, True, False, False, "ring", torch.bfloat16),
+    (40, 4, 2, 8, True, False, True, "ring", torch.float32),
+    (40, 3, 1, 5, True, True, True, "all_gather", torch.float32),
+    (24, 4, 2, 8, True, False, True, "ring", torch.bfloat16),
+    (24, 4, 2, 8, True, True, True, "ring", torch.float16),
 ]
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_values_and_gradients_equal_plain_attention(size):
     results = run_ranks(size, attend, size, CASES)
-    for number, (length, heads, groups, dim, causal, alibi, _, dtype) in enumerate(CASES):
-        expected = plain(length, heads, groups, dim, causal, alibi)
+    for number, (length, heads, groups, dim, causal, alibi, apart, _, dtype) in enumerate(CASES):
+        expected = plain(length, heads, groups, dim, causal, alibi, apart)
         for rank in range(size):
             axis = Axis("context", size, rank, tuple(range(size)))
             for ours, whole in zip(results[rank][number][0], expected, strict=True):
@@ -79,7 +102,7 @@ def test_values_and_gradients_equal_plain_attention(size):
 
 def test_bytes_on_the_ring_are_those_of_the_docstring():
     length, heads, groups, dim = 24, 4, 2, 8
-    cases = [(length, heads, groups, dim, True, False, mode, torch.bfloat16) for mode in ("ring", "all_gather")]
+    cases = [(length, heads, groups, dim, True, False, False, mode, torch.bfloat16) for mode in ("ring", "all_gather")]
     ring, gathered = (sent for _, sent in run_ranks(4, attend, 4, cases)[1])
     pair = 2 * (length // 4) * 2 * groups * dim  # elements of k and v on one rank
     assert ring == {("send", "context"): 2 * (4 - 1) * pair * 2 + 4 * pair * 4}
@@ -88,8 +111,9 @@ def test_bytes_on_the_ring_are_those_of_the_docstring():
 
 def test_the_plain_kernel_equals_the_cpu_flash_kernel():
     q, k, v, grad = (t.permute(1, 2, 0, 3) for t in inputs(16, 3, 3, 8))
-    bias = context._alibi(slopes_of(3, True), 16, 0, 0)
-    for causal, extra in ((True, None), (False, None), (False, bias)):
+    bias = context._bias(slopes_of(3, True), None, 16, 0, 0, torch.float32)
+    apart = context._bias(None, documents_of(24, True)[:1], 16, 8, 0, torch.float32)  # every query sees some key
+    for causal, extra in ((True, None), (False, None), (False, bias), (True, bias), (False, apart)):
         ours, flash = (kind.forward(q, k, v, causal, extra, 0.3) for kind in (context._Plain, context._CpuFlash))
         torch.testing.assert_close(ours, tuple(flash))
         mine, theirs = (
@@ -111,18 +135,16 @@ def test_zigzag_parts_cover_the_sequence_and_balance_causal_work():
 def test_a_batch_is_cut_with_its_positions():
     axis = Axis("context", 2, 1, (0, 1))
     tokens = torch.arange(16).view(2, 8)
-    part = context.shard_batch(Batch(tokens, tokens + 1, torch.ones(2, 8)), axis)
+    part = context.shard_batch(Batch(tokens, tokens + 1, torch.ones(2, 8), document_ids=tokens.int()), axis)
     assert part.tokens.tolist() == [[2, 3, 4, 5], [10, 11, 12, 13]]
     assert part.labels.tolist() == [[3, 4, 5, 6], [11, 12, 13, 14]]
     assert part.positions.tolist() == [[2, 3, 4, 5]] * 2
     assert part.loss_mask.shape == (2, 4)
+    assert part.document_ids.shape == (2, 8)  # of every key, wherever it is
 
 
 def test_what_cannot_be_cut_is_refused():
     axis = Axis("context", 2, 0, (0, 1))
-    tokens = torch.zeros(1, 8, dtype=torch.int64)
-    with pytest.raises(ConfigError, match="document"):
-        context.shard_batch(Batch(tokens, tokens, document_ids=tokens.int()), axis)
     with pytest.raises(ConfigError, match="8, 12"):
         context.zigzag_positions(10, axis)
     with pytest.raises(ConfigError, match="ring, all_gather"):

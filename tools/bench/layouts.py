@@ -71,6 +71,7 @@ MODELS = {
         "model.qkv_bias=true",
         "model.attention_out_bias=true",
         "model.tie_embeddings=true",
+        "data.packing=documents",
     ],
     "mpt": [
         "model.num_layers=4",
