@@ -22,7 +22,7 @@ echo "== build"
 "$python" -c "from megalm.ops.backend import library; assert library().has_cuda, 'megalm._C was built without CUDA'"
 
 echo "== tests on CUDA"
-"$python" -m pytest tests/ops -k "cuda or compile" -p no:cacheprovider
+"$python" -m pytest tests/ops tests/parallel/test_context.py -k "cuda or compile" -p no:cacheprovider
 
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck synccheck; do

@@ -124,6 +124,32 @@ def test_the_plain_kernel_equals_the_cpu_flash_kernel():
     torch.testing.assert_close(context._Plain.forward(q, k, v, True, None, 0.3)[0], out)
 
 
+def test_the_gpu_kernel_is_called_as_torch_declares_it():
+    q, k, v, grad = (t.permute(1, 2, 0, 3).to("meta") for t in inputs(16, 3, 3, 8, torch.bfloat16))
+    out, lse = context._CudaFlash.forward(q, k, v, True, None, 0.3)
+    assert (out.shape, lse.shape, lse.dtype) == (q.shape, q.shape[:-1], torch.float32)
+    grads = context._CudaFlash.backward(grad, q, k, v, out, lse, True, None, 0.3)
+    assert [g.shape for g in grads] == [q.shape, k.shape, v.shape]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_flash_kernel_equals_the_plain_one():
+    q, k, v, grad = (t.permute(1, 2, 0, 3).contiguous().cuda() for t in inputs(96, 3, 3, 64, torch.bfloat16))
+    assert context._kernel(q, False) is context._CudaFlash
+    for causal in (True, False):
+        expected = context._Plain.forward(q, k, v, causal, None, 0.3)
+        flash = context._CudaFlash.forward(q, k, v, causal, None, 0.3)
+        torch.testing.assert_close(flash, expected, rtol=0.02, atol=0.02)
+        # the backward pass is given the whole sequence's log-sum-exp, which is larger than the block's own
+        whole = expected[1] + 0.5
+        torch.testing.assert_close(
+            context._CudaFlash.backward(grad, q, k, v, *flash[:1], whole, causal, None, 0.3),
+            context._Plain.backward(grad, q, k, v, *expected[:1], whole, causal, None, 0.3),
+            rtol=0.05,
+            atol=0.05,
+        )
+
+
 def test_zigzag_parts_cover_the_sequence_and_balance_causal_work():
     for size in (2, 3, 4, 8):
         axes = [Axis("context", size, rank, tuple(range(size))) for rank in range(size)]
