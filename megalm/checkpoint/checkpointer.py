@@ -94,6 +94,7 @@ class Checkpointer:
         self._swept = False
         self._planned: tuple[BoxIndex, ...] | None = None
         self._plan: list[WriteItem] = []
+        self._arranged: tuple[Any, ...] | None = None
         self.stall_s = 0.0
         """Seconds that the last `save` kept its caller."""
 
@@ -148,6 +149,7 @@ class Checkpointer:
                 self._uploader.close()
                 self._report_uploads()
             self._staging.close()
+            self._arranged = None
 
     def latest(self) -> Path | str | None:
         """The newest checkpoint with a good manifest and all files in full length; None if nothing was saved yet.
@@ -241,17 +243,22 @@ class Checkpointer:
         return self._from_rank_0(discard)
 
     def _stage(self, step: int, boxes: Sequence[Box], state: dict[str, Any], rank_state: dict[str, Any]) -> SaveRequest:
-        planner = BoxSavePlanner(boxes)
-        key = tuple(index_of(box) for box in planner.boxes)
-        if key != self._planned:
-            self._plan, self._planned = self._agree(planner), key
+        memory = tuple(_memory_of(box) for box in boxes)
+        if memory != self._arranged:
+            self._arranged = None  # whatever fails below is done again at the next save
+            planner = BoxSavePlanner(boxes)
+            key = tuple(index_of(box) for box in planner.boxes)
+            if key != self._planned:
+                self._plan, self._planned = self._agree(planner), key
+            self._staging.arrange([(item, planner.resolve_data(item)) for item in self._plan])
+            self._arranged = memory
         return SaveRequest(
             step=step,
             folder=self.folder,
             state=json_bytes(state, "the run's state"),
             rank_state=json.loads(json_bytes(rank_state, "a rank's own state")),
             layout=self.layout,
-            chunks=self._staging.take([(item, planner.resolve_data(item)) for item in self._plan]),
+            chunks=self._staging.take(),
         )
 
     def _agree(self, planner: BoxSavePlanner) -> list[WriteItem]:
@@ -375,6 +382,12 @@ class Checkpointer:
     def _event(self, kind: str, *, step: int, **fields: Any) -> None:
         if self._events is not None and self.ranks.rank == 0:
             self._events(kind, step=step, **fields)
+
+
+def _memory_of(box: Box) -> tuple[Any, ...]:
+    """What a save needs to know of a box, and where its values lie: equal to the last save's, nothing is planned again."""
+    tensor = box.tensor
+    return box.name, box.global_shape, box.offset, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _waiting_room(config: CheckpointConfig, url: str) -> Path:

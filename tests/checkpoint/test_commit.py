@@ -7,10 +7,11 @@ import threading
 import pytest
 import torch
 
-from megalm.checkpoint import Checkpointer, CheckpointError, CheckpointReader, CorruptCheckpointError
+from megalm.checkpoint import Checkpointer, CheckpointError, CheckpointReader, CorruptCheckpointError, staging
 from megalm.checkpoint import commit as commit_module
 from megalm.checkpoint import save as save_module
 from megalm.checkpoint.commit import committed, superseded
+from megalm.checkpoint.manifest import checksum
 from megalm.config import CheckpointConfig, ConfigError
 from megalm.parallel.slices import Box
 from tests.checkpoint.fakes import FakeMesh, Layout, assert_holds, boxes_on, reference, run_threads
@@ -214,6 +215,42 @@ def test_an_asynchronous_save_is_not_touched_by_what_comes_after(tmp_path, monke
     assert (second.tensor("weight") == 2).all() and second.state() == {"step": 2}
     assert made.newest_verified() is not None
     made.close()
+
+
+def test_large_and_small_pieces_are_copied_by_several_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(staging, "THREAD_BYTES", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    generator = torch.Generator().manual_seed(0)
+    # larger than a block, a whole number of blocks, one element, not contiguous, and an odd number of bytes
+    made = [torch.randn(shape, generator=generator) for shape in ((300_001,), (2, 131072), (1,), (40, 60))]
+    tensors = [*made[:3], made[3].t(), torch.arange(77, dtype=torch.uint8)]
+    boxes = [Box(f"w{n}", tuple(t.shape), (0,) * t.dim(), t) for n, t in enumerate(tensors)]
+    saver, _ = checkpointer(tmp_path)
+    for step in (1, 2):
+        for tensor in tensors:
+            tensor += step
+        saver.save(step, boxes, {}, {}, wait=True)
+    assert saver.newest_verified() is not None
+    reader = CheckpointReader(tmp_path)
+    assert all(torch.equal(reader.tensor(box.name), box.tensor) for box in boxes)
+    for box in boxes:
+        held = box.tensor.contiguous().view(torch.uint8).numpy()
+        assert reader.manifest.tensors[box.name].chunks[0].xxh3 == checksum(held)
+    saver.close()
+
+
+def test_a_save_follows_tensors_that_moved(tmp_path):
+    """The plan is kept from save to save; what it copies is what it is given."""
+    made, _ = checkpointer(tmp_path, keep=0)
+    first, second = box(1), box(2)
+    for step, boxes in enumerate((first, first, second, first), start=1):
+        made.save(step, boxes, {}, {}, wait=True)
+    larger = [Box("weight", (1000,), (0,), torch.full((1000,), 5.0, dtype=torch.float64))]
+    made.save(5, larger, {}, {}, wait=True)
+    made.close()
+    found = [CheckpointReader(tmp_path / f"step-{step:08d}").tensor("weight") for step in range(1, 6)]
+    assert [tensor.unique().tolist() for tensor in found] == [[1.0], [1.0], [2.0], [1.0], [5.0]]
+    assert found[4].dtype == torch.float64
 
 
 def test_a_staging_buffer_changed_before_it_is_written_is_found(tmp_path, monkeypatch):

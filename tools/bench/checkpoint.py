@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-HELP = "stall and write speed of a save, alternating with a bare memory copy, torch's dcp.async_save and dd"
+HELP = "stall and write speed of a save, beside a bare memory copy, torch's dcp.async_save, dd and a training step"
 
 # One tensor of the made-up model: 16 MB of fp32, about a feed-forward matrix of a 1B model.
 TENSOR_BYTES = 16 << 20
@@ -21,6 +21,7 @@ TENSOR_BYTES = 16 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--megabytes", type=int, default=1024, help="what one save holds (default 1024)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of one measurement each (default 5)")
+    parser.add_argument("--steps", type=int, default=8, help="saves of a run of +model=tiny, 0: none (default 8)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
     parser.add_argument("--folder", type=Path, help="a folder on the disk to measure (default: the temporary one)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -30,8 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="bench-checkpoint-", dir=args.folder) as folder:
         result = _measure(Path(folder), args.megabytes << 20, args.rounds, args.threads)
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        _write(args, result)
+        if args.steps:
+            result["tiny"] = _measure_run(Path(folder), args.steps, args.threads)
+            _write(args, result)
     if args.json:
         print(json.dumps(result))
         return 0
@@ -48,7 +51,19 @@ def run(args: argparse.Namespace) -> int:
         f"stall / bare copy: {result['stall_over_copy']:.2f}   dcp stall / ours: {result['dcp_stall_over_ours']:.2f}   "
         f"write speed / dd: {result['write_over_dd']:.2f}   (medians of the rounds' ratios)"
     )
+    if args.steps:
+        tiny = result["tiny"]
+        print(
+            f"+model=tiny ({tiny['bytes'] / 1e6:.0f} MB a save, step {tiny['step_s']:.2f} s): a save stalls it for "
+            f"{tiny['stall_s'] * 1e3:.1f} ms, {tiny['stall_over_step']:.1%} of a step; the step beside the writing takes "
+            f"{tiny['step_beside_writing_s'] / tiny['step_s']:.2f} of one without"
+        )
     return 0
+
+
+def _write(args: argparse.Namespace, result: dict) -> None:
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _measure(folder: Path, size: int, rounds: int, threads: int) -> dict:
@@ -127,6 +142,46 @@ def _measure(folder: Path, size: int, rounds: int, threads: int) -> dict:
         "dcp_stall_over_ours": ratio("dcp_stall", "stall"),
         "write_over_dd": ratio("dd", "write"),
         "all_rounds": rows,
+    }
+
+
+def _measure_run(folder: Path, saves: int, threads: int) -> dict:
+    """Steps of `+model=tiny` with its own batch: alone, stalled by a save, and beside the writing of one."""
+    import torch
+
+    from megalm.config.compose import compose_config
+    from megalm.config.resolve import resolve
+    from megalm.parallel.mesh import Mesh
+    from megalm.trainer import Trainer
+    from tools.bench.layouts import write_tokens
+
+    torch.set_num_threads(threads)
+    config = compose_config(
+        ["+model=tiny", f"data.train=[{write_tokens(folder)}]", "data.tokenizer=null", "train.sample=false"]
+        + ["train.steps=1000", "train.eval_every=0", "checkpoint.every=0", "checkpoint.keep=1", "device=cpu"]
+    )
+    resolve(config, 1)
+    (folder / "run").mkdir()
+    trainer = Trainer(config, Mesh.single(), folder / "run")
+    rows: list[dict[str, float]] = []
+    for number in range(saves + 1):
+        row = {"step": _timed(trainer.train_step), "stall": _timed(trainer.save), "beside": _timed(trainer.train_step)}
+        trainer.checkpoints.wait()
+        if number:
+            rows.append(row)
+    size = sum(box.tensor.nbytes for box in trainer.boxes())
+    trainer.checkpoints.close()
+    trainer.loader.close()
+    trainer.events.close()
+    return {
+        "bytes": size,
+        "tokens_a_step": config.train.global_batch_size * config.model.seq_length,
+        "saves": saves,
+        "step_s": median(row["step"] for row in rows),
+        "stall_s": median(row["stall"] for row in rows),
+        "step_beside_writing_s": median(row["beside"] for row in rows),
+        "stall_over_step": median(row["stall"] / row["step"] for row in rows),
+        "all_saves": rows,
     }
 
 
