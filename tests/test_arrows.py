@@ -15,7 +15,7 @@ LAYERS = ["ops", "parallel", "model", "pipeline", "build", "trainer", "worker", 
 ALLOWED = {
     "config": set(),
     "plan": {"config", "pipeline"},
-    "data": {"config"},
+    "data": {"config", "_C"},
     "hooks": set(),
 }
 """Parts that may import only these (and themselves)."""

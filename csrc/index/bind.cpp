@@ -13,11 +13,23 @@ void run_permute(uint64_t size, int64_t count, bool one_key, Address index, Addr
   permute({size, count, one_key, pointer<int64_t>(index), pointer<uint64_t>(keys), pointer<int64_t>(out)});
 }
 
+void run_deal(int64_t sources, int64_t unit, int64_t slack, int64_t first, int64_t count, Address shares, Address given,
+              Address source, Address rank) {
+  deal({sources, unit, slack, first, count, pointer<int64_t>(shares), pointer<int64_t>(given), pointer<int64_t>(source),
+        pointer<int64_t>(rank)});
+}
+
+void run_dealt(int64_t sources, int64_t unit, int64_t slack, int64_t slots, Address shares, Address given) {
+  dealt({sources, unit, slack, slots, pointer<int64_t>(shares), pointer<int64_t>(given)});
+}
+
 }  // namespace
 
 void register_index(pybind11::module_& m) {
   m.def("fill", &run_fill, Released());
   m.def("permute", &run_permute, Released());
+  m.def("deal", &run_deal, Released());
+  m.def("dealt", &run_dealt, Released());
 }
 
 }  // namespace megalm

@@ -6,8 +6,14 @@
 //           The elements are `rows` runs of `columns`: run r begins at global index first + r * stride.
 // permute:  a Feistel network of four double rounds over the smallest power of two that holds [0, size), walked until
 //           it lands inside; out[i] is where index[i] goes under keys[i] (or under keys[0] where one_key).
+// deal:     slots first + 1 .. first + count of the chairman's assignment; megalm/data/blend.py defines it. Source i
+// has
+//           shares[i] of `unit` slots; its sample k may come from slot ceil((k unit + slack) / share) on and must have
+//           come by slot floor(((k + 1) unit - slack) / share) + 1; each slot takes the earliest deadline, the first of
+//           equals. given[i], in and out: how many of i came before. rank[j]: how many of source[j] came before it.
+// dealt:    given[i] after `slots` slots, without dealing them.
 //
-// Sources: Steele, Lea and Flood 2014 (splitmix64); Black and Rogaway 2002 (cycle walking).
+// Sources: Steele, Lea and Flood 2014 (splitmix64); Black and Rogaway 2002 (cycle walking); Tijdeman 1980 (chairman).
 #pragma once
 
 #include "common/op.h"
@@ -30,10 +36,28 @@ struct Permute {
   int64_t* out;
 };
 
+struct Deal {
+  int64_t sources, unit, slack, first, count;
+  const int64_t* shares;
+  int64_t* given;
+  int64_t* source;
+  int64_t* rank;
+};
+
+struct Dealt {
+  int64_t sources, unit, slack, slots;
+  const int64_t* shares;
+  int64_t* given;
+};
+
 MEGALM_DECLARE_CPU(fill, Fill)
 MEGALM_DECLARE_CPU(permute, Permute)
+MEGALM_DECLARE_CPU(deal, Deal)
+MEGALM_DECLARE_CPU(dealt, Dealt)
 
 inline void fill(const Fill& args) { MEGALM_RUN_CPU(fill, args); }
 inline void permute(const Permute& args) { MEGALM_RUN_CPU(permute, args); }
+inline void deal(const Deal& args) { MEGALM_RUN_CPU(deal, args); }
+inline void dealt(const Dealt& args) { MEGALM_RUN_CPU(dealt, args); }
 
 }  // namespace megalm

@@ -13,8 +13,9 @@ import torch
 from megalm.config.errors import ConfigError
 from megalm.config.root import Config
 from megalm.data.batch import Batch
+from megalm.data.blend import Tree
 from megalm.data.megatron_order import MegatronStream, open_megatron_sources
-from megalm.data.order import Mixture, Source, resolve
+from megalm.data.order import Source, resolve
 from megalm.data.sources import TokenSource, open_held_out, open_sources
 from megalm.data.stream import Stream, merge_ranges, take
 
@@ -168,7 +169,7 @@ class Loader:
         held = [Source(s.name, s.num_held_out, s.weight if s.num_held_out else 0.0) for s in self.held_out]
         if wanted <= 0 or not any(s.weight > 0 for s in held):
             return []
-        mixture = Mixture([s.weight for s in held])
+        mixture = Tree([s.weight for s in held])
         wanted = min(wanted, sum(s.samples for s in held if s.weight > 0))
         drawn = resolve(held, 0, *mixture.assign(np.arange(8 * wanted)))
         keep = np.nonzero(drawn.epoch == 0)[0][:wanted]

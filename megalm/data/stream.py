@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.data.order import Mixture, Samples, Source, check_sources, resolve
+from megalm.data.blend import make_blend
+from megalm.data.order import Samples, Source, check_sources, resolve
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Segment:
     start: int
     weights: dict[str, float]
     before: dict[str, int]
+    blend: str = "chairman"
+    """How it is dealt; a stream that was begun another way goes on that way until its mixture is changed."""
 
 
 class Stream:
@@ -43,7 +46,7 @@ class Stream:
     def _prepare(self) -> None:
         names = [source.name for source in self.sources]
         self._starts = [segment.start for segment in self.segments]
-        self._mixtures = [Mixture([s.weights.get(name, 0.0) for name in names]) for s in self.segments]
+        self._mixtures = [make_blend(s.blend, [s.weights.get(name, 0.0) for name in names]) for s in self.segments]
         self._before = [np.array([s.before.get(name, 0) for name in names], np.int64) for s in self.segments]
 
     def samples(self, positions: np.ndarray) -> Samples:
@@ -73,7 +76,9 @@ class Stream:
         """Sizes of the sources, to notice that the data is not the same any more, and the changes of the mixture."""
         return {
             "sources": {source.name: source.samples for source in self.sources},
-            "segments": [{"start": s.start, "weights": s.weights, "before": s.before} for s in self.segments],
+            "segments": [
+                {"start": s.start, "weights": s.weights, "before": s.before, "blend": s.blend} for s in self.segments
+            ],
         }
 
     def load_state_dict(self, state: dict[str, Any], position: int) -> bool:
@@ -84,7 +89,10 @@ class Stream:
         """
         weights = {source.name: source.weight for source in self.sources}
         sizes = {source.name: source.samples for source in self.sources}
-        segments = [Segment(s["start"], dict(s["weights"]), dict(s["before"])) for s in state["segments"]]
+        segments = [
+            Segment(s["start"], dict(s["weights"]), dict(s["before"]), s.get("blend", "tree"))
+            for s in state["segments"]
+        ]
         used = {name for s in segments for name, weight in s.weights.items() if weight > 0}
         for name, samples in state["sources"].items():
             if name in used and sizes.get(name) != samples:

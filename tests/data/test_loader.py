@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from megalm.config.errors import ConfigError
+from megalm.data.blend import Chairman, Tree
 from megalm.data.loader import Loader
+from megalm.data.order import Source
+from megalm.data.stream import Stream
 from megalm.data.tokens import TokenFile, TokenWriter
 
 SEQ = 8
@@ -223,3 +226,17 @@ def test_a_token_beyond_the_vocabulary_stops_the_run(corpora):
     bad.model.vocab_size = 50
     with pytest.raises(ConfigError, match="outside model.vocab_size=50"):
         Loader(bad, axis()).next()
+
+
+def test_a_run_that_was_dealt_by_the_tree_goes_on_so(corpora):
+    """Checkpoints of before the chairman's assignment name no blend; their order must not change."""
+    weights = [0.45, 0.35, 0.2]
+    sources = [Source(name, 500, weight) for name, weight in zip("abc", weights, strict=True)]
+    old = Stream(sources, 1).state_dict()
+    assert [segment.pop("blend") for segment in old["segments"]] == ["chairman"]
+    stream = Stream(sources, 1)
+    stream.load_state_dict(old, 100)
+    tree = Tree(weights).assign(np.arange(200))[0]
+    assert np.array_equal(stream.samples(np.arange(200)).source, tree)
+    assert not np.array_equal(tree, Chairman(weights).assign(np.arange(200))[0])
+    assert stream.state_dict()["segments"][0]["blend"] == "tree"

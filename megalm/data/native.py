@@ -1,0 +1,16 @@
+"""The compiled extension for the data code, which works without it and without torch."""
+
+from functools import cache
+from types import ModuleType
+
+
+@cache
+def library() -> ModuleType | None:
+    """`megalm._C`, or None where it was not built, or built before the functions of `blend` were added."""
+    try:
+        import torch  # noqa: F401  before the extension, which then shares torch's OpenMP runtime
+
+        from megalm import _C  # type: ignore[attr-defined]
+    except ImportError:
+        return None
+    return _C if hasattr(_C, "dealt") else None
