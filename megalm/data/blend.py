@@ -15,7 +15,7 @@ Sources with less than one sample in a million are therefore dealt apart, by `Tr
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,7 +45,7 @@ def make_blend(kind: str, weights: Sequence[float]) -> Blend:
 
     Errors: ConfigError for weights that are no mixture, or another kind.
     """
-    kinds = {"chairman": Chairman, "tree": Tree}
+    kinds: dict[str, Callable[[Sequence[float]], Blend]] = {"chairman": Chairman, "tree": Tree}
     if kind not in kinds:
         raise ConfigError(
             f"the checkpoint's data was dealt by {kind!r}, which this version does not know: it knows "

@@ -76,8 +76,9 @@ def test_sources_below_a_millionth_are_dealt_apart():
     for slots in (10**6, 10**8):
         assert np.abs(mixture.counts(slots) - weights * slots).max() < 1.5 + slots / UNIT
     base = int(0.9 / weights[3])
-    source, rank = mixture.assign(base + np.arange(10**6))
-    assert np.array_equal(np.bincount(source, minlength=5), mixture.counts(base + 10**6) - mixture.counts(base))
+    length = 4 * 10**6
+    source, rank = mixture.assign(base + np.arange(length))
+    assert np.array_equal(np.bincount(source, minlength=5), mixture.counts(base + length) - mixture.counts(base))
     assert set(source) >= {0, 1, 2, 3}
     first = mixture.counts(base)[0]
     assert np.array_equal(rank[source == 0], first + np.arange((source == 0).sum()))
