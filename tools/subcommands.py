@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from megalm.config.errors import ConfigError
+from megalm.config.errors import ConfigError, full_disk
 
 
 def modules(package: ModuleType) -> list[str]:
@@ -45,5 +45,11 @@ def run_reporting(action) -> int:
         return 2
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        explained = full_disk(error)
+        if explained is None:
+            raise
+        print(f"error: {explained}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130

@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 from megalm.config.errors import ConfigError
@@ -25,8 +26,10 @@ from megalm.config.errors import ConfigError
 TEXT_ENDINGS = (".txt", ".md", ".rst", ".py")
 ENDINGS = (*TEXT_ENDINGS, ".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-PIECE_BYTES = 16 << 20  # of one file: enough work for a process, little to repeat after an interruption
-LONGEST_TEXT = 64 << 20  # a text file above this is cut at line ends into documents of PIECE_BYTES
+SMALLEST_PIECE, LARGEST_PIECE = 4 << 20, 64 << 20  # bytes of one file that are read at a time by one process
+PIECES = 256  # that a large input is cut into at least: enough for all processes to end together
+LONGEST_TEXT = 64 << 20  # a text file above this is cut at line ends into documents of TEXT_PIECE
+TEXT_PIECE = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,16 @@ def _compression(path: str) -> str | None:
     return COMPRESSIONS.get(os.path.splitext(path.lower())[1])
 
 
+def piece_bytes(files: Sequence[Piece]) -> int:
+    """How much of this input one process takes at a time."""
+    return min(max(sum(file.size for file in files) // PIECES, SMALLEST_PIECE), LARGEST_PIECE)
+
+
 def cut_into_pieces(files: Sequence[Piece]) -> list[Piece]:
     """One piece for each file, several for large plain text, JSON lines and Parquet; depends on names and sizes
     only."""
     pieces = []
+    each = piece_bytes(files)
     for file in files:
         ending = _ending(file.path)
         lines = ending in (".jsonl", ".ndjson")
@@ -137,9 +146,10 @@ def cut_into_pieces(files: Sequence[Piece]) -> list[Piece]:
             pieces += [replace(file, size=file.size // groups, start=g, stop=g + 1) for g in range(groups)]
         elif _compression(file.path) or ending in (".json", ".csv", ".arrow"):
             pieces.append(file)
-        elif file.size > (PIECE_BYTES if lines else LONGEST_TEXT):
-            for start in range(0, file.size, PIECE_BYTES):
-                stop = min(start + PIECE_BYTES, file.size)
+        elif file.size > (each if lines else LONGEST_TEXT):
+            step = each if lines else TEXT_PIECE
+            for start in range(0, file.size, step):
+                stop = min(start + step, file.size)
                 pieces.append(replace(file, size=stop - start, start=start, stop=stop))
         else:
             pieces.append(file)
@@ -298,12 +308,17 @@ def _json_lines(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
         yield _from_record(record, field, f"byte {offset}")
 
 
+@lru_cache(maxsize=16)
+def _names(field: str) -> list[str]:
+    return re.findall(r"{(\w+)}", field) or [field]
+
+
 def _from_record(record: Any, field: str, place: str) -> Document | BadDocument:
     if isinstance(record, str):
         return Document(record, place, {})
     if not isinstance(record, dict):
         return BadDocument(place, f"is {type(record).__name__}, not an object or a string")
-    names = re.findall(r"{(\w+)}", field) or [field]
+    names = _names(field)
     values = []
     for name in names:
         value = record.get(name)
@@ -320,6 +335,8 @@ def _from_record(record: Any, field: str, place: str) -> Document | BadDocument:
 
 
 def _surrogate(text: str) -> bool:
+    if text.isascii():
+        return False
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -9,29 +9,29 @@ lost worker costs its shard.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.data.documents import BadDocument, Document, Piece, read_piece
+from megalm.data.documents import BadDocument, Document, Piece, piece_bytes, read_piece
+from megalm.data.engine import Engine
 from megalm.data.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from megalm.data.tokens import TokenWriter, token_dtype
 
-SHARD_BYTES = 16 << 20
 SHARD_PIECES = 512
 BATCH_CHARACTERS = 1 << 21  # encoded at a time: bounds the memory of a worker
-ATTEMPTS = 3  # of a shard whose worker died
-MERGED_DOCUMENTS = 4096  # at a time
+MERGED_DOCUMENTS = 1 << 16  # lengths read at a time
+MERGED_TOKENS = 1 << 22  # tokens copied at a time
+PROOF_CHARACTERS = 1 << 16  # of each of three places of the input: `tokenizers` needs a twentieth of a second for one
 LISTED = 1000  # skipped documents named in the report; all are counted
 
 
@@ -88,11 +88,12 @@ class ShardResult:
 
 
 def make_shards(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """Consecutive pieces, up to SHARD_BYTES and SHARD_PIECES together."""
+    """Consecutive pieces, up to `piece_bytes` and SHARD_PIECES together."""
     shards: list[list[Piece]] = []
-    held = SHARD_BYTES
+    each = piece_bytes(pieces)
+    held = 0
     for piece in pieces:
-        if held + piece.size > SHARD_BYTES or len(shards[-1]) >= SHARD_PIECES:
+        if not shards or held + piece.size > each or len(shards[-1]) >= SHARD_PIECES:
             shards.append([])
             held = 0
         shards[-1].append(piece)
@@ -100,12 +101,14 @@ def make_shards(pieces: Sequence[Piece]) -> list[list[Piece]]:
     return shards
 
 
-def check_tokenizer(settings: Settings) -> Tokenizer:
+def check_tokenizer(settings: Settings, proven: bool = False) -> Tokenizer:
     """Loads it and makes sure that it has the control tokens that are asked for.
 
     Errors: ConfigError naming the token that is missing.
     """
-    tokenizer = load_tokenizer(settings.tokenizer, backend=settings.backend, tiktoken_pattern=settings.tiktoken_pattern)
+    tokenizer = load_tokenizer(
+        settings.tokenizer, backend=settings.backend, tiktoken_pattern=settings.tiktoken_pattern, proven=proven
+    )
     if settings.eos is not None:
         tokenizer.eos_id = tokenizer.token_id(settings.eos)
     if settings.append_eos and tokenizer.eos_id is None:
@@ -127,35 +130,47 @@ def tokenize_shard(
     result = ShardResult(number)
     dtype = token_dtype(tokenizer.vocab_size)
     paths = {part: os.path.join(folder, f"{number:06d}.{part}") for part in ("tokens", "lengths", "json")}
-    with open(paths["tokens"] + ".partial", "wb") as tokens, open(paths["lengths"] + ".partial", "wb") as lengths:
+    mine = f".{os.getpid()}.partial"  # an engine may run a task twice at once
+    with open(paths["tokens"] + mine, "wb") as tokens, open(paths["lengths"] + mine, "wb") as lengths:
         for keys, texts in _batches(pieces, settings, result):
-            encoded = []
-            for key, text, ids in zip(keys, texts, tokenizer.encode_batch(texts), strict=True):
-                ids = _with_ends(ids, settings, tokenizer)
-                encoded.append(ids)
-                tally = result.tallies.setdefault(key, Tally())
-                tally.add(Tally(1, len(text), len(text.encode()), len(ids)))
-            stream = np.concatenate(encoded)
+            stream, counts = _joined(tokenizer.encode_batch(texts), settings, tokenizer)
+            for key, text, count in zip(keys, texts, counts.tolist(), strict=True):
+                size = len(text) if text.isascii() else len(text.encode())
+                result.tallies.setdefault(key, Tally()).add(Tally(1, len(text), size, count))
             if len(stream) and int(stream.max()) >= tokenizer.vocab_size:
                 raise ConfigError(
                     f"{settings.tokenizer}: made the token {stream.max()}, beyond its {tokenizer.vocab_size}."
                 )
             tokens.write(stream.astype(dtype).data)
-            lengths.write(np.array([len(ids) for ids in encoded], "<i8").data)
-            result.documents += len(encoded)
+            lengths.write(counts.data)
+            result.documents += len(texts)
             result.tokens += len(stream)
     for part in ("tokens", "lengths"):
-        os.replace(paths[part] + ".partial", paths[part])
-    with open(paths["json"] + ".partial", "w", encoding="utf-8") as file:
+        os.replace(paths[part] + mine, paths[part])
+    with open(paths["json"] + mine, "w", encoding="utf-8") as file:
         json.dump(asdict(result), file)
-    os.replace(paths["json"] + ".partial", paths["json"])
+    os.replace(paths["json"] + mine, paths["json"])
     return result
 
 
-def _with_ends(ids: np.ndarray, settings: Settings, tokenizer: Tokenizer) -> np.ndarray:
-    before = [tokenizer.bos_id] if settings.prepend_bos else []
-    after = [tokenizer.eos_id] if settings.append_eos else []
-    return np.concatenate((np.array(before, np.int64), ids, np.array(after, np.int64))).astype(np.int64)
+def _joined(
+    encoded: Sequence[np.ndarray], settings: Settings, tokenizer: Tokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+    """All documents with their ends, one after another, and the length of each. Shapes: -> uint32 [N], int64 [documents]"""
+    begin, end = int(settings.prepend_bos), int(settings.append_eos)
+    counts = np.array([len(ids) for ids in encoded], "<i8") + (begin + end)
+    stream = np.empty(int(counts.sum()), np.uint32)
+    at = 0
+    for ids in encoded:
+        if begin:
+            stream[at] = tokenizer.bos_id
+        at += begin
+        stream[at : at + len(ids)] = ids
+        at += len(ids)
+        if end:
+            stream[at] = tokenizer.eos_id
+        at += end
+    return stream, counts
 
 
 def _batches(pieces: Sequence[Piece], settings: Settings, result: ShardResult) -> Iterator[tuple[list[str], list[str]]]:
@@ -202,100 +217,71 @@ def _wanted(document: Document, language: str, settings: Settings) -> bool:
     return not settings.languages or language in settings.languages
 
 
-_worker: tuple[Settings, Tokenizer] | None = None
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard of the manifest, with all that decides its tokens."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+    settings: Settings
+    folder: str
+
+    @property
+    def label(self) -> str:
+        """What errors call it."""
+        return self.pieces[0].name or self.pieces[0].path
 
 
-def _start_worker(settings: Settings, backend: str) -> None:
-    global _worker
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _worker = (settings, check_tokenizer(replace_backend(settings, backend)))
+_tokenizers: dict[Settings, Tokenizer] = {}  # of this process
 
 
-def replace_backend(settings: Settings, backend: str) -> Settings:
-    """The settings with the library that has proven itself; the libraries of other formats have no choice of one."""
-    return Settings(
-        **{
-            **asdict(settings),
-            "languages": settings.languages,
-            "backend": backend if backend != "sentencepiece" else "auto",
-        }
-    )
+def encode_shard(task: ShardTask) -> ShardResult:
+    """`tokenize_shard` as a stage: in any process, with the library that was proven where the job began."""
+    if task.settings not in _tokenizers:
+        _tokenizers.clear()
+        _tokenizers[task.settings] = check_tokenizer(task.settings, proven=True)
+    return tokenize_shard(task.number, task.pieces, task.settings, _tokenizers[task.settings], task.folder)
 
 
-def _work(number: int, pieces: Sequence[Piece], folder: str) -> ShardResult:
-    assert _worker is not None
-    return tokenize_shard(number, pieces, *_worker, folder)
+class ShardRun:
+    """Does the shards that the folder does not have yet; iterating gives all results in their order, each as soon as
+    those before it are there.
 
-
-def run_shards(
-    shards: Sequence[Sequence[Piece]],
-    settings: Settings,
-    folder: str,
-    workers: int,
-    progress: Callable[[ShardResult], None] = lambda result: None,
-) -> list[ShardResult]:
-    """Does the shards that the folder does not have yet, and returns all results in order.
-
-    Errors: ConfigError from any shard; also if workers die again and again.
+    Errors: ConfigError from the tokenizer, from any shard, or if workers die again and again.
     """
-    tokenizer = check_tokenizer(settings)
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        tokenizer.prove(_first_texts(shards, settings))
-    done = {number: result for number in range(len(shards)) if (result := _finished(folder, number)) is not None}
-    for result in done.values():
-        progress(result)
-    missing = [number for number in range(len(shards)) if number not in done]
-    if workers <= 1 or len(missing) <= 1:
-        for number in missing:
-            done[number] = tokenize_shard(number, shards[number], settings, tokenizer, folder)
-            progress(done[number])
-    else:
-        for attempt in range(ATTEMPTS):
-            try:
-                for result in _pooled(
-                    missing, shards, settings, tokenizer.choose_backend(), folder, min(workers, len(missing))
-                ):
-                    done[result.shard] = result
-                    progress(result)
-                break
-            except BrokenProcessPool as error:
-                missing = [number for number in missing if number not in done]
-                if attempt + 1 == ATTEMPTS:
-                    names = ", ".join(sorted({p.name or p.path for n in missing[: workers * 2] for p in shards[n][:1]}))
-                    raise ConfigError(
-                        f"a worker process was killed {ATTEMPTS} times, at shards that begin with {names}. The "
-                        f"machine may be out of "
-                        "memory: pass fewer --workers; what is done is kept, and the same command goes on from there."
-                    ) from error
-    return [done[number] for number in range(len(shards))]
 
+    def __init__(
+        self,
+        shards: Sequence[Sequence[Piece]],
+        settings: Settings,
+        folder: str,
+        engine: Engine,
+        progress: Callable[[ShardResult], None] = lambda result: None,
+    ):
+        self._engine, self._progress = engine, progress
+        finished = (_finished(folder, number) for number in range(len(shards)))
+        self._done = {result.shard: result for result in finished if result is not None}
+        missing = [number for number in range(len(shards)) if number not in self._done]
+        if len(missing) > 1:
+            engine.prepare(__name__)  # workers start while the tokenizer proves itself here
+        tokenizer = check_tokenizer(settings)
+        if isinstance(tokenizer, HuggingFaceTokenizer):
+            tokenizer.prove(_first_texts(shards, settings))
+            settings = replace(settings, backend=tokenizer.choose_backend())
+        self.vocab_size, self.backend = tokenizer.vocab_size, tokenizer.backend
+        _tokenizers.clear()
+        _tokenizers[settings] = tokenizer
+        self._tasks = [ShardTask(number, tuple(shards[number]), settings, folder) for number in missing]
 
-def _pooled(
-    missing: Sequence[int],
-    shards: Sequence[Sequence[Piece]],
-    settings: Settings,
-    backend: str,
-    folder: str,
-    workers: int,
-) -> Iterator[ShardResult]:
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(settings, backend)
-    ) as pool:
-        try:
-            queue = iter(missing)
-            running = {
-                pool.submit(_work, n, shards[n], folder) for _, n in zip(range(2 * workers), queue, strict=False)
-            }
-            while running:
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield future.result()
-                    following = next(queue, None)
-                    if following is not None:
-                        running.add(pool.submit(_work, following, shards[following], folder))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    def __iter__(self) -> Iterator[ShardResult]:
+        done, self._done = self._done, {}
+        following = 0
+        for result in itertools.chain(list(done.values()), self._engine.map(encode_shard, self._tasks)):
+            done[result.shard] = result
+            self._progress(result)
+            while following in done:
+                yield done.pop(following)
+                following += 1
 
 
 def _finished(folder: str, number: int) -> ShardResult | None:
@@ -311,14 +297,14 @@ def _finished(folder: str, number: int) -> ShardResult | None:
     return result if whole else None
 
 
-def _first_texts(shards: Sequence[Sequence[Piece]], settings: Settings, characters: int = 1 << 18) -> Iterable[str]:
+def _first_texts(shards: Sequence[Sequence[Piece]], settings: Settings, characters: int = PROOF_CHARACTERS) -> Iterable[str]:
     """The beginning of the first, middle and last shard: the sample on which a fast tokenizer must prove itself."""
     for number in sorted({0, len(shards) // 2, len(shards) - 1} & set(range(len(shards)))):
         left = characters
         for piece in shards[number]:
             for document in read_piece(piece, settings.field):
                 if isinstance(document, Document) and left > 0:
-                    yield document.text[: 1 << 16]
+                    yield document.text[:left]
                     left -= len(document.text)
                 elif left <= 0:
                     break
@@ -327,18 +313,45 @@ def _first_texts(shards: Sequence[Sequence[Piece]], settings: Settings, characte
 
 
 def merge(
-    folder: str, results: Sequence[ShardResult], prefix: str, vocab_size: int, max_documents: int | None = None
-) -> None:
-    """Joins the shards' files in order into PREFIX.bin and PREFIX.idx; memory does not grow with their size."""
+    folder: str, results: Iterable[ShardResult], prefix: str, vocab_size: int, max_documents: int | None = None
+) -> list[ShardResult]:
+    """Joins the shards' files into PREFIX.bin and PREFIX.idx as they come; memory does not grow with their size.
+
+    Returns the results, if there was any document; else nothing is written.
+    """
     dtype = token_dtype(vocab_size)
-    left = max_documents if max_documents is not None else sum(result.documents for result in results)
-    with TokenWriter(prefix, dtype) as writer:
+    left = max_documents if max_documents is not None else sys.maxsize
+    seen: list[ShardResult] = []
+    writer = TokenWriter(prefix, dtype)
+    try:
         for result in results:
+            seen.append(result)
             stem = os.path.join(folder, f"{result.shard:06d}")
             with open(stem + ".tokens", "rb") as tokens, open(stem + ".lengths", "rb") as lengths:
                 while left > 0 and len(chunk := np.fromfile(lengths, "<i8", min(left, MERGED_DOCUMENTS))):
                     left -= len(chunk)
-                    writer.add_documents(np.fromfile(tokens, dtype, int(chunk.sum())), chunk)
+                    for start, stop in _parts(chunk):
+                        part = chunk[start:stop]
+                        writer.add_documents(np.fromfile(tokens, dtype, int(part.sum())), part)
+    except BaseException:
+        writer.abort()
+        raise
+    if writer.num_documents:
+        writer.finish()
+    else:
+        writer.abort()
+    return seen
+
+
+def _parts(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of documents of MERGED_TOKENS or fewer, a longer document alone."""
+    ends = np.cumsum(lengths)
+    start = 0
+    while start < len(lengths):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + MERGED_TOKENS, side="right")))
+        yield start, stop
+        start = stop
 
 
 def digest(value: Any) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,18 @@ from typing import Any
 from megalm.config.errors import ConfigError
 from megalm.data import python_corpus
 from megalm.data.documents import Piece, cut_into_pieces, find_files
-from megalm.data.mds import write_token_documents
+from megalm.data.engine import Engine, LocalEngine
 from megalm.data.tokenize_corpus import (
     Settings,
     ShardResult,
+    ShardRun,
     Tally,
-    check_tokenizer,
     digest,
     make_shards,
     merge,
     prepare_folder,
-    run_shards,
 )
-from megalm.data.tokenizer import load_tokenizer
+from megalm.data.tokenizer import fingerprint_of
 from megalm.data.tokenizer_training import TRAINING_MEGABYTES, sample_texts, train_byte_level_bpe
 from megalm.data.tokens import TokenFile
 
@@ -84,15 +83,17 @@ class Progress:
         """The encoding is over."""
 
 
-def run_job(job: Job, progress: Progress | None = None) -> Outcome:
+def run_job(job: Job, progress: Progress | None = None, engine: Callable[[], Engine] | None = None) -> Outcome:
     """Does the job, or finds that it was done: the same recipe and its files whole.
+
+    `engine` makes what runs the shards, if there is anything to run; None: a local pool of `job.workers`.
 
     Errors: ConfigError for input, tokenizer or options that cannot be used.
     """
     progress = progress or Progress()
     if job.output is None:
         with tempfile.TemporaryDirectory(prefix="tokenize-") as folder:
-            return replace_prefix(run_job(replace(job, output=os.path.join(folder, "data")), progress), None)
+            return replace_prefix(run_job(replace(job, output=os.path.join(folder, "data")), progress, engine), None)
     Path(job.output).parent.mkdir(parents=True, exist_ok=True)
     prefix = f"{job.output}_text_document"
     tokenizer_path = job.settings.tokenizer or f"{job.output}_tokenizer.json"
@@ -112,22 +113,22 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
     if job.train_bpe is not None and not job.settings.tokenizer:
         _train(job, pieces, tokenizer_path, recipe, progress)
     settings = replace(job.settings, tokenizer=tokenizer_path)
-    tokenizer = check_tokenizer(settings)
     shards = make_shards(pieces)
     folder = f"{job.output}.parts"
-    if prepare_folder(folder, {**recipe, "tokenizer": tokenizer.fingerprint()}):
+    if prepare_folder(folder, {**recipe, "tokenizer": fingerprint_of(tokenizer_path)}):
         progress.say("going on with an interrupted run")
     progress.start(sum(piece.size for piece in pieces))
-    try:
-        results = run_shards(shards, settings, folder, job.workers, progress.shard)
-    finally:
-        progress.finish()
+    with engine() if engine else LocalEngine(job.workers) as running:
+        try:
+            stage = ShardRun(shards, settings, folder, running, progress.shard)
+            results = merge(folder, stage, prefix, stage.vocab_size, job.max_documents)
+        finally:
+            progress.finish()
     if not any(result.documents for result in results):
         raise ConfigError(f"no document with text in {', '.join(job.inputs)}. Look at --field and the filters.")
-    merge(folder, results, prefix, tokenizer.vocab_size, job.max_documents)
     if job.mds:
         _write_mds(prefix, f"{job.output}_mds")
-    outcome = _outcome(results, prefix, tokenizer_path, tokenizer.choose_backend(), tokenizer.vocab_size)
+    outcome = _outcome(results, prefix, tokenizer_path, stage.backend, stage.vocab_size)
     sizes = {name: os.path.getsize(f"{prefix}.{name}") for name in ("bin", "idx")}
     _write_json(recipe_path, {"recipe": recipe, "sizes": sizes, "outcome": asdict(outcome)})
     shutil.rmtree(folder, ignore_errors=True)
@@ -162,10 +163,7 @@ def _recipe(job: Job, files: Sequence[Piece]) -> dict[str, Any]:
         "max_documents": job.max_documents,
     }
     if job.settings.tokenizer:
-        pattern = job.settings.tiktoken_pattern
-        recipe["fingerprint"] = load_tokenizer(
-            job.settings.tokenizer, backend="tokenizers", tiktoken_pattern=pattern
-        ).fingerprint()
+        recipe["fingerprint"] = fingerprint_of(job.settings.tokenizer)
     else:
         recipe["train_bpe"], recipe["training_megabytes"] = job.train_bpe, job.training_megabytes
     if job.mds:
@@ -193,6 +191,8 @@ def _already_done(path: str, recipe: dict[str, Any], prefix: str, tokenizer: str
 
 
 def _write_mds(prefix: str, folder: str) -> None:
+    from megalm.data.mds import write_token_documents
+
     shutil.rmtree(folder + ".partial", ignore_errors=True)
     file = TokenFile(prefix)
     write_token_documents(file, folder + ".partial", file.dtype.newbyteorder("="), hashes=["xxh64"])

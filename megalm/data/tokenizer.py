@@ -16,6 +16,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,43 +84,58 @@ class Tokenizer:
 
     def fingerprint(self) -> str:
         """Changes when the tokenizer's file does."""
-        return hashlib.blake2b(Path(self.path).read_bytes(), digest_size=16).hexdigest()
+        return fingerprint_of(self.path)
 
 
 class HuggingFaceTokenizer(Tokenizer):
     """tokenizer.json through `tokenizers`, or through a faster library that has proven itself."""
 
-    def __init__(self, path: str, backend: str = "auto"):
-        from tokenizers import Tokenizer as Native
-
+    def __init__(self, path: str, backend: str = "auto", proven: bool = False):
         content = _read(path)
         try:
             config = json.loads(content)
-            self._whole = Native.from_str(content)
             self._plain_json = json.dumps(without_control_tokens(config))
-            self._plain = Native.from_str(self._plain_json)
+            if not proven:
+                self._plain  # noqa: B018  the library reads it: what it refuses is refused here
+            added = config.get("added_tokens") or []
+            ids = [*_model_ids(config["model"]), *(token["id"] for token in added)]
         except Exception as error:  # the library raises bare Exception
-            raise ConfigError(
-                f"{path}: not a usable tokenizer.json ({error}). Give one that `tokenizers` reads, or train one with "
-                "`python -m tools.tokenize INPUT --train-bpe 8192 --output PREFIX`."
-            ) from error
-        names = {token["content"]: token["id"] for token in config.get("added_tokens") or [] if token.get("special")}
+            raise _unusable(path, error) from error
+        names = {token["content"]: token["id"] for token in added if token.get("special")}
         neighbours = Path(path).parent / "tokenizer_config.json"
         eos = _first(names, (_configured(neighbours, "eos_token"), *END_NAMES))
         bos = _first(names, (_configured(neighbours, "bos_token"), *BEGIN_NAMES))
-        super().__init__(path, self._whole.get_vocab_size(with_added_tokens=True), eos, bos, "tokenizers")
-        highest = max(self._whole.get_vocab(with_added_tokens=True).values(), default=-1)
-        self.vocab_size = max(self.vocab_size, highest + 1)
-        self._encode: Callable[[str], Any] = lambda text: self._plain.encode(text, add_special_tokens=False).ids
+        super().__init__(path, max(ids, default=-1) + 1, eos, bos, "tokenizers")
+        self._encode: Callable[[str], Any] = self._encode_slowly
         self.rejected: dict[str, str] = {}
-        self._untried = backend == "auto"  # proving takes half a second, which one who only decodes need not wait
+        self._untried = backend == "auto"  # proving takes a while, which one who only decodes need not wait
         if backend not in ("auto", "tokenizers"):
-            self._take(backend)
+            self._take(backend, proven)
         if backend not in ("auto", self.backend):
             raise ConfigError(
                 f"the tokenizer backend {backend!r} cannot serve {path}: {self.rejected.get(backend, 'unknown')}. "
                 f"Choose auto, tokenizers or one of {', '.join(FAST_BACKENDS)} (`pip install --no-deps gigatoken fastokens`)."
             )
+
+    @cached_property
+    def _plain(self) -> Any:
+        """The library's own tokenizer, without control tokens."""
+        from tokenizers import Tokenizer as Native
+
+        return Native.from_str(self._plain_json)
+
+    @cached_property
+    def _whole(self) -> Any:
+        """The library's own tokenizer as the file says, for names and for text out of ids."""
+        from tokenizers import Tokenizer as Native
+
+        try:
+            return Native.from_str(_read(self.path))
+        except Exception as error:
+            raise _unusable(self.path, error) from error
+
+    def _encode_slowly(self, text: str) -> list[int]:
+        return self._plain.encode(text, add_special_tokens=False).ids
 
     def choose_backend(self) -> str:
         """The library that encodes: with backend="auto" the first of the fast ones that proves itself, at the first use."""
@@ -128,7 +144,7 @@ class HuggingFaceTokenizer(Tokenizer):
             any(self._take(name) for name in FAST_BACKENDS)
         return self.backend
 
-    def _take(self, name: str) -> bool:
+    def _take(self, name: str, proven: bool = False) -> bool:
         try:
             encode = _fast_encoder(name, self._plain_json)
         except ImportError:
@@ -139,7 +155,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 raise
             self.rejected[name] = f"it does not read this tokenizer ({error})"
             return False
-        difference = self._differs(encode, proof_texts())
+        difference = None if proven else self._differs(encode, proof_texts())
         if difference is not None:
             self.rejected[name] = f"its ids differ from those of `tokenizers` on {difference[:60]!r}"
             return False
@@ -149,7 +165,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def _differs(self, encode: Callable[[str], Any], texts: Iterable[str]) -> str | None:
         for text in texts:
             try:
-                if list(encode(text)) != self._plain.encode(text, add_special_tokens=False).ids:
+                if not np.array_equal(encode(text), self._encode_slowly(text)):
                     return text
             except BaseException as error:
                 if isinstance(error, (KeyboardInterrupt, SystemExit)):
@@ -165,8 +181,7 @@ class HuggingFaceTokenizer(Tokenizer):
         difference = self._differs(self._encode, texts)
         if difference is not None:
             self.rejected[self.backend] = f"its ids differ from those of `tokenizers` on {difference[:60]!r}"
-            self.backend = "tokenizers"
-            self._encode = lambda text: self._plain.encode(text, add_special_tokens=False).ids
+            self.backend, self._encode = "tokenizers", self._encode_slowly
 
     def encode(self, text: str) -> np.ndarray:
         self.choose_backend()
@@ -263,8 +278,12 @@ class TiktokenTokenizer(Tokenizer):
             return None
 
 
-def load_tokenizer(path: str | os.PathLike, *, backend: str = "auto", tiktoken_pattern: str | None = None) -> Tokenizer:
+def load_tokenizer(
+    path: str | os.PathLike, *, backend: str = "auto", tiktoken_pattern: str | None = None, proven: bool = False
+) -> Tokenizer:
     """The tokenizer in this file, or in this folder (tokenizer.json before tokenizer.model).
+
+    `proven`: another process has compared this backend with `tokenizers`; it is taken as it is, which saves the time.
 
     Errors: ConfigError if there is none, or the file cannot be used.
     """
@@ -272,17 +291,42 @@ def load_tokenizer(path: str | os.PathLike, *, backend: str = "auto", tiktoken_p
     if os.path.isdir(name):
         for file in ("tokenizer.json", "tokenizer.model"):
             if os.path.exists(os.path.join(name, file)):
-                return load_tokenizer(os.path.join(name, file), backend=backend, tiktoken_pattern=tiktoken_pattern)
+                return load_tokenizer(
+                    os.path.join(name, file), backend=backend, tiktoken_pattern=tiktoken_pattern, proven=proven
+                )
         raise ConfigError(f"{name}: the folder has neither tokenizer.json nor tokenizer.model. Give {FORMATS}.")
     if not os.path.exists(name):
         raise ConfigError(f"tokenizer {name!r} does not exist. Give {FORMATS}, or train one with --train-bpe.")
     with open(name, "rb") as content:
         start = content.read(256)
     if start.lstrip()[:1] == b"{":
-        return HuggingFaceTokenizer(name, backend)
+        return HuggingFaceTokenizer(name, backend, proven)
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", start):
         return TiktokenTokenizer(name, tiktoken_pattern)
     return SentencePieceTokenizer(name)
+
+
+def _unusable(path: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{path}: not a usable tokenizer.json ({error}). Give one that `tokenizers` reads, or train one with "
+        "`python -m tools.tokenize INPUT --train-bpe 8192 --output PREFIX`."
+    )
+
+
+def fingerprint_of(path: str) -> str:
+    """A hash of the tokenizer's file; in a folder, of the file that is read."""
+    if os.path.isdir(path):
+        names = (os.path.join(path, file) for file in ("tokenizer.json", "tokenizer.model"))
+        path = next((name for name in names if os.path.exists(name)), path)
+    try:
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error}). Give {FORMATS}.") from error
+
+
+def _model_ids(model: dict[str, Any]) -> Iterable[int]:
+    vocabulary = model.get("vocab") or {}
+    return vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
 
 
 def without_control_tokens(config: dict[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_parquet_and_arrow(tmp_path, records):
 @pytest.mark.parametrize("size", [1, 17, 100, 5000])
 def test_cutting_a_file_loses_and_doubles_no_line(tmp_path, monkeypatch, records, size):
     (tmp_path / "a.jsonl").write_text(jsonl(records))
-    monkeypatch.setattr(module, "PIECE_BYTES", size)
+    monkeypatch.setattr(module, "SMALLEST_PIECE", size)
     assert texts([tmp_path / "a.jsonl"]) == [record["text"] for record in records]
 
 
@@ -81,7 +81,7 @@ def test_a_long_text_is_cut_at_line_ends(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text(content)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(content.encode()))
     assert texts([tmp_path / "a.txt"]) == [content]
-    monkeypatch.setattr(module, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(module, "TEXT_PIECE", 1000)
     monkeypatch.setattr(module, "LONGEST_TEXT", 2000)
     for name in ("a.txt", "a.txt.gz"):
         parts = texts([tmp_path / name])

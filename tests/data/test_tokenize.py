@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from megalm.config.errors import ConfigError
+from megalm.data import documents as documents_module
 from megalm.data import tokenize_corpus
+from megalm.data.engine import LocalEngine
 from megalm.data.mds import read_token_documents
 from megalm.data.python_corpus import python_corpus
-from megalm.data.tokenize_corpus import Settings, make_shards, run_shards
+from megalm.data.tokenize_corpus import Settings, ShardRun, make_shards
 from megalm.data.tokenize_job import Job, run_job
 from megalm.data.tokenizer import load_tokenizer
 from megalm.data.tokens import TokenFile
@@ -216,14 +218,14 @@ def test_shards_depend_on_the_input_only(tmp_path, tokenizer_file, monkeypatch):
     from megalm.data.documents import cut_into_pieces, find_files
 
     pieces = cut_into_pieces(find_files([str(tmp_path)]))
-    monkeypatch.setattr(tokenize_corpus, "SHARD_BYTES", 250)
+    monkeypatch.setattr(documents_module, "SMALLEST_PIECE", 250)
     assert [len(shard) for shard in make_shards(pieces)] == [2, 2, 1]
     folder = tmp_path / "parts"
     folder.mkdir()
-    results = run_shards(make_shards(pieces), Settings(tokenizer_file), str(folder), 1)
+    results = list(ShardRun(make_shards(pieces), Settings(tokenizer_file), str(folder), LocalEngine(1)))
     assert [result.documents for result in results] == [2, 2, 1]
     (folder / "000001.tokens").write_bytes(b"")  # a torn shard is made again
-    run_shards(make_shards(pieces), Settings(tokenizer_file), str(folder), 1)
+    list(ShardRun(make_shards(pieces), Settings(tokenizer_file), str(folder), LocalEngine(1)))
     assert len(np.fromfile(folder / "000001.tokens", np.uint16)) == results[1].tokens
 
 

@@ -7,13 +7,17 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 from megalm.config.errors import ConfigError
 from megalm.data import python_corpus
+from megalm.data.engine import make_engine
 from megalm.data.tokenize_corpus import Settings, ShardResult
 from megalm.data.tokenize_job import Job, Outcome, Progress, fertility_table, run_job
 from megalm.data.tokenizer import FAST_BACKENDS
 from megalm.data.tokenizer_training import TRAINING_MEGABYTES
+from tools.engine_options import add_engine_arguments
 from tools.subcommands import run_reporting
 
 
@@ -21,15 +25,16 @@ class ConsoleProgress(Progress):
     """A bar with MB/s and the time left on a terminal, plain lines elsewhere; both on standard error."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-        from rich.progress import Progress as Bar
+        self._plain = not sys.stderr.isatty()
+        self._task: Any = None
+        if not self._plain:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import Progress as Bar
 
-        self.console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
-        self._bar = Bar(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=self.console)
-        self._task: TaskID | None = None
-        self._plain = not self.console.is_terminal
+            self.console = Console(stderr=True)
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+            self._bar = Bar(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=self.console)
         self._total = self._done = self._documents = 0
         self._started = self._spoken = 0.0
 
@@ -123,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes (%(default)s); the result is the same",
     )
+    add_engine_arguments(p)
     p.add_argument(
         "--backend",
         default="auto",
@@ -212,7 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def action() -> int:
         start = time.monotonic()
-        outcome = run_job(job_of(args), ConsoleProgress())
+        job = job_of(args)
+        make = partial(make_engine, args.engine, args.workers, args.engine_address)
+        outcome = run_job(job, ConsoleProgress(), make)
         if args.json:
             print(json.dumps({**asdict(outcome), "report": fertility_table(outcome.tallies)}))
         else:
