@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from megalm.config.fields import choice
+from megalm.config.phases import PhaseConfig
 
 
 @dataclass
@@ -13,6 +14,8 @@ class DataConfig:
     """Prefixes of tokenized data sets (PREFIX.bin and PREFIX.idx)."""
     weights: list[float] | None = None
     """Proportions of the sources; None: by their size."""
+    phases: list[PhaseConfig] = field(default_factory=list)
+    """A curriculum: phases one after another, each with its own length, mixture, sequence length and learning rate."""
     valid: str | None = None
     """Prefix of a held-out data set; None: the last `holdout` share of every source's documents."""
     holdout: float = 0.005

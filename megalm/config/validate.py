@@ -7,6 +7,7 @@ from typing import Any
 from megalm.config.errors import ConfigError
 from megalm.config.guard import check_guard
 from megalm.config.model import ModelConfig
+from megalm.config.phases import spans_of
 from megalm.config.root import Config
 from megalm.config.train import TrainConfig
 
@@ -20,6 +21,15 @@ def validate(config: Config) -> None:
     _check_train(config.train)
     _check_ranges(config)
     check_guard(config.guard)
+    _check_phases(config)
+
+
+def _check_phases(config: Config) -> None:
+    spans_of(config)
+    _require(
+        not config.data.phases or config.data.order == "keyed",
+        f"data.phases needs data.order=keyed: data.order={config.data.order} fixes one order for the whole run.",
+    )
 
 
 def _choices(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, tuple[str, ...]]]:

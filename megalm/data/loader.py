@@ -11,13 +11,15 @@ import numpy as np
 import torch
 
 from megalm.config.errors import ConfigError
+from megalm.config.phases import spans_of
 from megalm.config.root import Config
 from megalm.data.batch import Batch
 from megalm.data.blend import Tree
 from megalm.data.megatron_order import MegatronStream, open_megatron_sources
 from megalm.data.order import Source, resolve
+from megalm.data.phases import Curriculum, Phase, make_curriculum, single_phase
 from megalm.data.sources import TokenSource, open_held_out, open_sources
-from megalm.data.stream import Stream, merge_ranges, take
+from megalm.data.stream import Stream, advance, merge_ranges, take
 
 AHEAD = 4096  # samples whose place is looked up at once: two milliseconds
 
@@ -59,33 +61,66 @@ class Loader:
                 f"{self.micro_batch_size}, "
                 f"fewer than the {axis.size} data-parallel ranks: enlarge it, or make train.micro_batch_size smaller."
             )
-        share, extra = divmod(micro_batches, axis.size)
-        first = axis.rank * share + min(axis.rank, extra)
-        count = share + (axis.rank < extra)
-        self._rows = slice(first * self.micro_batch_size, (first + count) * self.micro_batch_size)
         self._axis = axis
         self.packing = data.packing
-        self.sources, self._stream = self._open(config)
+        self.sources, self._stream, self.curriculum = self._open(config)
         self.held_out: list[TokenSource] = open_held_out(data, self.seq_length, self.sources)
         self._dtype = np.result_type(*(source.file.dtype.newbyteorder("=") for source in self.sources))
         self._known = (0, np.empty(0, np.int64), np.empty(0, np.int64))  # first position, its and the following samples
         self._eval_sequences = train.eval_sequences
         self._position = 0
+        self._batches = 0  # global batches given out
         self._skipped: list[tuple[int, int]] = []
+        self._plan()
         self._prefetch = max(0, data.prefetch)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="data") if self._prefetch else None
         self._ahead: deque[tuple[int, Future[list[Batch]]]] = deque()  # (position after the batch, the batch)
 
-    def _open(self, config: Config) -> tuple[list[TokenSource], Stream | MegatronStream]:
+    def _open(self, config: Config) -> tuple[list[TokenSource], Stream | MegatronStream, Curriculum]:
         data, seed = config.data, config.train.seed
         if data.order == "megatron":
             if config.train.steps is None:
                 raise ConfigError("data.order=megatron must know the whole run's length: set train.steps.")
             wanted = config.train.steps * self.global_batch_size
             ordered = open_megatron_sources(data, self.seq_length, wanted, seed)
-            return list(ordered), MegatronStream(ordered, wanted)
+            weights = {source.name: source.weight for source in ordered}
+            curriculum = single_phase(weights, self.seq_length, self.global_batch_size)
+            return list(ordered), MegatronStream(ordered, wanted), curriculum
         sources = open_sources(data, self.seq_length)
-        return sources, Stream([Source(s.name, s.num_samples, s.weight) for s in sources], seed)
+        weights = {source.name: source.weight for source in sources}
+        if data.phases:
+            curriculum = make_curriculum(spans_of(config), weights, {s.name: s.train_tokens for s in sources})
+        else:
+            curriculum = single_phase(weights, self.seq_length, self.global_batch_size)
+        highest = {name: max(phase.weights.get(name, 0.0) for phase in curriculum.phases) for name in weights}
+        return sources, Stream([Source(s.name, s.num_samples, highest[s.name]) for s in sources], seed), curriculum
+
+    def _plan(self) -> None:
+        """Lay the rest of the curriculum out over the stream, from here on: each phase gets all its batches, however
+        many samples are skipped.
+        """
+        if isinstance(self._stream, MegatronStream):
+            return
+        upcoming, start = [], self._position
+        current = self.phase
+        for phase in self.curriculum.phases[self.curriculum.phases.index(current) :]:
+            upcoming.append((start, phase.weights, self.seq_length // phase.seq_length))
+            if phase.end_step is not None:
+                steps = phase.end_step - max(phase.first_step, self._batches)
+                start = advance(start, steps * phase.global_batch_size, self._skipped)
+        self._stream.follow(self._position, upcoming)
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the next global batch."""
+        return self.curriculum.at(self._batches)
+
+    def _rows(self, phase: Phase) -> slice:
+        """This rank's rows of a global batch: whole micro-batches, the first ranks one more where they do not divide."""
+        share, extra = divmod(phase.global_batch_size // self.micro_batch_size, self._axis.size)
+        first = self._axis.rank * share + min(self._axis.rank, extra)
+        count = share + (self._axis.rank < extra)
+        return slice(first * self.micro_batch_size, (first + count) * self.micro_batch_size)
 
     @property
     def samples_consumed(self) -> int:
@@ -94,23 +129,25 @@ class Loader:
 
     def next(self) -> list[Batch]:
         """The micro-batches of this rank in the next global batch."""
-        if self._pool is None:
-            rows, self._position = take(self._position, self.global_batch_size, self._skipped)
-            return self._load(rows[self._rows])
-        position = self._ahead[-1][0] if self._ahead else self._position
         while len(self._ahead) < self._prefetch + 1:
-            rows, position = take(position, self.global_batch_size, self._skipped)
-            self._ahead.append((position, self._pool.submit(self._load, rows[self._rows])))
+            position = self._ahead[-1][0] if self._ahead else self._position
+            phase = self.curriculum.at(self._batches + len(self._ahead))
+            rows, position = take(position, phase.global_batch_size, self._skipped)
+            work = (rows[self._rows(phase)], phase.seq_length)
+            self._ahead.append(
+                (position, self._pool.submit(self._load, *work) if self._pool else _done(self._load(*work)))
+            )
         position, future = self._ahead.popleft()
         batches = future.result()
         self._position = position
+        self._batches += 1
         return batches
 
     def next_positions(self) -> np.ndarray:
         """Positions in the stream that the next global batch takes, all ranks together. Shapes: -> int64 [global
         batch]
         """
-        return take(self._position, self.global_batch_size, self._skipped)[0]
+        return take(self._position, self.phase.global_batch_size, self._skipped)[0]
 
     def skip(self, first_sample: int, last_sample: int) -> None:
         """Positions [first_sample, last_sample) of the stream will not be given out (any more)."""
@@ -118,21 +155,27 @@ class Loader:
             raise ValueError(f"cannot skip from {first_sample} to {last_sample}")
         self._skipped = merge_ranges([*self._skipped, (first_sample, last_sample)])
         self._forget()
+        self._plan()
 
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs, as plain JSON values."""
         return {
             "samples_consumed": self._position,
+            "batches": self._batches,
             "skipped": [list(pair) for pair in self._skipped],
-            "stream": self._stream.state_dict(),
+            "stream": self._stream.state_dict(self._position),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state, on any layout; a mixture that was changed in the configuration starts here."""
+        """Goes on from a saved state, on any layout; what was changed in the configuration's mixture or phases starts
+        here.
+        """
         self._forget()
         self._position = int(state["samples_consumed"])
         self._skipped = merge_ranges([(a, b) for a, b in state["skipped"]])
+        self._batches = int(state.get("batches", self._position // self.global_batch_size))
         self._stream.load_state_dict(state["stream"], self._position)
+        self._plan()
 
     def close(self) -> None:
         """Ends the background thread."""
@@ -143,21 +186,24 @@ class Loader:
     def describe(self, positions: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """For each position of the stream: source, epoch, sample, and where its tokens lie."""
         samples = self._stream.samples(np.asarray(positions))
+        lengths = self.seq_length // np.broadcast_to(samples.parts, samples.index.shape)
         return [
             {
                 "position": int(p),
                 "source": self.sources[s].name,
                 "epoch": int(e),
                 "sample": int(i),
-                **self.sources[s].locate(int(i)),
+                **self.sources[s].locate(int(i), int(n)),
             }
-            for p, s, i, e in zip(positions, samples.source, samples.index, samples.epoch, strict=True)
+            for p, s, i, e, n in zip(positions, samples.source, samples.index, samples.epoch, lengths, strict=True)
         ]
 
     def tokens(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The samples at these positions of the stream, to look at. Shapes: positions [N] -> int64 [N, S + 1]"""
+        """The samples at these positions of the stream, to look at; of one phase. Shapes: positions [N] -> int64 [N, S + 1]"""
         samples = self._stream.samples(np.asarray(positions))
-        return np.stack([self.sources[s].read(int(i)) for s, i in zip(samples.source, samples.index, strict=True)])
+        lengths = self.seq_length // np.broadcast_to(samples.parts, samples.index.shape)
+        rows = zip(samples.source, samples.index, lengths, strict=True)
+        return np.stack([self.sources[s].read(int(i), int(n)) for s, i, n in rows])
 
     def evaluation_batches(self, sequences: int | None = None) -> list[Batch]:
         """This rank's micro-batches of held-out text: the same on every call, as many on every rank, padded with
@@ -200,16 +246,17 @@ class Loader:
             self._known = first, source, index
         return source[positions - first], index[positions - first]
 
-    def _load(self, positions: np.ndarray) -> list[Batch]:
+    def _load(self, positions: np.ndarray, length: int) -> list[Batch]:
         source, index = self._resolve(positions)
         size = self.micro_batch_size
         return [
-            self._micro_batch(source[at : at + size], index[at : at + size]) for at in range(0, len(positions), size)
+            self._micro_batch(source[at : at + size], index[at : at + size], length)
+            for at in range(0, len(positions), size)
         ]
 
-    def _micro_batch(self, source: np.ndarray, index: np.ndarray) -> Batch:
+    def _micro_batch(self, source: np.ndarray, index: np.ndarray, length: int) -> Batch:
         rows = [(self.sources[s], i) for s, i in zip(source.tolist(), index.tolist(), strict=True)]
-        raw = np.empty((len(rows), self.seq_length + 1), self._dtype)
+        raw = np.empty((len(rows), length + 1), self._dtype)
         for row, (where, sample) in zip(raw, rows, strict=True):
             where.read_into(row, sample)
         self._check(raw, [where for where, _ in rows])
@@ -217,8 +264,8 @@ class Loader:
         labels = torch.from_numpy(raw[:, 1:].astype(np.int64))
         if self.packing == "stream":
             return Batch(inputs, labels)
-        starts = [where.boundaries(sample) for where, sample in rows]
-        return Batch(inputs, labels, *separate_documents(starts, self.seq_length))
+        starts = [where.boundaries(sample, length) for where, sample in rows]
+        return Batch(inputs, labels, *separate_documents(starts, length))
 
     def _pad(self, rows: list[np.ndarray]) -> Batch:
         tokens = np.zeros((self.micro_batch_size, self.seq_length + 1), np.int64)
@@ -239,6 +286,12 @@ class Loader:
                 f"model.vocab_size={self.vocab_size}. Tokenize with the model's tokenizer, or set model.vocab_size to "
                 f"the tokenizer's."
             )
+
+
+def _done(batches: list[Batch]) -> Future[list[Batch]]:
+    future: Future[list[Batch]] = Future()
+    future.set_result(batches)
+    return future
 
 
 def separate_documents(

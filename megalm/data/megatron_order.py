@@ -107,16 +107,16 @@ class MegatronSource(TokenSource):
     def _spans(self, index: int) -> list[tuple[int, int]]:
         return [(self._token(s) + a, self._token(s) + b) for s, a, b in self.samples.spans(index)]
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index: int, length: int | None = None) -> np.ndarray:
         return np.concatenate([self.file.read(*span) for span in self._spans(index)])
 
     def read_into(self, row: np.ndarray, index: int) -> None:
         row[:] = self.read(index)
 
-    def boundaries(self, index: int) -> np.ndarray:
+    def boundaries(self, index: int, length: int | None = None) -> np.ndarray:
         return np.cumsum([b - a for a, b in self._spans(index)])[:-1]
 
-    def locate(self, index: int) -> dict[str, Any]:
+    def locate(self, index: int, length: int | None = None) -> dict[str, Any]:
         start = self._spans(index)[0][0]
         document = self.file.document_at(start)
         offset = start - self.file.document_start(document)
@@ -177,11 +177,11 @@ class MegatronStream:
         source, index = self._order
         return Samples(source[positions].astype(np.int64), index[positions], np.zeros_like(positions))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, position: int | None = None) -> dict[str, Any]:
         """What must not change on the way."""
         return {"order": "megatron", "wanted": self.wanted, "sources": {s.name: s.num_samples for s in self.sources}}
 
-    def load_state_dict(self, state: dict[str, Any], position: int) -> bool:
+    def load_state_dict(self, state: dict[str, Any], position: int) -> None:
         """Errors: ConfigError if the data, the split, the weights or the number of steps is not what it was."""
         if {**state, "sources": dict(state.get("sources", {}))} != self.state_dict():
             raise ConfigError(
@@ -189,7 +189,6 @@ class MegatronStream:
                 f"data.order=megatron the data, "
                 "data.split, data.weights, train.steps and train.global_batch_size must stay as they were."
             )
-        return False
 
 
 def open_megatron_sources(data: DataConfig, seq_length: int, wanted: int, seed: int) -> list[MegatronSource]:

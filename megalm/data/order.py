@@ -87,11 +87,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Samples:
-    """Shapes: all int64 [N]. `index` counts inside the source's epoch, after the permutation."""
+    """Shapes: all int64 [N]. `index` counts inside the source's epoch, after the permutation, in samples that are
+    `parts` times shorter than the source's own.
+    """
 
     source: np.ndarray
     index: np.ndarray
     epoch: np.ndarray
+    parts: np.ndarray | int = 1
 
 
 def sample_ids(

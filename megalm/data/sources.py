@@ -38,29 +38,30 @@ class TokenSource:
         self.held_out_end = file.num_tokens
         self.num_held_out = max(0, math.ceil((file.num_tokens - self.train_tokens - 1) / seq_length))
 
-    def read(self, index: int) -> np.ndarray:
-        """Shapes: -> int64 [S + 1]"""
-        start = index * self.seq_length
-        return self.file.read(start, start + self.seq_length + 1)
+    def read(self, index: int, length: int | None = None) -> np.ndarray:
+        """Sample `index` of those of `length` tokens (default: `seq_length`). Shapes: -> int64 [length + 1]"""
+        length = length or self.seq_length
+        return self.file.read(index * length, (index + 1) * length + 1)
 
     def read_into(self, row: np.ndarray, index: int) -> None:
-        """Shapes: row [S + 1], of a type that holds the tokens"""
-        start = index * self.seq_length
-        row[:] = self.file.tokens[start : start + self.seq_length + 1]
+        """Sample `index` of those of the row's length. Shapes: row [length + 1], of a type that holds the tokens"""
+        start = index * (len(row) - 1)
+        row[:] = self.file.tokens[start : start + len(row)]
 
     def read_held_out(self, index: int) -> np.ndarray:
         """The last one may be shorter. Shapes: -> int64 [<= S + 1]"""
         start = self.train_tokens + index * self.seq_length
         return self.file.read(start, min(start + self.seq_length + 1, self.held_out_end))
 
-    def boundaries(self, index: int) -> np.ndarray:
-        """Positions in (0, S] of the sample where a new document begins."""
-        start = index * self.seq_length
-        return self.file.document_starts(start, start + self.seq_length + 1)[1] - start
+    def boundaries(self, index: int, length: int | None = None) -> np.ndarray:
+        """Positions in (0, length] of the sample where a new document begins."""
+        length = length or self.seq_length
+        start = index * length
+        return self.file.document_starts(start, start + length + 1)[1] - start
 
-    def locate(self, index: int) -> dict[str, Any]:
+    def locate(self, index: int, length: int | None = None) -> dict[str, Any]:
         """Where the sample lies: document, token inside it, token of the file, byte of .bin."""
-        start = index * self.seq_length
+        start = index * (length or self.seq_length)
         document = self.file.document_at(start)
         return {
             "document": document,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,12 @@ class Segment:
     before: dict[str, int]
     blend: str = "chairman"
     """How it is dealt; a stream that was begun another way goes on that way until its mixture is changed."""
+    parts: int = 1
+    """A sample of the stream is one part of so many of a source's sample; the parts of one follow each other."""
+
+    def like(self, other: Segment) -> bool:
+        """Whether going over from one to the other changes nothing."""
+        return _shares(self.weights) == _shares(other.weights) and self.parts == other.parts
 
 
 class Stream:
@@ -46,70 +52,86 @@ class Stream:
     def _prepare(self) -> None:
         names = [source.name for source in self.sources]
         self._starts = [segment.start for segment in self.segments]
-        self._mixtures = [make_blend(s.blend, [s.weights.get(name, 0.0) for name in names]) for s in self.segments]
+        self._blends = [make_blend(s.blend, [s.weights.get(name, 0.0) for name in names]) for s in self.segments]
         self._before = [np.array([s.before.get(name, 0) for name in names], np.int64) for s in self.segments]
 
     def samples(self, positions: np.ndarray) -> Samples:
         """Shapes: positions int64 [N] -> Samples of [N]"""
         positions = np.asarray(positions, np.int64)
         source, rank = np.empty(len(positions), np.int64), np.empty(len(positions), np.int64)
+        part, parts = np.zeros(len(positions), np.int64), np.ones(len(positions), np.int64)
         segment = np.searchsorted(self._starts, positions, side="right") - 1
         for number in np.unique(segment):
             where = np.nonzero(segment == number)[0]
-            chosen, count = self._mixtures[number].assign(positions[where] - self._starts[number])
+            chosen, count = self._blends[number].assign(positions[where] - self._starts[number])
+            parts[where] = self.segments[number].parts
+            count, part[where] = np.divmod(count, self.segments[number].parts)
             source[where], rank[where] = chosen, count + self._before[number][chosen]
-        return resolve(self.sources, self.seed, source, rank, shuffle=self.shuffle)
+        whole = resolve(self.sources, self.seed, source, rank, shuffle=self.shuffle)
+        return Samples(source, whole.index * parts + part, whole.epoch, parts)
 
     def counts(self, position: int) -> dict[str, int]:
-        """How many samples each source has given before this position."""
+        """How many of its own samples each source has given before this position; one given in part counts."""
         number = bisect_right(self._starts, position) - 1
-        counts = self._mixtures[number].counts(position - self._starts[number]) + self._before[number]
+        parts = self.segments[number].parts
+        counts = -(-self._blends[number].counts(position - self._starts[number]) // parts) + self._before[number]
         return {source.name: int(count) for source, count in zip(self.sources, counts, strict=True)}
+
+    def follow(self, position: int, upcoming: Sequence[tuple[int, dict[str, float], int]]) -> None:
+        """From this position on, mixtures as in `upcoming`: (start, weights, parts), the first from the position itself.
+
+        What lies before stays as it was; a mixture that goes on as before makes no new segment.
+        """
+        self.segments = [s for s in self.segments if s.start <= position]
+        for start, weights, parts in upcoming:
+            wanted = Segment(start, dict(weights), {}, parts=parts)
+            if self.segments and self.segments[-1].like(wanted):
+                continue
+            self.segments = [s for s in self.segments if s.start < start]
+            before = {}
+            if self.segments:
+                self._prepare()
+                before = self.counts(start)
+            self.segments.append(replace(wanted, before=before))
+        self._prepare()
 
     def change(self, position: int, weights: dict[str, float]) -> None:
         """From this position on, the sources come with these weights."""
-        before = self.counts(position)
-        self.segments = [s for s in self.segments if s.start < position] + [Segment(position, dict(weights), before)]
-        self._prepare()
+        self.follow(position, [(position, weights, 1)])
 
-    def state_dict(self) -> dict[str, Any]:
-        """Sizes of the sources, to notice that the data is not the same any more, and the changes of the mixture."""
+    def state_dict(self, position: int | None = None) -> dict[str, Any]:
+        """Sizes of the sources, to notice that the data is not the same any more, and the mixtures up to a position."""
+        segments = [s for s in self.segments if position is None or s.start <= position]
         return {
             "sources": {source.name: source.samples for source in self.sources},
             "segments": [
-                {"start": s.start, "weights": s.weights, "before": s.before, "blend": s.blend} for s in self.segments
+                {"start": s.start, "weights": s.weights, "before": s.before, "blend": s.blend, "parts": s.parts}
+                for s in segments
             ],
         }
 
-    def load_state_dict(self, state: dict[str, Any], position: int) -> bool:
-        """Takes up a saved stream at `position`; True if the configured mixture differs from the saved one and
-        starts here.
+    def load_state_dict(self, state: dict[str, Any], position: int) -> None:
+        """Takes up a saved stream as it was up to `position`.
 
         Errors: ConfigError if a source that was used has another size now, or is gone.
         """
-        weights = {source.name: source.weight for source in self.sources}
         sizes = {source.name: source.samples for source in self.sources}
         segments = [
-            Segment(s["start"], dict(s["weights"]), dict(s["before"]), s.get("blend", "tree"))
+            Segment(s["start"], dict(s["weights"]), dict(s["before"]), s.get("blend", "tree"), s.get("parts", 1))
             for s in state["segments"]
+            if s["start"] <= position
         ]
         used = {name for s in segments for name, weight in s.weights.items() if weight > 0}
         for name, samples in state["sources"].items():
             if name in used and sizes.get(name) != samples:
                 now = "is not configured" if name not in sizes else f"now holds {sizes[name]} samples"
                 raise ConfigError(
-                    f"data source {name!r} held {samples} samples when the checkpoint was written, but {now}: its "
-                    f"order would "
-                    "change and samples would be seen twice. Keep the file, data.holdout and model.seq_length as they "
-                    "were; "
-                    "to stop using a source set its weight to 0, and add new text as a source of its own."
+                    f"data source {name!r} held {samples} samples when the checkpoint was written, but {now}: its order "
+                    "would change and samples would be seen twice. Keep the file, data.holdout and model.seq_length as "
+                    "they were; to stop using a source set its weight to 0, and add new text as a source of its own."
                 )
         self.segments = segments
         self._prepare()
-        if _shares(segments[-1].weights) == _shares(weights):
-            return False
-        self.change(position, weights)
-        return True
 
 
 def _shares(weights: dict[str, float]) -> dict[str, float]:
@@ -147,3 +169,15 @@ def take(position: int, count: int, skipped: Sequence[tuple[int, int]]) -> tuple
         position = last
     parts.append(np.arange(position, position + count, dtype=np.int64))
     return np.concatenate(parts), position + count
+
+
+def advance(position: int, count: int, skipped: Sequence[tuple[int, int]]) -> int:
+    """The position after the next `count` positions that lie in no skipped range."""
+    for first, last in skipped:
+        if last <= position:
+            continue
+        free = max(0, first - position)
+        if count <= free:
+            break
+        position, count = last, count - free
+    return position + count

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from megalm.config import ConfigError
+from megalm.config.phases import quantity
 
 WARN_EPOCHS = 4.0
 """Repeating a source up to four times is nearly as good as new text (Muennighoff et al. 2023, arXiv:2305.16264)."""
@@ -17,7 +18,6 @@ MOST_EPOCHS = 40.0
 """Beyond about forty epochs repetition adds nothing (the same paper): such a mixture is refused."""
 SUM_TOLERANCE = 0.005
 """Published proportions are rounded to a tenth of a percent: ten of them may miss 1 by half a percent."""
-SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "tools" / "mix" / "examples"
 
 
@@ -274,21 +274,6 @@ def _from_csv(path: Path, text: str) -> list[Source]:
             entry["epochs"] = clean["epochs"]
         sources.append(source_from(str(path), entry))
     return sources
-
-
-def quantity(value: Any) -> float:
-    """A number such as 335B, 1.4T, 33.5% or 0.335.
-
-    Errors: ValueError when it is none.
-    """
-    if isinstance(value, (int, float)):
-        return float(value)
-    text = str(value).strip().replace("_", "")
-    if text.endswith("%"):
-        return float(text[:-1]) / 100
-    if text and text[-1].lower() in SUFFIXES:
-        return float(text[:-1]) * SUFFIXES[text[-1].lower()]
-    return float(text)
 
 
 def source_from_word(word: str) -> Source:

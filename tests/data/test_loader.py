@@ -48,6 +48,7 @@ def config(corpora, **changes):
         tokenizer=None,
         order="keyed",
         packing="stream",
+        phases=[],
         prefetch=2,
     )
     train = dict(global_batch_size=12, micro_batch_size=2, seed=1, eval_sequences=10)

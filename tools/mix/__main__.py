@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megalm.config.errors import ConfigError
+from megalm.config.phases import quantity
 from megalm.plan.mixture import (
     MOST_EPOCHS,
     Mixture,
     compare,
     data_yaml,
     distance,
-    quantity,
     read,
     solve,
     source_from_word,
