@@ -79,15 +79,33 @@ __global__ void __launch_bounds__(256) backward_kernel(ActivationBackward a) {
     }
     store_pack(dx + a.size, up);
   } else {
-    if (a.bias) {
-      const Pack<T, N> b = load_pack<N>(static_cast<const T*>(a.bias) + i);
-#pragma unroll
-      for (int j = 0; j < N; ++j) p.v[j] += b.v[j];
-    }
 #pragma unroll
     for (int j = 0; j < N; ++j) p.v[j] = g.v[j] * F::both(p.v[j]).slope;
   }
   store_pack(dx, p);
+}
+
+// Plain with a bias. Grid: row blocks along x, parts of a row along y; each takes every gridDim.x-th row and sums its
+// share of the bias' gradient in registers.
+template <typename T, int N, typename F>
+__global__ void __launch_bounds__(256) backward_bias_kernel(ActivationBackward a) {
+  const int64_t i = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
+  if (i >= a.size) return;
+  const Pack<T, N> bias = load_pack<N>(static_cast<const T*>(a.bias) + i);
+  float sums[N] = {};
+  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
+    const int64_t at = row * a.size + i;
+    const Pack<T, N> g = load_pack<N>(static_cast<const T*>(a.dy) + at);
+    Pack<T, N> p = load_pack<N>(static_cast<const T*>(a.x) + at);
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      p.v[j] = g.v[j] * F::both(p.v[j] + bias.v[j]).slope;
+      sums[j] += p.v[j];
+    }
+    store_pack(static_cast<T*>(a.dx) + at, p);
+  }
+#pragma unroll
+  for (int j = 0; j < N; ++j) a.partial[int64_t(blockIdx.x) * a.size + i + j] = sums[j];
 }
 
 template <typename Body>
@@ -131,15 +149,30 @@ void activation_forward(const ActivationForward& a, void* stream) {
 }
 
 void activation_backward(const ActivationBackward& a, void* stream) {
-  if (a.rows == 0 || a.size == 0) return;
+  if (a.size == 0 || (a.rows == 0 && !a.bias)) return;
   for_dtype(
       a.dtype, [&](auto type) { return packable<decltype(type)>(a.size, a.dy, a.x, a.bias, a.dx); },
       [&](auto type, auto count) {
+        using T = decltype(type);
         constexpr int N = decltype(count)::value;
+        const int64_t blocks = a.rows < a.row_blocks ? a.rows : a.row_blocks;
         for_kind(a.kind, a.gated, [&](auto f, auto gated) {
+          constexpr bool kGated = decltype(gated)::value != 0;
           const int threads = a.size / N < 256 ? threads_for(a.size / N, 1) : 256;
-          LAUNCH((backward_kernel<decltype(type), N, decltype(f), decltype(gated)::value != 0>),
-                 grid_for<N>(a.rows, a.size, threads), threads, stream, a);
+          if constexpr (!kGated) {
+            if (a.bias) {
+              if (blocks) {
+                LAUNCH((backward_bias_kernel<T, N, decltype(f)>), grid_for<N>(blocks, a.size, threads), threads, stream,
+                       a);
+              }
+              const dim3 grid(unsigned((a.size + kWarp - 1) / kWarp)), block(kWarp, kSumRows);
+              LAUNCH((sum_rows_kernel<T>), grid, block, stream, a.partial, blocks, a.size, a.size,
+                     static_cast<T*>(a.dbias), static_cast<T*>(nullptr));
+              return;
+            }
+          }
+          LAUNCH((backward_kernel<T, N, decltype(f), kGated>), grid_for<N>(a.rows, a.size, threads), threads, stream,
+                 a);
         });
       });
 }

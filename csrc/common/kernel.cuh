@@ -82,6 +82,29 @@ bool packable(int64_t size, Pointers... pointers) {
   return size % int64_t(16 / sizeof(T)) == 0 && (aligned(pointers) && ...);
 }
 
+constexpr int kSumRows = 16;
+
+// Sums over blocks of rows of `partial`, `stride` apart: columns [0, size) to `first`, and with gridDim.y = 2 columns
+// [size, 2 size) to `second`. 32 columns a block; kSumRows threads share a column; the order is fixed.
+template <typename T>
+__global__ void __launch_bounds__(kWarp* kSumRows)
+    sum_rows_kernel(const float* partial, int64_t blocks, int64_t stride, int64_t size, T* first, T* second) {
+  SHARED(float, sums, kSumRows* kWarp);
+  const int64_t column = int64_t(blockIdx.x) * kWarp + threadIdx.x;
+  const float* from = partial + (blockIdx.y ? size : 0);
+  T* to = blockIdx.y ? second : first;
+  float total = 0.f;
+  if (column < size) {
+    for (int64_t b = threadIdx.y; b < blocks; b += kSumRows) total += from[b * stride + column];
+  }
+  sums[threadIdx.y * kWarp + threadIdx.x] = total;
+  __syncthreads();
+  if (threadIdx.y == 0 && column < size) {
+    for (int i = 1; i < kSumRows; ++i) total += sums[i * kWarp + threadIdx.x];
+    to[column] = static_cast<T>(total);
+  }
+}
+
 template <int kValue>
 struct Constant {
   static constexpr int value = kValue;

@@ -63,44 +63,61 @@ void forward_rows(const NormForward& a, int64_t begin, int64_t end) {
   }
 }
 
+// kRows rows at a time, which share each reading of the weight and each writing of the sums.
+template <typename T, bool kLayerNorm, int kRows>
+MEGALM_INLINE void backward_group(const NormBackward& a, int64_t row, float* dweight, float* dbias) {
+  const T* weight = static_cast<const T*>(a.weight);
+  const T* dy = static_cast<const T*>(a.dy) + row * a.size;
+  const T* h = static_cast<const T*>(a.h) + row * a.size;
+  const T* dh = a.dh ? static_cast<const T*>(a.dh) + row * a.size : nullptr;
+  T* dx = static_cast<T*>(a.dx) + row * a.size;
+  const int64_t size = a.size;
+  const float scale = 1.f / float(size);
+  float rstd[kRows], mean[kRows], dot[kRows], g_mean[kRows];
+  Vec dots[kRows] = {}, sums[kRows] = {};
+  for (int r = 0; r < kRows; ++r) {
+    rstd[r] = a.rstd[row + r];
+    mean[r] = kLayerNorm ? a.mean[row + r] : 0.f;
+  }
+  for_each_vec(size, [&](int64_t i, auto load, auto) {
+    const Vec w = load(weight + i);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const Vec g = load(dy + r * size + i) * w;
+      dots[r] += g * (load(h + r * size + i) - mean[r]);
+      if (kLayerNorm) sums[r] += g;
+    }
+  });
+  for (int r = 0; r < kRows; ++r) {
+    dot[r] = sum(dots[r]) * rstd[r] * scale;
+    g_mean[r] = kLayerNorm ? sum(sums[r]) * scale : 0.f;
+  }
+  for_each_vec(size, [&](int64_t i, auto load, auto store) {
+    const Vec w = load(weight + i);
+    Vec sum_weight = load(dweight + i), sum_bias{};
+    if (kLayerNorm) sum_bias = load(dbias + i);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const Vec hat = (load(h + r * size + i) - mean[r]) * rstd[r], up = load(dy + r * size + i);
+      Vec v = kLayerNorm ? rstd[r] * (up * w - g_mean[r] - hat * dot[r]) : rstd[r] * (up * w - hat * dot[r]);
+      if (dh) v += load(dh + r * size + i);
+      store(dx + r * size + i, v);
+      sum_weight += up * hat;
+      if (kLayerNorm) sum_bias += up;
+    }
+    store(dweight + i, sum_weight);
+    if (kLayerNorm) store(dbias + i, sum_bias);
+  });
+}
+
 template <typename T, bool kLayerNorm>
 void backward_rows(const NormBackward& a, int64_t block, int64_t begin, int64_t end) {
-  const T* weight = static_cast<const T*>(a.weight);
   float* dweight = a.partial + block * 2 * a.size;
   float* dbias = dweight + a.size;
   __builtin_memset(dweight, 0, size_t(2 * a.size) * sizeof(float));
-  const float scale = 1.f / float(a.size);
-  for (int64_t row = begin; row < end; ++row) {
-    const T* dy = static_cast<const T*>(a.dy) + row * a.size;
-    const T* h = static_cast<const T*>(a.h) + row * a.size;
-    const T* dh = a.dh ? static_cast<const T*>(a.dh) + row * a.size : nullptr;
-    T* dx = static_cast<T*>(a.dx) + row * a.size;
-    const float rstd = a.rstd[row], mean = kLayerNorm ? a.mean[row] : 0.f;
-    Vec g_sum{}, dot_sum{};
-    for_each_vec(a.size, [&](int64_t i, auto load, auto) {
-      const Vec hat = (load(h + i) - mean) * rstd, g = load(dy + i) * load(weight + i);
-      dot_sum += g * hat;
-      g_sum += g;
-    });
-    const float dot = sum(dot_sum) * scale, g_mean = kLayerNorm ? sum(g_sum) * scale : 0.f;
-    for_each_vec(a.size, [&](int64_t i, auto load, auto store) {
-      const Vec hat = (load(h + i) - mean) * rstd, up = load(dy + i);
-      Vec v = rstd * (up * load(weight + i) - g_mean - hat * dot);
-      if (dh) v += load(dh + i);
-      store(dx + i, v);
-      store(dweight + i, load(dweight + i) + up * hat);
-      if (kLayerNorm) store(dbias + i, load(dbias + i) + up);
-    });
-  }
-}
-
-template <typename T>
-void sum_blocks(const NormBackward& a, int64_t blocks, int64_t offset, void* out) {
-  for_each_vec(a.size, [&](int64_t i, auto load, auto store) {
-    Vec total{};
-    for (int64_t b = 0; b < blocks; ++b) total += load(a.partial + b * 2 * a.size + offset + i);
-    store(static_cast<T*>(out) + i, total);
-  });
+  int64_t row = begin;
+  for (; row + 4 <= end; row += 4) backward_group<T, kLayerNorm, 4>(a, row, dweight, dbias);
+  for (; row < end; ++row) backward_group<T, kLayerNorm, 1>(a, row, dweight, dbias);
 }
 
 }  // namespace
@@ -132,8 +149,8 @@ void norm_backward(const NormBackward& a) {
         }
       }
     });
-    sum_blocks<T>(a, blocks, 0, a.dweight);
-    if (a.dbias) sum_blocks<T>(a, blocks, a.size, a.dbias);
+    sum_rows(a.partial, blocks, 2 * a.size, a.size, static_cast<T*>(a.dweight));
+    if (a.dbias) sum_rows(a.partial + a.size, blocks, 2 * a.size, a.size, static_cast<T*>(a.dbias));
   });
 }
 

@@ -166,28 +166,6 @@ __global__ void __launch_bounds__(512) backward_kernel(NormBackward a) {
   }
 }
 
-constexpr int kSumRows = 16;
-
-// 32 columns a block; kSumRows threads share a column.
-template <typename T>
-__global__ void __launch_bounds__(kWarp* kSumRows)
-    sum_kernel(const float* partial, int64_t blocks, int64_t size, T* dweight, T* dbias) {
-  SHARED(float, sums, kSumRows* kWarp);
-  const int64_t column = int64_t(blockIdx.x) * kWarp + threadIdx.x;
-  const float* from = partial + (blockIdx.y ? size : 0);
-  T* to = blockIdx.y ? dbias : dweight;
-  float total = 0.f;
-  if (column < size) {
-    for (int64_t b = threadIdx.y; b < blocks; b += kSumRows) total += from[b * 2 * size + column];
-  }
-  sums[threadIdx.y * kWarp + threadIdx.x] = total;
-  __syncthreads();
-  if (threadIdx.y == 0 && column < size) {
-    for (int i = 1; i < kSumRows; ++i) total += sums[i * kWarp + threadIdx.x];
-    to[column] = static_cast<T>(total);
-  }
-}
-
 }  // namespace
 
 void norm_forward(const NormForward& a, void* stream) {
@@ -223,8 +201,8 @@ void norm_backward(const NormBackward& a, void* stream) {
           LAUNCH((backward_kernel<T, N, false>), unsigned(blocks), threads, stream, a);
         }
         const dim3 grid(unsigned((a.size + kWarp - 1) / kWarp), a.dbias ? 2 : 1), block(kWarp, kSumRows);
-        LAUNCH((sum_kernel<T>), grid, block, stream, a.partial, blocks, a.size, static_cast<T*>(a.dweight),
-               static_cast<T*>(a.dbias));
+        LAUNCH((sum_rows_kernel<T>), grid, block, stream, a.partial, blocks, 2 * a.size, a.size,
+               static_cast<T*>(a.dweight), static_cast<T*>(a.dbias));
       });
 }
 

@@ -5,18 +5,44 @@
 namespace megalm::MEGALM_ISA {
 namespace {
 
-MEGALM_INLINE void set(float* p, float value) { *p = value; }
-MEGALM_INLINE void set(BFloat16* p, float value) { p->bits = round_to_bfloat16(broadcast(value))[0]; }
+constexpr int kPairs = kLanes / 2;
+
+typedef uint32_t HalfUintVec __attribute__((vector_size(2 * kLanes)));
+typedef uint64_t PairVec __attribute__((vector_size(4 * kLanes)));
+
+// kPairs numbers, each in the low half of its pair of lanes.
+MEGALM_INLINE PairVec spread(const float* p) {
+  HalfUintVec half;
+  __builtin_memcpy(&half, p, sizeof half);
+  return __builtin_convertvector(half, PairVec);
+}
+
+// kPairs neighbouring pairs (a, b): (a, b) * (cos, cos) + (b, a) * (-sin, sin).
+template <typename T>
+MEGALM_INLINE void rotate_neighbours(const T* x, T* y, const float* cos, const float* sin, bool inverse) {
+  constexpr uint64_t kSign = 0x80000000u;
+  const Vec v = load(x);
+  const PairVec c = spread(cos), s = spread(sin) ^ (inverse ? kSign : 0), pairs = (PairVec)v;
+  const Vec swapped = (Vec)(pairs << 32 | pairs >> 32);
+  store(y, v * (Vec)(c | c << 32) + swapped * (Vec)((s ^ kSign) | s << 32));
+}
 
 template <typename T>
 void rotate_token(const Rotary& a, const T* x, T* y, const float* cos, const float* sin) {
   const float sign = a.inverse ? -1.f : 1.f;
-  for (int64_t head = 0; head < a.heads; ++head, x += a.head_stride, y += a.size) {
+  for (int64_t head = 0; head < a.heads; ++head, x += a.head_stride, y += a.y_head_stride) {
     if (a.interleaved) {
-      for (int64_t i = 0; i < a.pairs; ++i) {
-        const float first = to_float(x[2 * i]), second = to_float(x[2 * i + 1]), s = sign * sin[i];
-        set(y + 2 * i, first * cos[i] - second * s);
-        set(y + 2 * i + 1, second * cos[i] + first * s);
+      int64_t i = 0;
+      for (; i + kPairs <= a.pairs; i += kPairs) rotate_neighbours(x + 2 * i, y + 2 * i, cos + i, sin + i, a.inverse);
+      if (i < a.pairs) {
+        const size_t left = size_t(a.pairs - i);
+        T in[kLanes] = {}, out[kLanes];
+        float c[kPairs] = {}, s[kPairs] = {};
+        __builtin_memcpy(in, x + 2 * i, 2 * left * sizeof(T));
+        __builtin_memcpy(c, cos + i, left * sizeof(float));
+        __builtin_memcpy(s, sin + i, left * sizeof(float));
+        rotate_neighbours(in, out, c, s, a.inverse);
+        __builtin_memcpy(y + 2 * i, out, 2 * left * sizeof(T));
       }
     } else {
       for_each_vec(a.pairs, [&](int64_t i, auto load, auto store) {
@@ -42,7 +68,8 @@ void rotary(const Rotary& a) {
         const int64_t s = token / a.batch, b = token % a.batch;
         const int64_t table = s * a.table_sequence_stride + b * a.table_batch_stride;
         rotate_token(a, static_cast<const T*>(a.x) + s * a.sequence_stride + b * a.batch_stride,
-                     static_cast<T*>(a.y) + token * a.heads * a.size, a.cos + table, a.sin + table);
+                     static_cast<T*>(a.y) + s * a.y_sequence_stride + b * a.y_batch_stride, a.cos + table,
+                     a.sin + table);
       }
     });
   });

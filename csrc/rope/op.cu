@@ -9,7 +9,7 @@ template <typename T, int N, bool kInterleaved>
 __global__ void __launch_bounds__(256) rotary_kernel(Rotary a) {
   const int64_t token = blockIdx.x, s = token / a.batch, b = token % a.batch;
   const T* x = static_cast<const T*>(a.x) + s * a.sequence_stride + b * a.batch_stride;
-  T* y = static_cast<T*>(a.y) + token * a.heads * a.size;
+  T* y = static_cast<T*>(a.y) + s * a.y_sequence_stride + b * a.y_batch_stride;
   const float* cos = a.cos + s * a.table_sequence_stride + b * a.table_batch_stride;
   const float* sin = a.sin + s * a.table_sequence_stride + b * a.table_batch_stride;
   const float sign = a.inverse ? -1.f : 1.f;
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(256) rotary_kernel(Rotary a) {
     const int64_t head = i / each;
     const int at = i % each * N;
     const T* in = x + head * a.head_stride + at;
-    T* out = y + head * a.size + at;
+    T* out = y + head * a.y_head_stride + at;
     if constexpr (kInterleaved) {
       Pack<T, N> p = load_pack<N>(in);
 #pragma unroll
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(256) rotary_kernel(Rotary a) {
   if (x == y) return;
   for (int i = threadIdx.x; i < rest * a.heads; i += blockDim.x) {
     const int64_t head = i / rest, at = 2 * a.pairs + i % rest;
-    y[head * a.size + at] = x[head * a.head_stride + at];
+    y[head * a.y_head_stride + at] = x[head * a.head_stride + at];
   }
 }
 
@@ -65,18 +65,19 @@ template <typename T>
 __global__ void __launch_bounds__(256) rotary_unaligned_kernel(Rotary a) {
   const int64_t token = blockIdx.x, s = token / a.batch, b = token % a.batch;
   const T* x = static_cast<const T*>(a.x) + s * a.sequence_stride + b * a.batch_stride;
-  T* y = static_cast<T*>(a.y) + token * a.heads * a.size;
+  T* y = static_cast<T*>(a.y) + s * a.y_sequence_stride + b * a.y_batch_stride;
   const int64_t table = s * a.table_sequence_stride + b * a.table_batch_stride;
   for (int64_t i = threadIdx.x; i < a.size * a.heads; i += blockDim.x) {
     const int64_t head = i / a.size, at = i % a.size;
     const T* in = x + head * a.head_stride;
+    T* out = y + head * a.y_head_stride;
     if (at >= 2 * a.pairs) {
-      y[i] = in[at];
+      out[at] = in[at];
     } else if (at % 2 == 0) {
       const float c = a.cos[table + at / 2], w = a.inverse ? -a.sin[table + at / 2] : a.sin[table + at / 2];
       const float first = static_cast<float>(in[at]), second = static_cast<float>(in[at + 1]);
-      y[i] = static_cast<T>(first * c - second * w);
-      y[i + 1] = static_cast<T>(second * c + first * w);
+      out[at] = static_cast<T>(first * c - second * w);
+      out[at + 1] = static_cast<T>(second * c + first * w);
     }
   }
 }
@@ -86,7 +87,8 @@ __global__ void __launch_bounds__(256) rotary_unaligned_kernel(Rotary a) {
 void rotary(const Rotary& a, void* stream) {
   if (a.sequence * a.batch * a.heads * a.size == 0) return;
   const auto strides_fit = [&](int64_t n) {
-    return a.size % n == 0 && a.sequence_stride % n == 0 && a.batch_stride % n == 0 && a.head_stride % n == 0;
+    return a.size % n == 0 && a.sequence_stride % n == 0 && a.batch_stride % n == 0 && a.head_stride % n == 0 &&
+           a.y_sequence_stride % n == 0 && a.y_batch_stride % n == 0 && a.y_head_stride % n == 0;
   };
   for_dtype(
       a.dtype,

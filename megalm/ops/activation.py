@@ -49,29 +49,38 @@ def _forward_fake(x: Tensor, bias: Tensor | None, kind: int, gated: bool, inplac
     return x.new_empty((*x.shape[:-1], x.shape[-1] // 2)) if gated else torch.empty_like(x)
 
 
-def _backward_into(dx: Tensor, dy: Tensor, x: Tensor, bias: Tensor | None, kind: int, gated: bool) -> Tensor:
-    size = dy.shape[-1]
-    loaded_library().activation_backward(
-        *place(x),
+def _backward_into(
+    dx: Tensor, dy: Tensor, x: Tensor, bias: Tensor | None, kind: int, gated: bool
+) -> tuple[Tensor, Tensor]:
+    library, where, size = loaded_library(), place(x), dy.shape[-1]
+    dbias = x.new_empty(0 if bias is None else size)
+    row_blocks = library.ACTIVATION_ROW_BLOCKS if where[0] < 0 else library.ACTIVATION_ROW_BLOCKS_CUDA
+    rows = dy.numel() // max(1, size)
+    partial = None if bias is None else x.new_empty(min(rows, row_blocks) * size, dtype=torch.float32)
+    library.activation_backward(
+        *where,
         DTYPE_CODES[x.dtype],
         kind,
         gated,
-        dy.numel() // max(1, size),
+        rows,
         size,
         address(dy),
         address(x),
         address(bias),
         address(dx),
+        address(dbias),
+        row_blocks,
+        address(partial),
     )
-    return dx
+    return dx, dbias
 
 
-def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, kind: int, gated: bool) -> Tensor:
+def _backward(dy: Tensor, x: Tensor, bias: Tensor | None, kind: int, gated: bool) -> tuple[Tensor, Tensor]:
     return _backward_into(torch.empty_like(x), dy, x, bias, kind, gated)
 
 
-def _backward_fake(dy: Tensor, x: Tensor, bias: Tensor | None, kind: int, gated: bool) -> Tensor:
-    return torch.empty_like(x)
+def _backward_fake(dy: Tensor, x: Tensor, bias: Tensor | None, kind: int, gated: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(0 if bias is None else x.shape[-1])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -90,11 +99,10 @@ def _gradients(backward: Any, ctx: Any, dy: Tensor | None) -> Any:
             not ctx.spent, "an activation with inplace_backward=True has one backward pass only: its input is gone."
         )
         ctx.spent = True
-        dx = _backward_into(x.detach(), dy, x, bias, ctx.kind, ctx.gated)
+        dx, dbias = _backward_into(x.detach(), dy, x, bias, ctx.kind, ctx.gated)
     else:
-        dx = backward(dy, x, bias, ctx.kind, ctx.gated)
-    dbias = None if bias is None else dx.reshape(-1, dx.shape[-1]).sum(0)
-    return dx, dbias, None, None, None
+        dx, dbias = backward(dy, x, bias, ctx.kind, ctx.gated)
+    return dx, None if bias is None else dbias, None, None, None
 
 
 _ACTIVATION = CustomOp(

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native
+
+
+class Segments(NamedTuple):
+    """Where the tensors of a flat buffer end, int64 [T], rising, the last the buffer's size; the rates, fp32 [T], by
+    which lr is multiplied in each. Both on the buffer's device."""
+
+    ends: Tensor
+    rates: Tensor
+
+    def of_elements(self, size: int) -> Tensor:
+        """The rate of each element, [size]."""
+        lengths = torch.diff(self.ends, prepend=self.ends.new_zeros(1))
+        return self.rates.repeat_interleave(lengths, output_size=size)
 
 
 @torch.no_grad()
@@ -24,6 +39,7 @@ def adamw_reference_(
     grad_scale: float | Tensor = 1.0,
     skip: Tensor | None = None,
     out: Tensor | None = None,
+    segments: Segments | None = None,
 ) -> None:
     def keep(old: Tensor, new: Tensor) -> None:
         old.copy_(new if skip is None else torch.where(skip != 0, old, new.to(old.dtype)))
@@ -32,7 +48,10 @@ def adamw_reference_(
     first = exp_avg * beta1 + (1.0 - beta1) * g
     second = exp_avg_sq * beta2 + (1.0 - beta2) * g * g
     denominator = (second / (1.0 - beta2**step)).sqrt_().add_(eps)
-    updated = master * (1.0 - lr * weight_decay) - lr / (1.0 - beta1**step) * first / denominator
+    rate: float | Tensor = lr
+    if segments is not None:
+        rate = lr * segments.of_elements(master.numel()).to(master.dtype).view(master.shape)
+    updated = master * (1.0 - rate * weight_decay) - rate / (1.0 - beta1**step) * first / denominator
     for old, new in ((exp_avg, first), (exp_avg_sq, second), (master, updated)):
         keep(old, new)
     if out is not None:
@@ -55,6 +74,7 @@ def adamw_(
     grad_scale: float | Tensor = 1.0,
     skip: Tensor | None = None,
     out: Tensor | None = None,
+    segments: Segments | None = None,
 ) -> None:
     """One update in place; grad is only read.
 
@@ -63,11 +83,19 @@ def adamw_(
 
     step counts from 1. grad_scale: a number, or a one-element tensor, which is read on its device.
     skip: a one-element tensor; nothing is written where it is not 0. out: where the rounded weights go as well.
+    segments: where lr is multiplied by a rate of each tensor's own (update clipping: `update_clipping_rates`).
 
     Shapes: master, grad, exp_avg, exp_avg_sq fp32 [N]; out [N] fp32, bf16 or fp16
     Source: Loshchilov and Hutter 2019 (arXiv:1711.05101)
     """
     require(step >= 1, f"adamw_: step={step}; it counts from 1.")
+    if segments is not None:
+        _check_segments("adamw_", master, segments.ends)
+        require(
+            segments.rates.shape == segments.ends.shape and segments.rates.dtype == torch.float32,
+            f"adamw_: segments.rates is {segments.rates.dtype} {tuple(segments.rates.shape)}; it must be torch.float32 "
+            f"{tuple(segments.ends.shape)}, one for each end.",
+        )
     state = {"master": master, "grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     for name, tensor in (*state.items(), ("out", out)):
         require(
@@ -93,11 +121,10 @@ def adamw_(
             grad_scale=grad_scale,
             skip=skip,
             out=out,
+            segments=segments,
         )
         return
-    scale = None
-    if isinstance(grad_scale, Tensor):
-        scale = grad_scale.to(device=master.device, dtype=torch.float32)
+    factor, scale = _scale(grad_scale, master.device)
     if skip is not None:
         skip = skip.to(device=master.device, dtype=torch.float32)
     loaded_library().adamw(
@@ -110,7 +137,7 @@ def adamw_(
         weight_decay,
         1.0 - beta1**step,
         1.0 - beta2**step,
-        1.0 if scale is not None else float(grad_scale),
+        factor,
         address(scale),
         address(skip),
         address(master),
@@ -119,4 +146,103 @@ def adamw_(
         address(exp_avg_sq),
         0 if out is None else DTYPE_CODES[out.dtype],
         address(out),
+        0 if segments is None else segments.ends.numel(),
+        address(None if segments is None else segments.ends),
+        address(None if segments is None else segments.rates),
     )
+
+
+def _scale(grad_scale: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
+    """The gradient's factor as a number, or as one number in the device's memory."""
+    if isinstance(grad_scale, Tensor):
+        return 1.0, grad_scale.to(device=device, dtype=torch.float32)
+    return float(grad_scale), None
+
+
+def _check_segments(op: str, buffer: Tensor, ends: Tensor) -> None:
+    """The ends themselves are not read: on a GPU that would wait for it."""
+    require(
+        ends.dim() == 1 and ends.numel() > 0 and ends.dtype == torch.int64 and ends.is_contiguous(),
+        f"{op}: segments.ends is {ends.dtype} {tuple(ends.shape)}; it must be contiguous torch.int64 [tensors].",
+    )
+    require(ends.device == buffer.device, f"{op}: segments.ends is on {ends.device}, the buffer on {buffer.device}.")
+
+
+def update_squares_reference(
+    grad: Tensor, exp_avg_sq: Tensor, lengths: list[int], beta2: float, eps: float, step: int, grad_scale: float | Tensor
+) -> Tensor:
+    square = (grad * grad_scale).square()
+    second = (exp_avg_sq * beta2 + (1.0 - beta2) * square) / (1.0 - beta2**step)
+    ratios = square / second.clamp(min=eps**2)
+    return torch.stack([part.sum(dtype=torch.float64) for part in ratios.split(lengths)])
+
+
+@torch.no_grad()
+def update_squares(
+    grad: Tensor,
+    exp_avg_sq: Tensor,
+    lengths: list[int],
+    *,
+    beta2: float,
+    eps: float,
+    step: int,
+    grad_scale: float | Tensor = 1.0,
+) -> Tensor:
+    """The sum over each tensor of g^2 / max(v / (1 - beta2^step), eps^2), with v as this update will make it.
+
+    Its mean over the whole tensor is the square of the update's size, were there no momentum: about 1, and much more
+    when v lags behind gradients that grow. lengths: elements of each tensor, in the buffer's order; they add up to N.
+
+    Shapes: grad, exp_avg_sq fp32 [N] -> fp64 [T]
+    Source: Wortsman et al. 2023 (StableAdamW, arXiv:2304.13013), sec. 3
+    """
+    require(
+        grad.dim() == 1 and sum(lengths) == grad.numel() and min(lengths, default=0) >= 0,
+        f"update_squares: lengths add up to {sum(lengths)}, grad has shape {tuple(grad.shape)}.",
+    )
+    require(
+        exp_avg_sq.shape == grad.shape,
+        f"update_squares: exp_avg_sq has shape {tuple(exp_avg_sq.shape)}, grad {tuple(grad.shape)}.",
+    )
+    require(step >= 1, f"update_squares: step={step}; it counts from 1.")
+    fits = grad.dtype == torch.float32 and grad.is_contiguous() and exp_avg_sq.is_contiguous() and bool(lengths)
+    if not use_native("update_squares", grad=grad, exp_avg_sq=exp_avg_sq) or not fits:
+        if not lengths:
+            return grad.new_zeros(0, dtype=torch.float64)
+        return update_squares_reference(grad, exp_avg_sq, lengths, beta2, eps, step, grad_scale)
+    library = loaded_library()
+    size = torch.tensor(lengths)
+    starts = torch.cat((size.new_zeros(1), ((size + library.ADAMW_BLOCK - 1) // library.ADAMW_BLOCK).cumsum(0)))
+    blocks = int(starts[-1])
+    ends, starts = size.cumsum(0).to(grad.device), starts.to(grad.device)
+    partial = grad.new_empty(blocks, dtype=torch.float64)
+    result = grad.new_empty(len(lengths), dtype=torch.float64)
+    factor, scale = _scale(grad_scale, grad.device)
+    library.adamw_squares(
+        *place(grad),
+        len(lengths),
+        beta2,
+        eps,
+        1.0 - beta2**step,
+        factor,
+        address(scale),
+        address(grad),
+        address(exp_avg_sq),
+        address(ends),
+        address(starts),
+        blocks,
+        address(partial),
+        address(result),
+    )
+    return result
+
+
+def update_clipping_rates(squares: Tensor, counts: Tensor) -> Tensor:
+    """1 / max(1, root mean square) of each tensor: what its learning rate is multiplied by.
+
+    squares: `update_squares`, added up over the ranks that hold parts of a tensor. counts: its elements in all.
+
+    Shapes: squares, counts [T] -> fp32 [T]
+    Source: Wortsman et al. 2023 (StableAdamW, arXiv:2304.13013), algorithm 2
+    """
+    return (squares / counts.clamp(min=1)).sqrt().clamp(min=1.0).reciprocal().float()

@@ -23,13 +23,13 @@ class Statistics(NamedTuple):
     """What the logits' columns on this rank say, each fp32 [rows].
 
     peak: largest logit (-inf without columns). total: sum of exp(logit - peak). target: the label's logit, 0 where the
-    label is elsewhere. sum: sum of the logits.
+    label is elsewhere. sum: sum of the logits, where asked for (label smoothing needs it).
     """
 
     peak: Tensor
     total: Tensor
     target: Tensor
-    sum: Tensor
+    sum: Tensor | None
 
 
 def _check(logits: Tensor, labels: Tensor, columns: int) -> None:
@@ -46,7 +46,7 @@ def _check(logits: Tensor, labels: Tensor, columns: int) -> None:
 
 
 def cross_entropy_statistics(
-    logits: Tensor, labels: Tensor, *, first: int = 0, columns: int | None = None
+    logits: Tensor, labels: Tensor, *, first: int = 0, columns: int | None = None, with_sum: bool = True
 ) -> Statistics:
     """The statistics of this rank's columns, whose global indices begin at `first`; columns past `columns` are padding.
 
@@ -55,7 +55,8 @@ def cross_entropy_statistics(
     columns = logits.shape[-1] if columns is None else columns
     _check(logits, labels, columns)
     if use_native("cross_entropy", logits=logits) and logits.stride(1) == 1:
-        result = Statistics(*logits.new_empty((4, logits.shape[0]), dtype=torch.float32).unbind())
+        parts = logits.new_empty((4 if with_sum else 3, logits.shape[0]), dtype=torch.float32).unbind()
+        result = Statistics(parts[0], parts[1], parts[2], parts[3] if with_sum else None)
         loaded_library().cross_entropy_forward(
             *place(logits),
             DTYPE_CODES[logits.dtype],
@@ -152,7 +153,7 @@ class Joined(NamedTuple):
     peak: Tensor
     log_total: Tensor
     target: Tensor
-    sum: Tensor
+    sum: Tensor | None
 
     @property
     def log_z(self) -> Tensor:
@@ -164,22 +165,21 @@ def join_statistics(own: Statistics, reduce: Callable[[Tensor, str], Tensor] | N
 
     reduce(tensor, "max" | "sum"): all-reduce over the ranks that hold the other columns; None: there are none.
 
-    Comm: one all-reduce of [N] (max) and one of [3, N] (sum)
+    Comm: one all-reduce of [N] (max) and one of [2, N], with the logits' sums [3, N] (sum)
     """
     if reduce is None:
         return Joined(own.peak, own.total.log(), own.target, own.sum)
     top = reduce(own.peak.clone(), "max")
     shifted = torch.where(own.peak == -torch.inf, 0.0, own.total * (own.peak - top).exp())
-    total, target, plain = reduce(torch.stack((shifted, own.target, own.sum)), "sum").unbind()
-    return Joined(top, total.log(), target, plain)
+    parts = (shifted, own.target) if own.sum is None else (shifted, own.target, own.sum)
+    total, target, *plain = reduce(torch.stack(parts), "sum").unbind()
+    return Joined(top, total.log(), target, plain[0] if plain else None)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, options: _Options) -> Tensor:  # type: ignore[override]
-        joined = join_statistics(
-            cross_entropy_statistics(logits, labels, first=options.first, columns=options.columns), options.reduce
-        )
+        joined = options.join(logits, labels)
         loss, counted = options.loss(joined, labels)
         ctx.save_for_backward(logits, labels, joined.log_z, counted)
         ctx.options, ctx.spent = options, False
@@ -210,10 +210,18 @@ class _Options(NamedTuple):
     reduce: Callable[[Tensor, str], Tensor] | None
     inplace_backward: bool
 
+    def join(self, logits: Tensor, labels: Tensor) -> Joined:
+        """The logits' statistics over all ranks."""
+        own = cross_entropy_statistics(
+            logits, labels, first=self.first, columns=self.columns, with_sum=self.smoothing != 0.0
+        )
+        return join_statistics(own, self.reduce)
+
     def loss(self, joined: Joined, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each row, and which rows count. The peak goes first: large logits do not cancel."""
         loss = joined.log_total + (1.0 - self.smoothing) * (joined.peak - joined.target)
         if self.smoothing:
+            assert joined.sum is not None
             loss += self.smoothing * (joined.peak - joined.sum / self.vocab_size)
         if self.z_loss:
             loss += self.z_loss * joined.log_z.square()
@@ -258,7 +266,7 @@ def cross_entropy(
     inplace_backward: the gradient is written over the logits, which nothing else may read afterwards.
 
     Shapes: logits [.., V/t], labels int64 [..] -> [..]
-    Comm:   forward: with reduce, all-reduce of [N] (max) and [3, N] (sum); backward none
+    Comm:   forward: with reduce, all-reduce of [N] (max) and [2, N] (sum; [3, N] with smoothing); backward none
     Source: Shoeybi et al. 2019 (arXiv:1909.08053), sec. 3; Chowdhery et al. 2022 (arXiv:2204.02311), sec. 5
     """
     width = logits.shape[-1]
@@ -286,10 +294,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for begin in range(0, hidden.shape[0], chunk):
             block = slice(begin, begin + chunk)
             logits, own_labels = hidden[block] @ weight.t(), labels[block]
-            joined = join_statistics(
-                cross_entropy_statistics(logits, own_labels, first=options.first, columns=options.columns),
-                options.reduce,
-            )
+            joined = options.join(logits, own_labels)
             loss, counted = options.loss(joined, own_labels)
             grad = torch.ones_like(loss) if mask is None else mask[block]
             total += (loss * grad).sum()

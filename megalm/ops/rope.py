@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native
 from megalm.ops.custom import CustomOp
@@ -25,10 +26,13 @@ def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = Fa
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Tensor:
-    sequence, batch, heads, size = x.shape
-    if size > 1 and x.stride(3) != 1:
+    if x.shape[3] > 1 and x.stride(3) != 1:
         x = x.contiguous()
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return _rotate_into(torch.empty(x.shape, dtype=x.dtype, device=x.device), x, cos, sin, interleaved, inverse)
+
+
+def _rotate_into(y: Tensor, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Tensor:
+    sequence, batch, heads, size = x.shape
     loaded_library().rotary(
         *place(x),
         DTYPE_CODES[x.dtype],
@@ -42,6 +46,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: boo
         x.stride(0),
         x.stride(1),
         x.stride(2),
+        y.stride(0),
+        y.stride(1),
+        y.stride(2),
         cos.stride(0),
         cos.stride(1) if cos.shape[1] > 1 else 0,
         address(x),
@@ -86,6 +93,24 @@ _ROTARY = CustomOp(
 )
 
 
+def _check(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    require(x.dim() == 4, f"{op}: x has shape {tuple(x.shape)}; it must be [sequence, batch, heads, size].")
+    allowed = [(x.shape[0], batch, 1) for batch in (1, x.shape[1])]
+    for name, table in (("cos", cos), ("sin", sin)):
+        require(
+            table.dim() == 4 and tuple(table.shape[:3]) in allowed and 2 * table.shape[3] <= x.shape[3],
+            f"{op}: {name} has shape {tuple(table.shape)}; for x {tuple(x.shape)} it must be "
+            f"[{x.shape[0]}, 1 or {x.shape[1]}, 1, at most {x.shape[3] // 2}].",
+        )
+        require(table.device == x.device, f"{op}: {name} is on {table.device}, x on {x.device}.")
+    require(cos.shape == sin.shape, f"{op}: cos is {tuple(cos.shape)}, sin {tuple(sin.shape)}; they must be equal.")
+
+
+def _tables(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin with the same strides and a dense last dim."""
+    return (cos, sin) if cos.stride() == sin.stride() and cos.stride(3) == 1 else (cos.contiguous(), sin.contiguous())
+
+
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """Turn pairs of the leading 2R elements of each head by their position's angle; cos and sin get no gradient.
 
@@ -94,18 +119,42 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Te
     Shapes: x [S, B, A, d], cos and sin fp32 [S, 1 or B, 1, R] with 2R <= d -> [S, B, A, d] contiguous
     Source: Su et al. 2021 (arXiv:2104.09864)
     """
-    require(x.dim() == 4, f"rotary: x has shape {tuple(x.shape)}; it must be [sequence, batch, heads, size].")
-    allowed = [(x.shape[0], batch, 1) for batch in (1, x.shape[1])]
-    for name, table in (("cos", cos), ("sin", sin)):
-        require(
-            table.dim() == 4 and tuple(table.shape[:3]) in allowed and 2 * table.shape[3] <= x.shape[3],
-            f"rotary: {name} has shape {tuple(table.shape)}; for x {tuple(x.shape)} it must be "
-            f"[{x.shape[0]}, 1 or {x.shape[1]}, 1, at most {x.shape[3] // 2}].",
-        )
-    require(cos.shape == sin.shape, f"rotary: cos is {tuple(cos.shape)}, sin {tuple(sin.shape)}; they must be equal.")
-    tables_fit = cos.dtype == sin.dtype == torch.float32 and cos.device == sin.device == x.device
-    if use_native("rotary", x=x) and tables_fit:
-        if cos.stride() != sin.stride() or cos.stride(3) != 1:
-            cos, sin = cos.contiguous(), sin.contiguous()
-        return _ROTARY(x, cos, sin, interleaved)
+    _check("rotary", x, cos, sin)
+    if use_native("rotary", x=x) and cos.dtype == sin.dtype == torch.float32:
+        return _ROTARY(x, *_tables(cos, sin), interleaved)
     return rotary_reference(x, cos, sin, interleaved)
+
+
+class _InPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        ctx.mark_dirty(x)
+        _turn(x, cos, sin, interleaved)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+        # Not in place: who else holds dy is unknown here.
+        return rotary(dy, ctx.saved_tensors[0], -ctx.saved_tensors[1], ctx.interleaved), None, None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
+    dense = x.shape[3] <= 1 or x.stride(3) == 1
+    if use_native("rotary_", x=x) and dense and cos.dtype == sin.dtype == torch.float32:
+        _rotate_into(x, x, *_tables(cos, sin), interleaved, False)
+    else:
+        x.copy_(rotary_reference(x, cos, sin, interleaved))
+
+
+def rotary_(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    """`rotary` in place; x may be a strided view, such as a cut of a packed projection. Returns x.
+
+    As with every operation in place: no leaf that wants a gradient, and nothing whose old values backward needs.
+
+    Shapes: as `rotary`
+    """
+    _check("rotary_", x, cos, sin)
+    return _InPlace.apply(x, cos, sin, interleaved)
