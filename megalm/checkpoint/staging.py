@@ -141,7 +141,7 @@ def _copy_one(place: _Place) -> str:
     for start in range(0, place.source.nbytes, BLOCK_BYTES):
         block = place.source[start : start + BLOCK_BYTES]
         np.copyto(place.values[start : start + BLOCK_BYTES], block)
-        digest.update(block)
+        digest.update(block.data)
     return digest.hexdigest()
 
 

@@ -84,6 +84,15 @@ class Relay:
         self.port, self.target = port, target
         self._listener: socket.socket | None = None
         self._open: list[socket.socket] = []
+        self._left: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._listener is not None
+
+    def cut_after(self, count: int) -> None:
+        """Close when `count` more bytes have gone to the server."""
+        self._left = count
 
     def open(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", self.port))
@@ -105,16 +114,21 @@ class Relay:
                 client, _ = listener.accept()
                 server = socket.create_connection(("127.0.0.1", self.target))
                 self._open += [client, server]
-                for pair in ((client, server), (server, client)):
-                    threading.Thread(target=_pass_on, args=pair, daemon=True).start()
+                threading.Thread(target=self._pass_on, args=(client, server, True), daemon=True).start()
+                threading.Thread(target=self._pass_on, args=(server, client, False), daemon=True).start()
 
-
-def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-    with suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+    def _pass_on(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if counted and self._left is not None:
+                    self._left -= len(data)
+                    if self._left < 0:
+                        self._left = None
+                        self.close()
+                        return
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
 
 
 _GRPC = ("master", "volume", "filer", "s3")
