@@ -20,9 +20,11 @@ def schedule_of(config: Config, data_size: int = 1) -> Schedule:
     return build_schedule(parallel.schedule, parallel.pipeline, micro_batches, parallel.virtual_pipeline)
 
 
-def local_seq_length(config: Config, mesh: Mesh) -> int:
-    """Positions of a sequence in the tensors that travel between pipeline stages: S/(c t) or S/c."""
-    seq_length = config.model.seq_length // mesh.context.size
+def local_seq_length(config: Config, mesh: Mesh, seq_length: int | None = None) -> int:
+    """Positions of a sequence (default: of model.seq_length) in the tensors that travel between pipeline stages: S/(c t)
+    or S/c.
+    """
+    seq_length = (seq_length or config.model.seq_length) // mesh.context.size
     return seq_length // mesh.tensor.size if config.parallel.sequence else seq_length
 
 

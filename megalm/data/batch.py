@@ -24,6 +24,8 @@ class Batch:
     document_ids: Tensor | None = None
     """int32: which document each token is of; attention stays within one. None: one document. Whole, [B, S], on every
     context rank."""
+    sources: Tensor | None = None
+    """int64 [B]: number of the source that each row is of; given where there is more than one source."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""

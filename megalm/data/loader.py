@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -262,10 +263,12 @@ class Loader:
         self._check(raw, [where for where, _ in rows])
         inputs = torch.from_numpy(raw[:, :-1].astype(np.int64))
         labels = torch.from_numpy(raw[:, 1:].astype(np.int64))
+        batch = Batch(inputs, labels, sources=torch.from_numpy(source) if len(self.sources) > 1 else None)
         if self.packing == "stream":
-            return Batch(inputs, labels)
+            return batch
         starts = [where.boundaries(sample, length) for where, sample in rows]
-        return Batch(inputs, labels, *separate_documents(starts, length))
+        mask, positions, ids = separate_documents(starts, length)
+        return replace(batch, loss_mask=mask, positions=positions, document_ids=ids)
 
     def _pad(self, rows: list[np.ndarray]) -> Batch:
         tokens = np.zeros((self.micro_batch_size, self.seq_length + 1), np.int64)

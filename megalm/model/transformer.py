@@ -82,7 +82,8 @@ class Transformer(nn.Module):
     """The layers `layers` of the model, with the embedding if `first` and the loss if `last`.
 
     Shapes:  tokens [B, S/c] or hidden [S/(c t) or S/c, B, H] -> hidden, or on the last chunk the pair
-             (objective: scalar to run backward from, a sum over this rank's tokens; report: fp32 [loss sum, tokens])
+             (objective: scalar to run backward from, a sum over this rank's tokens; report: fp32 [loss sum, tokens],
+             and, where the batch names sources, the loss sum of each row, then the tokens of each row)
     Comm:    inside the tensor and context axes only
     """
 
@@ -197,7 +198,12 @@ class Transformer(nn.Module):
             mask = batch.loss_mask.t()
             per_token, count = per_token * mask, mask.sum()
         total = per_token.sum()
-        return total, torch.stack([total.detach(), count])
+        report = torch.stack([total.detach(), count])
+        if batch.sources is not None:
+            rows = per_token.detach().sum(0)
+            full = torch.full_like(rows, float(per_token.shape[0]))
+            report = torch.cat([report, rows, full if batch.loss_mask is None else batch.loss_mask.sum(1)])
+        return total, report
 
 
 def make_norm(

@@ -12,6 +12,9 @@ from megalm.observe.plot import text_plot
 if TYPE_CHECKING:
     from megalm.trainer import Trainer
 
+MOST_SOURCES = 8
+"""Losses by source on a console line; all of them are in metrics.jsonl and the report."""
+
 
 class ConsoleHook(Hook):
     """Rank 0's voice."""
@@ -20,6 +23,7 @@ class ConsoleHook(Hook):
         self.console = console
         self.log_every = log_every
         self._losses: list[float] = []
+        self._by_source: dict[str, float] = {}
         self._shown_after = 0  # steps since the last line, which shows their mean loss
         self._progress: Progress | None = None
 
@@ -53,6 +57,7 @@ class ConsoleHook(Hook):
         self._shown_after += 1
         if self._progress is not None:
             self._progress.update(self._task, completed=record["step"], description=describe(record))
+        self._by_source.update({key[5:]: value for key, value in record.items() if key.startswith("loss/")})
         evaluated = "eval/loss" in record
         logged = self.log_every > 0 and (record["step"] % self.log_every == 0 or record["step"] == self._first_step)
         if evaluated or (logged and self._progress is None):
@@ -62,7 +67,9 @@ class ConsoleHook(Hook):
             smooth = record | {"loss": sum(recent) / len(recent)}
             self._shown_after = 0
             text = f"step {record['step']:>6}/{trainer.total_steps}  {describe(smooth)}"
-            text += f"  eval loss {record['eval/loss']:.4f}" if evaluated else ""
+            if evaluated:
+                text += f"  eval loss {record['eval/loss']:.4f}"
+                text += "".join(f"  {name} {loss:.4f}" for name, loss in list(self._by_source.items())[:MOST_SOURCES])
             self.console.print(f"{text}  left {format_seconds(left)}", highlight=False)
 
     def on_train_end(self, trainer: "Trainer", status: int) -> None:

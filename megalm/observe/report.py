@@ -93,6 +93,10 @@ def charts_of(metrics: list[dict[str, Any]], marks: list[Mark]) -> list[Chart]:
         Chart("learning rate", "per step", [line("learning rate", "lr")], marks),
         Chart("throughput", "tokens a second", [line("tokens/s", "tokens_per_s")], marks),
     ]
+    sources = list(dict.fromkeys(key for record in metrics for key in record if key.startswith("loss/")))
+    if sources:
+        by_source = [line(key.removeprefix("loss/"), key) for key in sources]
+        charts.insert(1, Chart("loss by source", "nats a token", by_source, marks))
     if any(record.get("mfu") is not None for record in metrics):
         charts.append(
             Chart("utilisation", "of the matrix peak", [line("model", "mfu"), line("hardware", "hfu")], marks)

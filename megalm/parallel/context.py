@@ -63,7 +63,7 @@ def shard_sequence(tensor: Tensor, axis: Axis, dim: int = 1) -> Tensor:
 
 
 def shard_batch(batch: AnyBatch, axis: Axis) -> AnyBatch:
-    """This rank's part of a Batch: every field cut along the sequence, positions filled in.
+    """This rank's part of a Batch: every field that has a sequence cut along it, positions filled in.
 
     `document_ids` stay whole: this rank's queries are compared with the keys of every rank.
     """
@@ -72,7 +72,7 @@ def shard_batch(batch: AnyBatch, axis: Axis) -> AnyBatch:
     cut: dict[str, Any] = {}
     for field in fields(batch):  # type: ignore[arg-type]
         value = getattr(batch, field.name)
-        if isinstance(value, Tensor) and field.name != "document_ids":
+        if isinstance(value, Tensor) and value.dim() > 1 and field.name != "document_ids":
             cut[field.name] = shard_sequence(value, axis)
     tokens = getattr(batch, "tokens")  # noqa: B009
     if getattr(batch, "positions", None) is None:

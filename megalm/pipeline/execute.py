@@ -80,6 +80,10 @@ class Executor:
         """Whether this rank holds the first stage."""
         return self._placement.rank(0) == self.axis.rank
 
+    def set_seq_length(self, seq_length: int) -> None:
+        """The passes that follow have sequences of this (local) length."""
+        self.shape = (seq_length, *self.shape[1:])
+
     def run(self, micro_batches: Sequence[Any], scale: float = 1.0) -> list[Tensor]:
         """Forward and backward of all micro-batches; gradients of scale * objective accumulate in the parameters.
 
