@@ -182,6 +182,8 @@ class SparkEngine(Engine):
             paths = os.pathsep.join(filter(None, (PACKAGES, os.environ.get("PYTHONPATH"))))
             builder = builder.master(address or f"local[{self.workers},{ATTEMPTS + 1}]")
             builder = builder.config("spark.executorEnv.PYTHONPATH", paths).config("spark.ui.enabled", "false")
+            # the driver only hands tasks on: compiling its code well would take longer than running it
+            builder = builder.config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
         try:
             self._session = builder.getOrCreate()
         except Exception as error:  # pyspark's gateway raises several kinds

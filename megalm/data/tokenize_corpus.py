@@ -153,9 +153,7 @@ def tokenize_shard(
     return result
 
 
-def _joined(
-    encoded: Sequence[np.ndarray], settings: Settings, tokenizer: Tokenizer
-) -> tuple[np.ndarray, np.ndarray]:
+def _joined(encoded: Sequence[np.ndarray], settings: Settings, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """All documents with their ends, one after another, and the length of each. Shapes: -> uint32 [N], int64 [documents]"""
     begin, end = int(settings.prepend_bos), int(settings.append_eos)
     counts = np.array([len(ids) for ids in encoded], "<i8") + (begin + end)
@@ -297,7 +295,9 @@ def _finished(folder: str, number: int) -> ShardResult | None:
     return result if whole else None
 
 
-def _first_texts(shards: Sequence[Sequence[Piece]], settings: Settings, characters: int = PROOF_CHARACTERS) -> Iterable[str]:
+def _first_texts(
+    shards: Sequence[Sequence[Piece]], settings: Settings, characters: int = PROOF_CHARACTERS
+) -> Iterable[str]:
     """The beginning of the first, middle and last shard: the sample on which a fast tokenizer must prove itself."""
     for number in sorted({0, len(shards) // 2, len(shards) - 1} & set(range(len(shards)))):
         left = characters

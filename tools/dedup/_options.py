@@ -1,11 +1,17 @@
 """Options and the last step that the ways of removing documents share."""
 
 import argparse
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.data.dedup.removal import Corpus, Removal, write_lists
+from megalm.data.dedup.corpus import Corpus
+from megalm.data.dedup.removal import Removals, write_lists
+from megalm.data.engine import make_engine
+from tools.engine_options import add_engine_arguments
 
 
 def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,19 +24,32 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out documents that cannot be read, instead of stopping"
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes (%(default)s); the result is the same",
+    )
+    add_engine_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
 
-def corpus_of(args: argparse.Namespace) -> Corpus:
+@contextlib.contextmanager
+def corpus_of(args: argparse.Namespace) -> Iterator[Corpus]:
+    """The input, and what runs the stages over it; their files lie beside the result until the end."""
     for name in (args.output, args.removed):
         if name and name in args.inputs:
             raise ConfigError(f"{name} is an input: write the result to another file.")
-    return Corpus(args.inputs, args.field, args.skip_bad)
+    target = args.output or args.removed
+    with (
+        make_engine(args.engine, args.workers, args.engine_address) as engine,
+        Corpus(args.inputs, args.field, args.skip_bad, engine, f"{target}.parts" if target else None) as corpus,
+    ):
+        yield corpus
 
 
-def finish(
-    args: argparse.Namespace, corpus: Corpus, removals: dict[int, Removal], more: dict[str, Any] | None = None
-) -> int:
+def finish(args: argparse.Namespace, corpus: Corpus, removals: Removals, more: dict[str, Any] | None = None) -> int:
     counts = write_lists(corpus, removals, args.output, args.removed)
     result = {"documents": counts.documents, "removed": counts.removed, "bad": counts.bad, **(more or {})}
     if args.json:

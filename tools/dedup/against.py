@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from megalm.data.dedup.contamination import contaminated
-    from megalm.data.dedup.removal import Corpus
+    from megalm.data.dedup.corpus import Corpus
 
-    corpus = corpus_of(args)
     field = (args.evaluation_field or args.field).replace("\\n", "\n")
-    removals, short = contaminated(corpus, Corpus(args.evaluation, field, args.skip_bad), args.words)
-    return finish(args, corpus, removals, {"evaluation_documents_too_short": short})
+    with corpus_of(args) as corpus, Corpus(args.evaluation, field, args.skip_bad) as evaluation:
+        removals, short = contaminated(corpus, evaluation, args.words)
+        return finish(args, corpus, removals, {"evaluation_documents_too_short": short})

@@ -15,5 +15,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from megalm.data.dedup.exact import exact_duplicates
 
-    corpus = corpus_of(args)
-    return finish(args, corpus, exact_duplicates(corpus, args.normalize))
+    with corpus_of(args) as corpus:
+        return finish(args, corpus, exact_duplicates(corpus, args.normalize))

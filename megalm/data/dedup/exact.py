@@ -1,46 +1,56 @@
-"""Equal documents: by a 128-bit hash of their text, the first one stays."""
+"""Equal documents: by a 128-bit hash of their text, the first one stays.
+
+Each shard deals its hashes to parts by their value; a part holds every copy of a text, and is sorted alone.
+"""
 
 from __future__ import annotations
 
 import os
-import tempfile
 
 import numpy as np
 import xxhash
 
-from megalm.data.dedup.removal import Corpus, Removal
+from megalm.data.dedup.corpus import Corpus, PartStage, ShardStage, deal, dealt
+from megalm.data.dedup.removal import RECORD, Removals, save_records, table
 
-PARTITIONS = 64  # of the hashes on disk: each is sorted alone, so memory is a 64th of 24 bytes a document
-_RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<i8")])
+PARTS = 64  # at least: memory is a 64th of 24 bytes a document
+_HASH = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<i8")])
 
 
-def exact_duplicates(corpus: Corpus, normalize: bool = False) -> dict[int, Removal]:
-    """Numbers of the documents to remove. `normalize`: case and white space make no difference."""
-    removals: dict[int, Removal] = {}
-    with tempfile.TemporaryDirectory(prefix="dedup-") as folder:
-        paths = [os.path.join(folder, str(part)) for part in range(PARTITIONS)]
-        waiting: list[list[tuple[int, int, int]]] = [[] for _ in paths]
-        number = 0
-        for texts in corpus.batches():
-            for text in texts:
-                content = " ".join(text.lower().split()) if normalize else text
-                value = xxhash.xxh3_128_intdigest(content.encode("utf-8", "surrogatepass"))
-                high, low = value >> 64, value & (2**64 - 1)
-                waiting[high % PARTITIONS].append((high, low, number))
-                number += 1
-            for path, records in zip(paths, waiting, strict=True):
-                with open(path, "ab") as file:
-                    file.write(np.array(records, _RECORD).tobytes())
-                records.clear()
-        for path in paths:
-            if not os.path.exists(path):
-                continue
-            table = np.fromfile(path, _RECORD)
-            table = table[np.lexsort((table["number"], table["low"], table["high"]))]
-            same = (table["high"][1:] == table["high"][:-1]) & (table["low"][1:] == table["low"][:-1])
-            place = np.arange(len(table))
-            place[1:][same] = 0
-            first = np.maximum.accumulate(place)  # of each record's run of equal hashes
-            for at in np.flatnonzero(same) + 1:
-                removals[int(table["number"][at])] = Removal(int(table["number"][first[at]]), "the same text")
-    return removals
+def exact_duplicates(corpus: Corpus, normalize: bool = False) -> Removals:
+    """The documents to remove. `normalize`: case and white space make no difference."""
+    parts = max(PARTS, len(corpus.shards) // 8)
+    corpus.each_shard(_hash_shard, (normalize, parts))
+    paths = corpus.each_part(_compare_part, parts)
+    return table(corpus, paths, "the same text")
+
+
+def _hash_shard(stage: ShardStage) -> int:
+    normalize, parts = stage.argument
+    rows: list[tuple[int, int, int]] = []
+    for texts in stage.batches():
+        for text in texts:
+            content = " ".join(text.lower().split()) if normalize else text
+            value = xxhash.xxh3_128_intdigest(content.encode("utf-8", "surrogatepass"))
+            rows.append((value >> 64, value & (2**64 - 1), len(rows)))
+    records = np.array(rows, _HASH)
+    deal((records["high"] % np.uint64(parts)).astype(np.int64), parts, records, stage.path("exact"))
+    return len(rows)
+
+
+def _compare_part(task: PartStage) -> str:
+    found = [np.empty(0, _HASH)]
+    for first, records in dealt(task, "exact", _HASH):
+        records["number"] += first
+        found.append(records)
+    rows = np.concatenate(found)
+    rows = rows[np.lexsort((rows["number"], rows["low"], rows["high"]))]
+    same = np.zeros(len(rows), bool)
+    same[1:] = (rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])
+    first_of = np.maximum.accumulate(np.where(same, 0, np.arange(len(rows))))  # of each run of equal hashes
+    removed = np.zeros(int(same.sum()), RECORD)
+    removed["number"], removed["of"] = rows["number"][same], rows["number"][first_of[same]]
+    removed["other"] = removed["of"]
+    name = f"exact.{task.part:06d}.removals"
+    save_records(os.path.join(task.folder, name), removed)
+    return name

@@ -1,0 +1,134 @@
+"""The same result from every engine, also with a worker killed on the way. Spark and Ray start on this machine."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from megalm.config.errors import ConfigError
+from megalm.data import documents as documents_module
+from megalm.data import tokenize_corpus
+from megalm.data.dedup import near
+from megalm.data.dedup.corpus import Corpus
+from megalm.data.dedup.removal import write_lists
+from megalm.data.engine import ENGINES, LocalEngine, make_engine
+from megalm.data.tokenize_corpus import Settings, ShardTask
+from megalm.data.tokenize_job import Job, run_job
+from tests.data.corpus import documents
+
+
+def double(number):
+    if number == 13:
+        raise ConfigError("thirteen is not wanted")
+    return 2 * number
+
+
+def suicidal(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fragile_shard(task: ShardTask):
+    """Kills its process in the middle of the second shard, once."""
+    mark = Path(task.folder, "..", "killed")
+    if task.number == 1 and not mark.exists():
+        mark.touch()
+        Path(task.folder, f"000001.tokens.{os.getpid()}.partial").write_bytes(b"torn")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return tokenize_corpus.encode_shard(task)
+
+
+def fragile_part(task):
+    """Kills its process at the second part, once."""
+    mark = Path(task.folder, "..", "killed")
+    if task.part == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return verify_part(task)
+
+
+verify_part = near._verify_part
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request):
+    if request.param == "spark":
+        pytest.importorskip("pyspark")
+        if subprocess.run(["java", "-version"], capture_output=True).returncode:
+            pytest.skip("no Java")
+    if request.param == "ray":
+        pytest.importorskip("ray")
+    with make_engine(request.param, 2) as engine:
+        yield engine
+
+
+def test_every_task_once(engine):
+    assert sorted(engine.map(double, range(12))) == list(range(0, 24, 2))
+    assert list(engine.map(double, [])) == []
+    with pytest.raises(ConfigError, match="thirteen is not wanted"):
+        list(engine.map(double, [12, 13, 14]))
+
+
+class Unclosed:
+    """Lends an engine to a job that closes its own."""
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def __enter__(self):
+        return self.engine
+
+    def __exit__(self, *error):
+        pass
+
+
+def test_the_tokens_are_the_same_with_a_worker_killed(engine, tokenizer_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(documents_module, "SMALLEST_PIECE", 5000)
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(120)))
+    run_job(Job((str(source),), str(tmp_path / "plain"), Settings(tokenizer_file)))
+    monkeypatch.setattr(tokenize_corpus, "encode_shard", fragile_shard)
+    outcome = run_job(
+        Job((str(source),), str(tmp_path / "engine"), Settings(tokenizer_file)), None, lambda: Unclosed(engine)
+    )
+    assert outcome.documents == 120 and (tmp_path / "killed").exists()
+    for part in ("bin", "idx"):
+        mine, other = (Path(f"{tmp_path}/{name}_text_document.{part}").read_bytes() for name in ("plain", "engine"))
+        assert mine == other
+
+
+def test_near_duplicates_are_the_same_with_a_worker_killed(engine, tmp_path, monkeypatch):
+    pytest.importorskip("rensa")
+    monkeypatch.setattr(documents_module, "SMALLEST_PIECE", 12_000)
+    source = tmp_path / "in.jsonl"
+    texts = documents(100)
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, *texts[20:60], "x y z"]))
+
+    def lists(name, engine):
+        with Corpus([str(source)], engine=engine, folder=str(tmp_path / name / "parts")) as corpus:
+            assert len(corpus.shards) > 3
+            removals, pairs = near.near_duplicates(corpus)
+            counts = write_lists(corpus, removals, str(tmp_path / name / "kept"), str(tmp_path / name / "gone"))
+        assert counts.removed == 40 == len(pairs)
+        return [(tmp_path / name / part).read_bytes() for part in ("kept", "gone")]
+
+    plain = lists("plain", LocalEngine(1))
+    monkeypatch.setattr(near, "_verify_part", fragile_part)
+    assert lists("engine", engine) == plain and (tmp_path / "engine" / "killed").exists()
+
+
+def test_a_task_that_always_kills_its_worker_is_named():
+    with LocalEngine(2) as engine:
+        with pytest.raises(ConfigError, match="killed 3 times"):
+            list(engine.map(suicidal, [1, 2]))
+        assert sorted(engine.map(double, [3, 4])) == [6, 8]
+
+
+def test_unknown_engines_and_addresses_are_explained():
+    with pytest.raises(ConfigError, match="choose one of local, spark, ray"):
+        make_engine("dask")
+    with pytest.raises(ConfigError, match="--engine-address"):
+        make_engine("local", 2, "spark://here:7077")
+    assert isinstance(make_engine(), LocalEngine)
