@@ -11,6 +11,7 @@ from megalm import ops
 from megalm.config import ModelConfig, ParallelConfig
 from megalm.model.cache import KeyValueCache
 from megalm.model.head_norm import AllHeadsNorm, HeadNorm
+from megalm.model.heads import key_value_heads, query_heads
 from megalm.model.positions import Where
 from megalm.parallel.context import context_attention
 from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
@@ -18,7 +19,7 @@ from megalm.parallel.mesh import Mesh
 
 
 class Attention(nn.Module):
-    """y = W_o softmax(q k^T / sqrt(d) + bias) v, causal; each tensor rank holds A/t query heads.
+    """y = W_o softmax(q k^T / sqrt(d) + bias) v, causal; each tensor rank holds A/t query heads (see `megalm.model.heads`).
 
     Shapes:  x [S/t or S, B, H] -> y the same;  q [S/c, B, A/t, d];  k, v [S/c, B, max(K/t, 1), d]
     Comm:    those of the column- and row-parallel projections; key/value exchange over the context axis
@@ -43,13 +44,13 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         sequence = parallel.sequence and mesh.tensor.size > 1
-        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        queries = query_heads(config, mesh.tensor, f"{name}.query")
         self.qkv = ColumnParallelLinear(
             config.hidden_size,
             [
-                Output(f"{name}.query", queries, unit=config.head_dim),
-                Output(f"{name}.key", keys, unit=config.head_dim, replicate=True),
-                Output(f"{name}.value", keys, unit=config.head_dim, replicate=True),
+                queries,
+                key_value_heads(config, mesh.tensor, f"{name}.key"),
+                key_value_heads(config, mesh.tensor, f"{name}.value"),
             ],
             mesh.tensor,
             bias=config.qkv_bias,
@@ -58,28 +59,29 @@ class Attention(nn.Module):
             **made,
         )
         self.output = RowParallelLinear(
-            queries,
+            queries.features,
             config.hidden_size,
             mesh.tensor,
             name=f"{name}.output",
-            unit=config.head_dim,
+            unit=queries.unit,
+            uneven=queries.uneven,
             bias=config.attention_out_bias,
             sequence_parallel=sequence,
             init_std=residual_std(config),
             **made,
         )
         if config.qk_norm:
-            self.query_norm = self._head_norm(config.num_heads, mesh, f"{name}.query_norm", **made)
-            self.key_norm = self._head_norm(config.num_kv_heads, mesh, f"{name}.key_norm", **made)
+            self.query_norm = self._head_norm(query_heads(config, mesh.tensor, f"{name}.query_norm"), mesh, **made)
+            self.key_norm = self._head_norm(key_value_heads(config, mesh.tensor, f"{name}.key_norm"), mesh, **made)
         self.recompute_core = parallel.recompute == "selective"
         self.cache: KeyValueCache | None = None  # set while text is generated: see megalm.model.cache
 
-    def _head_norm(self, num_heads: int, mesh: Mesh, name: str, **made: Any) -> nn.Module:
+    def _head_norm(self, heads: Output, mesh: Mesh, **made: Any) -> nn.Module:
         config = self.config
         assert config.head_dim is not None
         if config.qk_norm_scope == "head":
-            return HeadNorm(config.norm, config.head_dim, mesh.tensor, name=name, eps=config.norm_eps, **made)
-        return AllHeadsNorm(num_heads, config.head_dim, mesh.tensor, name=name, eps=config.norm_eps, **made)
+            return HeadNorm(config.norm, config.head_dim, mesh.tensor, name=heads.name, eps=config.norm_eps, **made)
+        return AllHeadsNorm(heads, mesh.tensor, eps=config.norm_eps, **made)
 
     def forward(self, x: Tensor, where: Where) -> Tensor:
         return self.output(self.attend(self.qkv(x), where))

@@ -42,6 +42,7 @@ class HeadNorm(nn.Module):
 class AllHeadsNorm(nn.Module):
     """RMSNorm over all heads of a token together, over the tensor axis: one weight of num_heads x head_dim.
 
+    `heads` says how they lie on the ranks (its name: the norm's own).
     Shapes:  [S, B, A/t, d] -> the same;  weight [A d / t]
     Comm:    all-reduce of [S, B] sums of squares, in forward and in backward
     Source:  OLMo 2 (arXiv:2501.00656)
@@ -49,18 +50,16 @@ class AllHeadsNorm(nn.Module):
 
     def __init__(
         self,
-        num_heads: int,
-        head_dim: int,
+        heads: Output,
         axis: Axis,
         *,
-        name: str,
         eps: float,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        features = num_heads * head_dim
-        start, rows, _, self.replicas = split_rows(Output(name, features, unit=head_dim, replicate=True), axis)
+        name, features = heads.name, heads.features
+        start, rows, _, self.replicas = split_rows(heads, axis)
         self.axis, self.features, self.eps = axis, features, eps
         over = (axis.block(self.replicas),) if self.replicas > 1 else ()
         owner = axis.rank % self.replicas == 0

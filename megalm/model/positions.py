@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from megalm.config import ModelConfig
 from megalm.data.batch import Batch
+from megalm.model.heads import local_query_heads
 from megalm.parallel.mesh import Axis
 from megalm.parallel.slices import attach, replicated
 
@@ -96,8 +97,7 @@ class Positions(nn.Module):
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
         if self.kind == "alibi":
-            local = config.num_heads // axis.size
-            slopes = alibi_slopes(config.num_heads, config.alibi_max_bias)[axis.rank * local :][:local]
+            slopes = alibi_slopes(config.num_heads, config.alibi_max_bias)[local_query_heads(config, axis)]
             self.register_buffer("slopes", slopes.to(device), persistent=False)
 
     def forward(self, batch: Batch, dtype: torch.dtype, *, context: bool = False, seen: int = 0) -> Where:

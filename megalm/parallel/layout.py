@@ -78,14 +78,19 @@ def _problem(model: ModelConfig, parallel: ParallelConfig, world_size: int) -> s
     return _tensor_problem(model, tensor) or _sequence_problem(model, parallel) or _pipeline_problem(model, parallel)
 
 
+def deal(units: int, size: int, rank: int) -> tuple[int, int]:
+    """(first, count) of the units that a rank gets when they are dealt as evenly as they can be, the first ranks more."""
+    each, more = divmod(units, size)
+    return rank * each + min(rank, more), each + (rank < more)
+
+
 def _tensor_problem(model: ModelConfig, tensor: int) -> str | None:
+    """Key/value heads with their query heads are dealt over the ranks; where there are fewer, ranks share one."""
     kv_heads = model.num_kv_heads or model.num_heads
-    if model.num_heads % tensor:
-        return f"parallel.tensor={tensor} does not divide model.num_heads={model.num_heads}."
-    if kv_heads % tensor and tensor % kv_heads:
+    if kv_heads < tensor and (tensor % kv_heads or model.num_heads % tensor):
         return (
-            f"parallel.tensor={tensor} and model.num_kv_heads={kv_heads}: one must divide the other, so that each rank "
-            "holds whole key/value heads, or several ranks the same one."
+            f"parallel.tensor={tensor} ranks are more than model.num_kv_heads={kv_heads} key/value heads: they can share "
+            f"them where {kv_heads} divides {tensor} and {tensor} divides model.num_heads={model.num_heads}."
         )
     if model.ffn_hidden_size and model.ffn_hidden_size % tensor:
         return f"parallel.tensor={tensor} does not divide model.ffn_hidden_size={model.ffn_hidden_size}."

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from megalm.config.errors import ConfigError
 from megalm.parallel import collectives
+from megalm.parallel.layout import deal
 from megalm.parallel.mesh import Axis
 from megalm.parallel.slices import Piece, Slice, attach, replicated
 from megalm.parallel.weight_gradient import weight_gradient
@@ -31,13 +32,15 @@ class Output:
     name: global name without `.weight`. features: its rows. unit: rows that stay together (head_dim).
     replicate: with fewer units than ranks, neighbouring ranks hold the same unit (key/value heads of grouped-query
     attention).
-    Features that the axis does not divide are padded when unit is 1 (vocabulary), refused otherwise.
+    uneven: units that the axis does not divide are dealt out, the first ranks getting one more (heads).
+    Otherwise features that the axis does not divide are padded when unit is 1 (vocabulary), refused if not.
     """
 
     name: str
     features: int
     unit: int = 1
     replicate: bool = False
+    uneven: bool = False
 
 
 class _Linear(torch.autograd.Function):
@@ -115,6 +118,9 @@ def split_rows(output: Output, axis: Axis) -> tuple[int, int, int, int]:
     if units % axis.size == 0:
         rows = units // axis.size * output.unit
         return axis.rank * rows, rows, rows, 1
+    if output.uneven and units > axis.size:
+        first, count = deal(units, axis.size, axis.rank)
+        return first * output.unit, count * output.unit, count * output.unit, 1
     if output.replicate and units < axis.size and axis.size % units == 0:
         replicas = axis.size // units
         return axis.rank // replicas * output.unit, output.unit, output.unit, replicas
@@ -195,7 +201,7 @@ class RowParallelLinear(nn.Module):
 
     Shapes: x [S, B, F/t] -> y [S, B, H], or [S/t, B, H] with sequence_parallel; weight [H, F/t]
     Comm:   as `row_parallel`
-    Errors: ConfigError if the axis does not divide in_features / unit.
+    Errors: ConfigError if the axis does not divide in_features / unit, and they are not to be dealt out `uneven`ly.
     """
 
     def __init__(
@@ -206,6 +212,7 @@ class RowParallelLinear(nn.Module):
         *,
         name: str,
         unit: int = 1,
+        uneven: bool = False,
         bias: bool,
         sequence_parallel: bool,
         init_std: float,
@@ -215,13 +222,14 @@ class RowParallelLinear(nn.Module):
         super().__init__()
         self.axis, self.sequence_parallel = axis, sequence_parallel
         units = in_features // unit
-        if in_features % unit or units % axis.size:
+        if in_features % unit or (units % axis.size and not (uneven and units > axis.size)):
             raise ConfigError(
                 f"{name}: {in_features} input features in units of {unit} do not divide over {axis.size} {axis.name} "
                 f"ranks. Choose parallel.{axis.name} among the divisors of {units}."
             )
-        local = in_features // axis.size
-        piece = Piece(f"{name}.weight", (out_features, in_features), (0, axis.rank * local), (out_features, local))
+        first, count = deal(units, axis.size, axis.rank)
+        local = count * unit
+        piece = Piece(f"{name}.weight", (out_features, in_features), (0, first * unit), (out_features, local))
         self.weight = nn.Parameter(torch.empty(out_features, local, device=device, dtype=dtype))
         attach(self.weight, Slice((piece,), decay=True, initial=init_std))
         self.bias: nn.Parameter | None = None

@@ -15,9 +15,9 @@ def check_fits(config: Config, machine: Machine) -> MemoryEstimate:
     The message has the figures, the nearest layout of the same model that fits, and the largest model that would.
     """
     layout = layout_of(config, machine.gpus)
-    problems = divisibility(config.model, layout)
+    problems = divisibility(config.model, layout, uneven=True)
     if problems:
-        raise ConfigError("this layout cannot be dealt evenly: " + "; ".join(problems) + ".")
+        raise ConfigError("this layout cannot be dealt out: " + "; ".join(problems) + ".")
     estimate = estimate_layout(
         config.model,
         layout,

@@ -137,16 +137,21 @@ def layout_of(config: Config, gpus: int) -> Layout:
     )
 
 
-def divisibility(model: ModelConfig, layout: Layout) -> list[str]:
-    """What does not divide, each with the nearest thing that does; empty when all is well."""
+def divisibility(model: ModelConfig, layout: Layout, *, uneven: bool = False) -> list[str]:
+    """What does not divide, each with the nearest thing that does; empty when all is well.
+
+    uneven: also take key/value heads that the tensor ranks do not divide, but that are enough for each to have one:
+    it works, and the ranks with fewer wait for the others.
+    """
     problems = []
     t = layout.tensor
-    if model.num_heads % t:
+    kv = model.num_kv_heads or model.num_heads
+    dealt = uneven and kv >= t
+    if model.num_heads % t and not dealt:
         problems.append(
             f"num_heads {model.num_heads} by tensor {t}: tensor {_near_divisors(model.num_heads, t)} divide"
         )
-    kv = model.num_kv_heads or model.num_heads
-    if kv % t and t % kv:
+    if kv % t and t % kv and not dealt:
         problems.append(f"num_kv_heads {kv} and tensor {t}: one must divide the other")
     width = model.ffn_hidden_size or 4 * model.hidden_size
     if width % t:

@@ -250,11 +250,17 @@ def local_shape(
     kv = model.num_kv_heads or model.num_heads
     if name in ("embedding.weight", "output.weight"):
         return (ceil(shape[0] / tensor), *shape[1:])
+    # Heads that do not divide are dealt out: the fullest rank's share.
+    heads = ceil(kv / tensor) / kv if kv >= tensor else 1 / tensor
     if ".key." in name or ".value." in name:
-        return (shape[0] / min(tensor, kv), *shape[1:])
-    if ".query." in name or ".gate." in name or ".up." in name:
+        return (shape[0] * max(heads, 1 / kv), *shape[1:])
+    if ".query." in name:
+        return (shape[0] * heads, *shape[1:])
+    if name.endswith("attention.output.weight"):
+        return (shape[0], shape[1] * heads)
+    if ".gate." in name or ".up." in name:
         return (shape[0] / tensor, *shape[1:])
-    if name.endswith(("attention.output.weight", "down.weight")):
+    if name.endswith("down.weight"):
         return (shape[0], shape[1] / tensor)
     return shape
 

@@ -20,6 +20,7 @@ from tests.distributed import run_ranks
 
 S, B, H = 8, 3, 12
 ONE = Mesh.single()
+ROW = ("row", "uneven row")
 
 
 def make(kind, axis, sequence, dtype=torch.float32):
@@ -27,6 +28,11 @@ def make(kind, axis, sequence, dtype=torch.float32):
     if kind == "qkv":  # 4 query heads and 2 key/value heads of 5: replicated on 4 ranks
         outputs = [Output("q", 20, 5), Output("k", 10, 5, True), Output("v", 10, 5, True)]
         layer = ColumnParallelLinear(H, outputs, axis, bias=True, **common)
+    elif kind == "uneven qkv":  # 5 key/value heads of 2 with 2 query heads each: 3 and 2, or 2, 1, 1 and 1
+        outputs = [Output(name, n, unit, uneven=True) for name, n, unit in (("q", 20, 4), ("k", 10, 2), ("v", 10, 2))]
+        layer = ColumnParallelLinear(H, outputs, axis, bias=True, **common)
+    elif kind == "uneven row":
+        layer = RowParallelLinear(20, H, axis, name="down", unit=4, uneven=True, bias=True, **common)
     elif kind == "vocabulary":  # 13 rows: padded on 2 ranks to 7 each, on 4 to 4 each
         layer = ColumnParallelLinear(H, [Output("output", 13)], axis, bias=False, **common)
     elif kind == "row":
@@ -54,8 +60,8 @@ def example(kind):
     if "embedding" in kind:
         vocabulary = 5 if kind.startswith("tiny") else 13
         return torch.randint(0, vocabulary, (S, B), generator=generator), torch.randn(S, B, H, generator=generator)
-    width_in = 20 if kind == "row" else H
-    width_out = {"qkv": 40, "vocabulary": 13}.get(kind, H)
+    width_in = 20 if kind in ROW else H
+    width_out = {"qkv": 40, "uneven qkv": 40, "vocabulary": 13}.get(kind, H)
     return torch.randn(S, B, width_in, generator=generator), torch.randn(S, B, width_out, generator=generator)
 
 
@@ -81,6 +87,12 @@ def output_columns(layer, axis):
     return columns
 
 
+def input_columns(layer):
+    """Global columns of a row-parallel layer's local input."""
+    (piece,) = slice_of(layer.weight).pieces
+    return slice(piece.offset[1], piece.offset[1] + piece.shape[1])
+
+
 def run_layer(size, kinds, dtype):
     axis = build_mesh(ParallelConfig(tensor=size)).tensor
     results = {}
@@ -89,7 +101,7 @@ def run_layer(size, kinds, dtype):
             layer = make(kind, axis, sequence, dtype)
             x, grad = example(kind)
             columns = None
-            if kind in ("qkv", "vocabulary"):
+            if kind in ("qkv", "uneven qkv", "vocabulary"):
                 columns = output_columns(layer, axis)
                 # A replicated head's gradient is dealt out: each rank contributes a different part of it.
                 share = torch.ones(columns.shape[0])
@@ -97,9 +109,9 @@ def run_layer(size, kinds, dtype):
                     part = (axis.rank % piece.replicas + 1) / sum(range(1, piece.replicas + 1))
                     share[piece.row : piece.row + piece.shape[0]] = part
                 grad = grad[..., columns.clamp(min=0)] * share * columns.ge(0)
-            if kind == "row":
-                x = x.chunk(size, -1)[axis.rank]
-            if sequence and kind != "row" and "embedding" not in kind:
+            if kind in ROW:
+                x = x[..., input_columns(layer)]
+            if sequence and kind not in ROW and "embedding" not in kind:
                 x = x.chunk(size)[axis.rank]
             if sequence and columns is None:
                 grad = grad.chunk(size)[axis.rank]
@@ -107,11 +119,12 @@ def run_layer(size, kinds, dtype):
             x = x.contiguous().requires_grad_(x.is_floating_point())
             y = layer(x)
             y.backward(grad.to(dtype))
-            results[kind, sequence] = (y.detach(), x.grad, global_gradients(layer), columns)
+            inputs = input_columns(layer) if kind in ROW else None
+            results[kind, sequence] = (y.detach(), x.grad, global_gradients(layer), columns, inputs)
     return results
 
 
-KINDS = ["qkv", "vocabulary", "row", "embedding", "tiny embedding", "rmsnorm", "layernorm"]
+KINDS = ["qkv", "uneven qkv", "vocabulary", "row", "uneven row", "embedding", "tiny embedding", "rmsnorm", "layernorm"]
 
 
 def reference(kind):
@@ -133,7 +146,7 @@ def test_layers_equal_the_unsharded_layer(size, dtype):
         for sequence in (False, True):
             owned = {name: torch.zeros_like(g) for name, g in grads.items()}
             for rank, results in enumerate(per_rank):
-                ours, ours_x, ours_grads, columns = results[kind, sequence]
+                ours, ours_x, ours_grads, columns, inputs = results[kind, sequence]
                 expected, expected_x = y, grad_x
                 if columns is not None:
                     assert not ours[..., columns < 0].any()
@@ -142,8 +155,8 @@ def test_layers_equal_the_unsharded_layer(size, dtype):
                     expected = y.chunk(size)[rank]
                 torch.testing.assert_close(ours.float(), expected, **close)
                 if expected_x is not None:
-                    if kind == "row":
-                        expected_x = expected_x.chunk(size, -1)[rank]
+                    if kind in ROW:
+                        expected_x = expected_x[..., inputs]
                     elif sequence:
                         expected_x = expected_x.chunk(size)[rank]
                     torch.testing.assert_close(ours_x.float(), expected_x, **close)
@@ -268,6 +281,8 @@ def test_what_does_not_divide_is_refused_with_numbers():
         ColumnParallelLinear(H, [Output("q", 30, 5)], axis, **common)
     with pytest.raises(ConfigError, match="nor do the ranks divide by them"):
         ColumnParallelLinear(H, [Output("k", 15, 5, True)], axis, **common)
+    with pytest.raises(ConfigError, match="k: 3 units of 5 features do not divide over 4 tensor ranks"):
+        ColumnParallelLinear(H, [Output("k", 15, 5, uneven=True)], axis, **common)  # a rank would have none
     with pytest.raises(ConfigError, match="not a whole number of units"):
         ColumnParallelLinear(H, [Output("q", 31, 5)], axis, **common)
     with pytest.raises(ConfigError, match="down: 18 input features"):

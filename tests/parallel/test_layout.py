@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from megalm.config import ConfigError, ModelConfig, ParallelConfig
-from megalm.parallel.layout import check_layout
+from megalm.parallel.layout import check_layout, deal
 
 
 def model(**changes):
@@ -32,10 +32,11 @@ def test_v_shaped_and_interleaved_schedules_get_their_two_chunks():
 @pytest.mark.parametrize(
     ("shape", "layout", "world", "named"),
     [
-        ({}, dict(tensor=3), 6, "parallel.tensor=3 does not divide model.num_heads=8"),
+        ({}, dict(tensor=16), 16, "parallel.tensor=16 ranks are more than model.num_kv_heads=4 key/value heads"),
         ({}, dict(tensor=4), 6, "= 4 ranks, and the world has 6"),
         ({}, dict(data=4, tensor=4), 8, "= 16 ranks, and the world has 8"),
-        (dict(num_heads=12, num_kv_heads=6), dict(tensor=4), 4, "model.num_kv_heads=6: one must divide the other"),
+        (dict(num_heads=12, num_kv_heads=3), dict(tensor=4), 4, "they can share them where 3 divides 4"),
+        (dict(num_heads=6, num_kv_heads=2), dict(tensor=4), 4, "4 divides model.num_heads=6"),
         (dict(ffn_hidden_size=90), dict(tensor=4), 4, "does not divide model.ffn_hidden_size=90"),
         (dict(seq_length=62), dict(context=2), 2, "model.seq_length=62 divisible by 4"),
         (dict(seq_length=62), dict(tensor=4, sequence=True), 4, "divisible by context x tensor = 4"),
@@ -53,13 +54,20 @@ def test_what_does_not_work_is_named(shape, layout, world, named):
         check_layout(model(**shape), ParallelConfig(**layout), world)
 
 
+def test_heads_that_do_not_divide_are_dealt_out():
+    assert check_layout(model(num_heads=9, num_kv_heads=3), ParallelConfig(tensor=2), 2).tensor == 2
+    assert [deal(3, 2, rank) for rank in range(2)] == [(0, 2), (2, 1)]
+    assert [deal(9, 4, rank) for rank in range(4)] == [(0, 3), (3, 2), (5, 2), (7, 2)]
+    assert [deal(8, 4, rank) for rank in range(4)] == [(0, 2), (2, 2), (4, 2), (6, 2)]
+
+
 def test_every_suggested_layout_works_and_the_nearest_comes_first():
     with pytest.raises(ConfigError) as refused:
         check_layout(model(num_heads=12, num_kv_heads=3), ParallelConfig(tensor=8, pipeline=2), 16)
     suggestions = re.findall(
         r"tensor=(\d+) parallel.pipeline=(\d+) parallel.context=(\d+) \(data (\d+)\)", str(refused.value)
     )
-    assert suggestions[0] == ("1", "2", "1", "8") and len(suggestions) == 3
+    assert suggestions[0] == ("2", "2", "1", "4") and len(suggestions) == 3
     for tensor, pipeline, context, data in suggestions:
         layout = ParallelConfig(tensor=int(tensor), pipeline=int(pipeline), context=int(context))
         assert check_layout(model(num_heads=12, num_kv_heads=3), layout, 16).data == int(data)

@@ -33,6 +33,8 @@ CASES = [
     ("llama", Layout(pipeline=2, context=2, schedule="interleaved", recompute="selective")),
     ("gpt2", Layout(data=2, tensor=2, sequence=True, zero_stage=1, recompute="full")),
     ("llama", Layout(tensor=2, pipeline=2, sequence=True, schedule="dualpipe-v")),
+    ("uneven", Layout(tensor=2, sequence=True, zero_stage=1, recompute="selective")),
+    ("uneven", Layout(tensor=2, context=2)),
 ]
 
 

@@ -105,7 +105,7 @@ def test_ranks_that_do_not_divide():
     with pytest.raises(ConfigError, match="8 or 16"):
         layout_of(config, 12)
     config = config_of("7b", "h100", 12, 64, "parallel.tensor=3")
-    with pytest.raises(ConfigError, match="num_heads 32 by tensor 3"):
+    with pytest.raises(ConfigError, match="ffn_hidden_size 16384 by tensor 3"):
         check_fits(config, machine_for(config))
 
 

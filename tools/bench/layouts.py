@@ -84,6 +84,20 @@ MODELS = {
         "model.clip_qkv=0.5",
         "model.tie_embeddings=true",
     ],
+    # heads that no number of ranks divides, and what depends on which heads a rank has
+    "uneven": [
+        "model.num_layers=4",
+        "model.hidden_size=48",
+        "model.num_heads=6",
+        "model.num_kv_heads=3",
+        "model.vocab_size=96",
+        "model.norm=rmsnorm",
+        "model.activation=swiglu",
+        "model.position=alibi",
+        "model.qk_norm=true",
+        "model.qk_norm_scope=full",
+        "model.tie_embeddings=true",
+    ],
 }
 ZERO_STAGES = (0, 1, 2)
 RECOMPUTE = ("none", "selective", "full")
@@ -308,7 +322,7 @@ def merge(model: str, layout: Layout, ranks: list[dict[str, Any]]) -> dict[str, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--full", action="store_true", help="every ZeRO stage and recomputation with every layout")
-    parser.add_argument("--models", default=",".join(MODELS), help=f"comma-separated, of: {', '.join(MODELS)}")
+    parser.add_argument("--models", default="llama,gpt2,mpt", help=f"comma-separated, of: {', '.join(MODELS)}")
     parser.add_argument("--match", metavar="WORDS", help="only layouts whose line holds all these words: 'p2 zb-v'")
     parser.add_argument("--largest-world", type=int, default=8, help="at most so many ranks (default 8)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON instead of the table")
