@@ -67,11 +67,8 @@ def test_a_curriculum_resumes_anywhere_and_on_other_layouts(tmp_path):
     assert again.losses == whole.losses[2:]
     for step in range(6, 10):
         shutil.rmtree(checkpoints / f"step-{step:08}")
-    for layout in ("parallel.pipeline=2", "parallel.context=2"):
-        name = layout[9:12]
-        shutil.copytree(tmp_path / "runs/small", tmp_path / f"runs/{name}")
-        both = run_ranks(2, _on_ranks, [*overrides, layout, f"run.name={name}"])
-        assert both[0] == both[1] == pytest.approx(whole.losses[5:], rel=1e-4)
+    both = run_ranks(2, _on_ranks, [*overrides, "parallel.pipeline=2"])
+    assert both[0] == both[1] == pytest.approx(whole.losses[5:], rel=1e-4)
 
 
 def test_phases_may_be_changed_in_a_running_job(tmp_path):
@@ -142,3 +139,18 @@ def test_what_cannot_work_is_explained(tmp_path, phases, match):
 def test_a_run_longer_than_its_phases_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="train.steps=10, but data.phases end after 9"):
         train(phased_run(tmp_path, "train.steps=10"))
+
+
+def test_the_curriculum_is_shown_before_it_starts(tmp_path, capsys):
+    from tools.mix.__main__ import main
+
+    overrides = phased_run(tmp_path)
+    assert main(["--run", *overrides]) == 0
+    shown = capsys.readouterr().out
+    assert "1,664 tokens in 9 steps" in shown and "linear" in shown and "1.00e-02 - 0.00e+00" in shown
+    assert main(["--run", "--json", *overrides]) == 0
+    rows = {(r["phase"], r["source"]): r for r in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows["quality", "backwards"]["tokens"] == pytest.approx(768)
+    assert rows["general", "numbers"]["share"] == 0.75
+    assert main(["--run", *[o for o in overrides if o != PHASES]]) == 2
+    assert "no data.phases" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from megalm.config.errors import ConfigError
 from megalm.config.phases import Span, parse_share
@@ -101,9 +102,9 @@ def _weights(where: str, span: Span, available: Mapping[str, int]) -> dict[str, 
     return {name: targets.get(name, proportions.get(name, 0.0) * scale) for name in span.phase.mixture}
 
 
-def phase_rows(curriculum: Curriculum, available: Mapping[str, int], total_steps: int) -> list[dict[str, object]]:
+def phase_rows(curriculum: Curriculum, available: Mapping[str, int], total_steps: int) -> list[dict[str, Any]]:
     """The curriculum as a table: for each phase and source tokens, share, epochs in the phase and up to its end."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     drawn = dict.fromkeys(available, 0.0)
     for phase in curriculum.phases:
         end = min(phase.end_step or total_steps, total_steps)

@@ -26,6 +26,7 @@ EPILOG = """examples:
   python -m tools.mix mpt-30b llama                  compare two mixtures
   python -m tools.mix mine.yaml --write conf/data/mine.yaml
   python -m megalm.launch +model=7b data=mine
+  python -m tools.mix --run +model=7b data=curriculum    the phases of a run, before it starts
 """
 
 
@@ -48,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--most-epochs", type=float, default=MOST_EPOCHS, help=f"refuse more epochs (default {MOST_EPOCHS:g})"
+    )
+    result.add_argument(
+        "--run", action="store_true", help="MIX is a run's command line (+model=7b data=mine): show its data.phases"
     )
     result.add_argument("--json", action="store_true", help="print JSON; keys carry their units")
     result.add_argument("--html", metavar="FILE", help="also write a self-contained page with tables and plots")
@@ -123,6 +127,10 @@ def run(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
     if args.most_epochs <= 0:
         raise ConfigError(f"--most-epochs {args.most_epochs:g}: must be above 0.")
+    if args.run:
+        from tools.mix.curriculum import curriculum_report
+
+        return curriculum_report(args.words, args.most_epochs).show(as_json=args.json, page=args.html)
     found = mixtures(args.words, args.most_epochs)
     if args.write is not None:
         if len(found) != 1:
