@@ -26,7 +26,14 @@ class DataConfig:
     """keyed: a pure function of (seed, step); megatron: Megatron-LM's own index order, for moved runs."""
     split: str | None = None
     """order=megatron only: shares of training, validation and test as Megatron has them, '969,30,1'; None: by `holdout`."""
-    packing: str = choice("stream", "documents")
-    """stream: one long text, attention sees over document ends; documents: kept apart by attention mask and positions."""
+    packing: str = choice("stream", "documents", "best_fit")
+    """stream: one long text, attention sees over document ends; documents: kept apart by attention mask and positions;
+    best_fit: kept apart, and whole documents packed together, none cut that fits into a sample."""
+    fim_rate: float = 0.0
+    """Share of documents rearranged for fill-in-the-middle; code models take about 0.5."""
+    fim_spm_rate: float = 0.5
+    """Of these, the share with the suffix first (SPM); the others have the prefix first (PSM)."""
+    fim_tokens: list[str] = field(default_factory=lambda: ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"])
+    """Names in the tokenizer, or ids, of the marks before prefix, middle and suffix."""
     prefetch: int = 4
     """Batches prepared ahead by the background thread."""

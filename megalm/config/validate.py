@@ -30,6 +30,18 @@ def _check_phases(config: Config) -> None:
         not config.data.phases or config.data.order == "keyed",
         f"data.phases needs data.order=keyed: data.order={config.data.order} fixes one order for the whole run.",
     )
+    _require(
+        config.data.packing != "best_fit" or config.data.order == "keyed",
+        f"data.packing=best_fit needs data.order=keyed: data.order={config.data.order} cuts samples in its own way.",
+    )
+    short = next((p for p in config.data.phases if p.seq_length not in (None, config.model.seq_length)), None)
+    _require(
+        config.data.packing != "best_fit" or short is None,
+        "data.packing=best_fit packs samples of model.seq_length: leave seq_length out of data.phases.",
+    )
+    for name in ("fim_rate", "fim_spm_rate"):
+        value = getattr(config.data, name)
+        _require(0 <= value <= 1, f"data.{name}={value}: a probability, from 0 to 1.")
 
 
 def _choices(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, tuple[str, ...]]]:

@@ -16,8 +16,9 @@ from megalm.config.phases import spans_of
 from megalm.config.root import Config
 from megalm.data.batch import Batch
 from megalm.data.blend import Tree
+from megalm.data.fim import fill_in_the_middle
 from megalm.data.megatron_order import MegatronStream, open_megatron_sources
-from megalm.data.order import Source, resolve
+from megalm.data.order import Samples, Source, resolve
 from megalm.data.phases import Curriculum, Phase, make_curriculum, single_phase
 from megalm.data.sources import TokenSource, open_held_out, open_sources
 from megalm.data.stream import Stream, advance, merge_ranges, take
@@ -67,7 +68,10 @@ class Loader:
         self.sources, self._stream, self.curriculum = self._open(config)
         self.held_out: list[TokenSource] = open_held_out(data, self.seq_length, self.sources)
         self._dtype = np.result_type(*(source.file.dtype.newbyteorder("=") for source in self.sources))
-        self._known = (0, np.empty(0, np.int64), np.empty(0, np.int64))  # first position, its and the following samples
+        self._fim = fill_in_the_middle(data, train.seed, self.vocab_size)
+        if self._fim is not None:  # the marks may not fit into the files' type
+            self._dtype = np.result_type(self._dtype, np.int32)
+        self._known: tuple[int, Samples | None] = (0, None)  # first position, and the samples from there on
         self._eval_sequences = train.eval_sequences
         self._position = 0
         self._batches = 0  # global batches given out
@@ -200,11 +204,13 @@ class Loader:
         ]
 
     def tokens(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The samples at these positions of the stream, to look at; of one phase. Shapes: positions [N] -> int64 [N, S + 1]"""
+        """The samples at these positions of the stream, as they are trained on; of one phase.
+
+        Shapes: positions [N] -> int64 [N, S + 1]
+        """
         samples = self._stream.samples(np.asarray(positions))
-        lengths = self.seq_length // np.broadcast_to(samples.parts, samples.index.shape)
-        rows = zip(samples.source, samples.index, lengths, strict=True)
-        return np.stack([self.sources[s].read(int(i), int(n)) for s, i, n in rows])
+        length = self.seq_length // int(np.max(samples.parts))
+        return self._read(samples.source, samples.index, samples.epoch, length)[0].astype(np.int64)
 
     def evaluation_batches(self, sequences: int | None = None) -> list[Batch]:
         """This rank's micro-batches of held-out text: the same on every call, as many on every rank, padded with
@@ -234,40 +240,53 @@ class Loader:
             if not future.cancel():
                 wait([future])  # it reads what is about to change
         self._ahead.clear()
-        self._known = (0, np.empty(0, np.int64), np.empty(0, np.int64))
+        self._known = (0, None)
 
-    def _resolve(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source and index of each sample; looked up AHEAD at a time, as a look-up costs about the same for 30 and for 3,000."""
-        first, source, index = self._known
-        if positions[0] < first or positions[-1] >= first + len(source):
+    def _resolve(self, positions: np.ndarray) -> Samples:
+        """The sample at each position; looked up AHEAD at a time, as a look-up costs about the same for 30 and for 3,000."""
+        first, known = self._known
+        if known is None or positions[0] < first or positions[-1] >= first + len(known.source):
             first = int(positions[0])
             end = max(first + AHEAD, int(positions[-1]) + 1)
-            samples = self._stream.samples(np.arange(first, max(min(end, self._stream.end), int(positions[-1]) + 1)))
-            source, index = samples.source, samples.index
-            self._known = first, source, index
-        return source[positions - first], index[positions - first]
+            known = self._stream.samples(np.arange(first, max(min(end, self._stream.end), int(positions[-1]) + 1)))
+            self._known = first, known
+        at = positions - first
+        return Samples(known.source[at], known.index[at], known.epoch[at])
 
     def _load(self, positions: np.ndarray, length: int) -> list[Batch]:
-        source, index = self._resolve(positions)
-        size = self.micro_batch_size
-        return [
-            self._micro_batch(source[at : at + size], index[at : at + size], length)
-            for at in range(0, len(positions), size)
-        ]
+        found = self._resolve(positions)
+        parts = [slice(at, at + self.micro_batch_size) for at in range(0, len(positions), self.micro_batch_size)]
+        return [self._micro_batch(found.source[p], found.index[p], found.epoch[p], length) for p in parts]
 
-    def _micro_batch(self, source: np.ndarray, index: np.ndarray, length: int) -> Batch:
+    def _read(
+        self, source: np.ndarray, index: np.ndarray, epoch: np.ndarray, length: int
+    ) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
+        """Rows, where documents begin in each, and how many tokens each has; the latter only where they are used.
+
+        Shapes: [N] each -> [N, length + 1]
+        """
         rows = [(self.sources[s], i) for s, i in zip(source.tolist(), index.tolist(), strict=True)]
         raw = np.empty((len(rows), length + 1), self._dtype)
         for row, (where, sample) in zip(raw, rows, strict=True):
             where.read_into(row, sample)
         self._check(raw, [where for where, _ in rows])
+        if self.packing == "stream" and self._fim is None:
+            return raw, [], []
+        starts = [where.boundaries(sample, length) for where, sample in rows]
+        filled = [where.filled(sample, length) for where, sample in rows]
+        if self._fim is not None:
+            for k, (where, sample) in enumerate(rows):
+                self._fim.apply(raw[k], starts[k], filled[k], where.name, sample, int(epoch[k]))
+        return raw, starts, filled
+
+    def _micro_batch(self, source: np.ndarray, index: np.ndarray, epoch: np.ndarray, length: int) -> Batch:
+        raw, starts, filled = self._read(source, index, epoch, length)
         inputs = torch.from_numpy(raw[:, :-1].astype(np.int64))
         labels = torch.from_numpy(raw[:, 1:].astype(np.int64))
         batch = Batch(inputs, labels, sources=torch.from_numpy(source) if len(self.sources) > 1 else None)
         if self.packing == "stream":
             return batch
-        starts = [where.boundaries(sample, length) for where, sample in rows]
-        mask, positions, ids = separate_documents(starts, length)
+        mask, positions, ids = separate_documents(starts, length, filled)
         return replace(batch, loss_mask=mask, positions=positions, document_ids=ids)
 
     def _pad(self, rows: list[np.ndarray]) -> Batch:
@@ -298,12 +317,12 @@ def _done(batches: list[Batch]) -> Future[list[Batch]]:
 
 
 def separate_documents(
-    starts: Sequence[np.ndarray], seq_length: int
+    starts: Sequence[np.ndarray], seq_length: int, filled: Sequence[int] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Masks that keep documents apart: a label that begins another document does not count.
+    """Masks that keep documents apart: a label that begins another document, or lies in the padding, does not count.
 
-    Shapes:  starts: per row, the positions in (0, S] where a document begins -> loss_mask, positions, document_ids
-    [B, S]
+    Shapes:  starts: per row, the positions in (0, S] where a document begins; filled: per row, the tokens before the
+    padding -> loss_mask, positions, document_ids [B, S]
     """
     rows = len(starts)
     mask = np.ones((rows, seq_length), np.float32)
@@ -312,6 +331,8 @@ def separate_documents(
     for row, begin in enumerate(starts):
         begin = np.asarray(begin, np.int64)
         mask[row, begin - 1] = 0.0
+        if filled is not None:
+            mask[row, filled[row] - 1 :] = 0.0
         inside = begin[begin < seq_length]
         np.add.at(ids[row], inside, 1)
         ids[row] = np.cumsum(ids[row])

@@ -59,6 +59,10 @@ class TokenSource:
         start = index * length
         return self.file.document_starts(start, start + length + 1)[1] - start
 
+    def filled(self, index: int, length: int | None = None) -> int:
+        """Tokens of the sample; what follows them is padding."""
+        return (length or self.seq_length) + 1
+
     def locate(self, index: int, length: int | None = None) -> dict[str, Any]:
         """Where the sample lies: document, token inside it, token of the file, byte of .bin."""
         start = index * (length or self.seq_length)
@@ -96,11 +100,14 @@ def open_sources(data: DataConfig, seq_length: int) -> list[TokenSource]:
     if not 0 <= data.holdout < 1:
         raise ConfigError(f"data.holdout is {data.holdout}: give a share from 0 up to, but not including, 1.")
     holdout = data.holdout if data.valid is None else 0.0
+    from megalm.data.packing import PackedSource  # which is a TokenSource
+
+    kind = PackedSource if data.packing == "best_fit" else TokenSource
     sources = []
     for number, (name, prefix) in enumerate(zip(source_names(data.train), data.train, strict=True)):
         file = TokenFile(prefix)
         weight = float(file.num_tokens) if data.weights is None else float(data.weights[number])
-        sources.append(TokenSource(name, file, seq_length, weight, holdout))
+        sources.append(kind(name, file, seq_length, weight, holdout))
     return sources
 
 

@@ -29,10 +29,9 @@ def samples_of_step(run: Path, step: int) -> list[dict[str, Any]]:
     loader = Loader(config, Axis("data"))
     try:
         tokenizer = load_tokenizer(config.data.tokenizer) if config.data.tokenizer else None
-        sources = {source.name: source for source in loader.sources}
         found = []
         for described in loader.describe(positions):
-            tokens = sources[described["source"]].read(described["sample"])
+            tokens = loader.tokens([described["position"]])[0]
             ids = [int(token) for token in tokens[:-1]]
             text = tokenizer.decode(ids) if tokenizer else " ".join(map(str, ids))
             found.append({**described, "text": text})

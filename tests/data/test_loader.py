@@ -49,6 +49,7 @@ def config(corpora, **changes):
         order="keyed",
         packing="stream",
         phases=[],
+        fim_rate=0.0,
         prefetch=2,
     )
     train = dict(global_batch_size=12, micro_batch_size=2, seed=1, eval_sequences=10)
