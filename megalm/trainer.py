@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,16 @@ from megalm.build import DTYPES, build_chunks, local_seq_length, schedule_of
 from megalm.checkpoint import Checkpointer, CheckpointError
 from megalm.checkpoint.random_state import random_state, restore_random_state
 from megalm.config import Config, ConfigError
+from megalm.config.phases import spans_of
 from megalm.data.batch import Batch
 from megalm.data.loader import Loader
+from megalm.data.phases import Phase
 from megalm.hooks import Hook, Signals
+from megalm.measure import Measurement, sum_own
 from megalm.observe.events import EventLog
 from megalm.optim import build_optimizer
-from megalm.optim.lr import learning_rate
+from megalm.optim.logit_clip import LogitClip
+from megalm.optim.lr import phased_learning_rate
 from megalm.parallel.collectives import all_reduce
 from megalm.parallel.context import shard_batch
 from megalm.parallel.mesh import Mesh
@@ -65,12 +69,16 @@ class Trainer:
             device=mesh.device,
             split_backward=config.parallel.data_mode != "fully_shard",  # weights are whole only during backward
         )
+        self.measurement = Measurement(config, mesh, self.model_chunks, self.optimizer)
+        self.logit_clip = LogitClip(self.measurement.attention, self.boxes() if config.optim.qk_clip else [], mesh)
         self.loader = Loader(config, mesh.data)
+        self.spans = spans_of(config)
+        if len(self.loader.sources) > 1:
+            self.measurement.sources = [source.name for source in self.loader.sources]
         self.checkpoints = Checkpointer(
             config.checkpoint.path or folder / "checkpoints", config.checkpoint, mesh, events=self.events.write
         )
-        self.model_flops_per_token = flops_per_token(config.model)
-        self.hardware_flops_per_token = hardware_flops_per_token(config.model, recompute=config.parallel.recompute)
+        self._flops: dict[int, tuple[float, float]] = {}  # by sequence length: of the model, of the hardware, a token
 
     # ------------------------------------------------------------------------------------------------------ the run
     def train(self) -> int:
@@ -103,22 +111,29 @@ class Trainer:
         for hook in self.hooks:
             hook.on_step_start(self)
         started = time.perf_counter()
-        lr = learning_rate(self.config.optim, self.step, self.total_steps) * self.lr_scale
+        phase = self._enter_phase()
+        lr = (
+            phased_learning_rate(self.config.optim, self.spans, self.step, self.total_steps)
+            * self.lr_scale
+            * self.optimizer.lr_factor()
+        )
         micro_batches = [self._own_part(batch) for batch in self.loader.next()]
-        expected_tokens = self.config.train.global_batch_size * self.config.model.seq_length
+        expected_tokens = phase.global_batch_size * phase.seq_length
 
+        self.measurement.begin()
         self.optimizer.begin_step(len(micro_batches))
         reports = self.executor.run(micro_batches, scale=1.0 / expected_tokens)
         self.optimizer.finish_gradients()
 
-        signals, tokens, stop = self._measure(reports, expected_tokens)
+        signals, tokens, stop = self.measurement.take(reports, lr, expected_tokens, self.stop_requested, micro_batches)
         answers = [hook.on_gradients(self, signals) for hook in self.hooks]
         if all(answers):
-            self.optimizer.step(lr, grad_scale=expected_tokens / tokens * self._clip(signals.grad_norm))
+            self._update(signals, lr, expected_tokens / tokens)
         self.step += 1
         self.tokens += int(tokens)
         self._stopping = stop
         elapsed = time.perf_counter() - started
+        model_flops, hardware_flops = self._flops_per_token(phase.seq_length)
         record = {
             "step": self.step,
             "loss": signals.loss,
@@ -129,11 +144,17 @@ class Trainer:
             "samples": self.loader.samples_consumed,
             "step_time_s": elapsed,
             "tokens_per_s": tokens / elapsed,
-            "mfu": self._utilisation(self.model_flops_per_token, tokens / elapsed),
-            "hfu": self._utilisation(self.hardware_flops_per_token, tokens / elapsed),
+            "mfu": self._utilisation(model_flops, tokens / elapsed),
+            "hfu": self._utilisation(hardware_flops, tokens / elapsed),
             "loss_scale": 1.0,
             "skipped": int(not all(answers)),
         }
+        if phase.name:
+            record["phase"] = phase.name
+        record.update({f"loss/{name}": loss for name, loss in self.measurement.source_losses.items()})
+        for name in ("update_rms", "attention_logit", "loss_spread"):
+            if (value := getattr(signals, name)) is not None:
+                record[name] = value
         if self._due(self.config.train.eval_every) or self.step == self.total_steps:
             record.update(self.evaluate())
         return record
@@ -143,12 +164,13 @@ class Trainer:
         batches = [self._own_part(batch) for batch in self.loader.evaluation_batches()]
         if not batches:
             return {}
+        self.executor.set_seq_length(local_seq_length(self.config, self.mesh))
         for chunk in self.model_chunks:
             chunk.eval()
         reports = self.executor.evaluate(batches)
         for chunk in self.model_chunks:
             chunk.train()
-        loss_sum, tokens, _ = all_reduce(self._sum_own(reports), self.mesh.world).tolist()
+        loss_sum, tokens, _ = all_reduce(sum_own(reports, self.mesh), self.mesh.world).tolist()
         return {"eval/loss": loss_sum / max(tokens, 1.0)}
 
     # ------------------------------------------------------------------------------------------------------ the state
@@ -212,31 +234,40 @@ class Trainer:
             self.events.write("load_weights", step=0, path=options.load_path)
 
     # ------------------------------------------------------------------------------------------------------ details
-    def _measure(self, reports: Sequence[torch.Tensor], expected_tokens: int) -> tuple[Signals, float, bool]:
-        """The step's numbers, summed over the world; the step's only host synchronisation."""
-        flags = self._sum_own(reports, float(self.stop_requested))
-        norm, nonfinite, summed = self.optimizer.statistics(extra=flags)
-        grad_norm, bad_values, loss_sum, tokens, stop = torch.cat([norm[None], nonfinite[None], summed]).tolist()
-        tokens = max(tokens, 1.0)
-        signals = Signals(loss=loss_sum / tokens, grad_norm=grad_norm * expected_tokens / tokens, nonfinite=bad_values)
-        return signals, tokens, stop > 0
+    def _enter_phase(self) -> Phase:
+        """The phase that the next update belongs to; its first update is an event."""
+        phase = self.loader.phase
+        self.executor.set_seq_length(local_seq_length(self.config, self.mesh, phase.seq_length))
+        if phase.name and phase.first_step == self.step:
+            shares = {name: phase.share(name) for name in phase.weights}
+            self.events.write(
+                "phase", step=self.step + 1, name=phase.name, seq_length=phase.seq_length,
+                global_batch_size=phase.global_batch_size, shares=shares,
+            )  # fmt: skip
+        return phase
+
+    def _flops_per_token(self, seq_length: int) -> tuple[float, float]:
+        if seq_length not in self._flops:
+            model = replace(self.config.model, seq_length=seq_length)
+            recompute = self.config.parallel.recompute
+            self._flops[seq_length] = (
+                flops_per_token(model),
+                hardware_flops_per_token(model, recompute=recompute),
+            )
+        return self._flops[seq_length]
 
     def _own_part(self, batch: Batch) -> Batch:
         """The batch on this rank's device, cut to the positions that its context rank computes."""
         return shard_batch(batch.to(self.mesh.device), self.mesh.context)
 
-    def _sum_own(self, reports: Sequence[torch.Tensor], flag: float = 0.0) -> torch.Tensor:
-        """[loss sum, tokens, flag] of this rank, fp64, such that the sum over the world counts each token once."""
-        total = torch.zeros(3, dtype=torch.float64, device=self.mesh.device)
-        for report in reports:
-            total[:2] += report
-        total[:2] /= self.mesh.tensor.size
-        total[2] = flag
-        return total
-
-    def _clip(self, grad_norm: float) -> float:
-        limit = self.config.optim.clip_grad_norm
-        return min(1.0, limit / (grad_norm + 1e-6)) if limit else 1.0
+    def _update(self, signals: Signals, lr: float, token_scale: float) -> None:
+        """Apply the gradients, clipped; what the configuration does to weights and moments beside it."""
+        limit = self.config.optim.qk_clip
+        if limit and signals.attention_logit is not None and signals.attention_logit > limit:
+            self.logit_clip.apply(self.measurement.head_logits(), limit)
+        self.optimizer.step(lr, grad_scale=token_scale * self.optimizer.clip_factor(signals.grad_norm))
+        if self.optimizer.rewarming.due(self.optimizer.step_count):
+            self.optimizer.reset_moments()
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0

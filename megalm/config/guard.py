@@ -28,6 +28,11 @@ class DetectorConfig:
     """A fall is only suspicious below exp(-0.7), half, of the baseline: losses fall for good reasons all the time."""
     gradient_gate: float = 8.0
     """z of ln(gradient norm) from which a step is refused; its tails are heavier than the loss'."""
+    update_gate: float = 1.5
+    """ln by which the size of the coming update may exceed its median, 4.5 times, before the step is refused. A gradient
+    alone cannot do that in Adam (0.1 g / sqrt(0.05 g^2) is 0.45); a lost second moment or a wrong learning rate can."""
+    spread_gate: float = 0.5
+    """Nats by which the worst data rank's loss must exceed the ranks' median, beside z > gradient_gate, to be odd."""
     drift: float = 0.5
     """What a shift must exceed, in s, to be counted at all: half of the smallest shift that matters (Page 1954)."""
     alarm: float = 22.0
@@ -56,8 +61,8 @@ class RungConfig:
 
     action: str = choice("skip", "skip_data", "rollback", "lower_lr", "reseed", "give_up")
     """skip: refuse one update. skip_data: also jump over the next batches. rollback: back to before the onset, and skip
-    the data around it. lower_lr, reseed: a rollback with a lower learning rate, or with new random numbers. give_up: stop
-    with a report, exit status 3."""
+    the data around it. lower_lr, reseed: a rollback with a lower learning rate, or with new random numbers for dropout and
+    the rest of the data in another order. give_up: stop with a report, exit status 3."""
     budget: int = 1
     """Times it may be taken within `within` steps; then the next rung that fits answers."""
     within: int = 10000
@@ -70,6 +75,9 @@ class RungConfig:
     """lower_lr: factor on the scheduled learning rate ..."""
     rewarm_steps: int = 1000
     """... that returns to 1, linearly, over so many steps."""
+    reset_moments: bool = False
+    """rollback, lower_lr, reseed: also start the optimizer's moments anew; the learning rate then comes back over
+    optim.reset_warmup_steps."""
 
 
 @dataclass
@@ -123,8 +131,14 @@ class GuardConfig:
     probe_sequences: int = 8
     """Held-out sequences of the probe that tells bad data from damaged weights; 0: no probe."""
     probe_excess: float = 0.1
-    """Nats by which the probe's loss may exceed that of the last clean snapshot before the weights count as damaged.
+    """Nats by which the probe's loss may exceed that of the newest trusted snapshot before the weights count as damaged.
     One bad batch adds about 0.01, a wrong learning rate 0.3, a lost second moment 30."""
+    data_excess: float = 0.15
+    """ln(loss) by which data must be harder for good, the weights being fine, to be left out; less is a change of the
+    mixture that the run is to learn (from 3.0 nats to 3.5)."""
+    attention_warning: float = 100.0
+    """Largest attention logit from which a warning is written, and again at each doubling: without QK-norm or QK-clip they
+    go on growing (Kimi K2 clips at 100; at 1e4 small models diverge, Wortsman et al. 2023); 0: never."""
     replay: bool = True
     """Repeat the steps since the last clean snapshot once: damage that does not come again was the hardware's."""
     replica_check_every: int = 256
@@ -169,6 +183,11 @@ def check_guard(guard: GuardConfig) -> None:
                 )
         if not 0 < rung.lr_scale <= 1:
             raise ConfigError(f"{where}.lr_scale={rung.lr_scale}: must be above 0 and at most 1.")
+        if rung.reset_moments and rung.action not in _GO_BACK:
+            raise ConfigError(
+                f"{where}.reset_moments=true (action {rung.action}): only what goes back can start the moments anew: "
+                f"{', '.join(_GO_BACK)}."
+            )
         if rung.action == "lower_lr" and rung.lr_scale == 1:
             raise ConfigError(f"{where}: lower_lr needs lr_scale below 1, for example lr_scale: 0.7.")
     lags = list(guard.snapshot_lags)
@@ -178,9 +197,12 @@ def check_guard(guard: GuardConfig) -> None:
         raise ConfigError(
             f"guard.snapshot_lags={lags}: each must be a multiple of the one before, as in [16, 64, 256]."
         )
-    for name in ("margin", "probe_sequences", "replica_check_every", "recurrence", "skip_before", "skip_after"):
+    counts = ("margin", "probe_sequences", "replica_check_every", "recurrence", "skip_before", "skip_after")
+    for name in (*counts, "attention_warning"):
         if getattr(guard, name) < 0:
             raise ConfigError(f"guard.{name}={getattr(guard, name)}: must not be negative.")
+    if guard.data_excess <= 0:
+        raise ConfigError(f"guard.data_excess={guard.data_excess}: must be positive (ln of the loss).")
     if guard.probe_excess <= 0:
         raise ConfigError(f"guard.probe_excess={guard.probe_excess}: must be positive (nats).")
     _check_detector(guard.detector)
@@ -193,7 +215,8 @@ def _check_detector(detector: DetectorConfig) -> None:
             f"guard.detector.min_window={detector.min_window}: must lie between 8 and guard.detector.window="
             f"{detector.window}."
         )
-    for name in ("scale_floor", "gate", "gradient_gate", "alarm", "clip", "persistence", "nonfinite_limit"):
+    gates = ("gate", "gradient_gate", "update_gate", "spread_gate")
+    for name in ("scale_floor", *gates, "alarm", "clip", "persistence", "nonfinite_limit"):
         if getattr(detector, name) <= 0:
             raise ConfigError(f"guard.detector.{name}={getattr(detector, name)}: must be positive.")
 

@@ -111,6 +111,7 @@ def _check_ranges(config: Config) -> None:
         f"optim.betas={list(optim.betas)}: two numbers, each at least 0 and below 1.",
     )
     _require(optim.clip_grad_norm >= 0, f"optim.clip_grad_norm={optim.clip_grad_norm}: 0 (never clip) or positive.")
+    _check_prevention(config)
     _require(
         0 < optim.decay_fraction <= 1, f"optim.decay_fraction={optim.decay_fraction}: must be above 0 and at most 1."
     )
@@ -121,4 +122,29 @@ def _check_ranges(config: Config) -> None:
     _require(
         config.world_size is None or config.world_size > 0,
         f"world_size={config.world_size}: the number of local ranks must be positive.",
+    )
+
+
+def _check_prevention(config: Config) -> None:
+    """What keeps a run from diverging."""
+    optim, clip = config.optim, config.optim.adaptive_clip
+    for name in ("qk_clip", "reset_every", "reset_warmup_steps"):
+        value = getattr(optim, name)
+        _require(value >= 0, f"optim.{name}={value}: 0 (never) or positive.")
+    _require(
+        not (optim.qk_clip and config.model.qk_norm),
+        f"optim.qk_clip={optim.qk_clip} and model.qk_norm=true: the norm makes the size of query and key weights "
+        "irrelevant, so scaling them bounds nothing. Choose one of the two.",
+    )
+    _require(
+        not optim.reset_every or optim.reset_every > optim.reset_warmup_steps,
+        f"optim.reset_every={optim.reset_every} is not above optim.reset_warmup_steps={optim.reset_warmup_steps}: the "
+        "learning rate would never come back.",
+    )
+    if clip.kind == "none":
+        return
+    _require(
+        clip.threshold > 0 and 0 < clip.decay < 1 and clip.warmup_steps > 1,
+        f"optim.adaptive_clip: threshold={clip.threshold} must be positive, decay={clip.decay} between 0 and 1, "
+        f"warmup_steps={clip.warmup_steps} at least 2.",
     )

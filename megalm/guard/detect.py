@@ -5,7 +5,10 @@ What it looks at is x = ln(loss) (and ln of the gradient norm), against a baseli
     m, s = median and 1.4826 MAD of the last 128 accepted x, after removing a falling trend in ln(step)
     z    = (x - m) / s
 
-    gate        z > 6 (or a fall to below about a half, or a gradient norm z > 8): this single step is refused
+    gate        z > 6 (or a fall to below about a half, or a gradient norm z > 8, or one data rank far above the others):
+                this single step is refused
+    update      the coming update is several times larger than usual, and the gradient does not explain it: the
+                optimizer's state or the learning rate is wrong
     shift       S = max(0, S + clip(z, -5, 5) - k): a cumulative sum; S > h means that the level has moved for good
     nonfinite   refused at once; four in a row mean that the weights themselves are gone
 
@@ -40,7 +43,7 @@ class Observation:
 
     step: int
     kind: str
-    """none | transient | shift | nonfinite"""
+    """none | transient | update | shift | nonfinite"""
     z: float
     """Standard score of ln(loss); 0 while the baseline is not known. Infinite for a non-finite loss."""
     gradient_z: float = 0.0
@@ -54,6 +57,8 @@ class Observation:
     """The state is damaged (a shift, or non-finite steps in a row), not only this step."""
     slow: bool = False
     """The loss rose slowly (over more than 10 samples), which skipping data alone has not been seen to cure."""
+    why: tuple[str, ...] = ()
+    """What was out of line: loss, gradient, update, spread."""
 
 
 class Baseline:
@@ -124,6 +129,32 @@ class Baseline:
         self._fit = None
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """Logarithms of what is positive; None where there is nothing to judge."""
+
+    gradient: float | None
+    update: float | None
+    spread: float | None
+
+    @staticmethod
+    def of(grad_norm: float | None, update_rms: float | None, loss_spread: float | None) -> _Sizes:
+        spread = None if loss_spread is None else max(loss_spread, 0.0) + 0.01
+        return _Sizes(_log(grad_norm), _log(update_rms), _log(spread))
+
+
+def _log(value: float | None) -> float | None:
+    return math.log(value) if value is not None and 0.0 < value < math.inf else None
+
+
+def _score(baseline: Baseline, clock: float, value: float | None) -> float:
+    """z of a value; 0 where it or the baseline is not known."""
+    if value is None or not baseline.ready:
+        return 0.0
+    m, _, above = baseline.predict(clock)
+    return (value - m) / above
+
+
 def _median(values: np.ndarray) -> float:
     """np.median is ten times slower on arrays this small."""
     n = len(values)
@@ -145,6 +176,8 @@ class SpikeDetector:
         self.config = c = config or DetectorConfig()
         self.loss = Baseline(c.window, c.min_window, c.scale_floor)
         self.gradient = Baseline(c.window, c.min_window, 0.02, trend=False)
+        self.update = Baseline(c.window, c.min_window, 0.05, trend=False)
+        self.spread = Baseline(c.window, c.min_window, 0.05, trend=False)
         self.lowest = math.inf
         self.sum = 0.0
         self.total = 0.0
@@ -163,8 +196,17 @@ class SpikeDetector:
         self.settled: list[float] = []
         self.held: list[list[float]] = []
 
-    def observe(self, step: int, loss: float, grad_norm: float | None = None, nonfinite: float = 0) -> Observation:
-        """Judge one step, before its update is applied."""
+    def observe(
+        self,
+        step: int,
+        loss: float,
+        grad_norm: float | None = None,
+        nonfinite: float = 0,
+        *,
+        update_rms: float | None = None,
+        loss_spread: float | None = None,
+    ) -> Observation:
+        """Judge one step, before its update is applied; what is None is not judged."""
         bad_gradient = grad_norm is not None and not math.isfinite(grad_norm)
         if not math.isfinite(loss) or nonfinite or bad_gradient:
             self.nonfinite += 1
@@ -173,15 +215,16 @@ class SpikeDetector:
             lasting = self.nonfinite == self.config.nonfinite_limit
             return Observation(step, "nonfinite", math.inf, onset=self.onset_nonfinite, lasting=lasting)
         self.nonfinite = 0
-        return self._judge(step, math.log(max(loss, 1e-9)), grad_norm)
+        return self._judge(step, math.log(max(loss, 1e-9)), _Sizes.of(grad_norm, update_rms, loss_spread))
 
-    def _judge(self, step: int, x: float, grad_norm: float | None) -> Observation:
+    def _judge(self, step: int, x: float, sizes: _Sizes) -> Observation:
         c = self.config
         clock = math.log(step + 10.0)
-        gradient_z = self._gradient_score(clock, grad_norm)
+        gradient_z = _score(self.gradient, clock, sizes.gradient)
+        why = self._odd_sizes(clock, sizes, gradient_z)
         if not self.loss.ready:
             self.loss.add(clock, x)
-            self._learn_gradient(clock, grad_norm)
+            self._learn_sizes(clock, sizes)
             return Observation(step, "none", 0.0, gradient_z)
         m, below, above = self.loss.predict(clock)
         self.lowest = min(self.lowest, m)
@@ -194,6 +237,9 @@ class SpikeDetector:
             "excess": excess,
             "expected": math.exp(m),
         }
+        if "update" in why:
+            # The state is odd, not this batch: nothing is learned from the step, and the run of outliers is left alone.
+            return Observation(step, "update", onset=step, why=("loss", *why) if gated else why, **observed)
         if self.raised:
             return self._wait_out(step, clock, x, z, observed)
         shift = self._accumulate(step, z, excess) or self._fallen(x, z)
@@ -202,15 +248,28 @@ class SpikeDetector:
             slow = self.run == 0 and self.length > 10 and self._rose()
             self._reset_sum()
             self.raised, self.settled, self.held = True, [], []
-            return Observation(step, "shift", onset=onset if onset >= 0 else step, lasting=True, slow=slow, **observed)
-        gated_gradient = gradient_z > c.gradient_gate
+            onset = onset if onset >= 0 else step
+            return Observation(step, "shift", onset=onset, lasting=True, slow=slow, why=("loss",), **observed)
         # Outliers above enter cut to 6 s, so that heavy tails widen `above`; falls enter as they are, but not collapses.
         self._learn(clock, max(min(x, m + c.gate * above), m - c.fall))
-        if not gated_gradient and not gated:
-            self._learn_gradient(clock, grad_norm)
-        kind = "transient" if gated or gated_gradient else "none"
-        onset = -1 if kind == "none" else self.run_onset if self.run else step
-        return Observation(step, kind, onset=onset, **observed)
+        why = ("loss", *why) if gated else why
+        if not why:
+            self._learn_sizes(clock, sizes)
+            return Observation(step, "none", **observed)
+        return Observation(step, "transient", onset=self.run_onset if self.run else step, why=why, **observed)
+
+    def _odd_sizes(self, clock: float, sizes: _Sizes, gradient_z: float) -> tuple[str, ...]:
+        """Which of gradient norm, update and spread are out of line."""
+        c, odd = self.config, []
+        if gradient_z > c.gradient_gate:
+            odd.append("gradient")
+        elif sizes.update is not None and self.update.ready:
+            usual, _, above = self.update.predict(clock)
+            if sizes.update - usual > max(c.update_gate, c.gate * above):
+                odd.append("update")
+        if _score(self.spread, clock, sizes.spread) > c.gradient_gate and math.exp(sizes.spread or 0.0) > c.spread_gate:
+            odd.append("spread")
+        return tuple(odd)
 
     def _accumulate(self, step: int, z: float, excess: float) -> bool:
         """True when the level has moved for good.
@@ -295,35 +354,45 @@ class SpikeDetector:
             self.held = []
         self.loss.add(clock, winsorised)
 
-    def _gradient_score(self, clock: float, grad_norm: float | None) -> float:
-        if grad_norm is None or not self.gradient.ready or grad_norm <= 0:
-            return 0.0
-        m, _, above = self.gradient.predict(clock)
-        return (math.log(grad_norm) - m) / above
+    def _learn_sizes(self, clock: float, sizes: _Sizes) -> None:
+        if self.sum > self.config.freeze:
+            return
+        for baseline, value in (
+            (self.gradient, sizes.gradient),
+            (self.update, sizes.update),
+            (self.spread, sizes.spread),
+        ):
+            if value is not None:
+                baseline.add(clock, value)
 
-    def _learn_gradient(self, clock: float, grad_norm: float | None) -> None:
-        if grad_norm is not None and grad_norm > 0 and self.sum <= self.config.freeze:
-            self.gradient.add(clock, math.log(grad_norm))
+    def keep_level(self) -> None:
+        """A shift was declared, and what made it will be left out: go on judging by the level before it."""
+        self.raised, self.held, self.settled = False, [], []
+
+    def forget_updates(self) -> None:
+        """Updates will have another size from now on, because somebody chose so."""
+        self.update.clear()
 
     def _reset_sum(self) -> None:
         self.sum = self.total = 0.0
         self.onset, self.length, self.frozen, self.run, self.calm, self.run_onset = -1, 0, 0, 0, 0, -1
         self.recent, self.excesses = [], []
 
+    _BASELINES = ("loss", "gradient", "update", "spread")
     _SCALARS = (
         *("lowest", "sum", "total", "recent", "excesses", "onset", "length", "frozen", "run", "calm", "run_onset"),
         *("below", "nonfinite", "onset_nonfinite", "raised", "settled", "held"),
     )
 
     def state_dict(self) -> dict:
-        """JSON-able; about 5 KB with full windows."""
+        """JSON-able; about 20 KB with full windows."""
         state = {name: getattr(self, name) for name in self._SCALARS}
         state["lowest"] = None if math.isinf(self.lowest) else self.lowest
-        return {**state, "loss": self.loss.state_dict(), "gradient": self.gradient.state_dict()}
+        return {**state, **{name: getattr(self, name).state_dict() for name in self._BASELINES}}
 
     def load_state_dict(self, state: dict) -> None:
         for name in self._SCALARS:
             setattr(self, name, state[name])
         self.lowest = math.inf if state["lowest"] is None else state["lowest"]
-        self.loss.load_state_dict(state["loss"])
-        self.gradient.load_state_dict(state["gradient"])
+        for name in self._BASELINES:
+            getattr(self, name).load_state_dict(state.get(name, {"values": [], "clock": []}))

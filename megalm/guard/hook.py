@@ -11,6 +11,7 @@ the damage comes again is data skipped or the learning rate lowered (see megalm.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from megalm.config.guard import GuardConfig
+from megalm.guard.advice import advice
 from megalm.guard.detect import Observation, SpikeDetector
 from megalm.guard.policy import Decision, Policy
-from megalm.guard.probe import Probe, verdict, weights_are_broken
+from megalm.guard.probe import Probe, other_weights, verdict, weights_are_broken
 from megalm.guard.provoke import Provoker
 from megalm.guard.recover import Recovery
 from megalm.guard.replay import History, StepRecord, differing, gather_fingerprints, minority
@@ -47,12 +49,17 @@ class GuardHook(Hook):
         self.provoker = Provoker(config.provoke)
         self.probe: Probe | None = None
         self.probe_known: float | None = None
-        """The probe's loss at the last clean snapshot."""
+        """Where there are no snapshots: the probe's loss when the run was last seen to be well."""
+        self.probe_every = 0
+        self.warned_at = 0.0
+        """Largest attention logit that was warned of."""
         self.pending: Decision | None = None
         self.replica_step = 0
         """Last step at which all replicas were seen to be equal."""
-        self.spent = {"observe": 0.0, "probe and snapshots": 0.0}
+        self.spent = {"observe": 0.0, "snapshots": 0.0}
         """Seconds that the guard took of steps without an event."""
+        self.schedule = ""
+        """The update rule and learning rate that the sizes of updates belong to."""
         self._going_back = False
         self._position = 0
         self._began = 0
@@ -71,6 +78,11 @@ class GuardHook(Hook):
         if self.config.probe_sequences:
             batches = trainer.loader.evaluation_batches(self.config.probe_sequences)
             self.probe = Probe(trainer.executor, batches, trainer.mesh) if batches else None
+        self._check_schedule(trainer)
+        if not self.ring.lags:
+            # A forward pass is a third of a sequence's step: at this interval the probe is a quarter of a percent of all.
+            share = self.config.probe_sequences / (3 * trainer.config.train.global_batch_size)
+            self.probe_every = max(16, math.ceil(share / 0.0025))
         self._going_back = True
         self.recovery.resume(trainer)
         self._going_back = False
@@ -88,7 +100,15 @@ class GuardHook(Hook):
         if not self.config.enabled:
             return True
         step, begun = trainer.step + 1, time.perf_counter()
-        seen = self.detector.observe(step, signals.loss, signals.grad_norm, signals.nonfinite)
+        seen = self.detector.observe(
+            step,
+            signals.loss,
+            signals.grad_norm,
+            signals.nonfinite,
+            update_rms=signals.update_rms,
+            loss_spread=signals.loss_spread,
+        )
+        self._watch_attention(trainer, step, signals)
         self.spent["observe"] += time.perf_counter() - begun
         accepted = self._answer(trainer, step, signals, seen)
         record = StepRecord(
@@ -108,10 +128,11 @@ class GuardHook(Hook):
             return
         if self.recovery.replay is None:
             self._check_replicas(trainer)
-        if self.pending is None and self.ring.due(trainer.step) and self._calm():
+        due = self.ring.due(trainer.step) or self.probe_every and trainer.step % self.probe_every == 0
+        if self.pending is None and due and self._calm():
             begun = time.perf_counter()
             self._capture(trainer)
-            self.spent["probe and snapshots"] += time.perf_counter() - begun
+            self.spent["snapshots"] += time.perf_counter() - begun
 
     # -------------------------------------------------------------------------------------------------------- judgement
     def _answer(self, trainer: Trainer, step: int, signals: Signals, seen: Observation) -> bool:
@@ -124,18 +145,11 @@ class GuardHook(Hook):
                 return self._judge_replay(trainer, step, signals, seen)
         if seen.kind == "none":
             return True
-        excess = self._probe_excess()
+        excess = self._probe_excess(trainer, seen.onset if seen.onset >= 0 else step)
         found = verdict(seen.kind, excess, self.config.probe_excess)
         if seen.kind == "nonfinite" and seen.lasting or weights_are_broken(trainer.model_chunks, trainer.mesh):
             found = "weights"
-        if self._is_settled(seen, found):
-            self._observed(trainer, step, seen, found, excess, signals)
-            return True
         return self._decide(trainer, step, seen, found, excess, signals)
-
-    def _is_settled(self, seen: Observation, found: str) -> bool:
-        """A lasting change of the data is no fault: the weights are fine, and the detector takes up the new level."""
-        return seen.kind == "shift" and found == "data"
 
     def _decide(
         self, trainer: Trainer, step: int, seen: Observation, found: str, excess: float | None, signals: Signals
@@ -147,9 +161,16 @@ class GuardHook(Hook):
         if found == "weights" and self.recovery.may_replay(trainer, step, onset):
             self._start_replay(trainer, step, onset, signals)
             return False
-        decision = self.policy.decide(step, found, onset, slow=seen.slow)
+        lasting = seen.kind == "shift"
+        if lasting and found == "data" and seen.excess < self.config.data_excess:
+            return (
+                True  # the weights are fine and the data is only a little harder: the detector takes up the new level
+            )
+        decision = self.policy.decide(step, found, onset, slow=seen.slow, lasting=lasting)
         if decision.action == "accept":
             return True
+        if lasting and found == "data":
+            self.detector.keep_level()
         if decision.action == "skip":
             self._event(trainer, "skip", decision, samples=self._samples(trainer))
             return False
@@ -169,7 +190,7 @@ class GuardHook(Hook):
         prints = gather_fingerprints(trainer.model_chunks, trainer.boxes(), trainer.mesh.world, trainer.mesh.device)
         same = replay["loss"] == [repr(signals.loss), repr(signals.grad_norm)]
         if same or seen.kind != "none":
-            excess = self._probe_excess()
+            excess = self._probe_excess(trainer, replay["onset"])
             return self._decide(trainer, step, seen, "weights", excess, signals)
         ranks = differing(replay["fingerprints"], prints)
         trainer.events.write(
@@ -200,16 +221,51 @@ class GuardHook(Hook):
             z=_finite(seen.z),
             grad_norm=_finite(signals.grad_norm),
             grad_z=_finite(seen.gradient_z),
+            why=list(seen.why),
+            update_rms=_finite(signals.update_rms),
+            attention_logit=_finite(signals.attention_logit),
+            loss_spread=_finite(signals.loss_spread),
+            worst_rank=signals.worst_rank if signals.loss_spread is not None else None,
             nonfinite=signals.nonfinite,
-            probe_excess=_finite(excess) if excess is not None else None,
+            probe_excess=_finite(excess),
             samples=self._samples(trainer),
             lr_scale=trainer.lr_scale,
         )
 
-    def _probe_excess(self) -> float | None:
-        if self.probe is None or self.probe_known is None:
+    def _probe_excess(self, trainer: Trainer, onset: int) -> float | None:
+        """The probe's loss with the weights as they are, above that with those of the newest trusted snapshot.
+
+        Nothing is spent on it before something is odd: the reference is found when it is asked for.
+        """
+        if self.probe is None:
             return None
-        return self.probe.loss() - self.probe_known
+        now, known = self.probe.loss(), self.probe_known
+        if self.ring.lags:
+            snapshot = self.ring.choose(onset - self.config.margin) or self.ring.choose(onset - 1)
+            if snapshot is None:
+                return None
+            if snapshot.probe is None:
+                with other_weights(trainer, trainer.boxes(), snapshot.tensors):
+                    snapshot.probe = self.probe.loss()
+            known = snapshot.probe
+        return None if known is None else now - known
+
+    def _watch_attention(self, trainer: Trainer, step: int, signals: Signals) -> None:
+        """Warn, once at each doubling, of attention logits that grow as they do long before a run diverges."""
+        limit, logit = self.config.attention_warning, signals.attention_logit
+        if not limit or logit is None or not max(limit, 2 * self.warned_at) <= logit < math.inf:
+            return
+        self.warned_at = logit
+        hints = [hint for hint in advice(trainer.config) if "attention" in hint]
+        trainer.events.write("warning", step=step, what="attention_logit", attention_logit=logit, advice=hints)
+
+    def _check_schedule(self, trainer: Trainer) -> None:
+        """Somebody who resumes with another learning rate or update rule wants updates of another size."""
+        optim = trainer.config.optim
+        now = repr((optim, trainer.total_steps if optim.schedule != "constant" else 0))
+        if self.schedule not in ("", now):
+            self.detector.forget_updates()
+        self.schedule = now
 
     # ----------------------------------------------------------------------------------------------------------- repair
     def _carry_out(self, trainer: Trainer, decision: Decision) -> None:
@@ -234,10 +290,7 @@ class GuardHook(Hook):
         self.recovery.go_back(trainer, plan, source)
         self._going_back = False
         self.pending = None
-        if isinstance(source, Snapshot):
-            self.probe_known = source.probe
-        else:
-            self.probe_known = None
+        if not isinstance(source, Snapshot):
             self._capture(trainer)
         trainer.events.write("recovered", step=trainer.step, seconds=round(time.perf_counter() - begun, 4))
         self.replica_step = min(self.replica_step, trainer.step)
@@ -257,14 +310,13 @@ class GuardHook(Hook):
         return not (d.raised or d.run or d.nonfinite) and d.sum <= self.config.detector.freeze
 
     def _capture(self, trainer: Trainer) -> None:
-        """A snapshot and the probe's loss with it, unless the probe says that the state is not clean."""
-        if self.probe is not None:
-            loss = self.probe.loss()
-            if self.probe_known is not None and not loss - self.probe_known <= self.config.probe_excess:
-                return
-            self.probe_known = loss
+        """A snapshot; where none are kept, the probe's loss, unless it says that the state is not clean."""
         if self.ring.lags:
-            self.ring.capture(trainer.step, trainer.boxes(), trainer.state_dict(), self.probe_known)
+            self.ring.capture(trainer.step, trainer.boxes(), trainer.state_dict())
+        elif self.probe is not None:
+            loss = self.probe.loss()
+            if self.probe_known is None or loss - self.probe_known <= self.config.probe_excess:
+                self.probe_known = loss
 
     def _check_replicas(self, trainer: Trainer) -> None:
         every, axis = self.config.replica_check_every, trainer.mesh.data_context
@@ -311,6 +363,8 @@ class GuardHook(Hook):
             "replay": self.recovery.replay,
             "replayed_at": self.recovery.replayed_at,
             "probe": self.probe_known,
+            "warned_at": self.warned_at,
+            "schedule": self.schedule,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -322,6 +376,8 @@ class GuardHook(Hook):
             self.policy.load_state_dict(state["policy"])
             self.recovery.replay, self.recovery.replayed_at = state["replay"], state["replayed_at"]
             self.probe_known = state["probe"]
+            self.warned_at = state.get("warned_at", 0.0)
+            self.schedule = state.get("schedule", "")
 
 
 def _union(flags: torch.Tensor, axis: Any) -> list[int]:

@@ -74,30 +74,34 @@ class Policy:
         self.last_refused = -2
         self.lr = (1.0, 0, 0)  # scale, step it was set for, steps of the way back
 
-    def decide(self, step: int, verdict: str, onset: int, *, slow: bool = False) -> Decision:
+    def decide(self, step: int, verdict: str, onset: int, *, slow: bool = False, lasting: bool = False) -> Decision:
         """The answer to this verdict at this step; it is entered in the books.
 
         slow: the loss rose gradually. Going back and skipping data alone has not been seen to cure that (IDEFICS), so
         the ladder is entered at the first rung that changes the learning rate.
+        lasting: of data, that it has been odd for so long that it is no single batch; where no data may be skipped any
+        more it is taken for what the data now is, and accepted.
         """
         self.row = self.row + 1 if self.last_refused == step - 1 else 1
-        chosen = self._choose(step, verdict, slow)
+        chosen = self._choose(step, verdict, slow, lasting)
         self.count += 1
         if chosen is None:
             return Decision(self.count, step, "accept", verdict, onset)
         number, rung = chosen
         attempt = 1 + self._recent_returns(step) if rung.action in GO_BACK else 1
-        if rung.action == "skip":
+        if rung.action in ("skip", "skip_data"):
             self.last_refused = step
         self._enter(step, number, rung)
         return self._detail(step, verdict, onset, rung, attempt, number)
 
-    def _choose(self, step: int, verdict: str, slow: bool) -> tuple[int, RungConfig] | None:
+    def _choose(self, step: int, verdict: str, slow: bool, lasting: bool) -> tuple[int, RungConfig] | None:
         answers = _ANSWERS[verdict]
         rungs = self.config.rungs
         slow = slow and any(rung.action == "lower_lr" for rung in rungs)
         patience = next((rung.in_a_row for rung in rungs if rung.action == "skip"), 0)
-        persistent = patience > 0 and self.row > patience
+        persistent = patience > 0 and self.row > patience or lasting
+        if lasting and verdict == "data":
+            answers = ("skip_data",)
         for number, rung in enumerate(rungs):
             if rung.action not in answers or self._left(number, rung, step) <= 0:
                 continue

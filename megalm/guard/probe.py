@@ -6,12 +6,16 @@ If the training loss is odd and the probe's is not, the batch was bad. If the pr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from megalm.parallel.collectives import all_reduce
+from megalm.parallel.slices import Box
 
 
 class Probe:
@@ -23,6 +27,7 @@ class Probe:
 
     def __init__(self, executor: Any, batches: Sequence[Any], mesh: Any):
         self.executor, self.batches, self.mesh = executor, list(batches), mesh
+        self.shape = executor.shape  # of whole sequences; a phase of training may have shorter ones
 
     def __bool__(self) -> bool:
         return bool(self.batches)
@@ -32,13 +37,52 @@ class Probe:
 
         Comm: the forward pass's, then one all-reduce of 2 numbers over the world.
         """
+        chunks = self.executor.chunks
+        for chunk in chunks:
+            chunk.eval()
+        shape, self.executor.shape = self.executor.shape, self.shape
         reports = self.executor.evaluate([batch.to(self.mesh.device) for batch in self.batches])
+        self.executor.shape = shape
+        for chunk in chunks:
+            chunk.train()
         total = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
         for report in reports:
-            total += report
+            total += report[:2]
         total /= self.mesh.tensor.size
         loss_sum, tokens = all_reduce(total, self.mesh.world).tolist()
         return loss_sum / tokens if tokens > 0 else math.nan
+
+
+@contextmanager
+def other_weights(trainer: Any, boxes: Sequence[Box], tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Inside the block the model has these weights (`tensors`, one for each of `boxes`, moments left out); after it every
+    weight is again, bit by bit, what it was, damaged ones too.
+
+    Comm: those of `optimizer.gather_parameters()`, once
+    """
+    optimizer = trainer.optimizer
+    optimizer.wait_weights()
+    taken = [(box.tensor, other) for box, other in zip(boxes, tensors, strict=True) if not _is_moment(box)]
+    computed = [_local(parameter) for chunk in trainer.model_chunks for parameter in chunk.parameters()]
+    kept = [(tensor, tensor.cpu().clone()) for tensor in [*(tensor for tensor, _ in taken), *computed]]
+    try:
+        for tensor, other in taken:
+            tensor.copy_(other)
+        optimizer.gather_parameters()
+        yield
+    finally:
+        optimizer.wait_weights()
+        for tensor, old in kept:
+            tensor.copy_(old)
+
+
+def _is_moment(box: Box) -> bool:
+    return box.name.startswith("optimizer.")
+
+
+def _local(parameter: Tensor) -> Tensor:
+    inside = parameter.detach()
+    return inside.to_local() if isinstance(inside, DTensor) else inside
 
 
 BROKEN_WEIGHT = 1e6
@@ -64,6 +108,8 @@ def verdict(kind: str, excess: float | None, limit: float) -> str:
 
     excess: nats; None without a probe; not finite if the probe's loss was not.
     """
+    if kind == "update":
+        return "weights"  # the optimizer's state or the learning rate: going back is the answer, as for damaged weights
     if excess is None:
         return {"shift": "weights", "nonfinite": "nonfinite"}.get(kind, "unknown")
     if not excess <= limit:  # NaN is damage, too

@@ -34,9 +34,9 @@ class Snapshot:
     state: dict[str, Any]
     """The trainer's small state."""
     random: dict[str, Any]
-    probe: float | None
-    """The probe's loss at that state."""
     tensors: list[torch.Tensor] = field(repr=False, default_factory=list)
+    probe: float | None = None
+    """The probe's loss at that state, once somebody asked for it."""
 
 
 class SnapshotRing:
@@ -55,7 +55,7 @@ class SnapshotRing:
     def due(self, step: int) -> bool:
         return bool(self.lags) and step % self.lags[0] == 0
 
-    def capture(self, step: int, boxes: Sequence[Box], state: dict[str, Any], probe: float | None) -> None:
+    def capture(self, step: int, boxes: Sequence[Box], state: dict[str, Any]) -> None:
         """Copy the state to host memory, and move the older snapshots along."""
         for slot in range(len(self.lags) - 1, 0, -1):
             younger = self.slots[slot - 1]
@@ -70,7 +70,7 @@ class SnapshotRing:
             tensor.copy_(box.tensor, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.slots[0] = Snapshot(step, state, random_state(), probe, tensors)
+        self.slots[0] = Snapshot(step, state, random_state(), tensors)
 
     def choose(self, latest: int, attempt: int = 1) -> Snapshot | None:
         """The `attempt`-th youngest snapshot of at most step `latest` (the oldest of them, if there are not so many)."""

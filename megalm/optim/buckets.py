@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from megalm.optim.stretches import Part, Stretch
 from megalm.parallel import collectives
 from megalm.parallel.mesh import Axis, Mesh
 from megalm.parallel.slices import Box, Piece, range_boxes, slice_of
@@ -143,6 +144,36 @@ class Bucket:
                     merged.append([start, stop])
                     follows = True
         return [self.reduced[start - base : stop - base] for start, stop in merged]
+
+    def part(self) -> Part:
+        """This rank's shard, with the global tensors in it."""
+        return Part(
+            tuple(self._stretches()),
+            self.master,
+            self.exp_avg,
+            self.exp_avg_sq,
+            self._shard_gradient,
+            self.decay,
+            self.weights[self.low : self.high] if self.narrow else None,
+        )
+
+    def _shard_gradient(self) -> Tensor:
+        assert self.reduced is not None
+        return self.reduced
+
+    def _stretches(self) -> Iterator[Stretch]:
+        share = self.length // self.axis.size
+        mine = self.axis.rank * share, (self.axis.rank + 1) * share
+        for entry in self.entries:
+            for piece, start, stop in entry.segments():
+                low, high = max(start, self.low), min(stop, self.high)
+                if low >= high:
+                    continue
+                first, last = max(low, mine[0]), min(high, mine[1])
+                if not piece.owner or first >= last:
+                    first = last = low
+                base = self.low
+                yield Stretch(piece, low - base, high - base, low - start, first - base, last - base)
 
     def partial_segments(self) -> Iterator[tuple[Axis, Tensor]]:
         """Gradient segments that must be summed over further axes, with the axis."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,18 +13,35 @@ from megalm.parallel import collectives
 from megalm.parallel.mesh import Mesh
 
 
-def global_statistics(own: Sequence[Tensor], mesh: Mesh, extra: Tensor | None) -> tuple[Tensor, ...]:
+class Passenger(Protocol):
+    """Who has numbers of its own to sum over the world in the same message."""
+
+    def message(self) -> Tensor | None: ...
+
+    def take(self, summed: Tensor) -> None: ...
+
+
+def global_statistics(
+    own: Sequence[Tensor], mesh: Mesh, extra: Tensor | None, passenger: Passenger | None = None
+) -> tuple[Tensor, ...]:
     """(norm, non-finite elements[, extra]) over the world, fp64, from gradients that this rank alone contributes.
 
-    Comm: one all-reduce of 2 + len(extra) numbers over the world.
+    Comm: one all-reduce over the world of 2 + len(extra) numbers, and the passenger's.
     """
     values = l2_norm_nonfinite(own, mesh.device)
+    length = 0
     if extra is not None:
+        length = len(extra)
         values = torch.cat([values, extra.to(device=mesh.device, dtype=torch.float64)])
+    message = passenger.message() if passenger is not None else None
+    if message is not None:
+        values = torch.cat([values, message])
     collectives.all_reduce(values, mesh.world)
+    if passenger is not None and message is not None:
+        passenger.take(values[2 + length :])
     if extra is None:
         return values[0].sqrt(), values[1]
-    return values[0].sqrt(), values[1], values[2:]
+    return values[0].sqrt(), values[1], values[2 : 2 + length]
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,15 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from megalm.config.errors import ConfigError
+from megalm.config.optim import OptimConfig
 from megalm.ops import adamw_
+from megalm.optim.adamw import AdamW
 from megalm.optim.clip import global_statistics
+from megalm.optim.stretches import Part, Stretch
+from megalm.optim.tensor_rules import TensorRules
 from megalm.parallel import collectives
 from megalm.parallel.mesh import Axis, Mesh
 from megalm.parallel.slices import Box, Piece, Slice, attach, slice_of
-
-
-class _AdamWSettings(Protocol):
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
 
 
 @dataclass
@@ -52,8 +50,24 @@ class _Shard:
             if start < stop:
                 yield piece, start, stop
 
+    def part(self) -> Part:
+        """As `Bucket.part`."""
+        state = self.master.view(-1), self.exp_avg.view(-1), self.exp_avg_sq.view(-1)
+        return Part(tuple(self._stretches()), *state, self._flat_gradient, self.slice_.decay)
 
-class FullyShardedOptimizer:
+    def _flat_gradient(self) -> Tensor:
+        assert self.gradient is not None
+        return self.gradient.reshape(-1)
+
+    def _stretches(self) -> Iterator[Stretch]:
+        row = self.master[:1].numel()
+        for piece, start, stop in self.segments():
+            low, high = start * row, stop * row
+            last = high if piece.owner else low
+            yield Stretch(piece, low, high, (self.first + start - piece.row) * row, low, last)
+
+
+class FullyShardedOptimizer(AdamW):
     """AdamW over parameters that `fully_shard` has split; the same steps and meaning as `ShardedOptimizer`.
 
     Comm:   all-gather of each layer's weights in forward and in backward, reduce-scatter of its gradients after every
@@ -62,12 +76,11 @@ class FullyShardedOptimizer:
     """
 
     def __init__(
-        self, chunks: Sequence[nn.Module], optim: _AdamWSettings, precision: Any, mesh: Mesh, parallel: Any
+        self, chunks: Sequence[nn.Module], optim: OptimConfig, precision: Any, mesh: Mesh, parallel: Any
     ) -> None:
         del precision, parallel
-        self.optim, self.mesh = optim, mesh
+        super().__init__(optim, mesh)
         self.axis = mesh.data_context
-        self.step_count = 0
         self.shards: list[_Shard] = []
         seen: set[int] = set()
         for chunk in chunks:
@@ -81,6 +94,7 @@ class FullyShardedOptimizer:
             seen |= own
         for chunk in chunks:
             self._shard(chunk)
+        self.rules = TensorRules(optim, self.parts(), mesh)
 
     def _shard(self, chunk: nn.Module) -> None:
         """Split a chunk layer by layer, then what is left of it; parameters keep their slices."""
@@ -148,14 +162,16 @@ class FullyShardedOptimizer:
         for shard in self.shards:
             assert shard.gradient is not None
             own += [shard.gradient[start:stop].flatten() for piece, start, stop in shard.segments() if piece.owner]
-        return global_statistics(own, self.mesh, extra)
+        return global_statistics(own, self.mesh, extra, self.rules)
 
     @torch.no_grad()
     def step(self, lr: float, grad_scale: float | Tensor = 1.0) -> None:
         """Update this rank's shards with gradients multiplied by `grad_scale`."""
         self.step_count += 1
+        self.last_scale = float(grad_scale)
         beta1, beta2 = self.optim.betas
-        for shard in self.shards:
+        rates = self.rules.rates(self.last_scale, self.step_count)
+        for shard, segments in zip(self.shards, rates, strict=True):
             assert shard.gradient is not None
             if not shard.master.numel():
                 continue
@@ -171,6 +187,7 @@ class FullyShardedOptimizer:
                 weight_decay=self.optim.weight_decay if shard.slice_.decay else 0.0,
                 step=self.step_count,
                 grad_scale=grad_scale,
+                segments=segments,
             )
 
     def gather_parameters(self) -> None:
@@ -178,6 +195,10 @@ class FullyShardedOptimizer:
 
     def wait_weights(self) -> None:
         """Nothing to do: forward waits for what it gathers."""
+
+    def parts(self) -> list[Part]:
+        """The flat buffers with the global tensors in them."""
+        return [shard.part() for shard in self.shards]
 
     def boxes(self) -> list[Box]:
         """As `ShardedOptimizer.boxes`."""
@@ -193,11 +214,3 @@ class FullyShardedOptimizer:
                     rows = getattr(shard, kind)[start:stop]
                     found.append(Box(prefix + piece.name, piece.global_shape, (row, *piece.offset[1:]), rows))
         return found
-
-    def state(self) -> dict[str, Any]:
-        """What the boxes do not hold."""
-        return {"step": self.step_count}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` gave."""
-        self.step_count = int(state["step"])

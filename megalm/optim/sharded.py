@@ -10,9 +10,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from megalm.config.optim import OptimConfig
 from megalm.ops import adamw_
+from megalm.optim.adamw import AdamW
 from megalm.optim.buckets import Bucket, plan_buckets
 from megalm.optim.clip import global_statistics
+from megalm.optim.stretches import Part
+from megalm.optim.tensor_rules import TensorRules
 from megalm.parallel import collectives
 from megalm.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from megalm.parallel.mesh import Axis, Mesh
@@ -24,12 +28,6 @@ from megalm.parallel.slices import Box
 _SELF_CONTAINED = (ColumnParallelLinear, RowParallelLinear, Norm)
 # ZeRO-2: reductions of one bucket that may be under way at once, each holding a full-length buffer.
 _IN_FLIGHT = 2
-
-
-class _AdamWSettings(Protocol):
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
 
 
 class _ParallelSettings(Protocol):
@@ -57,7 +55,7 @@ class _Sink:
         self.optimizer._arrived(self.bucket)
 
 
-class ShardedOptimizer:
+class ShardedOptimizer(AdamW):
     """AdamW over all parameters of this rank's chunks.
 
     A step:  begin_step(micro-batches) -> backward passes -> finish_gradients() -> statistics() -> step(lr, scale)
@@ -75,19 +73,18 @@ class ShardedOptimizer:
     def __init__(
         self,
         chunks: Sequence[nn.Module],
-        optim: _AdamWSettings,
+        optim: OptimConfig,
         precision: Any,
         mesh: Mesh,
         parallel: _ParallelSettings,
     ) -> None:
         del precision  # the parameters' dtypes say it; masters and state are always fp32
-        self.optim, self.mesh = optim, mesh
+        super().__init__(optim, mesh)
         # Nobody to share with: the stages are the same, and stage 2's early reductions would count gradients again.
         self.zero_stage = parallel.zero_stage if mesh.data_context.size > 1 else 0
         self.buckets, self._uses = plan_buckets(
             chunks, mesh, zero_stage=self.zero_stage, bucket_bytes=parallel.bucket_mb * 2**20
         )
-        self.step_count = 0
         self._expected: dict[int, int] = {}
         self._every_micro_batch = False
         self._accepting = False
@@ -99,6 +96,7 @@ class ShardedOptimizer:
                 parameter.gradient_sink = _Sink(self, bucket, index)  # type: ignore[attr-defined]
                 parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, bucket, index))
         self._install_waits(chunks)
+        self.rules = TensorRules(optim, self.parts(), mesh)
 
     # ------------------------------------------------------------------------------------------------------- gradients
     def begin_step(self, num_micro_batches: int) -> None:
@@ -189,7 +187,7 @@ class ShardedOptimizer:
         Comm: one all-reduce of 2 + len(extra) numbers over the world.
         """
         own = [part for bucket in self.buckets for part in bucket.own_gradients()]
-        return global_statistics(own, self.mesh, extra)
+        return global_statistics(own, self.mesh, extra, self.rules)
 
     # ---------------------------------------------------------------------------------------------------------- update
     @torch.no_grad()
@@ -199,8 +197,10 @@ class ShardedOptimizer:
         Comm: ZeRO: all-gather of the weights, waited for by the modules that use them.
         """
         self.step_count += 1
+        self.last_scale = float(grad_scale)
         beta1, beta2 = self.optim.betas
-        for bucket in reversed(self.buckets):  # the order in which the next forward needs them
+        rates = self.rules.rates(self.last_scale, self.step_count)
+        for bucket, segments in reversed(list(zip(self.buckets, rates, strict=True))):  # as the next forward needs them
             assert bucket.reduced is not None
             adamw_(
                 bucket.master,
@@ -215,6 +215,7 @@ class ShardedOptimizer:
                 step=self.step_count,
                 grad_scale=grad_scale,
                 out=bucket.weights[bucket.low : bucket.high] if bucket.narrow else None,
+                segments=segments,
             )
             bucket.gather()
 
@@ -255,6 +256,10 @@ class ShardedOptimizer:
             chunk.register_forward_pre_hook(partial(_wait_for, list(early.values())))
 
     # ----------------------------------------------------------------------------------------------------------- state
+    def parts(self) -> list[Part]:
+        """The flat buffers with the global tensors in them."""
+        return [bucket.part() for bucket in self.buckets]
+
     def boxes(self) -> list[Box]:
         """This rank's fp32 masters (under the parameters' names) and moments (`optimizer.exp_avg.NAME`,
         `optimizer.exp_avg_sq.NAME`).
@@ -262,14 +267,6 @@ class ShardedOptimizer:
         The tensors are live views; after writing to them call `gather_parameters()`.
         """
         return [box for bucket in self.buckets for box in bucket.boxes()]
-
-    def state(self) -> dict[str, Any]:
-        """What the boxes do not hold."""
-        return {"step": self.step_count}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` gave."""
-        self.step_count = int(state["step"])
 
 
 def _wait_for(buckets: list[Bucket], module: nn.Module, arguments: Any) -> None:

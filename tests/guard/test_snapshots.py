@@ -22,7 +22,7 @@ def filled(lags, until):
     for step in range(until + 1):
         boxes[0].tensor.fill_(step)
         if ring.due(step):
-            ring.capture(step, boxes, {"step": step}, None)
+            ring.capture(step, boxes, {"step": step})
     return ring, boxes
 
 
@@ -63,7 +63,7 @@ def test_memory_does_not_grow():
     ring, boxes = filled([2, 4], 9)
     pointers = {s.tensors[0].data_ptr() for s in ring.slots} | {t[0].data_ptr() for t in ring._spare}
     for step in range(10, 60, 2):
-        ring.capture(step, boxes, {}, None)
+        ring.capture(step, boxes, {})
     assert {s.tensors[0].data_ptr() for s in ring.slots} | {t[0].data_ptr() for t in ring._spare} == pointers
     assert len(pointers) <= 3
 

@@ -1,0 +1,87 @@
+"""Which part of which global tensor lies where in the optimizer's flat buffers, and sums over whole tensors.
+
+Per-tensor rules (adaptive clipping, update clipping) and per-tensor measurements need a number for each global tensor,
+however its elements are spread over ranks. Each rank adds up its own stretches, counted once over all ranks; one
+all-reduce of a number per tensor makes the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megalm.parallel.mesh import Mesh
+from megalm.parallel.slices import Piece
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Elements [start, stop) of a flat buffer: a part of one global tensor.
+
+    skip: elements of the piece that lie before them. [first, last) are those that this rank counts: what several ranks
+    hold is counted by the owner only, copies over the data ranks are dealt out.
+    """
+
+    piece: Piece
+    start: int
+    stop: int
+    skip: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A flat share of the optimizer's state: one bucket's shard, or one fully sharded parameter.
+
+    Shapes: master, exp_avg, exp_avg_sq, gradient() all fp32 [N]; out, the rounded weights, [N] or None
+    """
+
+    stretches: tuple[Stretch, ...]
+    master: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    gradient: Callable[[], Tensor]
+    decay: bool
+    out: Tensor | None = None
+
+
+class TensorIndex:
+    """A number for each global tensor of the model, the same on every rank.
+
+    Comm: one gathering of names over the world, when it is made.
+    """
+
+    def __init__(self, parts: Iterable[Part], mesh: Mesh) -> None:
+        self.mesh = mesh
+        own = {s.piece.name: s.piece.global_shape for part in parts for s in part.stretches}
+        if mesh.world.size > 1:
+            gathered: list[dict[str, tuple[int, ...]]] = [{}] * mesh.world.size
+            dist.all_gather_object(gathered, own, group=mesh.world.group)
+            own = {name: shape for part in gathered for name, shape in part.items()}
+        self.names = sorted(own)
+        self.number = {name: i for i, name in enumerate(self.names)}
+        self.sizes = [prod(own[name]) for name in self.names]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def gather(self, stretches: Sequence[Stretch], values: Sequence[Tensor]) -> Tensor:
+        """Add up one number a stretch by tensor. Shapes: values scalars -> fp64 [tensors], to be summed over the world"""
+        sums = torch.zeros(len(self), dtype=torch.float64, device=self.mesh.device)
+        if stretches:
+            numbers = torch.tensor([self.number[s.piece.name] for s in stretches], device=self.mesh.device)
+            sums.index_add_(0, numbers, torch.stack(list(values)).double())
+        return sums
+
+
+def squares(parts: Iterable[Part], index: TensorIndex) -> Tensor:
+    """This rank's share of each tensor's squared gradient norm. Shapes: -> fp64 [tensors]"""
+    counted = [(part, s) for part in parts for s in part.stretches if s.last > s.first]
+    norms = torch._foreach_norm([part.gradient()[s.first : s.last] for part, s in counted]) if counted else []
+    return index.gather([s for _, s in counted], [norm.double().square() for norm in norms])
