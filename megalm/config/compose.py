@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megalm.config.errors import ConfigError
+from megalm.config.model_file import expand_model_file
 from megalm.config.root import Config
 from megalm.config.validate import validate
 
@@ -44,11 +45,11 @@ def compose_config(overrides: Sequence[str], *, check: bool = True) -> Config:
     """Compose, type-check, fill in and (with `check`) cross-validate a run's configuration.
 
     Args:
-        overrides: what stands on the command line: `+model=tiny`, `optim.lr=1e-3`, `parallel=zero1`, ...
+        overrides: what stands on the command line: `+model=tiny`, `+model=PATH.yaml`, `optim.lr=1e-3`, ...
     Errors: ConfigError for an unknown key, a wrong type, an unknown choice or values that do not go together.
     """
     available = groups()
-    normal = [_normalise(override, available) for override in overrides]
+    normal = [_normalise(word, available) for override in overrides for word in expand_model_file(override)]
     ConfigStore.instance().store(name="base_config", node=Config)
     GlobalHydra.instance().clear()
     try:

@@ -183,7 +183,7 @@ def _train_on(args: argparse.Namespace, work: Path, tensor: int, pipeline: int) 
     name = f"tensor{tensor}-pipeline{pipeline}"
     _call(
         "megalm.launch",
-        *(work / "run" / "model.overrides").read_text().split(),
+        f"+model={work / 'run' / 'model.yaml'}",
         f"model.seq_length={SEQUENCE}",
         "checkpoint.load=weights",
         f"checkpoint.load_path={work / 'run' / 'checkpoints'}",

@@ -132,13 +132,26 @@ def run(arguments: argparse.Namespace) -> int:
         answer |= {"logits_difference": difference, "source_run_by": first, "target_run_by": second}
         status = 0 if good else 1
     if options.to == "megalm":
-        folder = arguments.target
-        lines.append(
-            f"train on: python -m megalm.launch $(cat {folder}/model.overrides) checkpoint.load=weights "
-            f"checkpoint.load_path={folder}/checkpoints"
-        )
+        lines += _next_steps(arguments.target)
     print(json.dumps(answer, indent=2) if arguments.json else "\n".join(lines))
     return status
+
+
+def _next_steps(folder: Path) -> list[str]:
+    """What to type to train on from an imported model."""
+    from megalm.checkpoint.convert.native import MODEL
+    from megalm.config.compose import load_config
+
+    tokenizer = load_config(folder / "config.yaml").data.tokenizer
+    lines, data = [], "data.train=[PREFIX] data.tokenizer=FILE"
+    if tokenizer is not None:
+        lines.append(f"tokenize: python -m tools.tokenize TEXT --tokenizer {tokenizer} --output data/mine")
+        data = f"data.train=[data/mine_text_document] data.tokenizer={tokenizer}"
+    lines.append(
+        f"train on: python -m megalm.launch +model={folder / MODEL} checkpoint.load=weights checkpoint.load_path={folder} "
+        f"{data}"
+    )
+    return lines
 
 
 def reshard(arguments: Sequence[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -25,15 +24,17 @@ from megalm.checkpoint.planner import CHUNK_BYTES, write_item
 from megalm.checkpoint.ranks import SingleRank
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.save import SaveRequest, json_bytes, write_and_commit
-from megalm.config import Config, ModelConfig
+from megalm.config import Config
 from megalm.config.compose import config_yaml, load_config
 from megalm.config.errors import ConfigError
+from megalm.config.model_file import model_yaml
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 ORIGIN = "huggingface"
 """Sub-folder that keeps the config.json and tokenizer files that a model came with."""
-OVERRIDES = "model.overrides"
+MODEL = "model.yaml"
+"""The model's settings as `+model=PATH` takes them."""
 
 
 class CheckpointWeights:
@@ -102,8 +103,7 @@ def write_native(
 ) -> int:
     """Writes a run's folder with one checkpoint of the source's step, tensor by tensor. Returns the number of tensors.
 
-    Training starts from it with `checkpoint.load=weights checkpoint.load_path=FOLDER/checkpoints`; `model.overrides` has the
-    model's settings as the launcher takes them.
+    Training starts from it with `+model=FOLDER/model.yaml checkpoint.load=weights checkpoint.load_path=FOLDER`.
     """
     names = source.weights.names()
     state = {"step": source.step, "tokens": 0, "converted_from": source.format}
@@ -123,7 +123,7 @@ def write_native(
         if tokenizer is not None:
             config.data.tokenizer = str(tokenizer)
     (folder / CONFIG).write_text(config_yaml(config))
-    (folder / OVERRIDES).write_text(" ".join(overrides(source.model)) + "\n")
+    (folder / MODEL).write_text(model_yaml(source.model))
     return len(names)
 
 
@@ -200,28 +200,3 @@ class _Pieces:
                 values = part.contiguous().reshape(-1).view(torch.uint8).numpy()
                 yield _Piece(write_item(name, tensor.shape, tensor.dtype, region), values, checksum(values.data))
             self.progress(name, tensor.nbytes)
-
-
-def overrides(model: ModelConfig) -> list[str]:
-    """The model as `key=value` arguments of the launcher: those that differ from the defaults, and the required ones."""
-    given: list[str] = []
-
-    def walk(values: Any, defaults: Any, prefix: str) -> None:
-        for field in dataclasses.fields(values):
-            value = getattr(values, field.name)
-            default = getattr(defaults, field.name)
-            if field.name == "moe" and not value.num_experts:
-                continue
-            if dataclasses.is_dataclass(value):
-                walk(value, default, f"{prefix}.{field.name}")
-            elif value != default:
-                given.append(f"{prefix}.{field.name}={_literal(value)}")
-
-    walk(model, ModelConfig(), "model")
-    return given
-
-
-def _literal(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
