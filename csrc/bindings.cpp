@@ -14,10 +14,12 @@ namespace megalm {
 void register_activation(pybind11::module_& m);
 void register_adamw(pybind11::module_& m);
 void register_cross_entropy(pybind11::module_& m);
+void register_dropout(pybind11::module_& m);
 void register_gradient_norm(pybind11::module_& m);
 void register_index(pybind11::module_& m);
 void register_norm(pybind11::module_& m);
 void register_rope(pybind11::module_& m);
+void register_softmax(pybind11::module_& m);
 
 namespace {
 
@@ -50,6 +52,8 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("emulated") = false;
 #endif
+  // What these functions expect, as csrc/contract.py sums it up: a build from other sources is told apart by it.
+  m.attr("contract") = MEGALM_CONTRACT;
   m.def("cpu_isa", [] { return static_cast<int>(current_isa()); });
   m.def("best_cpu_isa", [] { return static_cast<int>(best_isa()); });
   m.def("set_cpu_isa", [](int isa) { set_isa(static_cast<Isa>(isa)); });
@@ -57,8 +61,10 @@ PYBIND11_MODULE(_C, m) {
   register_activation(m);
   register_adamw(m);
   register_cross_entropy(m);
+  register_dropout(m);
   register_gradient_norm(m);
   register_index(m);
   register_norm(m);
   register_rope(m);
+  register_softmax(m);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -36,6 +37,15 @@ def extension() -> Extension:
 def op_folders() -> list[Path]:
     """Every folder of csrc/ that holds an op."""
     return sorted(path.parent for path in SOURCE.glob("*/bind.cpp"))
+
+
+def contract() -> str:
+    """The digest of csrc/contract.py, which is no part of any package."""
+    spec = importlib.util.spec_from_file_location("megalm_contract", SOURCE / "contract.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.digest()
 
 
 def compiler() -> list[str] | None:
@@ -153,7 +163,7 @@ class Build:
                 lines.append(f"  extra = {extra}")
             objects.append(name)
 
-        add(SOURCE / "bindings.cpp")
+        add(SOURCE / "bindings.cpp", extra=f"'-DMEGALM_CONTRACT=\"{contract()}\"'")
         add(SOURCE / "common" / "isa.cpp")
         for folder in op_folders():
             add(folder / "bind.cpp", rule="binding")

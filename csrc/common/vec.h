@@ -80,15 +80,33 @@ MEGALM_INLINE void store(BFloat16* p, Vec v) {
 // The first `count` (< kLanes) elements; the other lanes are 0.
 template <typename T>
 MEGALM_INLINE Vec load_part(const T* p, int64_t count) {
+#if defined(__AVX512F__)
+  const uint16_t mask = uint16_t((1u << count) - 1u);
+  if constexpr (sizeof(T) == 4) {
+    return (Vec)_mm512_maskz_loadu_ps(mask, p);
+  } else {
+    return (Vec)(__builtin_convertvector((HalfVec)_mm256_maskz_loadu_epi16(mask, p), UintVec) << 16);
+  }
+#else
   T buffer[kLanes] = {};
   __builtin_memcpy(buffer, p, size_t(count) * sizeof(T));
   return load(buffer);
+#endif
 }
 template <typename T>
 MEGALM_INLINE void store_part(T* p, Vec v, int64_t count) {
+#if defined(__AVX512F__)
+  const uint16_t mask = uint16_t((1u << count) - 1u);
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, mask, (__m512)v);
+  } else {
+    _mm256_mask_storeu_epi16(p, mask, (__m256i)round_to_bfloat16(v));
+  }
+#else
   T buffer[kLanes];
   store(buffer, v);
   __builtin_memcpy(p, buffer, size_t(count) * sizeof(T));
+#endif
 }
 
 // What a value becomes when it is stored as T and read again.

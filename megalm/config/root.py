@@ -30,8 +30,9 @@ class RunConfig:
 class OpsConfig:
     """Which implementation of the kernels serves."""
 
-    backend: str = choice("auto", "native", "reference")
-    """auto: the compiled kernels where they are built; native: insist on them; reference: plain PyTorch."""
+    backend: str = choice("auto", "native", "apex", "te", "reference")
+    """auto: the compiled kernels where they are built; native: insist on them; apex, te: NVIDIA's apex (not PyPI's) or
+    Transformer Engine for the ops that they have; reference: plain PyTorch."""
 
 
 @dataclass

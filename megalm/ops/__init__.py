@@ -1,7 +1,7 @@
 """The engine's own kernels behind plain functions, each beside its plain PyTorch reference."""
 
 from megalm.ops.activation import bias_gelu, geglu, swiglu
-from megalm.ops.adamw import adamw_
+from megalm.ops.adamw import Segments, adamw_, update_clipping_rates, update_squares
 from megalm.ops.backend import current_backend, keep_freed_memory, set_backend, use_backend
 from megalm.ops.cross_entropy import (
     cross_entropy,
@@ -10,19 +10,25 @@ from megalm.ops.cross_entropy import (
     join_statistics,
     linear_cross_entropy,
 )
+from megalm.ops.dropout import bias_dropout_add
 from megalm.ops.gradient_norm import l2_norm_nonfinite
 from megalm.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
-from megalm.ops.rope import rotary
+from megalm.ops.rope import rotary, rotary_
+from megalm.ops.softmax import causal_softmax, document_starts
 
 __all__ = [
+    "Segments",
     "adamw_",
     "add_layer_norm",
     "add_rms_norm",
     "current_backend",
+    "bias_dropout_add",
     "bias_gelu",
+    "causal_softmax",
     "cross_entropy",
     "cross_entropy_gradient",
     "cross_entropy_statistics",
+    "document_starts",
     "geglu",
     "join_statistics",
     "keep_freed_memory",
@@ -31,7 +37,10 @@ __all__ = [
     "linear_cross_entropy",
     "rms_norm",
     "rotary",
+    "rotary_",
     "set_backend",
     "swiglu",
+    "update_clipping_rates",
+    "update_squares",
     "use_backend",
 ]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native, vendor
 
 
 class Segments(NamedTuple):
@@ -102,27 +102,26 @@ def adamw_(
             tensor is None or tensor.shape == master.shape,
             f"adamw_: {name} has another shape than master, {tuple(master.shape)}.",
         )
+    options = {
+        "lr": lr,
+        "beta1": beta1,
+        "beta2": beta2,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "step": step,
+        "grad_scale": grad_scale,
+        "out": out,
+    }
+    other = vendor("adamw_", master)
+    if other is not None and skip is None and segments is None:
+        other(*state.values(), **options)
+        return
     tensors = [*state.values(), *([] if out is None else [out])]
     fits = all(t.is_contiguous() for t in tensors) and master.dtype == torch.float32
     if out is not None:
         fits = fits and use_native("adamw_", out=out) and out.device == master.device
     if not use_native("adamw_", **state) or not fits:
-        adamw_reference_(
-            master,
-            grad,
-            exp_avg,
-            exp_avg_sq,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            weight_decay=weight_decay,
-            step=step,
-            grad_scale=grad_scale,
-            skip=skip,
-            out=out,
-            segments=segments,
-        )
+        adamw_reference_(*state.values(), **options, skip=skip, segments=segments)  # type: ignore[arg-type]
         return
     factor, scale = _scale(grad_scale, master.device)
     if skip is not None:
@@ -169,7 +168,13 @@ def _check_segments(op: str, buffer: Tensor, ends: Tensor) -> None:
 
 
 def update_squares_reference(
-    grad: Tensor, exp_avg_sq: Tensor, lengths: list[int], beta2: float, eps: float, step: int, grad_scale: float | Tensor
+    grad: Tensor,
+    exp_avg_sq: Tensor,
+    lengths: list[int],
+    beta2: float,
+    eps: float,
+    step: int,
+    grad_scale: float | Tensor,
 ) -> Tensor:
     square = (grad * grad_scale).square()
     second = (exp_avg_sq * beta2 + (1.0 - beta2) * square) / (1.0 - beta2**step)

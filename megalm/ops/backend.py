@@ -1,7 +1,9 @@
-"""Which implementation an op runs on: the compiled kernels of `megalm._C`, or plain PyTorch.
+"""Which implementation an op runs on: the compiled kernels of `megalm._C`, a vendor's, or plain PyTorch.
 
-auto:      the kernel where it serves the tensors at hand, else the reference. The default.
+auto:      the kernel where it serves the tensors at hand, else the reference. The default. Where megalm._C has no CUDA
+           kernels and there is a GPU, Transformer Engine and apex come before the reference, if they are installed.
 native:    the kernel, or an error that names the argument which it does not serve.
+apex, te:  NVIDIA's apex or Transformer Engine for the ops that they have (megalm.ops.vendors), else as auto.
 reference: plain PyTorch always.
 
 The choice is the process's, made explicitly with `set_backend` or, for a scope, `use_backend`.
@@ -9,28 +11,64 @@ The choice is the process's, made explicitly with `set_backend` or, for a scope,
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from megalm.config.errors import ConfigError
+from megalm.ops import vendors
+from megalm.ops.vendors import Vendor
 
-# torch is loaded before the extension, which then shares torch's own OpenMP runtime and its number of threads.
-try:
-    from megalm import _C as _found  # type: ignore[attr-defined]
+_SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 
-    _library: ModuleType | None = _found
-except ImportError as error:
-    _library = None
-    if "cannot import name '_C'" not in str(error):
-        warnings.warn(f"megalm._C does not load, the plain PyTorch ops serve: {error}. Run `make build`.", stacklevel=2)
 
-CHOICES = ("auto", "native", "reference")
+def other_sources(module: ModuleType, sources: Path = _SOURCES) -> str | None:
+    """Why `module` does not fit the sources beside this package; None where it does, or where there are none.
+
+    Its functions take addresses and sizes on trust: those of another version must not be called.
+    """
+    digest = sources / "contract.py"
+    if not digest.exists():
+        return None
+    spec = importlib.util.spec_from_file_location("megalm_contract", digest)
+    assert spec is not None and spec.loader is not None
+    contract = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(contract)
+    if getattr(module, "contract", None) == contract.digest(sources):
+        return None
+    return f"{module.__file__} was built from other sources than {sources}: run `make build`"
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The extension, or None and why."""
+    # torch is loaded before the extension, which then shares torch's own OpenMP runtime and its number of threads.
+    try:
+        from megalm import _C as module  # type: ignore[attr-defined]
+    except ImportError as error:
+        if "cannot import name '_C'" in str(error):
+            return None, "the extension megalm._C is not built: run `make build` (g++ or clang++ is needed)"
+        why = f"megalm._C does not load ({error}): run `make build`"
+    else:
+        stale = other_sources(module)
+        if stale is None:
+            return module, ""
+        why = stale
+    warnings.warn(f"{why}. Until then the plain PyTorch ops serve, more slowly.", stacklevel=3)
+    return None, why
+
+
+_library, _missing = _load()
+
+CHOICES = ("auto", "native", "apex", "te", "reference")
 _choice = "auto"
+_vendors: tuple[Vendor, ...] = ()
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
@@ -50,32 +88,58 @@ def loaded_library() -> ModuleType:
 
 
 def current_backend() -> str:
-    """The choice in force: auto, native or reference."""
+    """The choice in force: one of CHOICES."""
     return _choice
 
 
 def set_backend(choice: str) -> None:
-    """Choose for the whole process. Errors: ConfigError on an unknown choice, or `native` without the extension."""
-    global _choice
+    """Choose for the whole process.
+
+    Errors: ConfigError on an unknown choice, `native` without the extension, a vendor that is not installed.
+    """
+    global _choice, _vendors
     if choice not in CHOICES:
         raise ConfigError(f"ops.backend={choice}: not one of {', '.join(CHOICES)}.")
     if choice == "native" and _library is None:
-        raise ConfigError(
-            "ops.backend=native, but the extension megalm._C is not built here: run `make build` (g++ or clang++ is "
-            "needed), or set ops.backend=auto."
-        )
-    _choice = choice
+        raise ConfigError(f"ops.backend=native, but {why_missing()}. Or set ops.backend=auto.")
+    found: tuple[Vendor, ...] = ()
+    if choice in ("apex", "te"):
+        found = (vendors.load(choice),)
+        if found[0].why is not None:
+            raise ConfigError(f"ops.backend={choice}, but {found[0].why}. Or set ops.backend=auto.")
+    elif choice == "auto" and torch.cuda.is_available() and not (_library is not None and _library.has_cuda):
+        found = tuple(vendor for vendor in map(vendors.load, ("te", "apex")) if vendor.why is None)
+    _choice, _vendors = choice, found
+
+
+def vendor(op: str, tensor: Tensor) -> Callable[..., Any] | None:
+    """A vendor's function for the op on tensors like this one; None: the kernel or the reference serves."""
+    for found in _vendors:
+        if found.serves(op, tensor):
+            return found.functions[op]
+    return None
+
+
+def chosen_vendors() -> tuple[Vendor, ...]:
+    """The vendors that `vendor` asks, in their order."""
+    return _vendors
+
+
+def why_missing() -> str:
+    """Why there is no extension; empty where there is."""
+    return "" if _library is not None else _missing or "the extension megalm._C is not built: run `make build`"
 
 
 @contextmanager
 def use_backend(choice: str) -> Iterator[None]:
     """`set_backend` for a scope."""
-    before = _choice
+    global _choice, _vendors
+    before = _choice, _vendors
     set_backend(choice)
     try:
         yield
     finally:
-        set_backend(before)
+        _choice, _vendors = before
 
 
 @contextmanager
@@ -94,7 +158,7 @@ def _unserved(tensors: dict[str, Tensor | None]) -> str | None:
     """Why the kernel does not serve these tensors, None if it does."""
     library = _library
     if library is None:
-        return "the extension megalm._C is not built: run `make build`"
+        return why_missing()
     first = None
     for name, tensor in tensors.items():
         if tensor is None:

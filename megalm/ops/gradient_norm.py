@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, use_native
+from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, use_native, vendor
 
 
 def l2_norm_nonfinite_reference(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
@@ -28,6 +28,9 @@ def l2_norm_nonfinite(tensors: Sequence[Tensor], device: torch.device | str | No
     """
     if device is None:
         device = tensors[0].device if tensors else "cpu"
+    other = vendor("l2_norm_nonfinite", tensors[0]) if tensors else None
+    if other is not None and all(t.device == tensors[0].device and t.dtype == tensors[0].dtype for t in tensors):
+        return other(list(tensors)).to(device)
     result = torch.zeros(2, dtype=torch.float64, device=device)
     rest = []
     for tensor in tensors:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native, vendor
 from megalm.ops.custom import CustomOp
 
 
@@ -186,6 +186,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Source: Zhang and Sennrich 2019 (arXiv:1910.07467)
     """
     _check("rms_norm", x, None, weight, None)
+    other = vendor("rms_norm", x)
+    if other is not None:
+        return other(x, weight, eps)
     if use_native("rms_norm", x=x, weight=weight):
         return _NORM(x.contiguous(), weight.contiguous(), None, eps, False)[0]
     return rms_norm_reference(x, weight, eps)
@@ -198,6 +201,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     Source: Ba et al. 2016 (arXiv:1607.06450)
     """
     _check("layer_norm", x, None, weight, bias)
+    other = vendor("layer_norm", x)
+    if other is not None:
+        return other(x, weight, bias, eps)
     if use_native("layer_norm", x=x, weight=weight, bias=bias):
         bias = None if bias is None else bias.contiguous()
         return _NORM(x.contiguous(), weight.contiguous(), bias, eps, True)[0]
@@ -210,6 +216,9 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     Shapes: x, residual [.., N], weight [N] -> [.., N], [.., N]
     """
     _check("add_rms_norm", x, residual, weight, None)
+    other = vendor("add_rms_norm", x)
+    if other is not None:
+        return other(x, residual, weight, eps)
     if use_native("add_rms_norm", x=x, residual=residual, weight=weight):
         y, h, _ = _ADD_NORM(x.contiguous(), residual.contiguous(), weight.contiguous(), None, eps, False)
         return y, h
@@ -225,6 +234,9 @@ def add_layer_norm(
     Shapes: x, residual [.., N], weight, bias [N] -> [.., N], [.., N]
     """
     _check("add_layer_norm", x, residual, weight, bias)
+    other = vendor("add_layer_norm", x)
+    if other is not None:
+        return other(x, residual, weight, bias, eps)
     if use_native("add_layer_norm", x=x, residual=residual, weight=weight, bias=bias):
         bias = None if bias is None else bias.contiguous()
         y, h, _ = _ADD_NORM(x.contiguous(), residual.contiguous(), weight.contiguous(), bias, eps, True)

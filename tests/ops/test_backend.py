@@ -1,5 +1,7 @@
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from megalm import ops
 from megalm.config.errors import ConfigError
 from megalm.ops import backend
 from megalm.ops.backend import use_backend
+from scripts.build_extension import SOURCE, contract
 
 
 @pytest.fixture
@@ -16,7 +19,7 @@ def without_extension(monkeypatch):
 
 
 def test_choices():
-    with pytest.raises(ConfigError, match=r"ops.backend=fast: not one of auto, native, reference"):
+    with pytest.raises(ConfigError, match=r"ops.backend=fast: not one of auto, native, apex, te, reference"):
         ops.set_backend("fast")
     before = ops.current_backend()
     with use_backend("reference"):
@@ -83,3 +86,18 @@ def test_every_instruction_set_gives_the_same_answers():
         torch.testing.assert_close(gradient, first[3], rtol=tolerance, atol=tolerance)
     with pytest.raises(ValueError, match="instruction set"):
         library.set_cpu_isa(3)
+
+
+def test_an_extension_of_other_sources_is_told_apart(tmp_path):
+    """By what Python and it must agree on; not by comments and white space."""
+    sources = tmp_path / "csrc"
+    shutil.copytree(SOURCE, sources, ignore=shutil.ignore_patterns("*.cu", "op.cpp"))
+    module = SimpleNamespace(contract=contract(), __file__="/somewhere/_C.so")
+    assert backend.other_sources(module, sources) is None
+    header = sources / "norm" / "op.h"
+    header.write_text("// another comment\n" + header.read_text().replace("\n\n", "\n"))
+    assert backend.other_sources(module, sources) is None
+    header.write_text(header.read_text().replace("float eps;", "double eps;"))
+    assert "/somewhere/_C.so was built from other sources" in backend.other_sources(module, sources)
+    assert "make build" in backend.other_sources(SimpleNamespace(__file__="old"), SOURCE)
+    assert backend.other_sources(SimpleNamespace(__file__="wheel"), tmp_path / "elsewhere") is None

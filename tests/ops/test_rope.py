@@ -56,3 +56,27 @@ def test_bad_arguments_are_named(kernels):
         ops.rotary(x, good, torch.ones(4, 1, 1, 5))
     with pytest.raises(ConfigError, match="x has shape"):
         ops.rotary(x[0], good, good)
+
+
+@pytest.mark.parametrize("interleaved", [False, True], ids=["half", "interleaved"])
+@pytest.mark.parametrize("pairs", [8, 5])
+def test_in_place_in_a_packed_projection(kernels, dtype, interleaved, pairs):
+    raw = leaf((5, 2, 3 * 4 * 16), dtype, kernels.device)
+    cos, sin = tables(5, 1, pairs, kernels.device)
+
+    def out_of_place(packed, cos, sin):
+        q, k, v = packed.unflatten(-1, (3, 4, 16)).unbind(2)
+        return ops.rotary(q, cos, sin, interleaved), k * 1.0, ops.rotary(v, cos, sin, interleaved)
+
+    packed = raw * 1.0
+    view = packed.unflatten(-1, (3, 4, 16))
+    for index in (0, 2):
+        part = view.select(2, index)
+        assert ops.rotary_(part, cos, sin, interleaved).data_ptr() == part.data_ptr()
+    want = out_of_place(raw, cos, sin)
+    got = packed.unflatten(-1, (3, 4, 16)).unbind(2)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    gradient = torch.randn(5, 2, 4, 16, device=kernels.device).to(dtype)
+    (a,) = torch.autograd.grad(got, [raw], [gradient] * 3)
+    (b,) = torch.autograd.grad(want, [raw], [gradient] * 3)
+    assert torch.equal(a, b)
