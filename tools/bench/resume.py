@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -68,27 +69,60 @@ PAIRS = [
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", default="llama,gpt2", help=f"comma-separated, of: {', '.join(MODELS)}")
+    parser.add_argument("--models", default="llama,gpt2,mpt", help=f"comma-separated, of: {', '.join(MODELS)}")
     parser.add_argument(
         "--largest-world", type=int, default=4, help="only layouts of at most so many ranks (default 4)"
     )
+    parser.add_argument("--pairs", type=int, help="only so many pairs of each model (default: all)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file, after each pair")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 only if same layouts are bitwise the same and all others within the tolerance."""
+    """Exit status 0 only if same layouts are bitwise the same and all others within the tolerance.
+
+    An interrupted run prints the pairs that it has done, and ends with 130.
+    """
     models = args.models.split(",")
     if unknown := [m for m in models if m not in MODELS]:
         raise ConfigError(f"--models {args.models}: {unknown[0]} is not one of {', '.join(MODELS)}.")
-    pairs = [p for p in PAIRS if max(LAYOUTS[name].world_size for name in p) <= args.largest_world]
-    rows = []
+    pairs = [p for p in PAIRS if max(LAYOUTS[name].world_size for name in p) <= args.largest_world][: args.pairs]
+    rows: list[dict[str, Any]] = []
+    interrupted = False
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="bench-resume-", dir=memory) as folder:
-        for model in models:
-            rows += measure(model, Path(folder) / model, pairs)
-    good = all(row["good"] for row in rows)
-    result = {
+        try:
+            for model in models:
+                for row in measure(model, Path(folder) / model, pairs):
+                    rows.append(row)
+                    if args.out:
+                        args.out.write_text(json.dumps(_result(rows), indent=2) + "\n", encoding="utf-8")
+                    if sys.stderr.isatty():
+                        print(f"\r{len(rows)} of {len(models) * len(pairs)} pairs", end="", file=sys.stderr)
+        except KeyboardInterrupt:
+            interrupted = True
+    if not rows:
+        return 130
+    result = _result(rows)
+    good = result["good"] == len(rows)
+    status = 130 if interrupted else 0 if good else 1
+    if args.json:
+        print(json.dumps(result))
+        return status
+    print(f"{'model':<7}{'saved on':<26}{'resumed on':<26}{'losses':>10}{'weights':>10}{'moments':>10}")
+    for row in rows:
+        cells = [_cell(row[key]) for key in ("loss_difference", "weight_difference", "moment_difference")]
+        mark = "" if row["good"] else "  TOO LARGE"
+        print(f"{row['model']:<7}{row['saved']:<26}{row['resumed']:<26}{''.join(c.rjust(10) for c in cells)}{mark}")
+    print(
+        f"{result['good']} of {len(rows)} pairs good: the same layout bitwise, others within {TOLERANCE} of the losses"
+        + (f"; interrupted before {len(models) * len(pairs) - len(rows)} more" if interrupted else "")
+    )
+    return status
+
+
+def _result(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
         "system": f"{platform.system()} {platform.machine()}",
         "steps": STEPS,
         "saved_at_step": HALF,
@@ -98,23 +132,9 @@ def run(args: argparse.Namespace) -> int:
         "largest_loss_difference": max(row["loss_difference"] for row in rows),
         "rows": rows,
     }
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if args.json:
-        print(json.dumps(result))
-        return 0 if good else 1
-    print(f"{'model':<7}{'saved on':<26}{'resumed on':<26}{'losses':>10}{'weights':>10}{'moments':>10}")
-    for row in rows:
-        cells = [_cell(row[key]) for key in ("loss_difference", "weight_difference", "moment_difference")]
-        mark = "" if row["good"] else "  TOO LARGE"
-        print(f"{row['model']:<7}{row['saved']:<26}{row['resumed']:<26}{''.join(c.rjust(10) for c in cells)}{mark}")
-    print(
-        f"{result['good']} of {len(rows)} pairs good: the same layout bitwise, others within {TOLERANCE} of the losses"
-    )
-    return 0 if good else 1
 
 
-def measure(model: str, folder: Path, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def measure(model: str, folder: Path, pairs: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     """One row for each pair: relative differences from the undisturbed run of the layout that it is resumed on."""
     from tools.bench._workers import run_world
 
@@ -130,7 +150,6 @@ def measure(model: str, folder: Path, pairs: list[tuple[str, str]]) -> list[dict
         return found[0]
 
     whole: dict[str, list[float]] = {}
-    rows = []
     for saved, resumed in pairs:
         for name in (saved, resumed):
             if name not in whole:
@@ -143,20 +162,17 @@ def measure(model: str, folder: Path, pairs: list[tuple[str, str]]) -> list[dict
         expected = whole[resumed][HALF:]
         difference = max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
         same = saved == resumed
-        rows.append(
-            {
-                "model": model,
-                "saved": saved,
-                "resumed": resumed,
-                "layouts": [asdict(LAYOUTS[saved]), asdict(LAYOUTS[resumed])],
-                "loss_difference": difference,
-                "weight_difference": weights,
-                "moment_difference": moments,
-                "good": difference == weights == moments == 0.0 if same else difference <= TOLERANCE,
-            }
-        )
         shutil.rmtree(path)
-    return rows
+        yield {
+            "model": model,
+            "saved": saved,
+            "resumed": resumed,
+            "layouts": [asdict(LAYOUTS[saved]), asdict(LAYOUTS[resumed])],
+            "loss_difference": difference,
+            "weight_difference": weights,
+            "moment_difference": moments,
+            "good": difference == weights == moments == 0.0 if same else difference <= TOLERANCE,
+        }
 
 
 def _body(config: Any, folder: str) -> Iterator[list[float]]:
