@@ -47,6 +47,7 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.lr_scale = 1.0
+        self.attempt = 0  # times that the run went back; steps of metrics.jsonl are made again with a higher number
         self.status = 0
         self.stop_requested = False  # set from outside, on any rank, at any moment
         self._stopping = False  # what the ranks agreed on in the last step
@@ -134,12 +135,13 @@ class Trainer:
         self._stopping = stop
         elapsed = time.perf_counter() - started
         model_flops, hardware_flops = self._flops_per_token(phase.seq_length)
-        record = {
+        record: dict[str, Any] = {
             "step": self.step,
             "loss": signals.loss,
             "grad_norm": signals.grad_norm,
             "lr": lr,
             "lr_scale": self.lr_scale,
+            "attempt": self.attempt,
             "tokens": self.tokens,
             "samples": self.loader.samples_consumed,
             "step_time_s": elapsed,
@@ -184,6 +186,7 @@ class Trainer:
             "step": self.step,
             "tokens": self.tokens,
             "lr_scale": self.lr_scale,
+            "attempt": self.attempt,
             "total_steps": self.total_steps,
             "optimizer": self.optimizer.state(),
             "loader": self.loader.state_dict(),
@@ -194,6 +197,7 @@ class Trainer:
         """Take back what `state_dict` gave; the tensors of `boxes` have been overwritten before."""
         self._saved_step = -1  # gone back: what was saved at a later step is another run's
         self.step, self.tokens, self.lr_scale = state["step"], state["tokens"], state["lr_scale"]
+        self.attempt = max(self.attempt, state.get("attempt", 0))
         self.optimizer.load_state(state["optimizer"])
         self.loader.load_state_dict(state["loader"])
         for hook in self.hooks:

@@ -72,6 +72,7 @@ class Loader:
         if self._fim is not None:  # the marks may not fit into the files' type
             self._dtype = np.result_type(self._dtype, np.int32)
         self._known: tuple[int, Samples | None] = (0, None)  # first position, and the samples from there on
+        self._remote = any(hasattr(source.file.tokens, "prefetch") for source in self.sources)
         self._eval_sequences = train.eval_sequences
         self._position = 0
         self._batches = 0  # global batches given out
@@ -161,6 +162,15 @@ class Loader:
         self._skipped = merge_ranges([*self._skipped, (first_sample, last_sample)])
         self._forget()
         self._plan()
+
+    def reseed(self, seed: int, position: int | None = None) -> bool:
+        """From here on (or from another position), what is left of the data comes in another order, each sample once as
+        before. False where the order is not ours to change (data.order=megatron)."""
+        if isinstance(self._stream, MegatronStream):
+            return False
+        self._forget()
+        self._stream.reseed(self._position if position is None else position, seed)
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs, as plain JSON values."""
@@ -267,6 +277,9 @@ class Loader:
         """
         rows = [(self.sources[s], i) for s, i in zip(source.tolist(), index.tolist(), strict=True)]
         raw = np.empty((len(rows), length + 1), self._dtype)
+        if self._remote:
+            for where, sample in rows:
+                where.prefetch(sample, length)
         for row, (where, sample) in zip(raw, rows, strict=True):
             where.read_into(row, sample)
         self._check(raw, [where for where, _ in rows])

@@ -14,7 +14,7 @@ import numpy as np
 
 from megalm.config.errors import ConfigError
 from megalm.data.blend import make_blend
-from megalm.data.order import Samples, Source, check_sources, resolve
+from megalm.data.order import Samples, Source, check_sources, derive_key, permute, resolve
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,15 @@ class Segment:
         return _shares(self.weights) == _shares(other.weights) and self.parts == other.parts
 
 
+@dataclass(frozen=True)
+class Reseed:
+    """From a position on, what is left of each source comes in another order: what each source had given before it."""
+
+    position: int
+    seed: int
+    before: dict[str, int]
+
+
 class Stream:
     """position -> sample, over all changes of the mixture; a source's samples are never given twice in an epoch.
 
@@ -47,6 +56,7 @@ class Stream:
         self.sources, self.seed, self.shuffle = list(sources), seed, shuffle
         first = Segment(0, {s.name: s.weight for s in sources}, {})
         self.segments = list(segments) or [first]
+        self.reseeds: list[Reseed] = []
         self._prepare()
 
     def _prepare(self) -> None:
@@ -67,8 +77,29 @@ class Stream:
             parts[where] = self.segments[number].parts
             count, part[where] = np.divmod(count, self.segments[number].parts)
             source[where], rank[where] = chosen, count + self._before[number][chosen]
+        rank = self._reordered(positions, source, rank)
         whole = resolve(self.sources, self.seed, source, rank, shuffle=self.shuffle)
         return Samples(source, whole.index * parts + part, whole.epoch, parts)
+
+    def reseed(self, position: int, seed: int) -> None:
+        """From this position on, the samples that this epoch still holds come in another order, and so do later epochs.
+
+        Each is still given exactly once an epoch.
+        """
+        self.reseeds.append(Reseed(position, seed, self.counts(position)))
+
+    def _reordered(self, positions: np.ndarray, source: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        """Places within each source's own order, after all changes of it. Shapes: all int64 [N] -> int64 [N]"""
+        for reseed in reversed(self.reseeds):  # a later change orders what the earlier one left
+            for number, item in enumerate(self.sources):
+                given = reseed.before[item.name]
+                where = np.nonzero((positions >= reseed.position) & (source == number) & (rank >= given))[0]
+                for epoch in np.unique(rank[where] // max(1, item.samples)):
+                    inside = where[rank[where] // item.samples == epoch]
+                    first = max(given, int(epoch) * item.samples)
+                    left = (int(epoch) + 1) * item.samples - first
+                    rank[inside] = first + permute(rank[inside] - first, left, derive_key(reseed.seed, item.name, epoch))
+        return rank
 
     def counts(self, position: int) -> dict[str, int]:
         """How many of its own samples each source has given before this position; one given in part counts."""
@@ -104,6 +135,11 @@ class Stream:
         segments = [s for s in self.segments if position is None or s.start <= position]
         return {
             "sources": {source.name: source.samples for source in self.sources},
+            "reseeds": [
+                {"position": r.position, "seed": r.seed, "before": r.before}
+                for r in self.reseeds
+                if position is None or r.position <= position
+            ],
             "segments": [
                 {"start": s.start, "weights": s.weights, "before": s.before, "blend": s.blend, "parts": s.parts}
                 for s in segments
@@ -131,6 +167,7 @@ class Stream:
                     "they were; to stop using a source set its weight to 0, and add new text as a source of its own."
                 )
         self.segments = segments
+        self.reseeds = [Reseed(r["position"], r["seed"], dict(r["before"])) for r in state.get("reseeds", ())]
         self._prepare()
 
 

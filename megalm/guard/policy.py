@@ -54,6 +54,8 @@ class Decision:
     """Batches after this step to leave out."""
     lr_scale: float = 1.0
     rewarm_steps: int = 0
+    reset_moments: bool = False
+    """After going back the optimizer's moments start anew."""
 
     @property
     def goes_back(self) -> bool:
@@ -138,7 +140,8 @@ class Policy:
             times = sum(1 for s, n, _ in self.taken if n == number and abs(step - s) <= rung.within)
             after = min(rung.steps * 2 ** (times - 1), config.skip_limit)
         scale, rewarm = (rung.lr_scale, rung.rewarm_steps) if rung.action == "lower_lr" else (1.0, 0)
-        return Decision(self.count, step, rung.action, verdict, onset, attempt, before, after, scale, rewarm)
+        reset = rung.reset_moments
+        return Decision(self.count, step, rung.action, verdict, onset, attempt, before, after, scale, rewarm, reset)
 
     def lr_scale(self, step: int) -> float:
         """Factor on the scheduled learning rate at this step: back to 1, linearly, over the rung's `rewarm_steps`."""

@@ -9,6 +9,7 @@ number than the checkpoint's books know are taken up again (`resume`), so that t
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,7 @@ class Recovery:
             plan["samples"] = [first, min(last, first + self.config.skip_limit * batch)]
         if decision.action == "reseed":
             plan["seed"] = trainer.config.train.seed + decision.number
+        plan["reset_moments"] = decision.reset_moments
         return plan
 
     def announce(self, trainer: Trainer, decision: Decision, plan: dict[str, Any]) -> None:
@@ -115,8 +117,6 @@ class Recovery:
             trainer.events.write(
                 "lr_adjust", step=decision.step, **common, lr_scale=scale, rewarm_steps=decision.rewarm_steps
             )
-        if decision.action == "reseed":
-            trainer.events.write("reseed", step=decision.step, **common, lr_scale=scale, seed=plan["seed"])
         trainer.checkpoints.ranks.broadcast(None)
 
     def go_back(self, trainer: Trainer, plan: dict[str, Any], source: Snapshot | Path) -> None:
@@ -126,8 +126,27 @@ class Recovery:
             trainer.load_state_dict(source.state)
         else:
             self._load(trainer, source)
-        trainer.checkpoints.discard_after(trainer.step)
+        trainer.attempt += 1
         self._leave_out(trainer, plan)
+        self._forget_later(trainer)
+
+    def _forget_later(self, trainer: Trainer) -> None:
+        """No checkpoint of a later step may be left: a restart would take it up and be where the run did not want to be.
+
+        The only good checkpoint is never deleted, so where it is a later one the state gone back to is saved first.
+        """
+        checkpoints = trainer.checkpoints
+        checkpoints.discard_after(trainer.step)
+        newest = committed(checkpoints.folder) if trainer.is_writer else []
+        if not checkpoints.ranks.broadcast(bool(newest) and step_of(newest[0]) > trainer.step):
+            return
+        config = checkpoints.config
+        checkpoints.config = replace(config, keep=0)  # else the older one, which this is, would go at once
+        try:
+            trainer.save(wait=True)
+        finally:
+            checkpoints.config = config
+        checkpoints.discard_after(trainer.step)
 
     def _load(self, trainer: Trainer, path: Path) -> None:
         state, random = trainer.checkpoints.load(trainer.boxes(), path=path)
@@ -140,7 +159,15 @@ class Recovery:
         if plan["samples"] is not None:
             trainer.loader.skip(*plan["samples"])
         if "seed" in plan:
+            position = trainer.loader.samples_consumed
+            trainer.events.write(
+                "reseed", step=trainer.step, seed=plan["seed"], position=position, to_step=trainer.step,
+                samples=plan["samples"], lr_scale=trainer.lr_scale,
+            )  # fmt: skip
             seed_ranks(plan["seed"], trainer.mesh)
+            trainer.loader.reseed(plan["seed"])
+        if plan.get("reset_moments"):
+            trainer.optimizer.reset_moments()
 
     # -------------------------------------------------------------------------------------------------- after a crash
     def resume(self, trainer: Trainer) -> None:
@@ -155,7 +182,7 @@ class Recovery:
             older = self._checkpoint(trainer, target)
             if older is not None:
                 self._load(trainer, older)
-            trainer.checkpoints.discard_after(target)
+            self._forget_later(trainer)
         for event in events:
             decision = Decision(**event["decision"])
             self.policy.adopt(decision)

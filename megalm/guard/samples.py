@@ -27,6 +27,10 @@ def samples_of_step(run: Path, step: int) -> list[dict[str, Any]]:
     positions = positions_of_step(run, step, config.train.global_batch_size)
     config.data.prefetch = 0
     loader = Loader(config, Axis("data"))
+    # Of one decision the last event counts: a run that died while it went back went back again.
+    events = {e["seed"]: e for e in read_events(run / "events.jsonl") if e["kind"] == "reseed" and e["to_step"] < step}
+    for event in sorted(events.values(), key=lambda e: e["position"]):
+        loader.reseed(event["seed"], event["position"])
     try:
         tokenizer = load_tokenizer(config.data.tokenizer) if config.data.tokenizer else None
         found = []

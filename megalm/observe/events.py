@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,19 @@ class EventLog:
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
         self._file = path.open("a", encoding="utf-8") if writes else None
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        """Called with each event, once it is on the disk."""
 
     def write(self, kind: str, *, step: int, **fields: Any) -> None:
         """Record an event of this kind at this step; returns when the disk has it."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"time": time.time(), "step": step, "kind": kind, **fields}) + "\n")
+        event = {"time": time.time(), "step": step, "kind": kind, **fields}
+        self._file.write(json.dumps(event) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+        for listener in self.listeners:
+            listener(event)
 
     def close(self) -> None:
         if self._file is not None:

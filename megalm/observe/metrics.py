@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,27 @@ from megalm.observe.events import read_json_lines
 
 if TYPE_CHECKING:
     from megalm.trainer import Trainer
+
+
+Record = dict[str, Any]
+
+
+def last_course(records: Sequence[Record]) -> tuple[list[Record], list[list[Record]]]:
+    """(the steps as they count, stretches that the run went back on), both in the order of their steps.
+
+    A run that goes back makes the same steps again; in the file they follow the abandoned ones.
+    """
+    kept: list[Record] = []
+    abandoned: list[list[Record]] = []
+    for record in records:
+        first = len(kept)
+        while first and kept[first - 1]["step"] >= record["step"]:
+            first -= 1
+        if first < len(kept):
+            abandoned.append(kept[first:])
+            del kept[first:]
+        kept.append(record)
+    return kept, abandoned
 
 
 class MetricsWriter(Hook):

@@ -2,11 +2,13 @@
 
 import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megalm.hooks import Hook
 from megalm.observe.events import read_json_lines
+from megalm.observe.metrics import last_course
 from megalm.observe.svg import Chart, Line, Mark
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ MARK_COLOURS = {
     "lr_adjust": "#9333ea",
     "give_up": "#111827",
 }
+WATCHED = (
+    ("update_rms", "size of the update", "largest root mean square of a tensor's change"),
+    ("attention_logit", "largest attention logit", "on a sample of queries"),
+)
 QUIET = {"checkpoint", "start", "end", "observe"}
 
 
@@ -55,12 +61,13 @@ def write_report(folder: Path) -> Path:
 
 def render(name: str, metrics: list[dict[str, Any]], events: list[dict[str, Any]], extras: dict[str, str]) -> str:
     """The page's text. `extras`: further sections, title to preformatted text."""
+    metrics, abandoned = last_course(metrics)
     marks = [
-        Mark(event["step"], f"{event['kind']} at step {event['step']}", MARK_COLOURS.get(event["kind"], "#6b7280"))
+        Mark(event["step"], mark_text(event), MARK_COLOURS.get(event["kind"], "#6b7280"))
         for event in events
         if event["kind"] not in QUIET
     ]
-    charts = "\n".join(f"<div>{chart.svg()}</div>" for chart in charts_of(metrics, marks))
+    charts = "\n".join(f"<div>{chart.svg()}</div>" for chart in charts_of(metrics, marks, abandoned))
     sections = [f"<h2>{html.escape(title)}</h2><pre>{html.escape(text)}</pre>" for title, text in extras.items()]
     rows = "".join(
         f"<tr><th>{html.escape(label)}</th><td class=number>{html.escape(value)}</td></tr>"
@@ -80,16 +87,37 @@ def render(name: str, metrics: list[dict[str, Any]], events: list[dict[str, Any]
     )
 
 
-def charts_of(metrics: list[dict[str, Any]], marks: list[Mark]) -> list[Chart]:
-    """Loss (with held-out loss), gradient norm, learning rate and throughput over steps."""
+def mark_text(event: dict[str, Any]) -> str:
+    """What a mark on the curves says when it is pointed at: what it was, its onset and cause, and what was done."""
+    parts = [f"{event['kind']} at step {event['step']}"]
+    for key, text in (("onset", "onset {}"), ("cause", "cause {}"), ("to_step", "back to step {}")):
+        if event.get(key) is not None:
+            parts.append(text.format(event[key]))
+    if event.get("samples") and event["kind"] != "spike":
+        first, last = event["samples"]
+        parts.append(f"samples {first} to {last - 1} skipped")
+    if event.get("lr_scale") not in (None, 1.0):
+        parts.append(f"learning rate x {event['lr_scale']:g}")
+    return ", ".join(parts)
+
+
+def charts_of(
+    metrics: list[dict[str, Any]], marks: list[Mark], abandoned: Sequence[list[dict[str, Any]]] = ()
+) -> list[Chart]:
+    """Loss (with held-out loss), gradient norm, learning rate and throughput over steps; pale: what was gone back on."""
 
     def line(label: str, key: str) -> Line:
         held = [record for record in metrics if record.get(key) is not None]
         return Line(label, [record["step"] for record in held], [record[key] for record in held])
 
+    def left(key: str) -> list[Line]:
+        measured = [[record for record in stretch if record.get(key) is not None] for stretch in abandoned]
+        return [Line("abandoned", [r["step"] for r in held], [r[key] for r in held], pale=True) for held in measured]
+
+    losses, norms = [line("training", "loss"), line("held-out", "eval/loss")], [line("gradient norm", "grad_norm")]
     charts = [
-        Chart("loss", "nats a token", [line("training", "loss"), line("held-out", "eval/loss")], marks),
-        Chart("gradient norm", "L2, before clipping", [line("gradient norm", "grad_norm")], marks, log=True),
+        Chart("loss", "nats a token", losses + left("loss"), marks),
+        Chart("gradient norm", "L2, before clipping", norms + left("grad_norm"), marks, log=True),
         Chart("learning rate", "per step", [line("learning rate", "lr")], marks),
         Chart("throughput", "tokens a second", [line("tokens/s", "tokens_per_s")], marks),
     ]
@@ -97,6 +125,9 @@ def charts_of(metrics: list[dict[str, Any]], marks: list[Mark]) -> list[Chart]:
     if sources:
         by_source = [line(key.removeprefix("loss/"), key) for key in sources]
         charts.insert(1, Chart("loss by source", "nats a token", by_source, marks))
+    for key, title, unit in WATCHED:
+        if any(record.get(key) is not None for record in metrics):
+            charts.append(Chart(title, unit, [line(title, key), *left(key)], marks, log=True))
     if any(record.get("mfu") is not None for record in metrics):
         charts.append(
             Chart("utilisation", "of the matrix peak", [line("model", "mfu"), line("hardware", "hfu")], marks)

@@ -17,6 +17,8 @@ class Line:
     label: str
     x: Sequence[float]
     y: Sequence[float]
+    pale: bool = False
+    """Drawn faintly, without a name: what the run went back on."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,16 @@ class Chart:
                     f'<line x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{HEIGHT - BOTTOM}" stroke="{mark.colour}" '
                     f'stroke-width="1.5" stroke-dasharray="4 3"><title>{html.escape(mark.text)}</title></line>'
                 )
-        for number, (line, curve) in enumerate(curves):
+        for line, curve in curves:
+            if line.pale:
+                path = " ".join("{:.1f},{:.1f}".format(*at(x, y)) for x, y in _thinned(curve))
+                parts.append(f'<polyline points="{path}" fill="none" stroke="#9ca3af" stroke-width="1" opacity="0.6"/>')
+        named = [(line, curve) for line, curve in curves if not line.pale]
+        for number, (line, curve) in enumerate(named):
             colour = COLOURS[number % len(COLOURS)]
             path = " ".join("{:.1f},{:.1f}".format(*at(x, y)) for x, y in _thinned(curve))
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.4"/>')
-            if len(self.lines) > 1:
+            if len(named) > 1:
                 parts.append(
                     f'<text x="{WIDTH - RIGHT}" y="{16 + 14 * number}" text-anchor="end" fill="{colour}" '
                     f'style="fill:{colour}">{html.escape(line.label)}</text>'

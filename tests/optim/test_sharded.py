@@ -324,7 +324,7 @@ def test_a_poisoned_step_is_seen_everywhere_and_leaves_nothing_behind():
     elements = sum(p.numel() for p in Stage(Mesh.single(), False).parameters())
     for norm, bad, untouched, clean_norm, clean, state in results:
         assert norm != norm and bad == elements and untouched
-        assert clean_norm > 0 and clean == 0 and state == {"step": 0}
+        assert clean_norm > 0 and clean == 0 and state["step"] == 0
 
 
 def save_and_load(stage):

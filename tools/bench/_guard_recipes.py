@@ -6,7 +6,6 @@ statistics are in it) and is compared with the twin at the end.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -21,8 +20,8 @@ from megalm.config.errors import ConfigError
 from megalm.config.resolve import resolve
 from tools.bench._workers import run_world
 
-BRANCH = 330
-"""Step from which the damaged runs leave the twin: early enough for snapshots of several ages before step 400."""
+BRANCH = 290
+"""Step from which the damaged runs leave the twin: early enough for snapshots of several ages before step 360."""
 
 EXPECTED = {
     "bad_shard": "data",
@@ -245,17 +244,3 @@ def tables(result: dict[str, Any]) -> str:
         alike = all(found[layout] == found.get("one process") for layout in found)
         lines.append(f"{name}: decisions on {', '.join(found)}: {'identical' if alike else 'DIFFERENT'}")
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def written(path: Path | None) -> Iterator[Report]:
-    """A receiver of results that keeps the file at `path` whole and up to date."""
-
-    def write(result: dict[str, Any]) -> None:
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(path.name + ".new")
-            aside.write_text(json.dumps(result, indent=1) + "\n")
-            os.replace(aside, path)
-
-    yield write
