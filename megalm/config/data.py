@@ -35,5 +35,13 @@ class DataConfig:
     """Of these, the share with the suffix first (SPM); the others have the prefix first (PSM)."""
     fim_tokens: list[str] = field(default_factory=lambda: ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"])
     """Names in the tokenizer, or ids, of the marks before prefix, middle and suffix."""
+    cache: str | None = None
+    """Folder on this machine for data that comes from an object store (s3://...); None: ~/.cache/megalm/data."""
+    cache_gb: float = 10.0
+    """Gigabytes that folder may hold; what was used longest ago goes first."""
+    retries: int = 5
+    """Tries of a request to an object store."""
+    mds_bytes: str = choice("int64", "uint16", "int32", "uint32", "uint8")
+    """Type of the tokens in MDS shards whose column is raw bytes."""
     prefetch: int = 4
     """Batches prepared ahead by the background thread."""

@@ -2,14 +2,18 @@
 
 A shard, little-endian: u32 number of samples, u32 offsets of samples and end, the configuration as JSON, the samples. A
 sample: a u32 size for each column of variable size, then the columns' bytes, in the order of the columns' names.
-Samples that were pickled are refused: reading them could run anything.
+Samples that were pickled are refused: reading them could run anything. The values are `mds_values`'.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
+import threading
+from array import array
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,104 +23,14 @@ import xxhash
 import zstandard
 
 from megalm.config.errors import ConfigError
+from megalm.data.mds_values import decode_value, encode_value, fixed_size
+from megalm.data.store import Cache, Store, is_url
+from megalm.data.tokens import CODES, HEADER, MAGIC
 
 SIZE_LIMIT = 1 << 26  # bytes of a shard before compression
+TOKEN_INDEX = "tokens.idx"
+OPEN_SHARDS = 64  # that stay mapped
 ADVICE = "Restore the file from its source, or write the data set again."
-_NAMES = [sign + name for sign in ("", "u") for name in ("int8", "int16", "int32", "int64")] + [
-    "float16",
-    "float32",
-    "float64",
-]
-SCALARS: dict[str, np.dtype] = {name: np.dtype(name).newbyteorder("<") for name in _NAMES}
-SCALARS["int"] = SCALARS["int64"]
-ARRAY_CODES = {
-    8: "uint8", 9: "int8", 16: "uint16", 17: "int16", 18: "float16", 32: "uint32", 33: "int32", 34: "float32",
-    64: "uint64", 65: "int64", 66: "float64",
-}  # fmt: skip
-
-
-def _array_parts(encoding: str) -> tuple[str | None, tuple[int, ...] | None]:
-    """`ndarray[:dtype[:d0,d1]]` -> (dtype, shape); None where each sample says it itself."""
-    _, *parts = encoding.split(":")
-    if len(parts) > 2 or (parts and parts[0] not in ARRAY_CODES.values()):
-        raise ValueError(f"unknown encoding {encoding!r}")
-    shape = tuple(int(side) for side in parts[1].split(",")) if len(parts) > 1 else None
-    return (parts[0] if parts else None), shape
-
-
-def fixed_size(encoding: str) -> int | None:
-    """Bytes of a value of this encoding; None: they differ from sample to sample."""
-    if encoding in SCALARS:
-        return SCALARS[encoding].itemsize
-    if encoding.startswith("ndarray"):
-        dtype, shape = _array_parts(encoding)
-        return np.dtype(dtype).itemsize * int(np.prod(shape)) if dtype and shape is not None else None
-    if encoding in ("bytes", "str", "json", "str_int", "str_float", "str_decimal"):
-        return None
-    raise ValueError(f"encoding {encoding!r} is not supported (pickled and image columns are not read)")
-
-
-def encode_value(encoding: str, value: Any) -> bytes:
-    """The bytes of one value. Errors: ValueError if the value is not of the encoding."""
-    if encoding == "bytes":
-        return bytes(value)
-    if encoding == "str":
-        return value.encode("utf-8")
-    if encoding == "json":
-        return json.dumps(value).encode("utf-8")
-    if encoding.startswith("str_"):
-        return str(value).encode("utf-8")
-    if encoding in SCALARS:
-        return np.array(value, SCALARS[encoding]).tobytes()
-    dtype, shape = _array_parts(encoding)
-    array = np.asarray(value)
-    if dtype is not None and array.dtype != np.dtype(dtype):
-        raise ValueError(f"the array is {array.dtype}, the column {encoding}")
-    if shape is not None:
-        if array.shape != shape:
-            raise ValueError(f"the array's shape is {array.shape}, the column's {shape}")
-        return np.ascontiguousarray(array).tobytes()
-    head = b"" if dtype else bytes([next(code for code, name in ARRAY_CODES.items() if name == array.dtype.name)])
-    log2 = next(power for power in range(4) if max(array.shape, default=0) < 1 << (8 << power))
-    sides = b"".join(int(side).to_bytes(1 << log2, "little") for side in array.shape)
-    return head + bytes([array.ndim << 2 | log2]) + sides + np.ascontiguousarray(array).tobytes()
-
-
-def decode_value(encoding: str, data: bytes) -> Any:
-    """The value of these bytes. Errors: ValueError if they are not a value of the encoding."""
-    if encoding == "bytes":
-        return data
-    if encoding in ("str", "str_decimal"):
-        return data.decode("utf-8")
-    if encoding == "json":
-        return json.loads(data)
-    if encoding == "str_int":
-        return int(data)
-    if encoding == "str_float":
-        return float(data)
-    if encoding in SCALARS:
-        if len(data) != SCALARS[encoding].itemsize:
-            raise ValueError(f"{len(data)} bytes are not a value of {encoding}")
-        return np.frombuffer(data, SCALARS[encoding])[0].item()
-    dtype, shape = _array_parts(encoding)
-    at = 0
-    if dtype is None:
-        if not data or data[0] not in ARRAY_CODES:
-            raise ValueError("the array does not say its type")
-        dtype, at = ARRAY_CODES[data[0]], 1
-    if shape is None:
-        if at >= len(data):
-            raise ValueError("the array does not say its shape")
-        dimensions, width = data[at] >> 2, 1 << (data[at] & 3)
-        ends = range(at + 1 + width, at + 1 + width * dimensions + 1, width)
-        shape = tuple(int.from_bytes(data[end - width : end], "little") for end in ends)
-        at += 1 + width * dimensions
-    elements = int(np.prod(shape, dtype=object)) if shape else 1
-    if elements * np.dtype(dtype).itemsize != len(data) - at:
-        raise ValueError(f"an array of shape {shape} does not fit {len(data) - at} bytes")
-    return np.frombuffer(data, np.dtype(dtype).newbyteorder("<"), elements, at).reshape(shape)
-
-
 HASHES: dict[str, Callable[[bytes], str]] = {
     "xxh64": lambda data: xxhash.xxh64(data).hexdigest(),
     "xxh32": lambda data: xxhash.xxh32(data).hexdigest(),
@@ -227,114 +141,242 @@ def _write(path: Path, data: bytes) -> None:
 
 
 class MDSReader:
-    """Samples of a folder of MDS shards, by number or one after another; one shard is held at a time.
+    """Samples of a folder of MDS shards, by number or one after another; the folder may be a URL.
+
+    Shards of an object store come through the cache: each is fetched and checked once on a machine. Local ones are
+    mapped and checked when they are first touched; compressed ones are held one at a time, or decompressed into the
+    cache if there is one.
 
     Errors: ConfigError with the file, the sample or byte and what to do, for anything that is missing, torn or refused.
     """
 
-    def __init__(self, folder: str | os.PathLike, verify: bool = True):
-        self.folder, self.verify = Path(folder), verify
-        path = self.folder / "index.json"
+    def __init__(self, folder: str | os.PathLike, verify: bool = True, cache: Cache | None = None):
+        self.remote = is_url(folder)
+        self.cache = cache or (Cache() if self.remote else None)
+        self.folder = os.fspath(folder).rstrip("/")
+        self.verify = verify
+        if self.remote:
+            assert self.cache is not None
+            self.store = Store(self.folder, self.cache.tries)
+        path = f"{self.folder}/index.json"
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
-            self.shards = list(index["shards"])
-            if index["version"] != 2 or any(shard["format"] != "mds" for shard in self.shards):
-                raise ConfigError(f"{path}: only MDS shards of version 2 are read.")
-            counts = [int(shard["samples"]) for shard in self.shards]
-            for shard in self.shards:
-                for encoding, size in zip(shard["column_encodings"], shard["column_sizes"], strict=True):
-                    if fixed_size(encoding) != size:
-                        raise ValueError(f"{encoding} with the size {size}")
-                if shard["compression"] is not None and not str(shard["compression"]).startswith("zstd"):
-                    raise ValueError(f"compression {shard['compression']!r} is not read, only zstd")
+            text = self.store.read("index.json") if self.remote else Path(path).read_bytes()
         except OSError as error:
             raise ConfigError(
                 f"{path}: cannot be read ({error.strerror}). Give the folder that holds index.json."
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        self.key = f"{self.folder}\0{xxhash.xxh3_128(text).hexdigest()}"
+        try:
+            index = json.loads(text)
+            if index["version"] != 2:
+                raise ConfigError(f"{path}: only MDS shards of version 2 are read.")
+            self.shards = [_checked_info(path, shard) for shard in index["shards"]]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ConfigError(f"{path}: not an index of MDS shards that can be read ({error}). {ADVICE}") from error
-        self._starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-        self._open: tuple[int, bytes] = (-1, b"")
+        self.starts = np.concatenate(([0], np.cumsum([shard["samples"] for shard in self.shards], dtype=np.int64)))
+        self._open: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._seen: set[int] = set()  # whose checksums were compared
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self.starts[-1])
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        if not 0 <= number < len(self):
-            raise IndexError(f"{self.folder}: there is no sample {number}; there are {len(self)}")
-        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        if self._open[0] != shard:
-            self._open = (shard, self._shard(shard))
-        return self._sample(shard, self._open[1], number - int(self._starts[shard]))
+        return self._sample(*self.find(number))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[number] for number in range(len(self)))
 
-    def _shard(self, number: int) -> bytes:
+    def has(self, name: str) -> bool:
+        """Whether this file is in the folder."""
+        return self.store.exists(name) if self.remote else os.path.exists(f"{self.folder}/{name}")
+
+    def find(self, number: int) -> tuple[int, int]:
+        """(shard, sample in it)."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"{self.folder}: there is no sample {number}; there are {len(self)}")
+        shard = int(np.searchsorted(self.starts, number, side="right")) - 1
+        return shard, number - int(self.starts[shard])
+
+    def prefetch(self, shard: int) -> None:
+        """Begin to fetch a remote shard."""
+        if self.remote and shard not in self._open:
+            assert self.cache is not None
+            self.cache.ahead(*self._request(shard))
+
+    def shard(self, number: int) -> np.ndarray:
+        """The whole raw shard. Shapes: -> uint8 [bytes]"""
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number]
         info = self.shards[number]
-        raw_path = self.folder / info["raw_data"]["basename"]
-        if raw_path.exists() or not info["zip_data"]:
-            return self._checked(raw_path, info["raw_data"])
-        path = self.folder / info["zip_data"]["basename"]
-        try:
-            stored = self._checked(path, info["zip_data"])
-            raw = zstandard.ZstdDecompressor().decompress(stored, max_output_size=int(info["raw_data"]["bytes"]))
-        except zstandard.ZstdError as error:
-            raise ConfigError(f"{path}: cannot be decompressed ({error}). {ADVICE}") from error
-        return self._compared(path, raw, info["raw_data"])
-
-    def _checked(self, path: Path, expected: dict[str, Any]) -> bytes:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot be read ({error.strerror}), but index.json names it. {ADVICE}"
-            ) from error
-        return self._compared(path, data, expected)
-
-    def _compared(self, path: Path, data: bytes, expected: dict[str, Any]) -> bytes:
-        if len(data) != expected["bytes"]:
-            raise ConfigError(f"{path}: has {len(data)} bytes, index.json says {expected['bytes']}. {ADVICE}")
-        for name, value in (expected.get("hashes") or {}).items() if self.verify else ():
-            if name in HASHES and HASHES[name](data) != value:
-                raise ConfigError(f"{path}: its {name} checksum is not {value}: the file is damaged. {ADVICE}")
+        raw_path = Path(self.folder) / info["raw_data"]["basename"]
+        kept = OPEN_SHARDS
+        if not self.remote and (raw_path.exists() or not info["zip_data"]):
+            data = self._mapped(raw_path, info["raw_data"])
+            if number not in self._seen:
+                self._compared(str(raw_path), data, info["raw_data"])
+                self._seen.add(number)
+        elif self.cache is not None:
+            for _ in range(3):  # another rank may make room between finding a shard and opening it
+                path = self.cache.get(*self._request(number))
+                with contextlib.suppress(FileNotFoundError):
+                    data = np.asarray(np.memmap(path, np.uint8, "r"))
+                    break
+            else:
+                raise ConfigError(
+                    f"the data cache {self.cache.folder} is too small for these shards: raise data.cache_gb."
+                )
+        else:
+            data, kept = np.frombuffer(self._fetch(number), np.uint8), 1
+        with self._lock:
+            self._open[number] = data
+            while len(self._open) > kept:
+                self._open.popitem(last=False)
         return data
 
-    def _sample(self, shard: int, data: bytes, number: int) -> dict[str, Any]:
-        info = self.shards[shard]
-        where = f"{self.folder / info['raw_data']['basename']}: sample {number}"
+    def _request(self, number: int) -> tuple[str, int, Callable[[], bytes]]:
+        key = f"{self.key}\0{number}\0{self.verify}"
+        return key, self.shards[number]["raw_data"]["bytes"], lambda: self._fetch(number)
+
+    def _fetch(self, number: int) -> bytes:
+        """A shard's raw bytes, compared with the index."""
+        info = self.shards[number]
+        stored = info["zip_data"] or info["raw_data"]
+        path = f"{self.folder}/{stored['basename']}"
+        if self.remote:
+            data = self.store.read(stored["basename"])
+        else:
+            try:
+                data = Path(path).read_bytes()
+            except OSError as error:
+                raise _named_but(path, error) from error
+        self._compared(path, data, stored)
+        if not info["zip_data"]:
+            return data
+        size = info["raw_data"]["bytes"]
         try:
-            (count,) = struct.unpack_from("<I", data, 0)
-            if number >= count:
-                raise ValueError(f"the shard holds only {count} samples")
-            start, stop = struct.unpack_from("<II", data, 4 * (1 + number))
-            at = start
-            sizes = list(info["column_sizes"])
-            for column, fixed in enumerate(sizes):
-                if fixed is None:
-                    (sizes[column],) = struct.unpack_from("<I", data, at)
-                    at += 4
-            if not 4 * (count + 2) <= start <= stop <= len(data) or at + sum(sizes) != stop:
-                raise ValueError(f"its bytes {start} to {stop} do not hold its columns of {sizes}")
-            sample = {}
-            for name, encoding, size in zip(info["column_names"], info["column_encodings"], sizes, strict=True):
-                sample[name] = decode_value(encoding, data[at : at + size])
-                at += size
-            return sample
+            if zstandard.frame_content_size(data) not in (size, -1):
+                raise zstandard.ZstdError(f"it says that it holds another number of bytes than {size}")
+            raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
+        except zstandard.ZstdError as error:
+            raise ConfigError(f"{path}: cannot be decompressed ({error}). {ADVICE}") from error
+        self._compared(path, raw, info["raw_data"])
+        return raw
+
+    def _mapped(self, path: Path, expected: dict[str, Any]) -> np.ndarray:
+        try:
+            return np.asarray(np.memmap(path, np.uint8, "r")) if os.stat(path).st_size else np.empty(0, np.uint8)
+        except OSError as error:
+            raise _named_but(str(path), error) from error
+
+    def _compared(self, path: str, data: bytes | np.ndarray, expected: dict[str, Any]) -> None:
+        if len(data) != expected["bytes"]:
+            raise ConfigError(f"{path}: has {len(data)} bytes, index.json says {expected['bytes']}. {ADVICE}")
+        for name, value in expected["hashes"].items() if self.verify else ():
+            if name in HASHES and HASHES[name](data) != value:  # type: ignore[arg-type]
+                raise ConfigError(f"{path}: its {name} checksum is not {value}: the file is damaged. {ADVICE}")
+
+    def _columns(self, shard: int, number: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """The shard, and the bytes [start, stop) of each column of a sample in it. Errors: ValueError, struct.error"""
+        data, info = self.shard(shard), self.shards[shard]
+        view = data.data
+        (count,) = struct.unpack_from("<I", view, 0)
+        if number >= count or count != info["samples"]:
+            raise ValueError(f"the shard holds {count} samples, index.json says {info['samples']}")
+        start, stop = struct.unpack_from("<II", view, 4 * (1 + number))
+        at = start
+        sizes = list(info["column_sizes"])
+        for column, fixed in enumerate(sizes):
+            if fixed is None:
+                (sizes[column],) = struct.unpack_from("<I", view, at)
+                at += 4
+        if not 4 * (count + 2) <= start <= stop <= len(data) or at + sum(sizes) != stop:
+            raise ValueError(f"its bytes {start} to {stop} do not hold its columns of {sizes}")
+        edges = [at, *(at + int(end) for end in np.cumsum(sizes))]
+        return data, list(zip(edges, edges[1:], strict=False))
+
+    def _sample(self, shard: int, number: int) -> dict[str, Any]:
+        info = self.shards[shard]
+        try:
+            data, columns = self._columns(shard, number)
+            return {
+                name: decode_value(encoding, data[start:stop].tobytes())
+                for name, encoding, (start, stop) in zip(
+                    info["column_names"], info["column_encodings"], columns, strict=True
+                )
+            }
+        except (ValueError, struct.error, RecursionError, OverflowError) as error:
+            raise self.fault(shard, number, error) from error
+
+    def column(self, shard: int, number: int, column: int) -> np.ndarray:
+        """The bytes of one column of a sample, without a copy. Shapes: -> uint8 [bytes]"""
+        try:
+            data, columns = self._columns(shard, number)
         except (ValueError, struct.error) as error:
-            raise ConfigError(f"{where}: {error}. {ADVICE}") from error
+            raise self.fault(shard, number, error) from error
+        return data[slice(*columns[column])]
+
+    def fault(self, shard: int, number: int, error: Exception) -> ConfigError:
+        where = f"{self.folder}/{self.shards[shard]['raw_data']['basename']}: sample {number}"
+        return ConfigError(f"{where}: {error}. {ADVICE}")
+
+
+def _checked_info(path: str, info: dict[str, Any]) -> dict[str, Any]:
+    """One shard's entry of the index, complete and of the right types. Errors: ValueError, KeyError, TypeError"""
+    if info["format"] != "mds" or info.get("version", 2) != 2:
+        raise ConfigError(f"{path}: only MDS shards of version 2 are read.")
+    names, encodings, sizes = info["column_names"], info["column_encodings"], info["column_sizes"]
+    for name, encoding, size in zip(names, encodings, sizes, strict=True):
+        if not isinstance(name, str) or not isinstance(encoding, str) or fixed_size(encoding) != size:
+            raise ValueError(f"column {name!r} of {encoding!r} with the size {size!r}")
+    compression = info["compression"]
+    if compression is not None and not str(compression).startswith("zstd"):
+        raise ValueError(f"compression {compression!r} is not read, only zstd")
+    if type(info["samples"]) is not int or not 0 <= info["samples"] < 1 << 32:
+        raise ValueError(f"{info['samples']!r} samples")
+    files = {"raw_data": info["raw_data"], "zip_data": info.get("zip_data")}
+    for kind, file in files.items():
+        if file is None and kind == "zip_data":
+            continue
+        name, size = file["basename"], file["bytes"]
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise ValueError(f"{name!r} is not the name of a file in the folder")
+        if type(size) is not int or not 0 <= size < 1 << 32:
+            raise ValueError(f"{name} with {size!r} bytes")
+        files[kind] = {"basename": name, "bytes": size, "hashes": dict(file.get("hashes") or {})}
+    return {**info, **files}
+
+
+def _named_but(path: str, error: OSError) -> ConfigError:
+    return ConfigError(f"{path}: cannot be read ({error.strerror}), but index.json names it. {ADVICE}")
 
 
 def write_token_documents(
     documents: Iterable[np.ndarray], folder: str | os.PathLike, dtype: np.dtype, **options: Any
 ) -> int:
-    """Token documents as MDS samples with one column `tokens`; returns how many."""
-    count = 0
-    with MDSWriter(folder, {"tokens": f"ndarray:{np.dtype(dtype).name}"}, **options) as writer:
+    """Token documents as MDS samples with one column `tokens`; returns how many.
+
+    `tokens.idx` beside the shards holds the documents' lengths, so that training from them opens at once.
+    """
+    folder, dtype = os.fspath(folder), np.dtype(dtype)
+    lengths = array("i")
+    with MDSWriter(folder, {"tokens": f"ndarray:{dtype.name}"}, **options) as writer:
         for document in documents:
             writer.write({"tokens": np.asarray(document).astype(dtype)})
-            count += 1
-    return count
+            lengths.append(len(document))
+    write_index(f"{folder}/{TOKEN_INDEX}", dtype, np.asarray(lengths, "<i4"))
+    return len(lengths)
+
+
+def write_index(path: str | os.PathLike, dtype: np.dtype, lengths: np.ndarray) -> None:
+    """The index that a .bin of these documents would have: it tells where each document's tokens begin."""
+    ends = np.cumsum(lengths, dtype="<i8") * dtype.itemsize
+    header = HEADER.pack(MAGIC, 1, CODES[dtype.newbyteorder("=")], len(lengths), len(lengths) + 1)
+    pointers = np.concatenate((np.zeros(1, "<i8"), ends[:-1])) if len(lengths) else np.empty(0, "<i8")
+    documents = np.arange(len(lengths) + 1, dtype="<i8")
+    _write(Path(path), b"".join((header, lengths.astype("<i4").tobytes(), pointers.tobytes(), documents.tobytes())))
 
 
 def read_token_documents(folder: str | os.PathLike, column: str = "tokens") -> Iterator[np.ndarray]:

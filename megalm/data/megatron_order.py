@@ -16,8 +16,9 @@ import numpy as np
 
 from megalm.config.data import DataConfig
 from megalm.config.errors import ConfigError
+from megalm.data.native import library
 from megalm.data.order import Samples
-from megalm.data.sources import TokenSource, source_names
+from megalm.data.sources import TokenSource, open_tokens, source_names
 from megalm.data.tokens import TokenFile
 
 SPARE = 1.005  # each source of a blend is asked for half a percent more than its share
@@ -54,9 +55,9 @@ class SampleIndex:
         for part in parts:
             random.shuffle(part)
         self.documents = np.concatenate(parts)
-        # position of each document's first token in the stream of shuffled documents
-        self.starts = np.concatenate(([0], np.cumsum(sizes[self.documents - first])))
         self.size = (epochs * epoch_tokens - 1) // seq_length
+        self._sizes, self._first = sizes, first
+        self._entries, self._offsets = sample_starts(sizes, self.documents, first, self.size + 1, seq_length)
         kind: type = np.uint32 if self.size < np.iinfo(np.uint32).max - 1 else np.int64
         middle = without_last if separate else self.size
         shuffled: list[np.ndarray] = [np.arange(0, middle, dtype=kind), np.arange(middle, self.size, dtype=kind)]
@@ -67,9 +68,7 @@ class SampleIndex:
 
     def place(self, sample: int) -> tuple[int, int]:
         """Before the shuffle of samples: (entry of `documents`, offset in it) of the sample's first token."""
-        position = sample * self.seq_length
-        entry = int(np.searchsorted(self.starts, position, side="right")) - 1
-        return entry, position - int(self.starts[entry])
+        return int(self._entries[sample]), int(self._offsets[sample])
 
     def spans(self, index: int) -> list[tuple[int, int, int]]:
         """(sequence, first token, end) of the pieces that make up the sample at this place of the order."""
@@ -77,12 +76,41 @@ class SampleIndex:
         wanted = self.seq_length + 1
         spans = []
         while wanted > 0:
-            length = int(self.starts[entry + 1] - self.starts[entry])
-            taken = min(wanted, length - offset)
+            document = int(self.documents[entry])
+            taken = min(wanted, int(self._sizes[document - self._first]) - offset)
             if taken > 0:
-                spans.append((int(self.documents[entry]), offset, offset + taken))
+                spans.append((document, offset, offset + taken))
             wanted, entry, offset = wanted - taken, entry + 1, 0
         return spans
+
+
+def sample_starts(
+    sizes: np.ndarray, order: np.ndarray, first: int, samples: int, seq_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where each sample's first token stands: entry of the documents' order, and offset in that document.
+
+    sizes: tokens of the documents `first` and on; order: documents in their order, which must hold `samples` - 1 whole
+    samples and the first token of one more. With `megalm._C` one pass without an array as long as the order.
+
+    Shapes: sizes int64 [documents], order int32 [entries] -> int64 [samples], int64 [samples]
+    """
+    sizes, order = np.ascontiguousarray(sizes, np.int64), np.ascontiguousarray(order, np.int32)
+    native = library()
+    if native is None:
+        return _walk_starts(sizes, order, first, samples, seq_length)
+    entries, offsets = np.empty(samples, np.int64), np.empty(samples, np.int64)
+    addresses = (array.ctypes.data for array in (order, sizes, entries, offsets))
+    native.starts(samples, seq_length, first, *addresses)
+    return entries, offsets
+
+
+def _walk_starts(
+    sizes: np.ndarray, order: np.ndarray, first: int, samples: int, seq_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    starts = np.concatenate(([0], np.cumsum(sizes[order - first])))
+    positions = np.arange(samples, dtype=np.int64) * seq_length
+    entries = np.searchsorted(starts, positions, side="right") - 1
+    return entries, positions - starts[entries]
 
 
 class MegatronSource(TokenSource):
@@ -110,6 +138,10 @@ class MegatronSource(TokenSource):
     def read(self, index: int, length: int | None = None) -> np.ndarray:
         return np.concatenate([self.file.read(*span) for span in self._spans(index)])
 
+    def prefetch(self, index: int, length: int) -> None:
+        for span in self._spans(index):
+            self.file.prefetch(*span)
+
     def read_into(self, row: np.ndarray, index: int) -> None:
         row[:] = self.read(index)
 
@@ -128,11 +160,25 @@ def blend(weights: Sequence[float], size: int) -> tuple[np.ndarray, np.ndarray]:
 
     Shapes: -> source int16 [size], index inside the source int64 [size]
     """
+    if not weights or len(weights) > np.iinfo(np.int16).max:
+        raise ConfigError(
+            f"{len(weights)} sources cannot be blended in Megatron's order: it numbers 1 to 32767 of them."
+        )
     total = sum(weights)
     shares = [weight / total for weight in weights]
-    counts = [0] * len(shares)
     sources, indices = np.empty(size, np.int16), np.empty(size, np.int64)
-    for i in range(size):
+    native = library()
+    if native is None:
+        _blend_step_by_step(shares, sources, indices)
+        return sources, indices
+    parts, taken = np.asarray(shares, np.float64), np.zeros(len(shares), np.int64)
+    native.greedy(len(shares), size, *(array.ctypes.data for array in (parts, taken, sources, indices)))
+    return sources, indices
+
+
+def _blend_step_by_step(shares: Sequence[float], sources: np.ndarray, indices: np.ndarray) -> None:
+    counts = [0] * len(shares)
+    for i in range(len(sources)):
         at = float(max(i, 1))
         best, lag = 0, shares[0] * at - counts[0]
         for number in range(1, len(shares)):
@@ -141,7 +187,6 @@ def blend(weights: Sequence[float], size: int) -> tuple[np.ndarray, np.ndarray]:
                 best, lag = number, behind
         sources[i], indices[i] = best, counts[best]
         counts[best] += 1
-    return sources, indices
 
 
 class MegatronStream:
@@ -208,7 +253,7 @@ def open_megatron_sources(data: DataConfig, seq_length: int, wanted: int, seed: 
     for number, (name, prefix) in enumerate(zip(source_names(data.train), data.train, strict=True)):
         weight = data.weights[number] if data.weights else 1.0
         asked = wanted if len(data.train) == 1 else math.ceil(math.ceil(wanted * (weight / total)) * SPARE)
-        sources.append(MegatronSource(name, TokenFile(prefix), seq_length, weight, split, asked, seed))
+        sources.append(MegatronSource(name, open_tokens(prefix, data), seq_length, weight, split, asked, seed))
     return sources
 
 

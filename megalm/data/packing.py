@@ -12,6 +12,7 @@ Source:  Ding et al. 2024, Fewer Truncations Improve Language Modeling (arXiv:24
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import struct
 from pathlib import Path
@@ -25,7 +26,7 @@ from megalm.data.tokens import TokenFile
 MAGIC = b"MEGAPACK"
 HEADER = struct.Struct(
     "<8sQQQQQQQ"
-)  # magic, version, sequence length, documents, tokens, .bin's bytes, samples, pieces
+)  # magic, version, sequence length, documents, their tokens, all tokens, samples, pieces
 VERSION = 1
 
 
@@ -93,15 +94,24 @@ class PackedSource(TokenSource):
 
     def __init__(self, name: str, file: TokenFile, seq_length: int, weight: float, holdout: float):
         super().__init__(name, file, seq_length, weight, holdout)
-        path = Path(f"{file.prefix}.pack{seq_length}")
+        path = self._place(seq_length)
         self.num_documents = file.document_at(self.train_tokens - 1) + 1 if self.train_tokens else 0
         if not self._map(path):
             self._build(path)
             if not self._map(path):
                 raise ConfigError(f"{path}: the packing was written and cannot be read back: is the disk full?")
 
+    def _place(self, seq_length: int) -> Path:
+        """Beside a local pair; else in the cache."""
+        cache = getattr(self.file, "cache", None)
+        if cache is None:
+            return Path(f"{self.file.prefix}.pack{seq_length}")
+        digest = hashlib.blake2b(str(self.file.prefix).encode(), digest_size=12).hexdigest()
+        cache.folder.mkdir(parents=True, exist_ok=True)
+        return cache.folder / f"{digest}.pack{seq_length}"
+
     def _key(self) -> tuple[int, ...]:
-        return VERSION, self.seq_length, self.num_documents, self.train_tokens, os.stat(self.file.tokens_path).st_size
+        return VERSION, self.seq_length, self.num_documents, self.train_tokens, self.file.num_tokens
 
     def _map(self, path: Path) -> bool:
         """Map the packing, if it is there, whole, and of these very documents."""
@@ -169,6 +179,10 @@ class PackedSource(TokenSource):
             row[at : at + size] = self.file.tokens[start : start + size]
             at += int(size)
         row[at:] = 0
+
+    def prefetch(self, index: int, length: int) -> None:
+        for start, size in zip(*self._pieces(index), strict=True):
+            self.file.prefetch(int(start), int(start + size))
 
     def filled(self, index: int, length: int | None = None) -> int:
         return int(self._pieces(index)[1].sum())

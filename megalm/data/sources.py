@@ -5,13 +5,17 @@ length.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from megalm.config.data import DataConfig
 from megalm.config.errors import ConfigError
+from megalm.data.mds_tokens import MDSTokens
+from megalm.data.store import DEFAULT_CACHE, Cache, Store, is_url
 from megalm.data.tokens import TokenFile
 
 
@@ -48,6 +52,10 @@ class TokenSource:
         start = index * (len(row) - 1)
         row[:] = self.file.tokens[start : start + len(row)]
 
+    def prefetch(self, index: int, length: int) -> None:
+        """The sample will be read soon."""
+        self.file.prefetch(index * length, (index + 1) * length + 1)
+
     def read_held_out(self, index: int) -> np.ndarray:
         """The last one may be shorter. Shapes: -> int64 [<= S + 1]"""
         start = self.train_tokens + index * self.seq_length
@@ -77,8 +85,31 @@ class TokenSource:
 
 def source_names(prefixes: Sequence[str]) -> list[str]:
     """Short names: the last part of the path without `_text_document`; whole paths if those are not distinct."""
-    short = [prefix.rsplit("/", 1)[-1].removesuffix("_text_document") for prefix in prefixes]
+    short = [prefix.rstrip("/").rsplit("/", 1)[-1].removesuffix("_text_document") for prefix in prefixes]
     return short if len(set(short)) == len(short) else list(prefixes)
+
+
+def open_tokens(prefix: str, data: DataConfig) -> TokenFile:
+    """A .bin/.idx pair or a folder of MDS shards, on this machine or in an object store."""
+    cache = data_cache(data) if is_url(prefix) else None
+    folder = prefix.rstrip("/")
+    if Store(folder, data.retries).exists("index.json") if is_url(prefix) else os.path.exists(f"{folder}/index.json"):
+        return MDSTokens(folder, cache or data_cache(data), data.mds_bytes)
+    return TokenFile(prefix, cache)
+
+
+def data_cache(data: DataConfig) -> Cache:
+    """The process' cache of remote data, one for each folder."""
+    if data.cache_gb <= 0 or data.retries < 1:
+        raise ConfigError(
+            f"data.cache_gb={data.cache_gb} and data.retries={data.retries}: the cache needs room, and a request one try."
+        )
+    return _cache(data.cache or DEFAULT_CACHE, data.cache_gb * 1e9, data.retries)
+
+
+@lru_cache
+def _cache(folder: str, limit: float, tries: int) -> Cache:
+    return Cache(folder, limit, tries)
 
 
 def open_sources(data: DataConfig, seq_length: int) -> list[TokenSource]:
@@ -105,7 +136,7 @@ def open_sources(data: DataConfig, seq_length: int) -> list[TokenSource]:
     kind = PackedSource if data.packing == "best_fit" else TokenSource
     sources = []
     for number, (name, prefix) in enumerate(zip(source_names(data.train), data.train, strict=True)):
-        file = TokenFile(prefix)
+        file = open_tokens(prefix, data)
         weight = float(file.num_tokens) if data.weights is None else float(data.weights[number])
         sources.append(kind(name, file, seq_length, weight, holdout))
     return sources
@@ -115,4 +146,4 @@ def open_held_out(data: DataConfig, seq_length: int, sources: Sequence[TokenSour
     """What evaluation reads: the file `data.valid` names, else the held-out ends of the sources themselves."""
     if data.valid is None:
         return list(sources)
-    return [TokenSource(source_names([data.valid])[0], TokenFile(data.valid), seq_length, 1.0, 1.0)]
+    return [TokenSource(source_names([data.valid])[0], open_tokens(data.valid, data), seq_length, 1.0, 1.0)]

@@ -13,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from megalm.config.errors import ConfigError
+from megalm.data.store import Bytes, Cache, Store, is_url, open_bytes
 
 MAGIC = b"MMIDIDX\0\0"
 HEADER = struct.Struct("<9sQBQQ")
@@ -35,103 +37,108 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def resolve_prefix(prefix: str | os.PathLike) -> Path:
-    """The prefix whose .idx exists: as given (with or without an ending), or with `_text_document` added, as the
+    """The local prefix whose .idx exists: as given (with or without an ending), or with `_text_document` added, as the
     tokenizer writes it.
 
     Errors: ConfigError naming every file that was looked for.
     """
-    text = os.fspath(prefix)
-    if text.endswith((".bin", ".idx")):
-        text = text[:-4]
+    return Path(_resolve(os.fspath(prefix), os.path.exists))
+
+
+def _resolve(prefix: str, exists: Callable[[str], bool]) -> str:
+    text = prefix[:-4] if prefix.endswith((".bin", ".idx")) else prefix
     tried = [text, text + "_text_document"]
     for candidate in tried:
-        if os.path.exists(candidate + ".idx"):
-            return Path(candidate)
+        if exists(candidate + ".idx"):
+            return candidate
     names = " or ".join(f"{candidate}.idx" for candidate in tried)
     raise ConfigError(
-        f"data set {os.fspath(prefix)!r} does not exist: there is no {names}. Give the prefix of a .bin/.idx pair, "
+        f"data set {prefix!r} does not exist: there is no {names}. Give the prefix of a .bin/.idx pair, "
         f"or make one: `python -m tools.tokenize INPUT --tokenizer FILE --output {text}`."
     )
 
 
 class TokenFile:
-    """A read-only, memory-mapped .bin/.idx pair.
+    """A read-only .bin/.idx pair: memory-mapped, or, where the prefix is a URL, read in byte ranges through the cache.
 
     Errors: ConfigError with the file, the byte and what to do, if the pair is missing, truncated or inconsistent.
     """
 
-    def __init__(self, prefix: str | os.PathLike):
-        self.prefix = resolve_prefix(prefix)
-        self.index_path = Path(f"{self.prefix}.idx")
-        self.tokens_path = Path(f"{self.prefix}.bin")
-        index_bytes = self._size(self.index_path)
-        token_bytes = self._size(self.tokens_path)
-        with open(self.index_path, "rb") as file:
-            header = file.read(HEADER.size)
-        if not header.startswith(MAGIC):
+    prefix: str | Path
+    cache: Any = None
+    """The Cache that remote data is read through."""
+
+    def __init__(self, prefix: str | os.PathLike, cache: Cache | None = None):
+        if is_url(prefix):
+            self.cache = cache = cache or Cache()
+            tries = cache.tries
+            self.prefix = _resolve(os.fspath(prefix), lambda url: Store(url, tries).exists())
+        else:
+            self.prefix = resolve_prefix(prefix)
+        self.index_path, self.tokens_path = f"{self.prefix}.idx", f"{self.prefix}.bin"
+        try:
+            index, tokens = open_bytes(self.index_path, cache), open_bytes(self.tokens_path, cache)
+        except ConfigError as error:
+            raise ConfigError(f"{error} A data set is a pair of .bin and .idx. {ADVICE}") from error
+        end = self._read_index(index)
+        if end != tokens.size:
             self._fail(
-                self.index_path, 0, f"starts with {header[:9]!r} and not with {MAGIC!r}: it is not a Megatron index"
+                self.tokens_path, min(end, tokens.size), f"has {tokens.size} bytes, but its index asks for {end}"
             )
+        self.num_tokens = tokens.size // self.dtype.itemsize
+        if self.num_tokens == 0:
+            self._fail(self.tokens_path, 0, "holds no token")
+        self.tokens = tokens.array(0, self.dtype, self.num_tokens)
+
+    def _read_index(self, index: Bytes) -> int:
+        """Checks the header and the ends of the tables, and makes them attributes; returns the bytes of .bin."""
+        path, index_bytes = index.name, index.size
+        header = index.read(0, HEADER.size).tobytes()
+        if not header.startswith(MAGIC):
+            self._fail(path, 0, f"starts with {header[:9]!r} and not with {MAGIC!r}: it is not a Megatron index")
         if len(header) < HEADER.size:
-            self._fail(self.index_path, len(header), f"ends inside its header of {HEADER.size} bytes")
+            self._fail(path, len(header), f"ends inside its header of {HEADER.size} bytes")
         _, version, code, sequences, indices = HEADER.unpack(header)
         if version != 1:
-            self._fail(self.index_path, 9, f"has version {version}; only version 1 is known")
+            self._fail(path, 9, f"has version {version}; only version 1 is known")
         if code not in TOKEN_CODES:
-            self._fail(
-                self.index_path, 17, f"has element type {code}; tokens are one of {', '.join(map(str, TOKEN_CODES))}"
-            )
+            self._fail(path, 17, f"has element type {code}; tokens are one of {', '.join(map(str, TOKEN_CODES))}")
         if sequences == 0 or indices < 2:
-            self._fail(
-                self.index_path, 18, f"holds {sequences} sequences and {max(indices, 1) - 1} documents: it is empty"
-            )
+            self._fail(path, 18, f"holds {sequences} sequences and {max(indices, 1) - 1} documents: it is empty")
         expected = HEADER.size + 12 * sequences + 8 * indices
         if index_bytes not in (expected, expected + sequences):
             self._fail(
-                self.index_path,
+                path,
                 min(index_bytes, expected),
                 f"has {index_bytes} bytes, but {sequences} sequences and {indices - 1} documents take {expected}",
             )
         self.dtype = np.dtype(DTYPES[code]).newbyteorder("<")
         self.num_sequences, self.num_documents = sequences, indices - 1
-        raw = np.asarray(np.memmap(self.index_path, dtype=np.uint8, mode="r"))
         at = HEADER.size
-        self.lengths = raw[at : at + 4 * sequences].view("<i4")
+        self.lengths = index.array(at, np.dtype("<i4"), sequences)
         at += 4 * sequences
-        self.pointers = raw[at : at + 8 * sequences].view("<i8")
+        self.pointers = index.array(at, np.dtype("<i8"), sequences)
         at += 8 * sequences
-        self.documents = raw[at : at + 8 * indices].view("<i8")
+        self.documents = index.array(at, np.dtype("<i8"), indices)
         if self.documents[0] != 0 or self.documents[-1] != sequences:
             self._fail(
-                self.index_path,
+                path,
                 at,
                 f"has document indices from {self.documents[0]} to {self.documents[-1]}; they must run from 0 to "
                 f"{sequences}",
             )
-        end = int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
         if self.pointers[0] != 0 or self.lengths[-1] < 0:
-            self._fail(
-                self.index_path, HEADER.size, "has a first sequence that does not start at byte 0, or a negative length"
-            )
-        if end != token_bytes:
-            self._fail(
-                self.tokens_path, min(end, token_bytes), f"has {token_bytes} bytes, but its index asks for {end}"
-            )
-        self.num_tokens = token_bytes // self.dtype.itemsize
-        if self.num_tokens == 0:
-            self._fail(self.tokens_path, 0, "holds no token")
-        self.tokens = np.asarray(np.memmap(self.tokens_path, dtype=self.dtype, mode="r"))  # a plain array slices faster
+            self._fail(path, HEADER.size, "has a first sequence that does not start at byte 0, or a negative length")
+        return int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
 
-    def _size(self, path: Path) -> int:
-        try:
-            return os.stat(path).st_size
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot be read ({error.strerror}). A data set is a pair of .bin and .idx. {ADVICE}"
-            ) from error
-
-    def _fail(self, path: Path, byte: int, what: str) -> None:
+    def _fail(self, path: str, byte: int, what: str) -> None:
         raise ConfigError(f"{path}: byte {byte}: the file {what}. {ADVICE}")
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Tokens [start, stop) will be read soon; begin to fetch them, where they are far away."""
+        ahead = getattr(self.tokens, "prefetch", None)
+        if ahead is not None:
+            ahead(start, stop)
 
     def document_start(self, document: int) -> int:
         """Position, in tokens, of a document's first token; document == num_documents: the end of the data."""
@@ -166,6 +173,12 @@ class TokenFile:
         first = self.document_at(start)
         last = self.document_at(stop - 1)
         sequences = self.documents[first + 1 : last + 1]
+        if len(sequences) and not 0 <= sequences.min() <= sequences.max() < self.num_sequences:
+            self._fail(
+                self.index_path,
+                HEADER.size + 12 * self.num_sequences,
+                f"has document indices outside its {self.num_sequences} sequences near document {first}",
+            )
         return first, self.pointers[sequences] // self.dtype.itemsize if len(sequences) else np.empty(0, np.int64)
 
     def read(self, start: int, stop: int) -> np.ndarray:

@@ -50,6 +50,10 @@ def config(corpora, **changes):
         packing="stream",
         phases=[],
         fim_rate=0.0,
+        cache=None,
+        cache_gb=1.0,
+        retries=2,
+        mds_bytes="int64",
         prefetch=2,
     )
     train = dict(global_batch_size=12, micro_batch_size=2, seed=1, eval_sequences=10)

@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from megalm.config.errors import ConfigError
-from megalm.data.mds import (
-    MDSReader,
-    MDSWriter,
-    decode_value,
-    encode_value,
-    read_token_documents,
-    write_token_documents,
-)
+from megalm.data.mds import MDSReader, MDSWriter, read_token_documents, write_token_documents
+from megalm.data.mds_values import decode_value, encode_value
 
 COLUMNS = {
     "tokens": "ndarray:uint16",
@@ -124,6 +118,36 @@ def test_every_damage_is_an_error(tmp_path):
     (tmp_path / "index.json").write_text('{"version": 2, "shards": [{}]}')
     with pytest.raises(ConfigError, match="not an index"):
         MDSReader(tmp_path)
+
+
+def test_images_come_back(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    pictures = [image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8)), image.new("L", (3, 2), 9)]
+    with MDSWriter(tmp_path, {"a": "pil", "b": "png", "c": "jpeg"}) as writer:
+        for picture in pictures:
+            writer.write({"a": picture, "b": picture, "c": picture})
+    for picture, got in zip(pictures, MDSReader(tmp_path), strict=True):
+        for name in "ab":
+            assert got[name].mode == picture.mode and got[name].tobytes() == picture.tobytes()
+        assert got["c"].size == picture.size and got["c"].format == "JPEG"
+    raw = encode_value("pil", pictures[0])
+    assert raw[:15] == struct.pack("<3I", 7, 5, 3) + b"RGB" and len(raw) == 15 + 105
+    with pytest.raises(ValueError, match="takes a PIL image"):
+        encode_value("png", b"no")
+
+
+def test_what_is_no_image_is_an_error():
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(1)
+    for encoding in ("pil", "png", "jpeg"):
+        whole = encode_value(encoding, image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)))
+        for _ in range(500):
+            data = bytearray(whole[: rng.integers(0, len(whole) + 1)])
+            for at in rng.integers(0, len(data), 3) if data else ():
+                data[at] = rng.integers(256)
+            with contextlib.suppress(ValueError):
+                decode_value(encoding, bytes(data))
 
 
 def test_pickles_are_refused(tmp_path):
