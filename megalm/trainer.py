@@ -213,7 +213,10 @@ class Trainer:
             self.checkpoints.wait()
 
     def _resume(self) -> None:
-        """Take up the newest good checkpoint, or the weights of another run. Errors: ConfigError where none is usable."""
+        """Take up the run's newest good checkpoint, or what `checkpoint.load_path` is to begin with.
+
+        Errors: ConfigError where none is usable.
+        """
         try:
             self._load()
         except CheckpointError as error:
@@ -228,14 +231,16 @@ class Trainer:
             if rank_state:
                 restore_random_state(rank_state)
             self.events.write("resume", step=self.step, tokens=self.tokens)
-        elif options.load == "weights":
-            if options.load_path is None:
-                raise ConfigError(
-                    "checkpoint.load=weights needs checkpoint.load_path=FOLDER: the weights to start from."
-                )
+        elif options.load_path is not None and options.load == "weights":
             self.checkpoints.load(self.boxes(), path=options.load_path, weights_only=True)
             self.optimizer.gather_parameters()
             self.events.write("load_weights", step=0, path=options.load_path)
+        elif options.load_path is not None:
+            state, rank_state = self.checkpoints.load(self.boxes(), path=options.load_path)
+            self.load_state_dict(state)
+            if rank_state:
+                restore_random_state(rank_state)
+            self.events.write("resume", step=self.step, tokens=self.tokens, path=options.load_path)
 
     # ------------------------------------------------------------------------------------------------------ details
     def _enter_phase(self) -> Phase:

@@ -102,7 +102,9 @@ def _hooks(config: Config, folder: Path, trainer: Trainer, baseline_bytes: int) 
     console = Console(soft_wrap=not sys.stdout.isatty()) if trainer.is_writer else None
     hooks: list[Hook] = [GuardHook(config.guard)]
     if console is not None:
-        hooks += [MetricsWriter(folder / "metrics.jsonl"), ConsoleHook(console, config.train.log_every)]
+        voice = ConsoleHook(console, config.train.log_every)
+        trainer.events.listeners.append(voice.tell)
+        hooks += [MetricsWriter(folder / "metrics.jsonl"), voice]
         hooks.append(ComparisonHook(folder, console, baseline_bytes=baseline_bytes))
         if config.tracking.tensorboard:
             hooks.append(TensorBoardHook(folder / "tensorboard"))

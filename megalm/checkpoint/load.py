@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 
 from megalm.checkpoint.boxes import dtype_of
 from megalm.checkpoint.errors import CorruptCheckpointError
-from megalm.checkpoint.manifest import RANKS, STATE, ChunkRecord, Manifest, TensorRecord, checksum
+from megalm.checkpoint.manifest import RANKS, STATE, ChunkRecord, Manifest, TensorRecord, checksum, natural
 from megalm.checkpoint.planner import BoxLoadPlanner
 from megalm.checkpoint.source import Source, read_checked
 from megalm.config.errors import ConfigError
@@ -90,7 +90,7 @@ def check_same_model(wanted: dict[str, tuple[int, ...]], manifest: Manifest, whe
     }
     differing = [
         f"{name}: {_shape(stored.get(name))} in the checkpoint, {_shape(wanted.get(name))} in the model"
-        for name in [*wanted, *(name for name in stored if name not in wanted)]
+        for name in sorted({*wanted, *stored}, key=lambda name: (name.startswith(OPTIMIZER_PREFIX), natural(name)))
         if stored.get(name) != wanted.get(name)
     ]
     if not differing:

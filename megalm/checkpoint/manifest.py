@@ -1,6 +1,7 @@
 """The manifest: what a checkpoint consists of, written last; a folder without a good one is no checkpoint."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +68,11 @@ class Manifest:
     @property
     def bytes(self) -> int:
         return sum(record.bytes for record in self.files.values())
+
+
+def natural(name: str) -> list[Any]:
+    """Sorting by it puts layers.2 before layers.10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def checksum(data: Any) -> str:

@@ -9,6 +9,7 @@ import torch
 from megalm.checkpoint.boxes import dtype_of
 from megalm.checkpoint.errors import CorruptCheckpointError
 from megalm.checkpoint.load import OPTIMIZER_PREFIX, read_chunk, read_state
+from megalm.checkpoint.manifest import natural
 from megalm.checkpoint.store import open_checkpoint
 
 
@@ -33,8 +34,9 @@ class CheckpointReader:
         return read_state(self.source, self.manifest)
 
     def names(self, *, optimizer: bool = False) -> list[str]:
-        """The names of the weights, or of everything."""
-        return [name for name in self.manifest.tensors if optimizer or not name.startswith(OPTIMIZER_PREFIX)]
+        """The names of the weights, or of everything; layers in the order of their numbers."""
+        names = sorted(self.manifest.tensors, key=natural)
+        return [name for name in names if optimizer or not name.startswith(OPTIMIZER_PREFIX)]
 
     def tensor(self, name: str) -> torch.Tensor:
         """One whole global tensor, in host memory."""

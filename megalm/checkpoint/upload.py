@@ -45,6 +45,7 @@ class Uploader:
         self._events: list[UploadEvent] = []
         self._stopping = False
         self._broken: str | None = None
+        self._delayed: Path | None = None  # told once of each checkpoint, however often it is tried
         self._thread = threading.Thread(target=self._run, name="checkpoint-upload", daemon=True)
         self._thread.start()
 
@@ -142,7 +143,9 @@ class Uploader:
             )
             self._pop()
             return
-        self._tell("checkpoint_delayed", saved.manifest.step, reason=outcome, waiting=len(self._queue))
+        if saved.aside != self._delayed:
+            self._delayed = saved.aside
+            self._tell("checkpoint_delayed", saved.manifest.step, reason=outcome, waiting=len(self._queue))
         if verdict == "last":
             with self._changed:
                 self._broken = outcome

@@ -28,6 +28,7 @@ class CheckpointConfig:
     resume: bool = True
     """Go on from the newest good checkpoint in `path`, if there is one."""
     load: str = choice("all", "weights")
-    """all: resume the run; weights: start a new run (schedule, data, step 0) from the weights in `load_path`."""
+    """What to take from `load_path`. all: weights, optimizer, step, schedule and place in the data; weights: the weights
+    alone, for a new run (schedule, data, step 0)."""
     load_path: str | None = None
-    """load=weights: the checkpoint to take the weights from."""
+    """A checkpoint, or a run, to begin with where there is nothing to resume in `path`; None: begin with new weights."""

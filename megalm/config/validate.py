@@ -120,6 +120,10 @@ def _check_ranges(config: Config) -> None:
         value = getattr(config.checkpoint, name)
         _require(value >= 0, f"checkpoint.{name}={value}: must not be negative.")
     _require(
+        config.checkpoint.load == "all" or config.checkpoint.load_path is not None,
+        "checkpoint.load=weights needs checkpoint.load_path=FOLDER: the weights to start from.",
+    )
+    _require(
         config.world_size is None or config.world_size > 0,
         f"world_size={config.world_size}: the number of local ranks must be positive.",
     )

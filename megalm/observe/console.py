@@ -72,6 +72,14 @@ class ConsoleHook(Hook):
                 text += "".join(f"  {name} {loss:.4f}" for name, loss in list(self._by_source.items())[:MOST_SOURCES])
             self.console.print(f"{text}  left {format_seconds(left)}", highlight=False)
 
+    def tell(self, event: dict[str, Any]) -> None:
+        """A line for what is wrong with a checkpoint; an event's listener."""
+        if event["kind"].startswith("checkpoint_"):
+            what = event["kind"].removeprefix("checkpoint_")
+            self.console.print(
+                f"checkpoint of step {event['step']} {what}: {event['reason']}", highlight=False, markup=False
+            )
+
     def on_train_end(self, trainer: "Trainer", status: int) -> None:
         if self._progress is not None:
             self._progress.stop()

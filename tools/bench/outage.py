@@ -104,7 +104,7 @@ def _measure(folder: Path, relay: Any, seconds: float, queue: int, pace: float) 
 
     watcher = threading.Thread(target=disturb)
     watcher.start()
-    stamps: list[list[tuple[int, float, float]]] = []
+    stamps: list[list] = []
     try:
         run_world(
             2, _body, configured("s3://bench/run"), str(folder / "run"), pace, receive=stamps.append, minutes=30.0
