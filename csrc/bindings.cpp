@@ -20,6 +20,7 @@ void register_index(pybind11::module_& m);
 void register_norm(pybind11::module_& m);
 void register_rope(pybind11::module_& m);
 void register_softmax(pybind11::module_& m);
+void register_suffix(pybind11::module_& m);
 
 namespace {
 
@@ -67,4 +68,5 @@ PYBIND11_MODULE(_C, m) {
   register_norm(m);
   register_rope(m);
   register_softmax(m);
+  register_suffix(m);
 }

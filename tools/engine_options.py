@@ -1,12 +1,20 @@
 """The options by which the data tools say where their stages run."""
 
 import argparse
+import os
 
 from megalm.data.engine import ENGINES
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--engine` and `--engine-address`."""
+def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--workers`, `--engine` and `--engine-address`."""
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes (%(default)s); the result is the same",
+    )
     parser.add_argument(
         "--engine",
         default="local",

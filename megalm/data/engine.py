@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -230,7 +231,7 @@ class RayEngine(Engine):
         if not address:  # results are small: the least that Ray takes
             options |= {"object_store_memory": 80 << 20, "include_dashboard": False}
         try:
-            ray.init(log_to_driver=False, logging_level="ERROR", runtime_env=environment, **options)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment, **options)
         except Exception as error:
             raise ConfigError(
                 f"Ray does not start ({error})." + (f" Is there a cluster at {address!r}?" if address else "")

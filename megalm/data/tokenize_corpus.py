@@ -156,17 +156,18 @@ def tokenize_shard(
 def _joined(encoded: Sequence[np.ndarray], settings: Settings, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """All documents with their ends, one after another, and the length of each. Shapes: -> uint32 [N], int64 [documents]"""
     begin, end = int(settings.prepend_bos), int(settings.append_eos)
+    bos, eos = tokenizer.bos_id or 0, tokenizer.eos_id or 0  # each is there where it is asked for
     counts = np.array([len(ids) for ids in encoded], "<i8") + (begin + end)
     stream = np.empty(int(counts.sum()), np.uint32)
     at = 0
     for ids in encoded:
         if begin:
-            stream[at] = tokenizer.bos_id
+            stream[at] = bos
         at += begin
         stream[at : at + len(ids)] = ids
         at += len(ids)
         if end:
-            stream[at] = tokenizer.eos_id
+            stream[at] = eos
         at += end
     return stream, counts
 

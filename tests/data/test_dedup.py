@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from megalm.config.errors import ConfigError
+from megalm.data import suffix
 from megalm.data.dedup import near, substring
 from megalm.data.dedup.contamination import contaminated
 from megalm.data.dedup.corpus import Corpus
@@ -133,10 +134,13 @@ def brute_spans(documents, length):
     return flagged
 
 
-@pytest.mark.parametrize("chunk", [7, 64, 1 << 21])
-def test_repeated_spans_are_those_of_the_definition(tmp_path, monkeypatch, chunk):
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("chunk, places", [(7, 50), (64, 300), (1 << 24, 1 << 22)])
+def test_repeated_spans_are_those_of_the_definition(tmp_path, monkeypatch, chunk, places, native):
+    if not native:
+        monkeypatch.setattr(suffix, "_native", lambda: None)
     monkeypatch.setattr(substring, "CHUNK", chunk)
-    monkeypatch.setattr(substring, "PARTITION_TOKENS", 500)
+    monkeypatch.setattr(substring, "RANGE", places)
     rng = np.random.default_rng(chunk)
     pool = [rng.integers(0, 500, rng.integers(5, 40)) for _ in range(20)]
     texts = [np.concatenate([pool[k] for k in rng.integers(0, 20, 5)] + [rng.integers(0, 500, 10)]) for _ in range(40)]
@@ -156,12 +160,38 @@ def test_repeated_spans_are_those_of_the_definition(tmp_path, monkeypatch, chunk
     assert sum(row["tokens"] for row in rows) == len(got)
 
 
-def test_colliding_hashes_remove_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        substring, "window_hashes", lambda tokens, length: np.zeros(len(tokens) - length + 1, np.uint64)
-    )
-    file = TokenFile(write(tmp_path / "t", [np.arange(100), np.arange(200, 300)]))
-    assert repeated_token_spans(file, 10) == []
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+@pytest.mark.parametrize("native", [True, False])
+def test_suffix_arrays_sort_all_suffixes(dtype, native, monkeypatch):
+    if native and suffix._native() is None:
+        pytest.skip("the extension was not built")
+    if not native:
+        monkeypatch.setattr(suffix, "_native", lambda: None)
+    rng = np.random.default_rng(5)
+    for _ in range(60):
+        short = rng.integers(0, rng.choice([1, 2, 3, 200]), rng.integers(0, 60)).astype(dtype)
+        for text in (short, np.tile(short[:7], 4)):
+            expected = sorted(range(len(text)), key=lambda i: text[i:].tolist())
+            assert suffix.suffix_array(text).tolist() == expected
+    long = np.concatenate((rng.integers(0, 100, 30_000), np.zeros(3000, np.int64))).astype(dtype)
+    order = suffix.suffix_array(long)
+    assert np.array_equal(np.sort(order), np.arange(len(long)))
+    rank = np.empty(len(long) + 1, np.int64)
+    rank[order], rank[-1] = np.arange(len(long)), -1
+    before, after = order[:-1], order[1:]  # each adjacent pair: by the first symbol, then by the rest's own order
+    assert (long[before] <= long[after]).all()
+    same = long[before] == long[after]
+    assert (rank[before + 1][same] < rank[after + 1][same]).all()
+
+
+def test_indices_of_64_bits(monkeypatch):
+    native = suffix._native()
+    if native is None:
+        pytest.skip("the extension was not built")
+    text = np.random.default_rng(1).integers(0, 9, 5000).astype(np.uint16)
+    out = np.empty(len(text), np.int64)
+    assert native.suffix_array(text.ctypes.data, 2, len(text), 9, out.ctypes.data, 8)
+    assert np.array_equal(out, suffix.suffix_array(text))
 
 
 def test_lists_say_what_went_and_why(tmp_path):

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ from megalm.config.errors import ConfigError
 from megalm.data.dedup.corpus import Corpus
 from megalm.data.dedup.removal import Removals, write_lists
 from megalm.data.engine import make_engine
-from tools.engine_options import add_engine_arguments
+from tools.engine_options import add_worker_arguments
 
 
 def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,14 +23,7 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out documents that cannot be read, instead of stopping"
     )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes (%(default)s); the result is the same",
-    )
-    add_engine_arguments(parser)
+    add_worker_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
 

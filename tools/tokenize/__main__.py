@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from megalm.data.tokenize_corpus import Settings, ShardResult
 from megalm.data.tokenize_job import Job, Outcome, Progress, fertility_table, run_job
 from megalm.data.tokenizer import FAST_BACKENDS
 from megalm.data.tokenizer_training import TRAINING_MEGABYTES
-from tools.engine_options import add_engine_arguments
+from tools.engine_options import add_worker_arguments
 from tools.subcommands import run_reporting
 
 
@@ -121,14 +120,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--skip-bad", action="store_true", help="leave out and list documents that cannot be read, instead of stopping"
     )
-    p.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes (%(default)s); the result is the same",
-    )
-    add_engine_arguments(p)
+    add_worker_arguments(p)
     p.add_argument(
         "--backend",
         default="auto",
