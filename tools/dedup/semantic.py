@@ -1,0 +1,35 @@
+"""Documents that mean the same, by their embeddings."""
+
+import argparse
+
+from tools.dedup._options import add_corpus_arguments, corpus_of, finish
+
+HELP = "documents that mean the same, by embeddings (k-means, cosine inside a cluster: SemDeDup)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_corpus_arguments(parser)
+    parser.add_argument(
+        "--embeddings",
+        metavar="FILE.npy",
+        help="a row a document, in the order of the input; default: words and pairs of words, weighted by TF-IDF, "
+        "projected to 128 numbers",
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.95, help="cosine from which two mean the same (%(default)s)"
+    )
+    parser.add_argument("--clusters", type=int, metavar="N", help="of k-means; default: one for 2,000 documents")
+    parser.add_argument(
+        "--keep",
+        default="first",
+        choices=("first", "far", "near"),
+        help="who stays: the first in the input, or the one that is far from its cluster's centre, or near (%(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from megalm.data.dedup.semantic import semantic_duplicates
+
+    with corpus_of(args) as corpus:
+        removals = semantic_duplicates(corpus, args.embeddings, args.threshold, args.clusters, args.keep)
+        return finish(args, corpus, removals)
