@@ -23,6 +23,17 @@ void run_dealt(int64_t sources, int64_t unit, int64_t slack, int64_t slots, Addr
   dealt({sources, unit, slack, slots, pointer<int64_t>(shares), pointer<int64_t>(given)});
 }
 
+void run_greedy(int64_t sources, int64_t count, Address shares, Address counts, Address source, Address rank) {
+  greedy({sources, count, pointer<double>(shares), pointer<int64_t>(counts), pointer<int16_t>(source),
+          pointer<int64_t>(rank)});
+}
+
+void run_starts(int64_t samples, int64_t length, int64_t first, Address order, Address sizes, Address entries,
+                Address offsets) {
+  starts({samples, length, first, pointer<int32_t>(order), pointer<int64_t>(sizes), pointer<int64_t>(entries),
+          pointer<int64_t>(offsets)});
+}
+
 }  // namespace
 
 void register_index(pybind11::module_& m) {
@@ -30,6 +41,8 @@ void register_index(pybind11::module_& m) {
   m.def("permute", &run_permute, Released());
   m.def("deal", &run_deal, Released());
   m.def("dealt", &run_dealt, Released());
+  m.def("greedy", &run_greedy, Released());
+  m.def("starts", &run_starts, Released());
 }
 
 }  // namespace megalm

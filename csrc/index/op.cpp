@@ -42,6 +42,9 @@ MEGALM_INLINE int64_t walk(uint64_t value, uint64_t size, uint64_t key, int righ
   return int64_t(value);
 }
 
+// On its own, so that no compiler fuses it with what follows into one rounding.
+__attribute__((noinline)) double rounded_product(double a, double b) { return a * b; }
+
 }  // namespace
 
 void fill(const Fill& a) {
@@ -156,6 +159,34 @@ void dealt(const Dealt& a) {
     const int64_t come = t + least;
     a.given[open[j].source] += come - before;
     before = come;
+  }
+}
+
+void greedy(const Greedy& a) {
+  for (int64_t i = 0; i < a.count; ++i) {
+    const double at = double(i > 1 ? i : 1);
+    int64_t best = 0;
+    double lag = rounded_product(a.shares[0], at) - double(a.counts[0]);
+    for (int64_t s = 1; s < a.sources; ++s) {
+      const double behind = rounded_product(a.shares[s], at) - double(a.counts[s]);
+      best = behind > lag ? s : best;
+      lag = behind > lag ? behind : lag;
+    }
+    a.source[i] = int16_t(best);
+    a.rank[i] = a.counts[best]++;
+  }
+}
+
+void starts(const Starts& a) {
+  int64_t entry = 0, begin = 0, end = a.samples > 0 ? a.sizes[a.order[0] - a.first] : 0;
+  for (int64_t i = 0; i < a.samples; ++i) {
+    const int64_t token = i * a.length;
+    while (end <= token) {
+      begin = end;
+      end += a.sizes[a.order[++entry] - a.first];
+    }
+    a.entries[i] = entry;
+    a.offsets[i] = token - begin;
   }
 }
 

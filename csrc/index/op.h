@@ -12,8 +12,13 @@
 //           come by slot floor(((k + 1) unit - slack) / share) + 1; each slot takes the earliest deadline, the first of
 //           equals. given[i], in and out: how many of i came before. rank[j]: how many of source[j] came before it.
 // dealt:    given[i] after `slots` slots, without dealing them.
+// greedy:   Megatron's blending: sample i goes to the source with the largest shares[s] * max(i, 1) - counts[s], in
+//           fp64 with both operations rounded; the first of equals. rank[i] = counts[s] before it.
+// starts:   Megatron's sample index: sample i's first token is token i * length of the documents in their order, and
+//           stands at offsets[i] of entry entries[i] of that order. Tokens end behind the last sample's first one.
 //
-// Sources: Steele, Lea and Flood 2014 (splitmix64); Black and Rogaway 2002 (cycle walking); Tijdeman 1980 (chairman).
+// Sources: Steele, Lea and Flood 2014 (splitmix64); Black and Rogaway 2002 (cycle walking); Tijdeman 1980 (chairman);
+// Shoeybi et al. 2019 (Megatron-LM, arXiv:1909.08053).
 #pragma once
 
 #include "common/op.h"
@@ -44,6 +49,22 @@ struct Deal {
   int64_t* rank;
 };
 
+struct Greedy {
+  int64_t sources, count;
+  const double* shares;
+  int64_t* counts;  // [sources], 0 at first
+  int16_t* source;
+  int64_t* rank;
+};
+
+struct Starts {
+  int64_t samples, length, first;
+  const int32_t* order;  // documents, numbered from `first`
+  const int64_t* sizes;  // of each document
+  int64_t* entries;
+  int64_t* offsets;
+};
+
 struct Dealt {
   int64_t sources, unit, slack, slots;
   const int64_t* shares;
@@ -54,10 +75,14 @@ MEGALM_DECLARE_CPU(fill, Fill)
 MEGALM_DECLARE_CPU(permute, Permute)
 MEGALM_DECLARE_CPU(deal, Deal)
 MEGALM_DECLARE_CPU(dealt, Dealt)
+MEGALM_DECLARE_CPU(greedy, Greedy)
+MEGALM_DECLARE_CPU(starts, Starts)
 
 inline void fill(const Fill& args) { MEGALM_RUN_CPU(fill, args); }
 inline void permute(const Permute& args) { MEGALM_RUN_CPU(permute, args); }
 inline void deal(const Deal& args) { MEGALM_RUN_CPU(deal, args); }
 inline void dealt(const Dealt& args) { MEGALM_RUN_CPU(dealt, args); }
+inline void greedy(const Greedy& args) { MEGALM_RUN_CPU(greedy, args); }
+inline void starts(const Starts& args) { MEGALM_RUN_CPU(starts, args); }
 
 }  // namespace megalm

@@ -6,11 +6,11 @@ from types import ModuleType
 
 @cache
 def library() -> ModuleType | None:
-    """`megalm._C`, or None where it was not built, or built before the functions of `blend` were added."""
+    """`megalm._C`, or None where it was not built, or built before the functions that are called here were added."""
     try:
         import torch  # noqa: F401  before the extension, which then shares torch's OpenMP runtime
 
         from megalm import _C  # type: ignore[attr-defined]
     except ImportError:
         return None
-    return _C if hasattr(_C, "dealt") else None
+    return _C if hasattr(_C, "dealt") and hasattr(_C, "starts") else None

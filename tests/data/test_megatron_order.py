@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from megalm.config.errors import ConfigError
+from megalm.data import megatron_order
 from megalm.data.loader import Loader
-from megalm.data.megatron_order import SampleIndex, blend, split_bounds
+from megalm.data.megatron_order import SampleIndex, blend, sample_starts, split_bounds
+from megalm.data.native import library
 from tests.data.test_loader import axis, config, write
 
 
@@ -98,6 +100,40 @@ def test_blend_is_greedy():
         expected = int(np.argmax(np.array(weights) * max(i, 1.0) - counts))
         assert (source[i], index[i]) == (expected, counts[expected])
         counts[expected] += 1
+
+
+needs_extension = pytest.mark.skipif(library() is None, reason="megalm._C is not built")
+
+
+@needs_extension
+@pytest.mark.parametrize("seed", range(8))
+def test_blend_is_the_same_with_and_without_the_extension(monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    weights = [float(w) for w in rng.dirichlet(np.ones(2 + seed * 5))] if seed else [1 / 3, 1 / 3, 1 / 3]
+    got = blend(weights, 20000)
+    monkeypatch.setattr(megatron_order, "library", lambda: None)
+    for a, b in zip(got, blend(weights, 20000), strict=True):
+        assert a.dtype == b.dtype and np.array_equal(a, b)
+
+
+@needs_extension
+@pytest.mark.parametrize("seed", range(6))
+def test_sample_starts_are_the_same_with_and_without_the_extension(monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(0 if seed % 2 else 1, 40, 300)  # also documents without a token
+    order = (rng.permutation(900) % 300 + 1000).astype(np.int32)
+    length = int(rng.integers(1, 90))
+    samples = (3 * int(sizes.sum()) - 1) // length + 1
+    got = sample_starts(sizes, order, 1000, samples, length)
+    monkeypatch.setattr(megatron_order, "library", lambda: None)
+    for a, b in zip(got, sample_starts(sizes, order, 1000, samples, length), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_blend_of_no_source_and_of_too_many():
+    for weights in ([], [1.0] * 32768):
+        with pytest.raises(ConfigError, match="cannot be blended"):
+            blend(weights, 1)
 
 
 def test_split_rounds_to_even():
