@@ -17,6 +17,8 @@ void register_cross_entropy(pybind11::module_& m);
 void register_dropout(pybind11::module_& m);
 void register_gradient_norm(pybind11::module_& m);
 void register_index(pybind11::module_& m);
+void register_moe_permute(pybind11::module_& m);
+void register_moe_router(pybind11::module_& m);
 void register_norm(pybind11::module_& m);
 void register_rope(pybind11::module_& m);
 void register_softmax(pybind11::module_& m);
@@ -65,6 +67,8 @@ PYBIND11_MODULE(_C, m) {
   register_dropout(m);
   register_gradient_norm(m);
   register_index(m);
+  register_moe_permute(m);
+  register_moe_router(m);
   register_norm(m);
   register_rope(m);
   register_softmax(m);

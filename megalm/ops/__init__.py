@@ -12,11 +12,16 @@ from megalm.ops.cross_entropy import (
 )
 from megalm.ops.dropout import bias_dropout_add
 from megalm.ops.gradient_norm import l2_norm_nonfinite
+from megalm.ops.grouped_mm import grouped_mm
+from megalm.ops.moe_permute import RowMap, moe_permute, moe_row_map, moe_unpermute
+from megalm.ops.moe_router import Routing, load_balance_loss, moe_router, router_z_loss
 from megalm.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from megalm.ops.rope import rotary, rotary_
 from megalm.ops.softmax import causal_softmax, document_starts
 
 __all__ = [
+    "Routing",
+    "RowMap",
     "Segments",
     "adamw_",
     "add_layer_norm",
@@ -30,13 +35,20 @@ __all__ = [
     "cross_entropy_statistics",
     "document_starts",
     "geglu",
+    "grouped_mm",
     "join_statistics",
     "keep_freed_memory",
     "l2_norm_nonfinite",
     "layer_norm",
     "linear_cross_entropy",
+    "load_balance_loss",
+    "moe_permute",
+    "moe_router",
+    "moe_row_map",
+    "moe_unpermute",
     "rms_norm",
     "rotary",
+    "router_z_loss",
     "rotary_",
     "set_backend",
     "swiglu",
