@@ -20,6 +20,7 @@ void register_index(pybind11::module_& m);
 void register_moe_permute(pybind11::module_& m);
 void register_moe_router(pybind11::module_& m);
 void register_norm(pybind11::module_& m);
+void register_quantize(pybind11::module_& m);
 void register_rope(pybind11::module_& m);
 void register_softmax(pybind11::module_& m);
 void register_suffix(pybind11::module_& m);
@@ -70,6 +71,7 @@ PYBIND11_MODULE(_C, m) {
   register_moe_permute(m);
   register_moe_router(m);
   register_norm(m);
+  register_quantize(m);
   register_rope(m);
   register_softmax(m);
   register_suffix(m);

@@ -16,10 +16,13 @@ from megalm.ops.grouped_mm import grouped_mm
 from megalm.ops.moe_permute import RowMap, moe_permute, moe_row_map, moe_unpermute
 from megalm.ops.moe_router import Routing, load_balance_loss, moe_router, router_z_loss
 from megalm.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from megalm.ops.quantize import DelayedScale, Quantized, fp8_dequantize, fp8_quantize
 from megalm.ops.rope import rotary, rotary_
 from megalm.ops.softmax import causal_softmax, document_starts
 
 __all__ = [
+    "DelayedScale",
+    "Quantized",
     "Routing",
     "RowMap",
     "Segments",
@@ -34,6 +37,8 @@ __all__ = [
     "cross_entropy_gradient",
     "cross_entropy_statistics",
     "document_starts",
+    "fp8_dequantize",
+    "fp8_quantize",
     "geglu",
     "grouped_mm",
     "join_statistics",

@@ -41,6 +41,7 @@ class Case:
     """One line: what is called, on what, and how many bytes it must move.
 
     peers: further implementations by name, for ops that have no gradient and choose no backend by themselves.
+    compiles: whether torch.compile can take its eager form.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Case:
     bytes_moved: int
     gradients: list[Tensor] | None = None
     peers: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    compiles: bool = True
 
 
 def _cases(size: str, dtype: torch.dtype, device: str) -> Iterator[Case]:
@@ -161,7 +163,7 @@ def measure(case: Case, device: str, rounds: int, compiled: bool) -> dict[str, A
     runners = {"native": _runner(case, case.function, "native")}
     eager = case.peers.get("torch", case.function)
     runners["eager"] = _runner(case, eager, "reference")
-    if compiled:
+    if compiled and case.compiles:
         torch._dynamo.reset()
         plain = case.peers.get("compile", eager)
         runners["compile"] = _runner(case, torch.compile(plain), "reference")
@@ -180,7 +182,8 @@ def measure(case: Case, device: str, rounds: int, compiled: bool) -> dict[str, A
     return result
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, cases: Callable[[str, torch.dtype, str], Iterator[Case]] = _cases) -> int:
+    """Measure and print; `tools.bench.moe_kernels` brings cases of its own."""
     if backend.library() is None:
         print("The extension megalm._C is not built here: run `make build` first.")
         return 2
@@ -203,9 +206,9 @@ def run(args: argparse.Namespace) -> int:
     }
     if not args.json:
         print(f"{machine}, {head['threads']} threads, {size}, {dtype}; copy {ceiling / 1e9:.1f} GB/s")
-        print(f"{'op':<26}{'native ms':>10}{'eager x':>9}{'compile x':>11}{'% of copy':>11}")
+        print(f"{'op':<30}{'native ms':>10}{'eager x':>9}{'compile x':>11}{'% of copy':>11}")
     results = []
-    for case in _cases(size, DTYPES[dtype], args.device):
+    for case in cases(size, DTYPES[dtype], args.device):
         if args.only and case.name.split()[0] not in args.only:
             continue
         result = measure(case, args.device, args.rounds, not args.no_compile)
@@ -214,7 +217,7 @@ def run(args: argparse.Namespace) -> int:
             ratio = result["ratio"]
             compiled = f"{ratio['compile']:>10.2f}x" if "compile" in ratio else f"{'-':>11}"
             print(
-                f"{case.name:<26}{result['seconds']['native'] * 1e3:>10.3f}{ratio['eager']:>8.2f}x{compiled}"
+                f"{case.name:<30}{result['seconds']['native'] * 1e3:>10.3f}{ratio['eager']:>8.2f}x{compiled}"
                 f"{100 * result['bandwidth'] / ceiling:>10.0f}%",
                 flush=True,
             )

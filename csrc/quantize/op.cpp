@@ -1,0 +1,278 @@
+#include "quantize/op.h"
+
+#include "common/vec.h"
+
+namespace megalm::MEGALM_ISA {
+namespace {
+
+typedef uint8_t ByteVec __attribute__((vector_size(kLanes)));
+
+constexpr int kTile = int(kQuantizeTile);
+constexpr uint32_t kInfinity = 0x7f800000u;
+
+// A format by its bits: kShift is what a mantissa loses, kBias what the exponent loses, kLargest the greatest finite
+// value, kStep the distance of its subnormals and kAlign the number whose fp32 neighbours are kStep apart.
+struct E4M3 {
+  static constexpr int kShift = 20;
+  static constexpr uint32_t kBias = 120, kLargestBits = 0x43e00000u, kSmallestBits = 0x3c800000u;
+  static constexpr float kLargest = 448.f, kAlign = 16384.f, kStep = 0x1p-9f;
+  static constexpr uint32_t kAlignBits = 0x46800000u, kFirstSpecial = 0x7f;
+};
+struct E5M2 {
+  static constexpr int kShift = 21;
+  static constexpr uint32_t kBias = 112, kLargestBits = 0x47600000u, kSmallestBits = 0x38800000u;
+  static constexpr float kLargest = 57344.f, kAlign = 128.f, kStep = 0x1p-16f;
+  static constexpr uint32_t kAlignBits = 0x43000000u, kFirstSpecial = 0x7c;
+};
+
+MEGALM_INLINE UintVec magnitude(Vec v) { return (UintVec)v & 0x7fffffffu; }
+MEGALM_INLINE UintVec larger(UintVec a, UintVec b) { return a > b ? a : b; }
+MEGALM_INLINE uint32_t largest_lane(UintVec v) {
+  uint32_t top = v[0];
+  for (int i = 1; i < kLanes; ++i) top = v[i] > top ? v[i] : top;
+  return top;
+}
+
+// NaN's bits are above those of infinity, and those above all others: the largest magnitude is an integer maximum.
+template <typename F>
+MEGALM_INLINE float scale_of(uint32_t amax_bits, bool power_of_two) {
+  if (amax_bits == 0 || amax_bits >= kInfinity) return 1.f;
+  float amax;
+  __builtin_memcpy(&amax, &amax_bits, 4);
+  float scale = F::kLargest / amax;
+  scale = scale < 0x1p126f ? scale : 0x1p126f;
+  if (power_of_two) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &scale, 4);
+    bits &= kInfinity;
+    __builtin_memcpy(&scale, &bits, 4);
+  }
+  return scale;
+}
+
+template <typename F>
+MEGALM_INLINE ByteVec to_fp8(Vec v) {
+  const UintVec bits = (UintVec)v, size = bits & 0x7fffffffu;
+  const UintVec largest = UintVec{} + F::kLargestBits;
+  const UintVec clamped = size > largest ? largest : size;
+  const UintVec odd = (clamped >> F::kShift) & 1u;
+  const UintVec normal = (clamped - (F::kBias << 23) + ((1u << (F::kShift - 1)) - 1) + odd) >> F::kShift;
+  // Adding kAlign rounds to multiples of kStep and leaves their number in the last bits.
+  const UintVec small = (UintVec)((Vec)clamped + F::kAlign) - F::kAlignBits;
+  UintVec code = clamped < F::kSmallestBits ? small : normal;
+  code = size > kInfinity ? UintVec{} + 0x7fu : code;
+  return __builtin_convertvector(code | ((bits >> 24) & 0x80u), ByteVec);
+}
+
+template <typename F>
+MEGALM_INLINE Vec from_fp8(ByteVec codes) {
+  const UintVec code = __builtin_convertvector(codes, UintVec), size = code & 0x7fu;
+  const UintVec normal = (size << F::kShift) + (F::kBias << 23);
+  const UintVec small = (UintVec)(__builtin_convertvector((IntVec)size, Vec) * F::kStep);
+  UintVec bits = size < (1u << (23 - F::kShift)) ? small : normal;
+  const UintVec special =
+      size == F::kFirstSpecial && F::kFirstSpecial == 0x7cu ? UintVec{} + kInfinity : UintVec{} + 0x7fc00000u;
+  bits = size >= F::kFirstSpecial ? special : bits;
+  return (Vec)(bits | ((code & 0x80u) << 24));
+}
+
+template <typename T>
+MEGALM_INLINE Vec load_up_to(const T* p, int64_t count) {
+  return count >= kLanes ? load(p) : load_part(p, count);
+}
+
+MEGALM_INLINE void store_bytes(uint8_t* p, ByteVec v, int64_t count) {
+  if (count >= kLanes) {
+    __builtin_memcpy(p, &v, sizeof v);
+  } else {
+    __builtin_memcpy(p, &v, size_t(count));
+  }
+}
+
+// 8 x 8 bytes, rows to columns: halves, quarters and eighths of the square change places.
+MEGALM_INLINE void transpose_square(const uint8_t* from, uint8_t* to) {
+  uint64_t r[8];
+  for (int i = 0; i < 8; ++i) __builtin_memcpy(&r[i], from + i * kTile, 8);
+  const auto exchange = [](uint64_t& a, uint64_t& b, int shift, uint64_t mask) {
+    const uint64_t t = ((a >> shift) ^ b) & mask;
+    a ^= t << shift;
+    b ^= t;
+  };
+  for (int i = 0; i < 4; ++i) exchange(r[i], r[i + 4], 32, 0x00000000ffffffffu);
+  for (int i = 0; i < 8; i += 4) {
+    for (int j = 0; j < 2; ++j) exchange(r[i + j], r[i + j + 2], 16, 0x0000ffff0000ffffu);
+  }
+  for (int i = 0; i < 8; i += 2) exchange(r[i], r[i + 1], 8, 0x00ff00ff00ff00ffu);
+  for (int i = 0; i < 8; ++i) __builtin_memcpy(to + i * kTile, &r[i], 8);
+}
+
+struct Squares {
+  alignas(64) uint8_t codes[kTile * kTile], turned[kTile * kTile];
+};
+
+template <typename T>
+MEGALM_INLINE UintVec row_largest(const T* x, int64_t width) {
+  UintVec top{};
+  for (int64_t i = 0; i < width; i += kLanes) top = larger(top, magnitude(load_up_to(x + i, width - i)));
+  return top;
+}
+
+template <typename T, typename F>
+void quantize_tile(const Quantize& a, int64_t row0, int64_t column0, int64_t number, Squares& squares) {
+  const int64_t height = a.rows - row0 < kTile ? a.rows - row0 : kTile;
+  const int64_t width = a.columns - column0 < kTile ? a.columns - column0 : kTile;
+  const int64_t across = (a.columns + kTile - 1) / kTile, down = (a.rows + kTile - 1) / kTile;
+  const T* x = static_cast<const T*>(a.x) + row0 * a.columns + column0;
+  const bool own_columns = a.out_t && a.block == Block::kRow;
+  UintVec column_top[kTile / kLanes] = {};
+  UintVec tensor_top{};
+  float scale = a.block == Block::kTensor ? *a.scale : 1.f;
+  if (a.block == Block::kTile) {
+    UintVec top{};
+    for (int64_t r = 0; r < height; ++r) top = larger(top, row_largest(x + r * a.columns, width));
+    scale = scale_of<F>(largest_lane(top), a.power_of_two);
+    a.scale_inv[number] = 1.f / scale;
+  }
+  for (int64_t r = 0; r < height; ++r) {
+    const T* from = x + r * a.columns;
+    uint8_t* to = a.out + (row0 + r) * a.columns + column0;
+    if (a.block == Block::kRow) {
+      scale = scale_of<F>(largest_lane(row_largest(from, width)), a.power_of_two);
+      a.scale_inv[(row0 + r) * across + column0 / kTile] = 1.f / scale;
+    }
+    for (int64_t i = 0; i < width; i += kLanes) {
+      const Vec v = load_up_to(from + i, width - i);
+      if (a.block == Block::kTensor) tensor_top = larger(tensor_top, magnitude(v));
+      if (own_columns) column_top[i / kLanes] = larger(column_top[i / kLanes], magnitude(v));
+      const ByteVec codes = to_fp8<F>(v * scale);
+      store_bytes(to + i, codes, width - i);
+      if (a.out_t && !own_columns) store_bytes(squares.codes + r * kTile + i, codes, kLanes);
+    }
+  }
+  if (a.block == Block::kTensor) a.partial[number] = largest_lane(tensor_top);
+  if (!a.out_t) return;
+  if (own_columns) {
+    Vec scales[kTile / kLanes];
+    for (int64_t c = 0; c < width; ++c) {
+      scale = scale_of<F>(column_top[c / kLanes][c % kLanes], a.power_of_two);
+      scales[c / kLanes][c % kLanes] = scale;
+      a.scale_inv_t[(column0 + c) * down + row0 / kTile] = 1.f / scale;
+    }
+    for (int64_t r = 0; r < height; ++r) {
+      for (int64_t i = 0; i < width; i += kLanes) {
+        const Vec v = load_up_to(x + r * a.columns + i, width - i);
+        store_bytes(squares.codes + r * kTile + i, to_fp8<F>(v * scales[i / kLanes]), kLanes);
+      }
+    }
+  }
+  for (int64_t r = 0; r < height; r += 8) {
+    for (int64_t c = 0; c < width; c += 8) {
+      transpose_square(squares.codes + r * kTile + c, squares.turned + c * kTile + r);
+    }
+  }
+  for (int64_t c = 0; c < width; ++c) {
+    __builtin_memcpy(a.out_t + (column0 + c) * a.rows + row0, squares.turned + c * kTile, size_t(height));
+  }
+}
+
+template <typename T>
+uint32_t chunk_largest(const T* x, int64_t count) {
+  UintVec tops[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
+    for (int j = 0; j < 4; ++j) tops[j] = larger(tops[j], magnitude(load(x + i + j * kLanes)));
+  }
+  for (; i < count; i += kLanes) tops[0] = larger(tops[0], magnitude(load_up_to(x + i, count - i)));
+  return largest_lane(larger(larger(tops[0], tops[1]), larger(tops[2], tops[3])));
+}
+
+template <typename T, typename F>
+void dequantize_rows(const Dequantize& a, int64_t begin, int64_t end) {
+  const int64_t across = (a.columns + kTile - 1) / kTile;
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t column = 0; column < a.columns; column += kTile) {
+      const int64_t width = a.columns - column < kTile ? a.columns - column : kTile;
+      const int64_t which = a.block == Block::kTensor ? 0
+                            : a.block == Block::kRow  ? row * across + column / kTile
+                                                      : row / kTile * across + column / kTile;
+      const float scale_inv = a.scale_inv[which];
+      const uint8_t* q = a.q + row * a.columns + column;
+      T* out = static_cast<T*>(a.out) + row * a.columns + column;
+      for (int64_t i = 0; i < width; i += kLanes) {
+        const int64_t count = width - i;
+        ByteVec codes{};
+        __builtin_memcpy(&codes, q + i, size_t(count < kLanes ? count : kLanes));
+        const Vec v = from_fp8<F>(codes) * scale_inv;
+        if (count >= kLanes) {
+          store(out + i, v);
+        } else {
+          store_part(out + i, v, count);
+        }
+      }
+    }
+  }
+}
+
+template <typename Body>
+MEGALM_INLINE void for_format(Format format, Body&& body) {
+  if (format == Format::kE4M3) {
+    body(E4M3{});
+  } else {
+    body(E5M2{});
+  }
+}
+
+float from_bits(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
+}  // namespace
+
+void quantize(const Quantize& a) {
+  const int64_t across = (a.columns + kTile - 1) / kTile, tiles = across * ((a.rows + kTile - 1) / kTile);
+  for_dtype(a.dtype, [&](auto type) {
+    for_format(a.format, [&](auto format) {
+      parallel_for(tiles, a.rows * a.columns, [&](int64_t begin, int64_t end) {
+        Squares squares;
+        for (int64_t t = begin; t < end; ++t) {
+          quantize_tile<decltype(type), decltype(format)>(a, t / across * kTile, t % across * kTile, t, squares);
+        }
+      });
+    });
+  });
+  if (a.block != Block::kTensor) return;
+  uint32_t top = 0;
+  for (int64_t t = 0; t < tiles; ++t) top = a.partial[t] > top ? a.partial[t] : top;
+  *a.amax = from_bits(top);
+}
+
+void amax(const Amax& a) {
+  const int64_t chunks = (a.count + kAmaxChunk - 1) / kAmaxChunk;
+  for_dtype(a.dtype, [&](auto type) {
+    const auto* x = static_cast<const decltype(type)*>(a.x);
+    parallel_for(chunks, a.count, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        const int64_t left = a.count - c * kAmaxChunk;
+        a.partial[c] = chunk_largest(x + c * kAmaxChunk, left < kAmaxChunk ? left : kAmaxChunk);
+      }
+    });
+  });
+  uint32_t top = 0;
+  for (int64_t c = 0; c < chunks; ++c) top = a.partial[c] > top ? a.partial[c] : top;
+  *a.amax = from_bits(top);
+  for_format(a.format, [&](auto format) { *a.scale = scale_of<decltype(format)>(top, a.power_of_two); });
+}
+
+void dequantize(const Dequantize& a) {
+  for_dtype(a.dtype, [&](auto type) {
+    for_format(a.format, [&](auto format) {
+      parallel_for(a.rows, a.rows * a.columns, [&](int64_t begin, int64_t end) {
+        dequantize_rows<decltype(type), decltype(format)>(a, begin, end);
+      });
+    });
+  });
+}
+
+}  // namespace megalm::MEGALM_ISA
