@@ -82,8 +82,9 @@ def launch(arguments: Sequence[str]) -> int:
         console.print(planned)
         raise ConfigError(f"{error}\n\n{what_it_takes(config)}") from None
     _check_data(config)
-    console.print(planned)
     folder = run_folder(config)
+    _check_same_model(config, folder)
+    console.print(planned)
     if world.rank == 0:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         write_aside(folder / "config.yaml", config_yaml(config))
@@ -159,6 +160,22 @@ def _choose_a_model() -> str:
         + "\n".join(lines)
         + f"\n\nmemory: at least, to train on {machine.describe()}"
     )
+
+
+def _check_same_model(config: Config, folder: Path) -> None:
+    """Before anything of the run's folder is overwritten: what it holds was trained with the same tensors."""
+    from megalm.checkpoint.commit import committed
+    from megalm.checkpoint.load import differing_shapes
+    from megalm.config.compose import load_config
+    from megalm.plan.shapes import tensors
+
+    if not config.checkpoint.resume or not committed(folder / "checkpoints") or not (folder / "config.yaml").is_file():
+        return
+    before, now = dict(tensors(load_config(folder / "config.yaml").model)), dict(tensors(config.model))
+    if difference := differing_shapes(before, now):
+        raise ConfigError(
+            f"{folder} is a run of another model ({difference}\nGive the model that it was trained with, or another run.name."
+        )
 
 
 def _check_data(config: Config) -> None:

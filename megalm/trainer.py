@@ -2,7 +2,7 @@
 
 import random
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,8 @@ class Trainer:
     def save(self, *, wait: bool = False) -> None:
         """Checkpoint the run as it stands between two steps."""
         if self._saved_step != self.step:
-            self.checkpoints.save(self.step, self.boxes(), self.state_dict(), random_state())
+            state = {**self.state_dict(), "config": asdict(self.config)}
+            self.checkpoints.save(self.step, self.boxes(), state, random_state())
             self._saved_step = self.step
         if wait:
             self.checkpoints.wait()

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from megalm import launch
+from megalm.checkpoint import CheckpointReader
 from megalm.config import Config, ConfigError
+from megalm.config.compose import config_from, load_config
 from megalm.world import find_world
 from tests.corpus import small_run
 
@@ -159,3 +161,16 @@ def test_a_finished_run_says_so(tmp_path):
     again = start(*arguments)
     shown, _ = again.communicate(timeout=120)
     assert again.returncode == 0 and "complete" in shown
+
+
+def test_a_run_of_another_model_is_refused_before_its_folder_is_touched(tmp_path, capsys):
+    arguments = small_run(tmp_path, "train.steps=1")
+    assert launch.main(arguments) == 0
+    (config,) = tmp_path.glob("**/config.yaml")
+    before = config.read_text()
+    assert launch.main([*arguments, "model.ffn_hidden_size=24", "train.steps=2"]) == 2
+    said = capsys.readouterr().err
+    assert "is a run of another model" in said and "layers.0.mlp" in said and "24" in said
+    assert config.read_text() == before
+    state = CheckpointReader(config.parent).state()  # what a checkpoint was trained with goes with it
+    assert config_from(state["config"], "here").model == load_config(config).model

@@ -88,23 +88,27 @@ def check_same_model(wanted: dict[str, tuple[int, ...]], manifest: Manifest, whe
         for name, tensor in manifest.tensors.items()
         if with_optimizer or not name.startswith(OPTIMIZER_PREFIX)
     }
+    difference = differing_shapes(stored, wanted)
+    if difference is None:
+        return
+    if all(stored.get(n) == wanted.get(n) for n in {*stored, *wanted} if not n.startswith(OPTIMIZER_PREFIX)):
+        advice = "The weights agree, the optimizer does not: use the one it was saved with, or checkpoint.load=weights."
+    else:
+        advice = "Give the model configuration that it was trained with, or another checkpoint.path."
+    raise ConfigError(f"{where} is a checkpoint of another model ({difference}\n{advice}")
+
+
+def differing_shapes(stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
+    """How many tensors differ, and the first of them a line each; None where all are the same."""
     differing = [
-        f"{name}: {_shape(stored.get(name))} in the checkpoint, {_shape(wanted.get(name))} in the model"
+        f"\n  {name}: {_shape(stored.get(name))} in the checkpoint, {_shape(wanted.get(name))} in the model"
         for name in sorted({*wanted, *stored}, key=lambda name: (name.startswith(OPTIMIZER_PREFIX), natural(name)))
         if stored.get(name) != wanted.get(name)
     ]
     if not differing:
-        return
+        return None
     more = f"\n  ... and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
-    if all(text.startswith(OPTIMIZER_PREFIX) for text in differing):
-        advice = "The weights agree, the optimizer does not: use the one it was saved with, or checkpoint.load=weights."
-    else:
-        advice = "Give the model configuration that it was trained with, or another checkpoint.path."
-    raise ConfigError(
-        f"{where} is a checkpoint of another model ({len(differing)} tensors differ):\n  "
-        + "\n  ".join(differing[:_NAMED])
-        + f"{more}\n{advice}"
-    )
+    return f"{len(differing)} tensors differ):" + "".join(differing[:_NAMED]) + more
 
 
 def names_and_shapes(boxes: Iterable[Box]) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from megalm.checkpoint.errors import CorruptCheckpointError
 from megalm.checkpoint.load import OPTIMIZER_PREFIX, read_chunk, read_state
 from megalm.checkpoint.manifest import natural
 from megalm.checkpoint.store import open_checkpoint
+from megalm.config.errors import ConfigError
 
 
 class CheckpointReader:
@@ -40,7 +41,9 @@ class CheckpointReader:
 
     def tensor(self, name: str) -> torch.Tensor:
         """One whole global tensor, in host memory."""
-        record = self.manifest.tensors[name]
+        record = self.manifest.tensors.get(name)
+        if record is None:
+            raise ConfigError(f"{self.path}: holds no tensor {name}; python -m tools.inspect lists those it holds.")
         result = torch.empty(record.shape, dtype=dtype_of(record.dtype))
         filled = 0
         for chunk in record.chunks:

@@ -74,12 +74,17 @@ def compose_config(overrides: Sequence[str], *, check: bool = True) -> Config:
 def load_config(file: Path) -> Config:
     """Read back the resolved `config.yaml` of a run's folder."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file))
-        config = OmegaConf.to_object(merged)
+        return config_from(OmegaConf.load(file), str(file))
     except FileNotFoundError:
         raise ConfigError(f"{file} is not there: is {file.parent} the folder of a run?") from None
+
+
+def config_from(values: Any, where: str) -> Config:
+    """The configuration that nested values describe, as a run's `config.yaml` or a checkpoint has them."""
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{file}: {_first_line(error)}") from None
+        raise ConfigError(f"{where}: {_first_line(error)}") from None
     assert isinstance(config, Config)
     config.model.fill_in()
     return config

@@ -217,6 +217,7 @@ def write_dist(
     check_none_left(
         source.path, sorted(set(source.weights.names()) - {part.name for rule in table for part in rule.parts})
     )
+    check_shapes(source.path, source.weights, {part.name: part.shape for rule in table for part in rule.parts})
     target = folder / (f"iter_{source.step:07d}" if source.step else "release")
     target.mkdir(parents=True, exist_ok=True)
     entries: dict[str, TensorStorageMetadata] = {}

@@ -235,6 +235,7 @@ def write_legacy(
     check_none_left(
         source.path, sorted(set(source.weights.names()) - {part.name for rule in table for part in rule.parts})
     )
+    check_shapes(source.path, source.weights, {part.name: part.shape for rule in table for part in rule.parts})
     name = f"iter_{source.step:07d}" if source.step else "release"
     per_chunk = model.num_layers // (pipeline * virtual)
     written: set[str] = set()

@@ -25,7 +25,7 @@ from megalm.checkpoint.ranks import SingleRank
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.save import SaveRequest, json_bytes, write_and_commit
 from megalm.config import Config
-from megalm.config.compose import config_yaml, load_config
+from megalm.config.compose import config_from, config_yaml, load_config
 from megalm.config.errors import ConfigError
 from megalm.config.model_file import model_yaml
 
@@ -73,9 +73,11 @@ def open_native(path: Path) -> Source:
     A run that keeps its checkpoints elsewhere (`checkpoint.path`, which may be a URL) is read from there.
     """
     config_file = find_config(path)
-    config = load_config(config_file)
-    elsewhere = config.checkpoint.path if config_file.parent == path.absolute() else None
+    elsewhere = load_config(config_file).checkpoint.path if config_file.parent == path.absolute() else None
     weights = CheckpointWeights(reader := CheckpointReader(elsewhere or path))
+    # The checkpoint's own configuration is the one that it was trained with, whatever was tried in the folder since.
+    own = reader.state().get("config")
+    config = config_from(own, reader.path) if own else load_config(config_file)
     kept = config_file.parent / ORIGIN
     files = [kept / name for name in TOKENIZER_FILES if (kept / name).is_file()]
     if not any(file.name.startswith("tokenizer") for file in files):
