@@ -35,3 +35,13 @@ class ParallelConfig:
     """How keys and values travel under context parallelism."""
     bucket_mb: float = 25.0
     """Megabytes of gradients that are reduced at a time, while backward goes on."""
+    loss_chunk: int | None = None
+    """Positions whose logits are held at a time, their gradients made at once; 0: all; None: all while they take at most
+    512 MB, else as many as take 64 MB, and no fewer than 256."""
+
+    def loss_positions(self, positions: int, columns: int, bytes_each: int) -> int:
+        """How many of a micro-batch's positions have their logits held at a time; `columns` is this rank's vocabulary."""
+        if self.loss_chunk is not None:
+            return min(self.loss_chunk, positions) or positions
+        row = max(1, columns * bytes_each)
+        return positions if positions * row <= 512 * 2**20 else min(positions, max(256, 64 * 2**20 // row))

@@ -1,6 +1,7 @@
 """One chunk of a decoder-only transformer: what a pipeline stage runs; a whole model is the chunk with every layer."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from megalm.model.positions import LearnedPositions, Positions, Where
 from megalm.model.recompute import recomputed
 from megalm.parallel.embedding import VocabularyParallelEmbedding
 from megalm.parallel.linear import ColumnParallelLinear, Output, column_parallel
-from megalm.parallel.loss import vocabulary_parallel_cross_entropy
+from megalm.parallel.loss import vocabulary_parallel_cross_entropy, vocabulary_parallel_linear_cross_entropy
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.norm import Norm
 from megalm.parallel.random import dropout
@@ -103,6 +104,7 @@ class Transformer(nn.Module):
         self.config, self.first, self.last = config, first, last
         self.sequence = parallel.sequence and mesh.tensor.size > 1
         self.tensor, self.context = mesh.tensor, mesh.context
+        self.parallel = parallel
         self.recompute_layers = parallel.recompute == "full"
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         if first or config.tie_embeddings and last:
@@ -182,22 +184,40 @@ class Transformer(nn.Module):
             return column_parallel(normed, self.embedding.weight, None, self.tensor, self.sequence)
         return self.output(normed)
 
-    def loss(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy summed over this rank's tokens, to run backward from and to report."""
-        per_token = vocabulary_parallel_cross_entropy(
+    def _losses(self, hidden: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(sum of mask * cross-entropy, mask * cross-entropy [S, B]) with all logits, or in chunks of positions."""
+        weight = self.embedding.weight if self.config.tie_embeddings else self.output.weight
+        z_loss = self.config.z_loss if self.training else 0.0
+        chunk = self.parallel.loss_positions(labels.numel(), weight.shape[0], hidden.element_size())
+        if chunk < labels.numel():
+            loss = partial(
+                vocabulary_parallel_linear_cross_entropy,
+                labels=labels,
+                mask=mask,
+                axis=self.tensor,
+                sequence_parallel=self.sequence,
+                vocab_size=self.config.vocab_size,
+                chunk=chunk,
+                z_loss=z_loss,
+            )
+            normed = self.final_norm(hidden)
+            return loss(normed, weight) if self.config.tie_embeddings else self.output(normed, instead=loss)
+        losses = vocabulary_parallel_cross_entropy(
             self.logits(hidden),
-            batch.labels.t(),
+            labels,
             self.tensor,
             vocab_size=self.config.vocab_size,
-            z_loss=self.config.z_loss if self.training else 0.0,
+            z_loss=z_loss,
             inplace_backward=True,
         )
-        if batch.loss_mask is None:
-            count = torch.full((), float(per_token.numel()), device=per_token.device)
-        else:
-            mask = batch.loss_mask.t()
-            per_token, count = per_token * mask, mask.sum()
-        total = per_token.sum()
+        losses = losses if mask is None else losses * mask
+        return losses.sum(), losses
+
+    def loss(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy summed over this rank's tokens, to run backward from and to report."""
+        mask = None if batch.loss_mask is None else batch.loss_mask.t()
+        total, per_token = self._losses(hidden, batch.labels.t(), mask)
+        count = torch.full((), float(per_token.numel()), device=per_token.device) if mask is None else mask.sum()
         report = torch.stack([total.detach(), count])
         if batch.sources is not None:
             rows = per_token.detach().sum(0)

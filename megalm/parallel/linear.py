@@ -6,7 +6,7 @@ Source: Shoeybi et al. 2019 (arXiv:1909.08053), sec. 3; sequence parallelism: Ko
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,7 +192,10 @@ class ColumnParallelLinear(nn.Module):
             self.bias = nn.Parameter(torch.zeros(row, device=device, dtype=dtype))
             attach(self.bias, Slice(tuple(biases), decay=False))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, instead: Callable[[Tensor, Tensor], Any] | None = None) -> Any:
+        """Y, or instead(x, weight): another use of the weight, which all that waits for this module's call waits for."""
+        if instead is not None:
+            return instead(x, self.weight)
         return column_parallel(x, self.weight, self.bias, self.axis, self.sequence_parallel)
 
 

@@ -52,3 +52,25 @@ def _product(weight: Tensor, grad: Tensor, x: Tensor) -> Tensor | None:
         buffer.addmm_(grad.t(), x)
     sink.close()
     return None
+
+
+def ready_gradient(weight: Tensor, gradient: Tensor, factor: Tensor) -> Tensor | None:
+    """A gradient that is there already up to a factor, for autograd, or None when it was put off or went to a sink.
+
+    Shapes: weight [F, H], gradient fp32 [F, H], which is used up; factor scalar
+    """
+    return deferred.weight_gradient(weight, lambda: _scaled(weight, gradient, factor))
+
+
+@torch.no_grad()
+def _scaled(weight: Tensor, gradient: Tensor, factor: Tensor) -> Tensor | None:
+    sink: GradientSink | None = getattr(weight, "gradient_sink", None)
+    if sink is None or not sink.active:
+        return gradient.mul_(factor).to(weight.dtype)
+    buffer, empty = sink.open()
+    if empty:
+        torch.mul(gradient, factor, out=buffer)
+    else:
+        buffer.addcmul_(gradient, factor)
+    sink.close()
+    return None
