@@ -9,6 +9,7 @@ from megalm.ops.cross_entropy import (
     cross_entropy_statistics,
     join_statistics,
     linear_cross_entropy,
+    linear_cross_entropy_parts,
 )
 from megalm.ops.dropout import bias_dropout_add
 from megalm.ops.gradient_norm import l2_norm_nonfinite
@@ -46,6 +47,7 @@ __all__ = [
     "l2_norm_nonfinite",
     "layer_norm",
     "linear_cross_entropy",
+    "linear_cross_entropy_parts",
     "load_balance_loss",
     "moe_permute",
     "moe_router",
