@@ -46,6 +46,7 @@ class Trainer:
         self.peak_flops = peak_flops
         self.step = 0
         self.tokens = 0
+        self.lr = 0.0  # of the update under way
         self.lr_scale = 1.0
         self.attempt = 0  # times that the run went back; steps of metrics.jsonl are made again with a higher number
         self.status = 0
@@ -113,11 +114,8 @@ class Trainer:
             hook.on_step_start(self)
         started = time.perf_counter()
         phase = self._enter_phase()
-        lr = (
-            phased_learning_rate(self.config.optim, self.spans, self.step, self.total_steps)
-            * self.lr_scale
-            * self.optimizer.lr_factor()
-        )
+        schedule = phased_learning_rate(self.config.optim, self.spans, self.step, self.total_steps)
+        lr = self.lr = schedule * self.lr_scale * self.optimizer.lr_factor()
         micro_batches = [self._own_part(batch) for batch in self.loader.next()]
         expected_tokens = phase.global_batch_size * phase.seq_length
 

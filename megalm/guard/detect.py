@@ -138,9 +138,9 @@ class _Sizes:
     spread: float | None
 
     @staticmethod
-    def of(grad_norm: float | None, update_rms: float | None, loss_spread: float | None) -> _Sizes:
+    def of(grad_norm: float | None, update_size: float | None, loss_spread: float | None) -> _Sizes:
         spread = None if loss_spread is None else max(loss_spread, 0.0) + 0.01
-        return _Sizes(_log(grad_norm), _log(update_rms), _log(spread))
+        return _Sizes(_log(grad_norm), _log(update_size), _log(spread))
 
 
 def _log(value: float | None) -> float | None:
@@ -203,7 +203,7 @@ class SpikeDetector:
         grad_norm: float | None = None,
         nonfinite: float = 0,
         *,
-        update_rms: float | None = None,
+        update_size: float | None = None,
         loss_spread: float | None = None,
     ) -> Observation:
         """Judge one step, before its update is applied; what is None is not judged."""
@@ -215,7 +215,7 @@ class SpikeDetector:
             lasting = self.nonfinite == self.config.nonfinite_limit
             return Observation(step, "nonfinite", math.inf, onset=self.onset_nonfinite, lasting=lasting)
         self.nonfinite = 0
-        return self._judge(step, math.log(max(loss, 1e-9)), _Sizes.of(grad_norm, update_rms, loss_spread))
+        return self._judge(step, math.log(max(loss, 1e-9)), _Sizes.of(grad_norm, update_size, loss_spread))
 
     def _judge(self, step: int, x: float, sizes: _Sizes) -> Observation:
         c = self.config
@@ -365,13 +365,10 @@ class SpikeDetector:
             if value is not None:
                 baseline.add(clock, value)
 
-    def keep_level(self) -> None:
+    def keep_level(self, onset: int) -> None:
         """A shift was declared, and what made it will be left out: go on judging by the level before it."""
         self.raised, self.held, self.settled = False, [], []
-
-    def forget_updates(self) -> None:
-        """Updates will have another size from now on, because somebody chose so."""
-        self.update.clear()
+        self.run, self.run_onset = 1, onset  # the episode goes on: nothing is learned of it
 
     def _reset_sum(self) -> None:
         self.sum = self.total = 0.0

@@ -58,8 +58,6 @@ class GuardHook(Hook):
         """Last step at which all replicas were seen to be equal."""
         self.spent = {"observe": 0.0, "snapshots": 0.0}
         """Seconds that the guard took of steps without an event."""
-        self.schedule = ""
-        """The update rule and learning rate that the sizes of updates belong to."""
         self._going_back = False
         self._position = 0
         self._began = 0
@@ -78,7 +76,6 @@ class GuardHook(Hook):
         if self.config.probe_sequences:
             batches = trainer.loader.evaluation_batches(self.config.probe_sequences)
             self.probe = Probe(trainer.executor, batches, trainer.mesh) if batches else None
-        self._check_schedule(trainer)
         if not self.ring.lags:
             # A forward pass is a third of a sequence's step: at this interval the probe is a quarter of a percent of all.
             share = self.config.probe_sequences / (3 * trainer.config.train.global_batch_size)
@@ -105,7 +102,7 @@ class GuardHook(Hook):
             signals.loss,
             signals.grad_norm,
             signals.nonfinite,
-            update_rms=signals.update_rms,
+            update_size=self._update_size(trainer, signals),
             loss_spread=signals.loss_spread,
         )
         self._watch_attention(trainer, step, signals)
@@ -162,15 +159,14 @@ class GuardHook(Hook):
             self._start_replay(trainer, step, onset, signals)
             return False
         lasting = seen.kind == "shift"
-        if lasting and found == "data" and seen.excess < self.config.data_excess:
-            return (
-                True  # the weights are fine and the data is only a little harder: the detector takes up the new level
-            )
+        little = lasting and seen.excess < self.config.data_excess
+        if found == "data" and (little or self._is_new_phase(trainer, step)):
+            return True  # the weights are fine and the data is only harder: the detector takes up the new level
         decision = self.policy.decide(step, found, onset, slow=seen.slow, lasting=lasting)
         if decision.action == "accept":
             return True
         if lasting and found == "data":
-            self.detector.keep_level()
+            self.detector.keep_level(onset)
         if decision.action == "skip":
             self._event(trainer, "skip", decision, samples=self._samples(trainer))
             return False
@@ -250,6 +246,18 @@ class GuardHook(Hook):
             known = snapshot.probe
         return None if known is None else now - known
 
+    def _update_size(self, trainer: Trainer, signals: Signals) -> float | None:
+        """The coming update in units of the learning rate that schedule and policy want: what they change is no fault."""
+        if signals.update_rms is None or trainer.lr <= 0:
+            return None
+        wanted = self.policy.lr_scale(trainer.step) if self.config.act else 1.0
+        return signals.update_rms / trainer.lr * trainer.lr_scale / wanted
+
+    def _is_new_phase(self, trainer: Trainer, step: int) -> bool:
+        """The data has changed because the curriculum wants it to."""
+        started = trainer.loader.curriculum.at(step - 1).first_step
+        return started > 0 and step - started <= self.config.detector.window
+
     def _watch_attention(self, trainer: Trainer, step: int, signals: Signals) -> None:
         """Warn, once at each doubling, of attention logits that grow as they do long before a run diverges."""
         limit, logit = self.config.attention_warning, signals.attention_logit
@@ -258,14 +266,6 @@ class GuardHook(Hook):
         self.warned_at = logit
         hints = [hint for hint in advice(trainer.config) if "attention" in hint]
         trainer.events.write("warning", step=step, what="attention_logit", attention_logit=logit, advice=hints)
-
-    def _check_schedule(self, trainer: Trainer) -> None:
-        """Somebody who resumes with another learning rate or update rule wants updates of another size."""
-        optim = trainer.config.optim
-        now = repr((optim, trainer.total_steps if optim.schedule != "constant" else 0))
-        if self.schedule not in ("", now):
-            self.detector.forget_updates()
-        self.schedule = now
 
     # ----------------------------------------------------------------------------------------------------------- repair
     def _carry_out(self, trainer: Trainer, decision: Decision) -> None:
@@ -364,7 +364,6 @@ class GuardHook(Hook):
             "replayed_at": self.recovery.replayed_at,
             "probe": self.probe_known,
             "warned_at": self.warned_at,
-            "schedule": self.schedule,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -377,7 +376,6 @@ class GuardHook(Hook):
             self.recovery.replay, self.recovery.replayed_at = state["replay"], state["replayed_at"]
             self.probe_known = state["probe"]
             self.warned_at = state.get("warned_at", 0.0)
-            self.schedule = state.get("schedule", "")
 
 
 def _union(flags: torch.Tensor, axis: Any) -> list[int]:

@@ -22,12 +22,12 @@ def largest_logits(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> T
     groups = k.shape[2]
     stride = max(1, length // QUERIES)
     at = torch.arange(length - 1, -1, -stride, device=q.device)
-    few = q[at].unflatten(2, (groups, heads // groups)).permute(1, 2, 3, 0, 4)  # [B, K, A/K, n, d]
-    products = few.flatten(2, 3) @ k.permute(1, 2, 3, 0)  # [B, K, (A/K) n, S]
-    products = products.unflatten(2, (heads // groups, len(at))).float()
+    few = q[at].unflatten(2, (groups, heads // groups)).permute(1, 2, 4, 3, 0)  # [B, K, d, A/K, n]
+    products = k.permute(1, 2, 0, 3) @ few.flatten(3)  # [B, K, S, (A/K) n]; keys are read where they are
+    products = products.unflatten(3, (heads // groups, len(at))).float()
     if mask is not None and mask.dtype == torch.bool:
-        hidden = ~mask[..., at, -length:].expand(batch, 1, len(at), length)[:, :, None]
+        hidden = ~mask[..., at, -length:].expand(batch, 1, len(at), length).transpose(2, 3)[:, :, :, None]
     else:
-        hidden = torch.arange(length, device=q.device) > at[:, None]
-    largest = products.masked_fill_(hidden, -torch.inf).amax(dim=(0, 3, 4)) * scale
+        hidden = (torch.arange(length, device=q.device)[:, None] > at)[:, None]
+    largest = products.masked_fill_(hidden, -torch.inf).amax(dim=(0, 2, 4)) * scale
     return largest.flatten()

@@ -10,9 +10,9 @@ from torch import Tensor
 from megalm.config.optim import OptimConfig
 from megalm.optim.stretches import Part, Stretch, TensorIndex
 
-PLACES = 256
-"""Elements of each tensor: the error of a root mean square over so many is about 10%, and updates that do harm are
-several times too large."""
+PLACES = 128
+"""Elements of each tensor: the error of a root mean square over so many is 10 to 20%, and updates that do harm are several
+times too large."""
 _GOLDEN = 0.6180339887498949
 
 

@@ -164,3 +164,52 @@ def test_the_baseline_follows_a_falling_trend_and_no_rising_one():
         rising.add(step, 0.01 * step)
     assert falling.predict(64)[0] == pytest.approx(-0.58, abs=0.08)
     assert rising.predict(64)[0] == pytest.approx(0.315, abs=0.02)
+
+
+def sizes(steps, update=0.3, spread=0.1, seed=0):
+    random = np.random.default_rng(seed)
+    noise = np.exp(0.15 * random.standard_normal((3, steps)))
+    return [{"grad_norm": g, "update_size": update * u, "loss_spread": spread * s} for g, u, s in noise.T]
+
+
+def judge_sizes(changes, steps=300):
+    detector = SpikeDetector()
+    given = sizes(steps)
+    for step, change in changes.items():
+        given[step] |= change
+    return [detector.observe(i, float(x), **given[i]) for i, x in enumerate(healthy(steps, 4, outliers=0))]
+
+
+def test_an_update_that_the_gradient_does_not_explain_is_seen_before_it_is_made():
+    seen = judge_sizes({200: {"update_size": 3.0}, 201: {"update_size": 3.0}})
+    assert [(o.kind, o.why, o.onset) for o in seen[200:202]] == [("update", ("update",), s) for s in (200, 201)]
+    assert all(o.kind == "none" for o in seen[:200] + seen[202:])
+
+
+def test_a_large_gradient_explains_a_large_update():
+    (odd,) = [o for o in judge_sizes({200: {"update_size": 3.0, "grad_norm": 40.0}}) if o.kind != "none"]
+    assert odd.kind == "transient" and odd.why == ("gradient",)
+
+
+def test_a_data_rank_that_stands_out_is_odd_and_a_wide_spread_of_little_is_not():
+    assert judge_sizes({200: {"loss_spread": 2.5}})[200].why == ("spread",)
+    assert judge_sizes({200: {"loss_spread": 0.4}})[200].kind == "none"
+
+
+def test_sizes_that_are_not_there_are_not_judged():
+    assert (
+        judge_sizes({i: {"update_size": None, "loss_spread": None, "grad_norm": None} for i in range(300)})[-1].kind
+        == "none"
+    )
+
+
+def test_an_offending_level_that_is_left_out_is_not_taken_up():
+    curve = healthy(1200, 3)
+    curve[1000:] += 3.0
+    detector = SpikeDetector()
+    seen = []
+    for step, loss in enumerate(curve):
+        seen.append(detector.observe(step, float(loss)))
+        if seen[-1].lasting:
+            detector.keep_level(1000)
+    assert sum(o.kind == "none" for o in seen[1000:]) < 5 and len(rollbacks(seen)) > 5

@@ -23,7 +23,7 @@ def test_bad_data_is_skipped_then_jumped_over_twice_as_far_each_time():
     taken = [ladder.decide(step, "data", 100) for step in range(100, 128)]
     assert [d.action for d in taken[:5]] == ["skip"] * 4 + ["skip_data"]
     jumps = [d.skip_after for d in taken if d.action == "skip_data"]
-    assert jumps == [8, 16, 32]
+    assert jumps == [8, 16, 32, 64, 128, 256] and taken[10].action == "give_up"
 
 
 def test_damaged_weights_climb_the_whole_ladder():
