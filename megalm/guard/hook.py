@@ -125,7 +125,7 @@ class GuardHook(Hook):
             return
         if self.recovery.replay is None:
             self._check_replicas(trainer)
-        due = self.ring.due(trainer.step) or self.probe_every and trainer.step % self.probe_every == 0
+        due = self.ring.due(trainer.step) or self._probe_is_due(trainer.step)
         if self.pending is None and due and self._calm():
             begun = time.perf_counter()
             self._capture(trainer)
@@ -245,6 +245,11 @@ class GuardHook(Hook):
                     snapshot.probe = self.probe.loss()
             known = snapshot.probe
         return None if known is None else now - known
+
+    def _probe_is_due(self, step: int) -> bool:
+        """Where no snapshots are kept: at the interval, and at powers of two, since losses fall fast at first."""
+        every = self.probe_every
+        return every > 0 and (step % every == 0 or step >= 16 and step & (step - 1) == 0)
 
     def _update_size(self, trainer: Trainer, signals: Signals) -> float | None:
         """The coming update in units of the learning rate that schedule and policy want: what they change is no fault."""
