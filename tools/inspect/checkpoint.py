@@ -16,7 +16,10 @@ ROWS = 40
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="a checkpoint's folder, or a run's (then its newest)")
     parser.add_argument(
-        "other", type=Path, nargs="?", help="a second one: show what differs (exit status 1 if anything)"
+        "other",
+        type=Path,
+        nargs="?",
+        help="a second one: show what differs (exit status 1 if anything of tensors or state)",
     )
     parser.add_argument("--verify", action="store_true", help="read every byte and compare it with its checksum")
     parser.add_argument("--optimizer", action="store_true", help="also the optimizer's tensors")
@@ -43,7 +46,10 @@ def run(args: argparse.Namespace) -> int:
             other = CheckpointReader(args.other)
             result["other"] = overview(other)
             result["differences"] = [asdict(row) for row in differences(reader, other, optimizer=args.optimizer)]
-            result["state_differences"] = state_differences(reader.state(), other.state())
+            states = reader.state(), other.state()
+            configs = [state.pop("config", {}) for state in states]
+            result["state_differences"] = state_differences(*states)
+            result["config_differences"] = state_differences(*configs) if all(configs) else []
     except CorruptCheckpointError as error:
         print(f"error: damaged: {error}", file=sys.stderr)
         return 1
@@ -97,8 +103,7 @@ def _print_overview(found: dict[str, Any]) -> None:
 def _print_differences(result: dict[str, Any], rows: int | None) -> None:
     if not result["differences"] and not result["state_differences"]:
         print("\nthe same: every tensor bit by bit, and the state")
-        return
-    if result["differences"]:
+    elif result["differences"]:
         _table(
             ["tensor", "elements", "largest", "relative", ""],
             [
@@ -109,10 +114,10 @@ def _print_differences(result: dict[str, Any], rows: int | None) -> None:
         )
     else:
         print("\ntensors: the same, bit by bit")
-    if result["state_differences"]:
-        print("\nstate")
-        for line in result["state_differences"][:rows]:
-            print(f"  {line}")
+    for part, lines in (("state", result["state_differences"]), ("configuration", result["config_differences"])):
+        if lines:
+            print(f"\n{part}")
+            print("\n".join(f"  {line}" for line in lines[:rows]))
 
 
 def _table(header: list[str], body: list[list[str]], rows: int | None) -> None:
