@@ -190,23 +190,14 @@ def _row(name: str, seed: int, run: dict[str, Any], twin: dict[str, Any]) -> dic
     }
 
 
+_KEPT = (
+    *("kind", "step", "onset", "seen", "why", "cause", "loss", "expected", "z", "grad_z", "probe_excess", "to_step"),
+    *("samples", "ranks", "action", "source"),
+)
+
+
 def _short(event: dict[str, Any]) -> dict[str, Any]:
-    kept = (
-        "kind",
-        "step",
-        "onset",
-        "seen",
-        "why",
-        "cause",
-        "loss",
-        "expected",
-        "z",
-        "grad_z",
-        "probe_excess",
-        "to_step",
-    )
-    kept += ("samples", "ranks", "action", "source")
-    return {key: event[key] for key in kept if key in event}
+    return {key: event[key] for key in _KEPT if key in event}
 
 
 def _decisions(ranks: Sequence[dict[str, Any]]) -> list[list[Any]]:

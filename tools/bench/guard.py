@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         show("\n" + _guard_cost.tables(result["cost"]))
     if everything or args.provoked:
         names = [name for name in args.recipes.split(",") if name]
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             _guard_recipes.recipes(
                 names, args.seeds, args.data, jobs=args.jobs, layouts=not args.no_layouts, report=progress
