@@ -35,6 +35,8 @@ from megalm.checkpoint.verify import verify
 from megalm.config import CheckpointConfig, ConfigError
 from megalm.parallel.slices import Box
 
+# How long a run that goes back waits for an object store to delete what it went back on, before it trains on meanwhile.
+_DELETION_PATIENCE_S = 10.0
 _AXES = ("data", "tensor", "pipeline", "context", "expert")
 
 
@@ -225,8 +227,10 @@ class Checkpointer:
         """Delete checkpoints of later steps: a run that went back to `step` must not resume from what it left.
 
         One good checkpoint is always kept, even if it is a later one. Returns the names of the deleted.
+        With a URL, what waits of later steps is given up, too; a store that is away is waited for in the background.
         """
         self._finish(quietly=True)
+        deleted: list[str] = []
 
         def discard() -> list[str]:
             good = []
@@ -238,9 +242,16 @@ class Checkpointer:
             doomed = doomed[:-1] if len(doomed) == len(good) else doomed
             for name in doomed:
                 self.store.remove(name)
-            return doomed
+            deleted.extend(doomed)
+            return deleted
 
-        return self._from_rank_0(discard)
+        def discard_in_store() -> list[str]:
+            assert self._uploader is not None
+            self._uploader.go_back(step, discard)
+            self._uploader.settle(_DELETION_PATIENCE_S)
+            return deleted
+
+        return self._from_rank_0(discard if self._uploader is None else discard_in_store)
 
     def _stage(self, step: int, boxes: Sequence[Box], state: dict[str, Any], rank_state: dict[str, Any]) -> SaveRequest:
         memory = tuple(_memory_of(box) for box in boxes)

@@ -46,6 +46,8 @@ class Uploader:
         self._stopping = False
         self._broken: str | None = None
         self._delayed: Path | None = None  # told once of each checkpoint, however often it is tried
+        self._abandoned: set[Path] = set()
+        self._deletions: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name="checkpoint-upload", daemon=True)
         self._thread.start()
 
@@ -61,11 +63,28 @@ class Uploader:
             found, self._events = self._events, []
             return found
 
+    def go_back(self, step: int, delete: Callable[[], None]) -> None:
+        """The run went back to `step`: what waits of later steps is given up, and then `delete` removes what arrived.
+
+        On rank 0, whose word counts for all. `delete` is tried until the store can be reached.
+        """
+        with self._changed:
+            self._abandoned |= {saved.aside for saved, _ in self._queue if saved.manifest.step > step}
+            self._deletions.append(delete)
+            self._changed.notify_all()
+
+    def settle(self, timeout_s: float) -> None:
+        """Until `go_back` is done with, or the time is over."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while self._deletions and self._broken is None and time.monotonic() < deadline:
+                self._changed.wait(0.2)
+
     def drain(self, timeout_s: float) -> None:
         """Until everything is in the store. Errors: CheckpointError if it is not within the time."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            while self._queue and self._broken is None and time.monotonic() < deadline:
+            while (self._queue or self._deletions) and self._broken is None and time.monotonic() < deadline:
                 self._changed.wait(0.2)
             if self._broken is not None:
                 raise CheckpointError(self._broken)
@@ -74,6 +93,11 @@ class Uploader:
                 raise CheckpointError(
                     f"{self.store.where}: the store could not be reached for {timeout_s:.0f} s; not uploaded: step {steps}, "
                     f"which are in {self._queue[0][0].aside.parent}"
+                )
+            if self._deletions:
+                raise CheckpointError(
+                    f"{self.store.where}: the store could not be reached for {timeout_s:.0f} s: checkpoints of steps that the "
+                    "run went back on are still there; delete them before it is resumed"
                 )
 
     def close(self) -> None:
@@ -86,7 +110,9 @@ class Uploader:
     def _run(self) -> None:
         try:
             while self._wait_for_work():
-                self._round()
+                if self._queue:
+                    self._round()
+                self._delete()
         except Exception as error:
             # Talking to the other ranks failed. The run goes on; every later wait says why nothing arrives.
             with self._changed:
@@ -97,20 +123,43 @@ class Uploader:
     def _wait_for_work(self) -> bool:
         with self._changed:
             while not self._queue:
+                if self._deletions:
+                    return True
                 if self._stopping:
                     return False
                 self._changed.wait()
             return True
+
+    def _delete(self) -> None:
+        """What `go_back` asked for, once nothing of the abandoned steps waits any more."""
+        with self._changed:
+            due = list(self._deletions) if not any(saved.aside in self._abandoned for saved, _ in self._queue) else []
+        for delete in due:
+            try:
+                delete()
+            except CheckpointError:
+                with self._changed:
+                    if self._stopping:
+                        self._deletions.clear()
+                    elif not self._queue:
+                        self._changed.wait(ROUND_PAUSE_S)
+                return
+            with self._changed:
+                self._deletions.remove(delete)
+                self._changed.notify_all()
 
     def _round(self) -> None:
         """Try to bring the oldest checkpoint to the store. Collective; ends with all ranks' queues alike."""
         saved, since = self._queue[0]
         with self._changed:
             verdict = "drop" if len(self._queue) > self.limit else "last" if self._stopping else "upload"
+            if saved.aside in self._abandoned:
+                verdict = "abandon"
         verdict = self.ranks.broadcast(verdict)
-        if verdict == "drop":
+        if verdict in ("drop", "abandon"):
             shutil.rmtree(saved.aside, ignore_errors=True)
-            self._tell("checkpoint_dropped", saved.manifest.step, reason=f"more than {self.limit} wait for the store")
+            reason = f"more than {self.limit} wait for the store" if verdict == "drop" else "the run went back on it"
+            self._tell("checkpoint_dropped", saved.manifest.step, reason=reason)
             self._pop()
             return
         problem: str | None = None
@@ -169,7 +218,7 @@ class Uploader:
 
     def _pop(self) -> None:
         with self._changed:
-            self._queue.popleft()
+            self._abandoned.discard(self._queue.popleft()[0].aside)
             self._changed.notify_all()
 
     def _tell(self, kind: str, step: int, **fields: object) -> None:

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 import torch
 
-from megalm.checkpoint import Checkpointer, CheckpointError, CheckpointReader, remote, upload
+from megalm.checkpoint import Checkpointer, CheckpointError, CheckpointReader, checkpointer, remote, upload
 from megalm.config import CheckpointConfig, ConfigError
 from megalm.parallel.slices import Box
 from tests.checkpoint.fakes import FakeMesh, Layout, ThreadRanks, assert_holds, boxes_on, reference, run_threads
@@ -118,6 +118,28 @@ def test_the_run_goes_on_through_an_outage_and_catches_up(url, tmp_path, monkeyp
     assert [e for e in events if e[0] == "checkpoint"] == [("checkpoint", step) for step in (1, 2, 3, 4)]
     assert ("checkpoint_delayed", 2) in events
     assert value_of(made) == (4, 4.0)
+    made.close()
+
+
+@pytest.mark.parametrize("moment", ["arrived", "waiting", "away"])
+def test_what_a_run_went_back_on_does_not_come_back_from_the_queue(url, tmp_path, monkeypatch, moment):
+    monkeypatch.setattr(checkpointer, "_DELETION_PATIENCE_S", 0.3)
+    away = Away(monkeypatch, url)
+    made, events = open_(url, tmp_path, keep=0)
+    made.save(1, box(1), {"step": 1}, {}, wait=True)
+    away.on = moment == "waiting"
+    made.save(2, box(2), {"step": 2}, {}, wait=moment != "waiting")
+    made._finish(quietly=True)
+    away.on = moment != "arrived"
+    begun = time.monotonic()
+    made.discard_after(1)
+    assert time.monotonic() - begun < 5
+    away.on = False
+    made.wait()
+    assert value_of(made) == (1, 1.0) and waiting(tmp_path) == []
+    assert (("checkpoint_dropped", 2) in events) == (moment == "waiting")
+    made.save(2, box(22), {"step": 2}, {}, wait=True)  # trained again
+    assert value_of(made) == (2, 22.0)
     made.close()
 
 
