@@ -90,12 +90,15 @@ class GuardHook(Hook):
         if self.config.enabled and self.config.act:
             trainer.lr_scale = self.policy.lr_scale(trainer.step)
         self._position = int(trainer.loader.next_positions()[0])
+        if self.provoker.config.kind != "none":
+            self.ring.settle()
         self.provoker.before_step(trainer)
 
     def on_gradients(self, trainer: Trainer, signals: Signals) -> bool:
         """Judge the step; False refuses its update."""
         if not self.config.enabled:
             return True
+        self.ring.settle()
         step, begun = trainer.step + 1, time.perf_counter()
         seen = self.detector.observe(
             step,

@@ -51,6 +51,8 @@ class SnapshotRing:
         self.slots: list[Snapshot | None] = [None] * len(self.lags)
         self._moved = [0] * len(self.lags)
         self._spare: list[list[torch.Tensor]] = []
+        self._stream: torch.cuda.Stream | None = None
+        self._copied: torch.cuda.Event | None = None
 
     def due(self, step: int) -> bool:
         return bool(self.lags) and step % self.lags[0] == 0
@@ -66,18 +68,44 @@ class SnapshotRing:
                 self._moved[slot] = turn
         self._release(self.slots[0])
         tensors = self._spare.pop() if self._spare else [_host_like(box.tensor) for box in boxes]
-        for tensor, box in zip(tensors, boxes, strict=True):
-            tensor.copy_(box.tensor, non_blocking=True)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        self._copy(tensors, boxes)
         self.slots[0] = Snapshot(step, state, random_state(), tensors)
+
+    def _copy(self, tensors: Sequence[torch.Tensor], boxes: Sequence[Box]) -> None:
+        """From a GPU the copies go on beside the next step's passes, which only read what is copied; see `settle`."""
+        device = boxes[0].tensor.device if boxes else torch.device("cpu")
+        if device.type != "cuda":
+            for tensor, box in zip(tensors, boxes, strict=True):
+                tensor.copy_(box.tensor)
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            for tensor, box in zip(tensors, boxes, strict=True):
+                tensor.copy_(box.tensor, non_blocking=True)
+        self._copied = self._stream.record_event()
+
+    def settle(self) -> None:
+        """Before anything writes to the tensors that were captured: the device waits for the copies, the host does not."""
+        if self._copied is not None:
+            torch.cuda.current_stream().wait_event(self._copied)
+
+    def _finish(self) -> None:
+        """The host waits for the copies: before it reads them."""
+        if self._copied is not None:
+            self._copied.synchronize()
+            self._copied = None
 
     def choose(self, latest: int, attempt: int = 1) -> Snapshot | None:
         """The `attempt`-th youngest snapshot of at most step `latest` (the oldest of them, if there are not so many)."""
+        self._finish()
         fitting = [s for s in self.slots if s is not None and s.step <= latest]
         return fitting[min(attempt, len(fitting)) - 1] if fitting else None
 
     def youngest(self) -> Snapshot | None:
+        """The last snapshot taken, whole."""
+        self._finish()
         return next((s for s in self.slots if s is not None), None)
 
     def restore(self, snapshot: Snapshot, boxes: Sequence[Box]) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from megalm.guard.probe import other_weights
 from megalm.hooks import Hook
 from tests.guard.runs import END, STEP, Crash, overrides, train
 
@@ -136,3 +137,31 @@ def test_a_crash_in_the_middle_of_a_recovery_resumes_it(folder, kind):
         first, last = run.of("rollback")[0]["samples"]
         taken = [r["samples"] for r in run.records]
         assert not any(first < position <= last for position in taken)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_looking_at_an_older_state_leaves_every_bit_as_it_was(folder, precision):
+    compared = {}
+
+    class Look(Hook):
+        def on_step_end(self, trainer, record):
+            if trainer.step != 20:
+                return
+            guard = trainer.hooks[0]
+            snapshot = guard.ring.youngest()
+            weight = trainer.model_chunks[0].layers[0].mlp.down.weight
+            with torch.no_grad():
+                weight[0, 0] = 3.0  # damage that the fp32 master does not know of, where there is one
+            before = [t.clone() for t in (*(b.tensor for b in trainer.boxes()), weight)]
+            now = guard.probe.loss()
+            with other_weights(trainer, trainer.boxes(), snapshot.tensors):
+                compared["then"] = guard.probe.loss()
+                compared["used"] = bool(weight[0, 0] != 3.0)
+            after = [*(b.tensor for b in trainer.boxes()), weight]
+            compared["same"] = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+            compared["again"] = guard.probe.loss() == now != compared["then"]
+            compared["training"] = trainer.model_chunks[0].training
+
+    name = f"run.name=look_{precision}"
+    train(overrides(folder, "clean", name, f"precision={precision}", steps=21), Look())
+    assert compared["used"] and compared["same"] and compared["again"] and compared["training"]
