@@ -26,7 +26,7 @@ struct alignas(16) uint4 {
 #define gridDim (megalm::emulator::Engine::instance().grid)
 
 #define __syncthreads() megalm::emulator::Engine::instance().barrier(__LINE__)
-#define __syncwarp(...) megalm::emulator::sync_warp(__LINE__, ##__VA_ARGS__)
+#define __syncwarp(...) megalm::emulator::SyncWarp{__LINE__}(__VA_ARGS__)
 #define __shfl_sync(...) megalm::emulator::shuffle(__LINE__, __VA_ARGS__)
 #define __shfl_xor_sync(...) megalm::emulator::shuffle_xor(__LINE__, __VA_ARGS__)
 #define __ballot_sync(mask, vote) megalm::emulator::ballot(__LINE__, mask, vote)
@@ -34,9 +34,12 @@ struct alignas(16) uint4 {
 
 namespace megalm::emulator {
 
-inline void sync_warp(int line, unsigned mask = 0xffffffffu) {
-  Engine::instance().collective(Collective::kSync, mask, 0, 0, line);
-}
+struct SyncWarp {
+  int line;
+  void operator()(unsigned mask = 0xffffffffu) const {
+    Engine::instance().collective(Collective::kSync, mask, 0, 0, line);
+  }
+};
 
 template <typename T>
 T shuffle(int line, unsigned mask, T value, unsigned lane) {

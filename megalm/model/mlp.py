@@ -13,11 +13,14 @@ from megalm.parallel.mesh import Mesh
 
 
 def activate(kind: str, x: Tensor) -> Tensor:
-    """The MLP's function; gated kinds take [gate; up] stacked, [.., 2F] -> [.., F]."""
+    """The MLP's function; gated kinds take [gate; up] stacked, [.., 2F] -> [.., F].
+
+    The gated kinds' gradient is written over x, which nothing but this function's own recomputation may read later.
+    """
     if kind == "swiglu":
-        return ops.swiglu(x)
+        return ops.swiglu(x, inplace_backward=True)
     if kind == "geglu":
-        return ops.geglu(x)
+        return ops.geglu(x, inplace_backward=True)
     if kind == "relu":
         return F.relu(x)
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")

@@ -56,17 +56,17 @@ class Layer(nn.Module):
 
     def forward(self, hidden: Tensor, where: Where) -> Tensor:
         if self.placement == "post":
-            hidden = hidden + self._drop(self.attention_norm(self.attention(hidden, where)))
-            return hidden + self._drop(self.mlp_norm(self.mlp(hidden)))
+            hidden = self._drop(self.attention_norm(self.attention(hidden, where)), hidden)
+            return self._drop(self.mlp_norm(self.mlp(hidden)), hidden)
         normed = self.attention_norm(hidden)
         attended = self._drop(
             self._consume(normed, lambda: self.attention_norm(hidden), lambda: self.attention(normed, where))
         )
         if self.placement == "parallel":
-            return hidden + attended + self._drop(self.mlp(self.mlp_norm(hidden)))
+            return self._drop(self.mlp(self.mlp_norm(hidden)), hidden + attended)
         normed, summed = self.mlp_norm(attended, hidden)
         output = self._consume(normed, lambda: self.mlp_norm(summed), lambda: self.mlp(normed))
-        return summed + self._drop(output)
+        return self._drop(output, summed)
 
     def _consume(self, produced: Tensor, again: Callable[[], Tensor], consumer: Callable[[], Tensor]) -> Tensor:
         """Run `consumer`, which reads `produced`; under selective recomputation it keeps `again` instead."""
@@ -75,8 +75,8 @@ class Layer(nn.Module):
         with recomputed(produced, again):
             return consumer()
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return dropout(x, self.dropout, self.training, self.tensor, sharded=self.sequence)
+    def _drop(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return dropout(x, self.dropout, self.training, self.tensor, sharded=self.sequence, residual=residual)
 
 
 class Transformer(nn.Module):

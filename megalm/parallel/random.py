@@ -1,22 +1,20 @@
 """Random numbers for dropout: alike on ranks that hold the same activations, different where activations are sharded.
 
 torch's default generators are the streams that tensor ranks share: `seed_ranks` seeds them alike along the tensor
-axis and differently along all others, and operations on replicated activations just use them. For sharded activations
-`sharded_stream` draws one number from the shared stream (so that it moves on alike everywhere), and seeds the block
-with it and the axis' rank.
+axis and differently along all others. A dropout draws one number from the shared stream, and whether an element is
+kept is a function of that number and of the element's place in the whole activation: a shard has its part of the mask
+that the whole one would have, so that sequence parallelism changes no mask.
 No state lives outside torch's generators: checkpoints save those, and torch.utils.checkpoint replays them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from megalm import ops
 from megalm.parallel.mesh import Axis, Mesh
 
 
@@ -30,24 +28,17 @@ def seed_ranks(seed: int, mesh: Mesh) -> None:
     torch.manual_seed(_seed_of("ranks", seed, mesh.data.rank, mesh.context.rank, mesh.pipeline.rank))
 
 
-@contextmanager
-def sharded_stream(axis: Axis, device: torch.device) -> Iterator[None]:
-    """Default generators differ over the axis inside the block, and go on as if it had drawn one number after it."""
-    if axis.size == 1:
-        yield
-        return
-    shared = int(torch.randint(1 << 62, ()))
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-        torch.manual_seed(_seed_of("shard", shared, axis.rank))
-        yield
+def dropout(
+    x: Tensor, probability: float, training: bool, axis: Axis, *, sharded: bool, residual: Tensor | None = None
+) -> Tensor:
+    """residual + dropout(x); x (and the residual) is this rank's part of the leading dim if `sharded`, else the whole.
 
-
-def dropout(x: Tensor, probability: float, training: bool, axis: Axis, *, sharded: bool) -> Tensor:
-    """Dropout whose mask differs over the axis if the activation is sharded over it, and agrees if it is replicated."""
+    Shapes: x, residual [S/t or S, .., H] -> the same
+    """
     if probability == 0.0 or not training:
-        return x
-    if not sharded:
-        return F.dropout(x, probability, True)
-    with sharded_stream(axis, x.device):
-        return F.dropout(x, probability, True)
+        return x if residual is None else residual + x
+    seed = int(torch.randint(1 << 62, ()))
+    rows, ids = x.numel() // x.shape[-1], None
+    if sharded and axis.size > 1:
+        ids = torch.arange(axis.rank * rows, (axis.rank + 1) * rows, device=x.device)
+    return ops.bias_dropout_add(x, residual, p=probability, seed=seed, row_ids=ids)

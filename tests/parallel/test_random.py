@@ -56,3 +56,20 @@ def test_recomputation_draws_the_same_mask():
 def test_no_dropout_is_no_operation():
     x, axis = torch.randn(5), Mesh.single().tensor
     assert dropout(x, 0.0, True, axis, sharded=True) is x and dropout(x, 0.5, False, axis, sharded=False) is x
+
+
+def sharded_and_whole():
+    mesh = build_mesh(ParallelConfig(tensor=2))
+    x, residual = torch.arange(1.0, 6 * 3 * 8 + 1).view(6, 3, 8), torch.full((6, 3, 8), 0.25)
+    seed_ranks(7, mesh)
+    whole = dropout(x, 0.5, True, mesh.tensor, sharded=False, residual=residual)
+    seed_ranks(7, mesh)
+    own = slice(3 * mesh.tensor.rank, 3 * mesh.tensor.rank + 3)
+    part = dropout(x[own], 0.5, True, mesh.tensor, sharded=True, residual=residual[own])
+    return torch.equal(part, whole[own]), whole
+
+
+def test_a_shard_has_its_part_of_the_whole_mask():
+    for equal, whole in run_ranks(2, sharded_and_whole):
+        assert equal
+        assert 0.25 < float((whole == 0.25).float().mean()) < 0.75

@@ -7,63 +7,99 @@ import json
 
 import torch
 
-from megalm.ops import backend
+from megalm.config.errors import ConfigError
+from megalm.ops import backend, vendors
 
 HELP = "each op, its implementations on this machine, which is chosen and why"
 
-# Op and its folder in csrc/.
+# Ops and their folder in csrc/.
 OPS = {
-    "rms_norm, layer_norm": "norm",
-    "add_rms_norm, add_layer_norm": "norm",
-    "rotary": "rope",
+    "rms_norm, layer_norm, add_rms_norm, add_layer_norm": "norm",
+    "rotary, rotary_": "rope",
     "swiglu, geglu, bias_gelu": "activation",
+    "bias_dropout_add": "dropout",
+    "causal_softmax": "softmax",
     "cross_entropy, linear_cross_entropy": "cross_entropy",
     "adamw_": "adamw",
+    "update_squares": "adamw",
     "l2_norm_nonfinite": "gradient_norm",
-    "index.fill, index.permute": "index",
+    "moe_router": "moe_router",
+    "moe_row_map, moe_permute, moe_unpermute": "moe_permute",
+    "fp8_quantize, fp8_dequantize": "quantize",
+    "index.fill, index.permute, index.deal": "index",
+    "the longest repeats of a text": "suffix",
 }
-_HOST_ONLY = ("index",)
+_HOST_ONLY = ("index", "suffix")
+_FP32_ONLY = ("adamw",)
 _ISA_NAMES = ("baseline", "avx2", "avx512")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
+    parser.add_argument("--backend", choices=backend.CHOICES, help="show what this ops.backend would choose")
 
 
 def describe() -> dict[str, object]:
     """The table, and what the extension was built with."""
     library = backend.library()
-    built = library is not None
     isa = _ISA_NAMES[library.cpu_isa()] if library is not None else None
-    has_cuda = library is not None and library.has_cuda
+    has_cuda = library is not None and bool(library.has_cuda)
+    installed = {name: vendors.load(name) for name in ("apex", "te")}
     rows = []
-    for op, folder in OPS.items():
-        available = ["reference"]
-        if built:
-            available.insert(0, f"native cpu ({isa}; fp32{'' if folder in _HOST_ONLY else ', bf16'})")
+    for ops, folder in OPS.items():
+        names = ops.split(", ")
+        available = []
+        if library is not None:
+            dtypes = "" if folder in _HOST_ONLY else "; fp32" if folder in _FP32_ONLY else "; fp32, bf16"
+            available.append(f"native cpu ({isa}{dtypes})")
         if has_cuda and folder not in _HOST_ONLY:
-            available.insert(0, "native cuda (fp32, bf16, fp16)")
-        if backend.current_backend() == "reference":
-            chosen, why = "reference", "ops.backend=reference"
-        elif not built:
-            chosen, why = "reference", "megalm._C is not built: run `make build`"
-        else:
-            chosen, why = "native", f"ops.backend={backend.current_backend()}; other dtypes take the reference"
-        rows.append({"op": op, "source": f"csrc/{folder}", "available": available, "chosen": chosen, "why": why})
-    return {"extension": built, "cpu_isa": isa, "cuda": has_cuda, "torch": torch.__version__, "ops": rows}
+            available.append(f"native cuda ({'fp32' if folder in _FP32_ONLY else 'fp32, bf16, fp16'})")
+        available += [f"{v.name} (cuda)" for v in installed.values() if any(n in v.functions for n in names)]
+        available.append("reference")
+        chosen, why = _choose(names)
+        rows.append({"op": ops, "source": f"csrc/{folder}", "available": available, "chosen": chosen, "why": why})
+    return {
+        "backend": backend.current_backend(),
+        "extension": library is not None,
+        "missing": backend.why_missing(),
+        "cpu_isa": isa,
+        "cuda": has_cuda,
+        "gpu": torch.cuda.is_available(),
+        "torch": torch.__version__,
+        "vendors": {name: "installed" if v.why is None else v.why for name, v in installed.items()},
+        "ops": rows,
+    }
+
+
+def _choose(names: list[str]) -> tuple[str, str]:
+    """What serves the ops under the choice in force, and why."""
+    choice = f"ops.backend={backend.current_backend()}"
+    if backend.current_backend() == "reference":
+        return "reference", choice
+    for vendor in backend.chosen_vendors():
+        if any(name in vendor.functions for name in names):
+            return vendor.name, f"{choice}, for CUDA tensors; on a CPU the next that serves"
+    if backend.library() is None:
+        return "reference", backend.why_missing()
+    return "native", f"{choice}; the reference serves dtypes that no kernel has"
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.backend:
+        try:
+            backend.set_backend(args.backend)
+        except ConfigError as error:
+            print(error)
+            return 2
     table = describe()
     if args.json:
         print(json.dumps(table, indent=1))
         return 0
-    print(
-        f"megalm._C: {'built' if table['extension'] else 'not built'}, CUDA kernels: {'yes' if table['cuda'] else 'no'}"
-    )
-    rows = table["ops"]
-    assert isinstance(rows, list)
-    for row in rows:
-        print(f"{row['op']:<38}{row['chosen']:<11}{row['why']}")
-        print(f"{'':<38}of: {', '.join(row['available'])}")
+    built = "built" if table["extension"] else f"not used ({table['missing']})"
+    print(f"megalm._C: {built}; CUDA kernels: {'yes' if table['cuda'] else 'no'}; torch {table['torch']}")
+    for name, state in table["vendors"].items():  # type: ignore[attr-defined]
+        print(f"{name}: {state}")
+    for row in table["ops"]:  # type: ignore[attr-defined]
+        print(f"{row['op']:<52}{row['chosen']:<11}{row['why']}")
+        print(f"{'':<52}of: {', '.join(row['available'])}")
     return 0
