@@ -37,7 +37,7 @@ def _check(logits: Tensor, labels: Tensor, columns: int) -> None:
     require(
         labels.shape == logits.shape[:1] and labels.dtype == torch.int64 and labels.device == logits.device,
         f"cross_entropy: labels is {labels.dtype} {tuple(labels.shape)} on {labels.device}; it must be torch.int64 "
-        f"({logits.shape[0]},) on {logits.device}.",
+        f"({logits.shape[0]},) on {logits.device}, as logits is.",
     )
     require(
         0 <= columns <= logits.shape[1],
