@@ -165,7 +165,16 @@ class PackedSource(TokenSource):
 
     def _pieces(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         part = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return self.starts[part], self.sizes[part]
+        starts, sizes = self.starts[part], self.sizes[part]
+        if (
+            not len(sizes)
+            or sizes.min() < 1
+            or sizes.sum() > self.seq_length + 1
+            or (starts.min() < 0 or (starts + sizes).max() > self.train_tokens)
+        ):
+            path = self._place(self.seq_length)
+            raise ConfigError(f"{path}: sample {index} is not one: the file is damaged. Remove it; it is made again.")
+        return starts, sizes
 
     def read(self, index: int, length: int | None = None) -> np.ndarray:
         row = np.empty(self.seq_length + 1, np.int64)

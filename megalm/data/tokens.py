@@ -80,6 +80,17 @@ class TokenFile:
             index, tokens = open_bytes(self.index_path, cache), open_bytes(self.tokens_path, cache)
         except ConfigError as error:
             raise ConfigError(f"{error} A data set is a pair of .bin and .idx. {ADVICE}") from error
+        self._use(index, tokens)
+
+    @classmethod
+    def of(cls, index: Bytes, tokens: Bytes) -> TokenFile:
+        """A pair that is open already."""
+        self = cls.__new__(cls)
+        self.prefix, self.index_path, self.tokens_path = tokens.name, index.name, tokens.name
+        self._use(index, tokens)
+        return self
+
+    def _use(self, index: Bytes, tokens: Bytes) -> None:
         end = self._read_index(index)
         if end != tokens.size:
             self._fail(
@@ -143,9 +154,22 @@ class TokenFile:
     def document_start(self, document: int) -> int:
         """Position, in tokens, of a document's first token; document == num_documents: the end of the data."""
         sequence = int(self.documents[document])
-        if sequence >= self.num_sequences:
+        if sequence == self.num_sequences:
             return self.num_tokens
-        return int(self.pointers[sequence]) // self.dtype.itemsize
+        if not 0 <= sequence < self.num_sequences:
+            self._fail(
+                self.index_path,
+                HEADER.size + 12 * self.num_sequences + 8 * document,
+                f"has the document index {sequence} for document {document}, outside its {self.num_sequences} sequences",
+            )
+        start, rest = divmod(int(self.pointers[sequence]), self.dtype.itemsize)
+        if rest or not 0 <= start <= self.num_tokens:
+            self._fail(
+                self.index_path,
+                HEADER.size + 4 * self.num_sequences + 8 * sequence,
+                f"has the pointer {self.pointers[sequence]} for sequence {sequence}, which is not one into its tokens",
+            )
+        return start
 
     def document(self, document: int) -> np.ndarray:
         """All tokens of one document."""
@@ -153,7 +177,13 @@ class TokenFile:
             raise ConfigError(
                 f"{self.prefix}: there is no document {document}; there are {self.num_documents}, counted from 0."
             )
-        return self.tokens[self.document_start(document) : self.document_start(document + 1)]
+        start, stop = self.document_start(document), self.document_start(document + 1)
+        if stop < start:
+            at = HEADER.size + 12 * self.num_sequences + 8 * document
+            self._fail(
+                self.index_path, at, f"lets document {document} end at token {stop}, before its start at {start}"
+            )
+        return self.tokens[start:stop]
 
     def document_at(self, position: int) -> int:
         """The document that holds the token at this position; time grows with the logarithm of the number of
@@ -179,7 +209,11 @@ class TokenFile:
                 HEADER.size + 12 * self.num_sequences,
                 f"has document indices outside its {self.num_sequences} sequences near document {first}",
             )
-        return first, self.pointers[sequences] // self.dtype.itemsize if len(sequences) else np.empty(0, np.int64)
+        starts = self.pointers[sequences] // self.dtype.itemsize if len(sequences) else np.empty(0, np.int64)
+        if len(starts) and (starts[0] <= start or starts[-1] >= stop or (np.diff(starts) < 0).any()):
+            at = HEADER.size + 4 * self.num_sequences
+            self._fail(self.index_path, at, f"has pointers out of order near document {first}")
+        return first, starts
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of the whole stream, as int64."""
