@@ -1,43 +1,120 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one call on a machine that has one: builds the extension against its torch, runs the kernels'
-# tests on CUDA, the kernels under compute-sanitizer, and the benchmark. Results go to benchmarks/results/.
+# All that needs a GPU, in one call on a machine that has one. It needs nothing installed but a CUDA build of torch with
+# numpy, pytest, pybind11, ninja and setuptools, nvcc, and g++; megalm itself is taken from this folder.
 #
-#   scripts/gpu_check.sh [python]       the interpreter of an environment with a CUDA build of torch
-set -euo pipefail
+#   scripts/gpu_check.sh [--python INTERPRETER] [--results FOLDER] [STAGE ...]
+#
+# Stages (default: all, in this order; one that fails does not keep the next from running):
+#   build      the extension, for this machine's GPU, against its torch
+#   test       every op's tests on CUDA, and torch.compile's
+#   bench      python -m tools.bench kernels and moe_kernels, as JSON
+#   sanitize   compute-sanitizer's memcheck, racecheck and synccheck on the kernels (MEGALM_SANITIZE_SECONDS each, 150)
+# Results go to FOLDER (default benchmarks/results). Exit status: 0, 1 where a stage failed, 2 where there is no GPU.
+set -uo pipefail
 cd "$(dirname "$0")/.."
-python="${1:-python}"
+
+python="" results="benchmarks/results" stages=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --python) python="$2"; shift 2 ;;
+    --results) results="$2"; shift 2 ;;
+    build | test | bench | sanitize) stages+=("$1"); shift ;;
+    *) sed -n '2,14p' "$0"; exit 2 ;;
+  esac
+done
+[ ${#stages[@]} -gt 0 ] || stages=(build test bench sanitize)
+
+sees_gpu='import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)'
+if [ -z "$python" ]; then
+  for python in .venv/bin/python python3 python; do
+    command -v "$python" >/dev/null && "$python" -c "$sees_gpu" 2>/dev/null && break
+    python=""
+  done
+fi
+if [ -z "$python" ] || ! "$python" -c "$sees_gpu" 2>/dev/null; then
+  echo "gpu-check: no interpreter here (.venv/bin/python, python3, python) has a torch that sees a GPU." >&2
+  exit 2
+fi
+for folder in "${CUDA_HOME:-/usr/local/cuda}/bin"; do
+  [ -d "$folder" ] && PATH="$PATH:$folder"
+done
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+# Only pytest's own plug-ins: those of other packages may not load here.
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 
 "$python" - <<'PY' || exit 2
-import shutil, sys
+import importlib.util, shutil, sys
 import torch
-if not torch.cuda.is_available():
-    sys.exit("gpu-check: torch sees no GPU here (torch %s): run it on a machine that has one." % torch.__version__)
+
+missing = [name for name in ("numpy", "pytest", "pybind11", "ninja", "setuptools") if importlib.util.find_spec(name) is None]
+if missing:
+    sys.exit(f"gpu-check: {sys.executable} lacks {', '.join(missing)}.")
 if shutil.which("nvcc") is None:
     sys.exit("gpu-check: nvcc is not on PATH: install the CUDA toolkit of torch's version, %s." % torch.version.cuda)
-print("gpu-check:", torch.cuda.get_device_name(), "torch", torch.__version__, "CUDA", torch.version.cuda)
+if shutil.which("g++") is None and shutil.which("clang++") is None:
+    sys.exit("gpu-check: no C++ compiler, g++ or clang++.")
+print("gpu-check:", torch.cuda.get_device_name(), "torch", torch.__version__, "CUDA", torch.version.cuda, sys.executable)
 PY
 
-echo "== build"
-"$python" scripts/build_extension.py
-"$python" -c "from megalm.ops.backend import library; assert library().has_cuda, 'megalm._C was built without CUDA'"
+build() {
+  "$python" -m scripts.build_extension &&
+    "$python" -c "from megalm.ops.backend import library, why_missing; m = library(); assert m and m.has_cuda, why_missing() or 'built without CUDA'"
+}
 
-echo "== tests on CUDA"
-"$python" -m pytest tests/ops tests/parallel/test_context.py -k "cuda or compile" -p no:cacheprovider
+check() {
+  "$python" -m pytest tests/ops -k "cuda or compile" -p no:cacheprovider --durations 5
+}
 
-if command -v compute-sanitizer >/dev/null; then
-  for tool in memcheck racecheck synccheck; do
-    echo "== compute-sanitizer $tool"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 --kernel-regex kns=megalm \
-      "$python" -m pytest tests/ops -k "cuda and not compile" -x -p no:cacheprovider
+bench() {
+  mkdir -p "$results"
+  local device commit stem status=0
+  device="$("$python" -c "import torch; print(torch.cuda.get_device_name().lower().replace(' ', '-'))")"
+  commit="$(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+  for subject in kernels moe_kernels; do
+    stem="$results/$device-$(date +%Y-%m-%d)-$commit-$subject.json"
+    "$python" -m tools.bench "$subject" --device cuda --out "$stem" && echo "written: $stem" || status=1
   done
-else
-  echo "== compute-sanitizer is not installed: skipped"
-fi
+  return $status
+}
 
-echo "== benchmark"
-mkdir -p benchmarks/results
-device="$("$python" -c "import torch; print(torch.cuda.get_device_name().lower().replace(' ', '-'))")"
-commit="$(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
-result="benchmarks/results/kernels-$device-$(date +%Y%m%d)-$commit.json"
-"$python" -m tools.bench kernels --device cuda --json > "$result"
-echo "written: $result"
+sanitize() {
+  if ! command -v compute-sanitizer >/dev/null; then
+    echo "compute-sanitizer is not installed: skipped"
+    return 0
+  fi
+  # The option that limits it to our kernels has had two names; without one it is slower, and right all the same.
+  local only="" option status=0 code
+  for option in "--kernel-name kns=megalm" "--kernel-regex kns=megalm"; do
+    compute-sanitizer $option true >/dev/null 2>&1 && only="$option" && break
+  done
+  for tool in memcheck racecheck synccheck; do
+    echo "-- $tool $only"
+    timeout "${MEGALM_SANITIZE_SECONDS:-150}" compute-sanitizer --tool "$tool" --error-exitcode 77 $only \
+      "$python" -m pytest tests/ops -k "cuda and bf16" -x -p no:cacheprovider
+    code=$?
+      # 124: out of time, and nothing was found until then.
+    if [ $code -eq 124 ]; then
+      echo "-- $tool: nothing found in ${MEGALM_SANITIZE_SECONDS:-150} s; not all tests were reached"
+    elif [ $code -ne 0 ]; then
+      echo "-- $tool: FAILED with status $code"
+      status=1
+    fi
+  done
+  return $status
+}
+
+declare -A outcome
+failed=0
+for stage in "${stages[@]}"; do
+  echo "== $stage"
+  begun=$SECONDS
+  function="$stage"
+  [ "$stage" = test ] && function=check
+  if "$function"; then outcome[$stage]=passed; else outcome[$stage]=FAILED failed=1; fi
+  outcome[$stage]+=" in $((SECONDS - begun)) s"
+  # Nothing else can run without the build.
+  [ "$stage" = build ] && [ $failed -eq 1 ] && break
+done
+echo "== summary"
+for stage in "${stages[@]}"; do echo "$stage: ${outcome[$stage]:-not run}"; done
+exit $failed
