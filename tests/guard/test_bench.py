@@ -40,10 +40,10 @@ def test_a_row_tells_the_last_verdict_and_the_regret():
     assert "identical" in _guard_recipes.tables({"provoked": [], "layouts": layouts[:2]})
 
 
-def test_the_cost_is_what_each_step_and_the_snapshots_add():
-    row = {"shape": "tiny", "steps": 8, "step_s": 0.2, "each_step_s": 0.001, "snapshots_s_per_step": 0.0005}
-    text = _guard_cost.tables([{**row, "observe_s_per_step": 0.0, "share": 0.0075, "return_s": 0.02}])
-    assert "0.75%" in text and "200.0" in text
+def test_the_cost_has_its_parts():
+    row = {"shape": "tiny", "steps": 8, "step_s": 0.2, "parts_s_per_step": {"observe": 0.0001, "snapshots": 0.0005}}
+    text = _guard_cost.tables([{**row, "share": 0.003, "paired_share": 0.004, "paired_error": 0.002, "return_s": 0.02}])
+    assert "0.30%" in text and "+0.40% +- 0.20%" in text and "snapshots 0.50 ms" in text
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,66 +20,89 @@ _TINY = ["model.hidden_size=256", "model.ffn_hidden_size=688", "guard.provoke.ki
 
 
 def costs(data: str, steps: int = 64) -> list[dict[str, Any]]:
-    """Step time with the guard and without, alternating step by step in one process."""
+    """What the guard's parts take of a step, and step times with the guard and without, alternating in one process."""
     return [
         _cost(name, data, max(16, steps // (1 + 3 * index)), more) for index, (name, more) in enumerate(SHAPES.items())
     ]
 
 
+class _Clock:
+    """Seconds spent in functions that are wrapped."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def wrapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - begun
+
+        return timed
+
+
 def _cost(name: str, data: str, steps: int, more: list[str]) -> dict[str, Any]:
     import torch
 
+    from megalm.model import attention
     from tools.bench._guard_recipes import make_trainer
 
-    threads = torch.get_num_threads()
+    threads, plain = torch.get_num_threads(), attention.largest_logits
     torch.set_num_threads(os.cpu_count() or 1)
     folder = Path(tempfile.mkdtemp(prefix="megalm-guard-"))
+    clocks = {"logits": _Clock(), "updates": _Clock()}
     try:
         pairs = {
             choice: make_trainer(folder / choice, "bad_shard", data, f"guard={choice}", *_TINY, *more)
             for choice in ("default", "off")
         }
-        trainers = {choice: pair[0] for choice, pair in pairs.items()}
+        trainers, guard = {choice: pair[0] for choice, pair in pairs.items()}, pairs["default"][1]
+        measured = trainers["default"].measurement.updates
+        attention.largest_logits = clocks["logits"].wrapped(plain)
+        measured.sums = clocks["updates"].wrapped(measured.sums)
         for trainer in trainers.values():
             for hook in trainer.hooks:
                 hook.on_train_start(trainer)
-        guard = pairs["default"][1]
         rows = []
         for step in range(-4, steps):
             if step == 0:
                 guard.spent = dict.fromkeys(guard.spent, 0.0)
-            took = {}
-            for choice in sorted(trainers, reverse=bool(step % 2)):
-                trainer, before = trainers[choice], guard.spent["snapshots"]
-                begun = time.perf_counter()
-                record = trainer.train_step()
-                for hook in trainer.hooks:
-                    hook.on_step_end(trainer, record)
-                took[choice] = time.perf_counter() - begun
-                if choice == "default":
-                    took[choice] -= guard.spent["snapshots"] - before
-            if step >= 0:
-                rows.append(took)
+                for clock in clocks.values():
+                    clock.seconds = 0.0
+            took = {choice: _step(trainers[choice]) for choice in sorted(trainers, reverse=bool(step % 2))}
+            rows += [took] if step >= 0 else []
         back = _return(trainers["default"], guard)
         for trainer in trainers.values():
             trainer.loader.close()
             trainer.events.close()
     finally:
+        attention.largest_logits = plain
         shutil.rmtree(folder, ignore_errors=True)
         torch.set_num_threads(threads)
     off = statistics.median(row["off"] for row in rows)
-    each_step = statistics.median(row["default"] - row["off"] for row in rows)
-    snapshots = guard.spent["snapshots"] / steps
+    differences = sorted(row["default"] - row["off"] for row in rows)
+    spread = statistics.median(abs(d - statistics.median(differences)) for d in differences)
+    parts = {**guard.spent, **{part: clock.seconds for part, clock in clocks.items()}}
     return {
         "shape": name,
         "steps": steps,
         "step_s": off,
-        "each_step_s": each_step,
-        "snapshots_s_per_step": snapshots,
-        "observe_s_per_step": guard.spent["observe"] / steps,
-        "share": (each_step + snapshots) / off,
+        "parts_s_per_step": {part: seconds / steps for part, seconds in parts.items()},
+        "share": sum(parts.values()) / steps / off,
+        "paired_share": statistics.median(differences) / off,
+        "paired_error": 1.2533 * 1.4826 * spread / len(differences) ** 0.5 / off,
         "return_s": back,
     }
+
+
+def _step(trainer: Any) -> float:
+    begun = time.perf_counter()
+    record = trainer.train_step()
+    for hook in trainer.hooks:
+        hook.on_step_end(trainer, record)
+    return time.perf_counter() - begun
 
 
 def _return(trainer: Any, guard: Any) -> float:
@@ -93,11 +117,14 @@ def _return(trainer: Any, guard: Any) -> float:
 def tables(rows: list[dict[str, Any]]) -> str:
     """The results for a person."""
     lines = [
-        f"{'cost without an event':<24}{'step ms':>9}{'+ each step':>13}{'+ snapshots':>13}{'share':>8}{'return s':>10}"
+        "cost without an event: the guard's parts timed one by one, and the difference of alternating steps",
+        f"{'':<24}{'step ms':>9}{'share':>8}{'alternating':>18}{'return s':>10}",
     ]
     for row in rows:
+        paired = f"{row['paired_share']:+.2%} +- {row['paired_error']:.2%}"
         lines.append(
-            f"{row['shape']:<24}{row['step_s'] * 1e3:>9.1f}{row['each_step_s'] * 1e3:>10.2f} ms"
-            f"{row['snapshots_s_per_step'] * 1e3:>10.2f} ms{row['share']:>8.2%}{row['return_s']:>10.3f}"
+            f"{row['shape']:<24}{row['step_s'] * 1e3:>9.1f}{row['share']:>8.2%}{paired:>18}{row['return_s']:>10.3f}"
         )
+        parts = ", ".join(f"{part} {seconds * 1e3:.2f} ms" for part, seconds in row["parts_s_per_step"].items())
+        lines.append(f"    a step: {parts}")
     return "\n".join(lines)
