@@ -180,10 +180,17 @@ def _check_same_model(config: Config, folder: Path) -> None:
 
 def _check_data(config: Config) -> None:
     """Open every data set once, so that a missing or broken file is reported before any process starts."""
+    from megalm.config.phases import spans_of
+    from megalm.data.fim import fill_in_the_middle
+    from megalm.data.phases import make_curriculum
     from megalm.data.sources import open_sources
     from megalm.data.tokenizer import load_tokenizer
 
-    open_sources(config.data, config.model.seq_length)
+    sources = open_sources(config.data, config.model.seq_length)
+    fill_in_the_middle(config.data, config.train.seed, config.model.vocab_size)
+    if config.data.phases:
+        weights = {source.name: source.weight for source in sources}
+        make_curriculum(spans_of(config), weights, {source.name: source.train_tokens for source in sources})
     if config.data.tokenizer is not None:
         size = load_tokenizer(config.data.tokenizer).vocab_size
         if size > config.model.vocab_size:

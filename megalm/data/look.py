@@ -178,7 +178,7 @@ def step_samples(run: Path, step: int, loader_state: dict[str, Any] | None = Non
     loader = Loader(config, _Alone())
     if loader_state is not None:
         loader.load_state_dict(loader_state)
-    positions, recorded = step_positions(run, step, config.train.global_batch_size)
+    positions, recorded = step_positions(run, step, loader.curriculum.at(step - 1).global_batch_size)
     tokenizer = load_tokenizer(config.data.tokenizer) if config.data.tokenizer else None
     rows = []
     for place, ids in zip(loader.describe(positions), loader.tokens(positions), strict=True):

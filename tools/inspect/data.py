@@ -28,14 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from megalm.config.data import DataConfig
     from megalm.config.errors import ConfigError
     from megalm.data import look
+    from megalm.data.sources import open_tokens
     from megalm.data.tokenizer import load_tokenizer
-    from megalm.data.tokens import TokenFile
 
     if min(args.samples, args.spans) < 0 or min(args.tokens, args.span_length) < 1:
         raise ConfigError("--samples and --spans must be 0 or more, --tokens and --span-length 1 or more.")
-    file = TokenFile(args.path)
+    file = open_tokens(args.path, DataConfig())
     tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else look.find_tokenizer(file.prefix)
     if args.verify:
         file.verify(tokenizer.vocab_size if tokenizer else None)
