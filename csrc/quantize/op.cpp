@@ -2,6 +2,10 @@
 
 #include "common/vec.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace megalm::MEGALM_ISA {
 namespace {
 
@@ -64,9 +68,22 @@ MEGALM_INLINE ByteVec to_fp8(Vec v) {
   return __builtin_convertvector(code | ((bits >> 24) & 0x80u), ByteVec);
 }
 
+// gcc 12 widens bytes lane by lane.
+MEGALM_INLINE UintVec widen(ByteVec codes) {
+#if defined(__AVX512F__)
+  return (UintVec)_mm512_cvtepu8_epi32((__m128i)codes);
+#elif defined(__AVX2__)
+  long long bits;
+  __builtin_memcpy(&bits, &codes, 8);
+  return (UintVec)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bits));
+#else
+  return __builtin_convertvector(codes, UintVec);
+#endif
+}
+
 template <typename F>
 MEGALM_INLINE Vec from_fp8(ByteVec codes) {
-  const UintVec code = __builtin_convertvector(codes, UintVec), size = code & 0x7fu;
+  const UintVec code = widen(codes), size = code & 0x7fu;
   const UintVec normal = (size << F::kShift) + (F::kBias << 23);
   const UintVec small = (UintVec)(__builtin_convertvector((IntVec)size, Vec) * F::kStep);
   UintVec bits = size < (1u << (23 - F::kShift)) ? small : normal;
@@ -117,17 +134,17 @@ MEGALM_INLINE UintVec row_largest(const T* x, int64_t width) {
   return top;
 }
 
-template <typename T, typename F>
+template <typename T, typename F, Block kBlock, bool kTurn>
 void quantize_tile(const Quantize& a, int64_t row0, int64_t column0, int64_t number, Squares& squares) {
   const int64_t height = a.rows - row0 < kTile ? a.rows - row0 : kTile;
   const int64_t width = a.columns - column0 < kTile ? a.columns - column0 : kTile;
   const int64_t across = (a.columns + kTile - 1) / kTile, down = (a.rows + kTile - 1) / kTile;
   const T* x = static_cast<const T*>(a.x) + row0 * a.columns + column0;
-  const bool own_columns = a.out_t && a.block == Block::kRow;
+  constexpr bool kOwnColumns = kTurn && kBlock == Block::kRow;
   UintVec column_top[kTile / kLanes] = {};
   UintVec tensor_top{};
-  float scale = a.block == Block::kTensor ? *a.scale : 1.f;
-  if (a.block == Block::kTile) {
+  float scale = kBlock == Block::kTensor ? *a.scale : 1.f;
+  if (kBlock == Block::kTile) {
     UintVec top{};
     for (int64_t r = 0; r < height; ++r) top = larger(top, row_largest(x + r * a.columns, width));
     scale = scale_of<F>(largest_lane(top), a.power_of_two);
@@ -136,22 +153,22 @@ void quantize_tile(const Quantize& a, int64_t row0, int64_t column0, int64_t num
   for (int64_t r = 0; r < height; ++r) {
     const T* from = x + r * a.columns;
     uint8_t* to = a.out + (row0 + r) * a.columns + column0;
-    if (a.block == Block::kRow) {
+    if (kBlock == Block::kRow) {
       scale = scale_of<F>(largest_lane(row_largest(from, width)), a.power_of_two);
       a.scale_inv[(row0 + r) * across + column0 / kTile] = 1.f / scale;
     }
     for (int64_t i = 0; i < width; i += kLanes) {
       const Vec v = load_up_to(from + i, width - i);
-      if (a.block == Block::kTensor) tensor_top = larger(tensor_top, magnitude(v));
-      if (own_columns) column_top[i / kLanes] = larger(column_top[i / kLanes], magnitude(v));
+      if (kBlock == Block::kTensor) tensor_top = larger(tensor_top, magnitude(v));
+      if (kOwnColumns) column_top[i / kLanes] = larger(column_top[i / kLanes], magnitude(v));
       const ByteVec codes = to_fp8<F>(v * scale);
       store_bytes(to + i, codes, width - i);
-      if (a.out_t && !own_columns) store_bytes(squares.codes + r * kTile + i, codes, kLanes);
+      if (kTurn && !kOwnColumns) store_bytes(squares.codes + r * kTile + i, codes, kLanes);
     }
   }
-  if (a.block == Block::kTensor) a.partial[number] = largest_lane(tensor_top);
-  if (!a.out_t) return;
-  if (own_columns) {
+  if (kBlock == Block::kTensor) a.partial[number] = largest_lane(tensor_top);
+  if (!kTurn) return;
+  if (kOwnColumns) {
     Vec scales[kTile / kLanes];
     for (int64_t c = 0; c < width; ++c) {
       scale = scale_of<F>(column_top[c / kLanes][c % kLanes], a.power_of_two);
@@ -186,6 +203,24 @@ uint32_t chunk_largest(const T* x, int64_t count) {
   return largest_lane(larger(larger(tops[0], tops[1]), larger(tops[2], tops[3])));
 }
 
+// One scale and no transposed copy: rows and tiles do not matter.
+template <typename T, typename F>
+uint32_t quantize_flat(const T* x, float scale, uint8_t* out, int64_t count) {
+  UintVec top{};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const Vec v = load(x + i);
+    top = larger(top, magnitude(v));
+    store_bytes(out + i, to_fp8<F>(v * scale), kLanes);
+  }
+  if (i < count) {
+    const Vec v = load_part(x + i, count - i);
+    top = larger(top, magnitude(v));
+    store_bytes(out + i, to_fp8<F>(v * scale), count - i);
+  }
+  return largest_lane(top);
+}
+
 template <typename T, typename F>
 void dequantize_rows(const Dequantize& a, int64_t begin, int64_t end) {
   const int64_t across = (a.columns + kTile - 1) / kTile;
@@ -201,12 +236,12 @@ void dequantize_rows(const Dequantize& a, int64_t begin, int64_t end) {
       for (int64_t i = 0; i < width; i += kLanes) {
         const int64_t count = width - i;
         ByteVec codes{};
-        __builtin_memcpy(&codes, q + i, size_t(count < kLanes ? count : kLanes));
-        const Vec v = from_fp8<F>(codes) * scale_inv;
         if (count >= kLanes) {
-          store(out + i, v);
+          __builtin_memcpy(&codes, q + i, sizeof codes);
+          store(out + i, from_fp8<F>(codes) * scale_inv);
         } else {
-          store_part(out + i, v, count);
+          __builtin_memcpy(&codes, q + i, size_t(count));
+          store_part(out + i, from_fp8<F>(codes) * scale_inv, count);
         }
       }
     }
@@ -231,20 +266,39 @@ float from_bits(uint32_t bits) {
 }  // namespace
 
 void quantize(const Quantize& a) {
-  const int64_t across = (a.columns + kTile - 1) / kTile, tiles = across * ((a.rows + kTile - 1) / kTile);
+  const int64_t across = (a.columns + kTile - 1) / kTile, count = a.rows * a.columns;
+  const bool flat = a.block == Block::kTensor && !a.out_t;
+  const int64_t parts = flat ? (count + kAmaxChunk - 1) / kAmaxChunk : across * ((a.rows + kTile - 1) / kTile);
   for_dtype(a.dtype, [&](auto type) {
     for_format(a.format, [&](auto format) {
-      parallel_for(tiles, a.rows * a.columns, [&](int64_t begin, int64_t end) {
-        Squares squares;
-        for (int64_t t = begin; t < end; ++t) {
-          quantize_tile<decltype(type), decltype(format)>(a, t / across * kTile, t % across * kTile, t, squares);
-        }
-      });
+      using T = decltype(type);
+      using F = decltype(format);
+      const auto tiles = [&](auto tile) {
+        parallel_for(parts, count, [&](int64_t begin, int64_t end) {
+          Squares squares;
+          for (int64_t t = begin; t < end; ++t) tile(a, t / across * kTile, t % across * kTile, t, squares);
+        });
+      };
+      if (flat) {
+        parallel_for(parts, count, [&](int64_t begin, int64_t end) {
+          for (int64_t t = begin; t < end; ++t) {
+            const int64_t first = t * kAmaxChunk, left = count - first;
+            a.partial[t] = quantize_flat<T, F>(static_cast<const T*>(a.x) + first, *a.scale, a.out + first,
+                                               left < kAmaxChunk ? left : kAmaxChunk);
+          }
+        });
+      } else if (a.block == Block::kTensor) {
+        tiles(quantize_tile<T, F, Block::kTensor, true>);
+      } else if (a.block == Block::kRow) {
+        tiles(a.out_t ? quantize_tile<T, F, Block::kRow, true> : quantize_tile<T, F, Block::kRow, false>);
+      } else {
+        tiles(a.out_t ? quantize_tile<T, F, Block::kTile, true> : quantize_tile<T, F, Block::kTile, false>);
+      }
     });
   });
   if (a.block != Block::kTensor) return;
   uint32_t top = 0;
-  for (int64_t t = 0; t < tiles; ++t) top = a.partial[t] > top ? a.partial[t] : top;
+  for (int64_t t = 0; t < parts; ++t) top = a.partial[t] > top ? a.partial[t] : top;
   *a.amax = from_bits(top);
 }
 

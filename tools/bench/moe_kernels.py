@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from megalm import ops
-from megalm.data import megatron_order
 from tools.bench import kernels
 from tools.bench.kernels import Case
 
@@ -76,13 +75,19 @@ def _cases(size: str, dtype: torch.dtype, device: str) -> Iterator[Case]:
     }
     for name, options in kinds.items():
         written = 2 if "transpose" in options else 1
-        yield Case(name, lambda t, o=options: ops.fp8_quantize(t, **o)[0], [flat], count * (width + written))
+        # All of the answer, or torch.compile leaves out what is not looked at; with blocks and transposition inductor
+        # of torch 2.13 stops in an assertion.
+        run = lambda t, o=options: [part for part in ops.fp8_quantize(t, **o) if part is not None]  # noqa: E731
+        yield Case(name, run, [flat], count * (width + written), compiles="1x128" not in name)
     q = ops.fp8_quantize(flat, block=(1, 128))
     undo = lambda d, s: ops.fp8_dequantize(d, s, block=(1, 128), dtype=dtype)  # noqa: E731
     yield Case("fp8_dequantize 1x128", undo, [q.data, q.scale_inv], count * (width + 1))
 
     if device != "cpu":
         return
+    # Here, since a machine that is there for its GPU alone need not have what the data package imports.
+    from megalm.data import megatron_order
+
     shares = [0.4, 0.3, 0.2, 0.1]
     python = (np.empty(SAMPLES, np.int16), np.empty(SAMPLES, np.int64))
     yield Case(
