@@ -197,7 +197,8 @@ class Trainer:
         self.step, self.tokens, self.lr_scale = state["step"], state["tokens"], state["lr_scale"]
         self.attempt = max(self.attempt, state.get("attempt", 0))
         self.optimizer.load_state(state["optimizer"])
-        self.loader.load_state_dict(state["loader"])
+        if "loader" in state:  # not where another library's checkpoint was converted: the data begins anew
+            self.loader.load_state_dict(state["loader"])
         for hook in self.hooks:
             hook.load_state_dict(state["hooks"].get(type(hook).__name__, {}))
         self.optimizer.gather_parameters()

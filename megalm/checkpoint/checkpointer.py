@@ -29,7 +29,7 @@ from megalm.checkpoint.remote import RemoteStore
 from megalm.checkpoint.save import SaveRequest, json_bytes, write_and_commit, write_aside
 from megalm.checkpoint.source import Source
 from megalm.checkpoint.staging import Staging
-from megalm.checkpoint.store import Store, as_url, named_checkpoint, open_store
+from megalm.checkpoint.store import Store, as_url, named_checkpoint, open_store, store_under
 from megalm.checkpoint.upload import Uploader, take_up
 from megalm.checkpoint.verify import verify
 from megalm.config import CheckpointConfig, ConfigError
@@ -190,8 +190,8 @@ class Checkpointer:
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Fill the boxes' tensors in place from `path`, or from the newest good checkpoint of the folder.
 
-        A folder of checkpoints as `path` means the newest good one in it. Where a checkpoint turns out to be damaged,
-        this is reported (`checkpoint_rejected`) and the one before it is taken; if `path` names one, there is no other.
+        A folder of checkpoints, or of a run, as `path` means the newest good one in it. Where a checkpoint turns out to be
+        damaged, this is reported (`checkpoint_rejected`) and the one before it is taken; if `path` names one, there is no other.
         With `weights_only`, boxes of optimizer tensors stay as they are.
 
         Returns: (state, this rank's own state; None on another layout than it was saved on, and with `weights_only`).
@@ -370,13 +370,13 @@ class Checkpointer:
         """Names in the store at `path`; a single empty one where `path` itself is the checkpoint."""
         if path is None:
             return self.store.names()
-        return [""] if named_checkpoint(path) is not None else open_store(path).names()
+        return [""] if named_checkpoint(path) is not None else store_under(path).names()
 
     def _source(self, path: Path | str | None, name: str) -> Source:
         if path is None:
             return self.store.source(name)
         if name:
-            return open_store(path).source(name)
+            return store_under(path).source(name)
         source = named_checkpoint(path)
         if source is None:
             raise CheckpointError(f"{path}: rank {self.ranks.rank} does not see the checkpoint that rank 0 sees")

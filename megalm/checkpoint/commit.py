@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ _LEFT_OVER = re.compile(r"step-\d{8,}\.(tmp|trash)-[0-9a-f]+")
 # Small pieces (archive heads, tails, norm weights) are gathered to one write call of about this size.
 WRITE_BYTES = 1 << 20
 
+# The kernel is told to begin with the disk after so many bytes: else it waits for the fsync, and the disk with it.
+WRITEBACK_BYTES = 32 << 20
+
 
 def step_name(step: int) -> str:
     """`step-00000100`"""
@@ -36,7 +40,7 @@ def write_file(path: Path, parts: Iterable[Any]) -> FileRecord:
     The checksum is of the buffers, not of what the file system gives back. Errors: OSError from any of the calls; an
     fsync that failed is not tried again, because the kernel forgets the pages that it could not write.
     """
-    digest, length = xxhash.xxh3_64(), 0
+    digest, length, begun = xxhash.xxh3_64(), 0, 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         pending = bytearray()
@@ -53,6 +57,9 @@ def write_file(path: Path, parts: Iterable[Any]) -> FileRecord:
                 _write_all(descriptor, memoryview(pending))
                 pending = bytearray()
             _write_all(descriptor, data)
+            if length - begun >= WRITEBACK_BYTES:
+                _begin_writeback(descriptor, begun, length - begun)
+                begun = length
         _write_all(descriptor, memoryview(pending))
         os.fsync(descriptor)
     except BaseException:
@@ -199,6 +206,13 @@ def _write_all(descriptor: int, data: memoryview) -> None:
         if written == 0:
             raise OSError(errno.EIO, "the file system took none of the bytes of a write")
         data = data[written:]
+
+
+def _begin_writeback(descriptor: int, start: int, length: int) -> None:
+    """Let the disk work on what was written so far; only a hint, which not every system takes."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
 
 
 def _size(path: Path) -> int | None:

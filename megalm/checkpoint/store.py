@@ -77,6 +77,12 @@ def open_store(path: Path | str) -> Store:
     return RemoteStore(url)
 
 
+def store_under(path: Path | str) -> Store:
+    """The store at a folder of checkpoints, or at the `checkpoints/` of a run's folder."""
+    store, inner = open_store(path), open_store(f"{path}/checkpoints")
+    return inner if not store.names() and inner.names() else store
+
+
 def open_checkpoint(path: Path | str) -> Source:
     """The checkpoint that `path` means: itself, or the newest good one under it or under its `checkpoints/`.
 
@@ -85,15 +91,14 @@ def open_checkpoint(path: Path | str) -> Source:
     found = named_checkpoint(path)
     if found is not None:
         return found
-    for folder in (str(path), f"{path}/checkpoints"):
-        store = open_store(folder)
-        for name in store.names():
-            source = store.source(name)
-            try:
-                source.manifest()
-                return source
-            except CorruptCheckpointError:
-                continue
+    store = store_under(path)
+    for name in store.names():
+        source = store.source(name)
+        try:
+            source.manifest()
+            return source
+        except CorruptCheckpointError:
+            continue
     raise ConfigError(f"{path}: there is no checkpoint (a folder such as step-00000100 with a good {MANIFEST}).")
 
 

@@ -47,7 +47,7 @@ class Uploader:
         self._broken: str | None = None
         self._delayed: Path | None = None  # told once of each checkpoint, however often it is tried
         self._abandoned: set[Path] = set()
-        self._deletions: list[Callable[[], None]] = []
+        self._deletions: list[Callable[[], object]] = []
         self._thread = threading.Thread(target=self._run, name="checkpoint-upload", daemon=True)
         self._thread.start()
 
@@ -63,7 +63,7 @@ class Uploader:
             found, self._events = self._events, []
             return found
 
-    def go_back(self, step: int, delete: Callable[[], None]) -> None:
+    def go_back(self, step: int, delete: Callable[[], object]) -> None:
         """The run went back to `step`: what waits of later steps is given up, and then `delete` removes what arrived.
 
         On rank 0, whose word counts for all. `delete` is tried until the store can be reached.

@@ -244,9 +244,8 @@ def write_ranks(
     return folder
 
 
-def write_torch_dist(folder: Path, w: dict, m: ModelConfig, *, common: str = "file") -> Path:
-    """A torch_dist folder, written by torch.distributed.checkpoint itself, with layers stacked."""
-    target = folder / "iter_0000300"
+def stacked_state(w: dict, m: ModelConfig) -> dict:
+    """The tensors of a torch_dist folder by key: whole, with layers stacked."""
     layers = [layer_of_rank(w, i, m, 0, 1) for i in range(m.num_layers)]
     state = {
         f"decoder.layers.{respell(name, 'te')}": torch.stack([layer[name] for layer in layers]) for name in layers[0]
@@ -258,8 +257,22 @@ def write_torch_dist(folder: Path, w: dict, m: ModelConfig, *, common: str = "fi
         state[f"decoder.final_layernorm.{kind}"] = w[f"final_norm.{kind}"]
     if not m.tie_embeddings:
         state["output_layer.weight"] = padded(w["output.weight"])
-    state["optimizer.state.exp_avg.embedding.word_embeddings.weight"] = torch.zeros(PADDED, m.hidden_size)
-    content = {"args": arguments(m), "iteration": 300, "checkpoint_version": 3.0}
+    return state
+
+
+def write_torch_dist(
+    folder: Path, w: dict, m: ModelConfig, *, common: str = "file", optimizer: dict[str, dict] | None = None
+) -> Path:
+    """A torch_dist folder, written by torch.distributed.checkpoint itself; `optimizer`: param, exp_avg, exp_avg_sq."""
+    target = folder / "iter_0000300"
+    state = stacked_state(w, m)
+    content = {"args": arguments(m, consumed_train_samples=1200), "iteration": 300, "checkpoint_version": 3.0}
+    if optimizer is None:  # a piece of it, as bucketed formats leave some
+        state["optimizer.state.exp_avg.embedding.word_embeddings.weight"] = torch.zeros(PADDED, m.hidden_size)
+    else:
+        for kind, values in optimizer.items():
+            state |= {f"optimizer.state.{kind}.{key}": value for key, value in stacked_state(values, m).items()}
+        content["optimizer"] = {"optimizer": {"param_groups": [{"step": 299}, {"step": 299}]}}
     if common == "object":
         state["common_state/shard_0_1"] = content
     planner = DefaultSavePlanner(flatten_state_dict=False)

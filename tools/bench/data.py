@@ -14,8 +14,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-HELP = "tokenizing, loading, start-up and order, against what others use, alternating in one run"
-SUBJECTS = ("tokenize", "loader", "startup", "order")
+from tools.bench import _dedup as _dedup_bench
+
+HELP = "tokenizing, loading, start-up, order and deduplication, against what others use, alternating in one run"
+SUBJECTS = ("tokenize", "loader", "startup", "order", "dedup", "substring")
 SIZES = (10**7, 10**8, 10**9, 10**10, 10**11)  # bytes of the token files whose opening is timed
 
 
@@ -35,6 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side (%(default)s)")
     parser.add_argument("--seq-length", type=int, default=2048, help="of the samples that are loaded (%(default)s)")
+    parser.add_argument(
+        "--documents", type=int, default=1500, help="in which near-duplicates are searched (%(default)s)"
+    )
+    parser.add_argument(
+        "--as-it-is",
+        action="store_true",
+        help="search for near-duplicates in --text itself, in place of documents with altered copies made of it",
+    )
+    parser.add_argument(
+        "--substring-megabytes", type=float, default=30.0, help="text searched for repeated spans (%(default)g)"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
 
@@ -43,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     result: dict[str, Any] = {"machine": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory(prefix="bench-data-") as name:
         folder = Path(name)
-        if {"tokenize", "loader"} & set(args.subjects or SUBJECTS):
+        if set(args.subjects or SUBJECTS) - {"startup", "order"}:
             _prepare(args, folder)
         for subject in args.subjects or SUBJECTS:
             result[subject] = globals()[f"_{subject}"](args, folder)
@@ -66,6 +79,8 @@ def _prepare(args: argparse.Namespace, folder: Path) -> None:
         with open(args.text, "w", encoding="utf-8") as file:
             for piece in python_corpus():
                 file.write(json.dumps({"text": Path(piece.path).read_text(encoding="utf-8")}) + "\n")
+    if not {"tokenize", "loader"} & set(args.subjects or SUBJECTS):
+        return
     train = None if args.tokenizer else 8192
     job = Job((str(args.text),), str(folder / "one"), Settings(args.tokenizer or ""), train, workers=args.workers)
     args.tokenizer = run_job(job).tokenizer
@@ -115,6 +130,14 @@ def _tokenize(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         result[f"ratio_{unit}"] = round(result["megalm"][unit] / result["one document a call"][unit], 2)
     result["largest_process_mb"] = max(r["largest_process_mb"] for r in runs["megalm"])
     return result
+
+
+def _dedup(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return _dedup_bench.near(args, folder, _timed)
+
+
+def _substring(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return _dedup_bench.substring(args, folder)
 
 
 def _config(prefix: str, seq_length: int, batch: int) -> Any:

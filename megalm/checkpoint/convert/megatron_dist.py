@@ -2,8 +2,9 @@
 
 They are torch.distributed.checkpoint folders whose keys do not depend on the layout: names as with Transformer
 Engine, the layers stacked on a first axis, tensors whole (all gate rows, then all up rows). Beside the weights lie
-arguments (`common.pt`, or since newer versions the object `common_state/shard_0_1`) and the optimizer's state, which
-stays behind.
+arguments (`common.pt`, or since newer versions the object `common_state/shard_0_1`) and the optimizer's state: tensors
+like the weights', `optimizer.state.{param, exp_avg, exp_avg_sq}.<name>`, where it was saved fully reshardable, else
+buckets of one layout, which stay behind.
 """
 
 from __future__ import annotations
@@ -34,13 +35,17 @@ from megalm.checkpoint.convert.huggingface_tokenizer import read_json
 from megalm.checkpoint.convert.megatron_args import read_args, write_args
 from megalm.checkpoint.convert.megatron_legacy import TRACKER
 from megalm.checkpoint.convert.megatron_names import EMBEDDING, OUTPUT, canonical, padded_vocabulary, spell
-from megalm.checkpoint.convert.source import RuleReader, Source, check_none_left, check_shapes
+from megalm.checkpoint.convert.rules import Rule
+from megalm.checkpoint.convert.source import OptimizerState, RuleReader, Source, check_none_left, check_shapes
 from megalm.config.errors import ConfigError
 
 COMMON_FILE = "common.pt"
 COMMON_OBJECT = "common_state/shard_0_1"
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 # Not weights: what only Megatron's own trainer reads.
+KINDS = ("param", "exp_avg", "exp_avg_sq")
+_OPTIMIZER = re.compile(rf"^optimizer\.state\.({'|'.join(KINDS)})\.(.+)$")
+OPTIMIZER_REASON = "is the optimizer's"
 _OTHER_STATE = re.compile(r"^(optimizer|rng_state|rerun_state_machine|opt_param_scheduler|common_state)")
 
 
@@ -71,16 +76,22 @@ class DistributedFiles:
                 self._places[index.fqn, tuple(index.offset)] = place
         self.recomputed: list[str] = []
         self.other_state: list[str] = []
-        # plain name -> (stored key, layer or None where the key is not a stack)
-        self._origin: dict[str, tuple[str, int | None]] = {}
+        # kind ("" for weights) -> plain name -> (stored key, layer or None where the key is not a stack)
+        self._origin: dict[str, dict[str, tuple[str, int | None]]] = {kind: {} for kind in ("", *KINDS)}
+        self.optimizer_keys: list[str] = []
         for key, entry in metadata.state_dict_metadata.items():
-            if _OTHER_STATE.match(key):
+            match = _OPTIMIZER.match(key)
+            if match and isinstance(entry, TensorStorageMetadata):
+                self._stored[key] = entry
+                self._add(key, entry, match[2], match[1])
+                self.optimizer_keys.append(key)
+            elif _OTHER_STATE.match(key):
                 self.other_state.append(key)
             elif megatron_names.RECOMPUTED.search(key.split("/")[0]):
                 self.recomputed.append(key)
             elif isinstance(entry, TensorStorageMetadata):
                 self._stored[key] = entry
-                self._add(key, entry)
+                self._add(key, entry, key, "")
             else:
                 self.other_state.append(key)  # objects are never weights
         common = self._common()
@@ -90,16 +101,17 @@ class DistributedFiles:
             )
         self.args: Namespace = common["args"]
         self.iteration = int(common.get("iteration", 0) or 0)
+        self.updates = _updates(common.get("optimizer")) or self.iteration
 
-    def _add(self, key: str, entry: TensorStorageMetadata) -> None:
-        name = re.sub(r"^(module\.|model\.)+", "", key)
+    def _add(self, key: str, entry: TensorStorageMetadata, name: str, kind: str) -> None:
+        name = re.sub(r"^(module\.|model\.)+", "", name)
         stacked = name.startswith("decoder.layers.") and not _LAYER.match(name)
         if not stacked:
-            self._origin[canonical(name)] = (key, None)
+            self._origin[kind][canonical(name)] = (key, None)
             return
         for layer in range(entry.size[0]):
             numbered = canonical(f"decoder.layers.{layer}.{name.removeprefix('decoder.layers.')}")
-            self._origin[numbered] = (key, layer)
+            self._origin[kind][numbered] = (key, layer)
 
     def _common(self) -> Any:
         if (self.folder / COMMON_FILE).is_file():
@@ -119,25 +131,25 @@ class DistributedFiles:
             raise ConfigError(f"{file}: ends early; it is truncated, copy it again")
         return data
 
-    def names(self) -> list[str]:
-        return list(self._origin)
+    def names(self, kind: str = "") -> list[str]:
+        return list(self._origin[kind])
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        key, layer = self._origin[name]
+    def shape(self, name: str, kind: str = "") -> tuple[int, ...]:
+        key, layer = self._origin[kind][name]
         size = tuple(self._stored[key].size)
         return size if layer is None else size[1:]
 
-    def dtype(self, name: str) -> torch.dtype:
-        return self._stored[self._origin[name][0]].properties.dtype
+    def dtype(self, name: str, kind: str = "") -> torch.dtype:
+        return self._stored[self._origin[kind][name][0]].properties.dtype
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, kind: str = "") -> Tensor:
         """The tensor, from those stored chunks that hold a part of it."""
-        key, layer = self._origin[name]
+        key, layer = self._origin[kind][name]
         size = list(self._stored[key].size)
         begin, end = [0] * len(size), list(size)
         if layer is not None:
             begin[0], end[0] = layer, layer + 1
-        result = torch.empty([e - b for b, e in zip(begin, end, strict=True)], dtype=self.dtype(name))
+        result = torch.empty([e - b for b, e in zip(begin, end, strict=True)], dtype=self.dtype(name, kind))
         filled = 0
         for chunk in self._stored[key].chunks:
             first = [max(b, o) for b, o in zip(begin, chunk.offsets, strict=True)]
@@ -167,6 +179,44 @@ class DistributedFiles:
         return tensor
 
 
+class _Part:
+    """One kind of the optimizer's tensors as a WeightReader."""
+
+    def __init__(self, files: DistributedFiles, kind: str):
+        self.files, self.kind = files, kind
+
+    def names(self) -> list[str]:
+        return self.files.names(self.kind)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.files.shape(name, self.kind)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.files.dtype(name, self.kind)
+
+    def read(self, name: str) -> Tensor:
+        return self.files.read(name, self.kind)
+
+
+def _updates(optimizer: Any) -> int:
+    """The updates made, as the optimizer's parameter groups say; 0 where they do not."""
+    groups = optimizer.get("optimizer", optimizer) if isinstance(optimizer, dict) else {}
+    groups = groups.get("param_groups") if isinstance(groups, dict) else None
+    steps = [group.get("step") for group in groups or [] if isinstance(group, dict)]
+    return max((int(step) for step in steps if isinstance(step, int | float | Tensor)), default=0)
+
+
+def _optimizer_state(files: DistributedFiles, table: Sequence[Rule], seq_length: int) -> OptimizerState | None:
+    """The optimizer's state, if all of it is there in the weights' own shapes."""
+    parts = [_Part(files, kind) for kind in KINDS]
+    wanted = {rule.foreign: rule.shape for rule in table}
+    if any({name: part.shape(name) for name in part.names()} != wanted for part in parts):
+        return None
+    weights, exp_avg, exp_avg_sq = (RuleReader(part, table) for part in parts)
+    samples = int(getattr(files.args, "consumed_train_samples", 0) or 0)
+    return OptimizerState(weights, exp_avg, exp_avg_sq, files.updates, samples * seq_length)
+
+
 def open_dist(folder: Path, vocab_size: int | None = None) -> Source:
     """An iteration's torch_dist folder as a Source."""
     files = DistributedFiles(folder)
@@ -177,6 +227,8 @@ def open_dist(folder: Path, vocab_size: int | None = None) -> Source:
     check_shapes(folder, files, {rule.foreign: rule.shape for rule in table})
     ignored = dict.fromkeys(files.recomputed, "follows from the configuration")
     ignored |= dict.fromkeys(files.other_state, "is not a weight")
+    optimizer = _optimizer_state(files, table, model.seq_length)
+    ignored |= dict.fromkeys(files.optimizer_keys, OPTIMIZER_REASON if optimizer else "is not a weight")
     left = set(files.names()) - {rule.foreign for rule in table}
     if model.tie_embeddings and OUTPUT in left:
         if not torch.equal(files.read(OUTPUT), files.read(EMBEDDING)):
@@ -189,9 +241,10 @@ def open_dist(folder: Path, vocab_size: int | None = None) -> Source:
         format="megatron",
         model=model,
         weights=RuleReader(files, table),
-        foreign_count=len(files.names()) + len(files.recomputed) + len(files.other_state),
+        foreign_count=len(files.names()) + len(files.recomputed) + len(files.other_state) + len(files.optimizer_keys),
         ignored=ignored,
         step=files.iteration,
+        optimizer=optimizer,
     )
 
 
@@ -202,9 +255,12 @@ def write_dist(
     spelling: str = "te",
     pad_vocabulary: int = 128,
     dtype: torch.dtype | None = None,
+    optimizer: OptimizerState | None = None,
     progress: Any = lambda name, size: None,
 ) -> int:
     """Writes a torch_dist folder, tensor by tensor. Returns the number of tensors, a layer's each counted.
+
+    `optimizer`: also the state of the optimizer, as Megatron saves it fully reshardable.
 
     Megatron loads it on any layout; `pad_vocabulary` should be its --make-vocab-size-divisible-by times tensor ranks.
     """
@@ -228,9 +284,19 @@ def write_dist(
             tensor = tensor.to(dtype or tensor.dtype)
             _write_chunk(stream, entries, places, spell(rule.foreign, spelling), tensor, model.num_layers)
             progress(rule.foreign, tensor.nbytes)
+        for kind, part in zip(KINDS, optimizer.parts().values() if optimizer else (), strict=False):
+            for rule in table:
+                tensor = rule.join([part.read(piece.name) for piece in rule.parts])
+                name = f"optimizer.state.{kind}.", spell(rule.foreign, spelling)
+                _write_chunk(stream, entries, places, name[1], tensor, model.num_layers, prefix=name[0])
+                progress("".join(name), tensor.nbytes)
         stream.flush()
         os.fsync(stream.fileno())
-    torch.save({"args": args, "checkpoint_version": 3.0, "iteration": source.step}, target / COMMON_FILE)
+    common: dict[str, Any] = {"args": args, "checkpoint_version": 3.0, "iteration": source.step}
+    if optimizer is not None:
+        common["optimizer"] = {"optimizer": {"param_groups": [{"step": optimizer.step}]}}
+        args.consumed_train_samples = optimizer.tokens // model.seq_length
+    torch.save(common, target / COMMON_FILE)
     backend = {
         "sharded_backend": "torch_dist",
         "sharded_backend_version": 1,
@@ -241,7 +307,7 @@ def write_dist(
     with open(target / ".metadata", "wb") as stream:
         pickle.dump(Metadata(state_dict_metadata=dict(entries), storage_data=places), stream)
     (folder / TRACKER).write_text(f"{source.step}" if source.step else "release")
-    return len(table)
+    return len(table) * (1 + len(KINDS) * (optimizer is not None))
 
 
 def _write_chunk(
@@ -251,8 +317,9 @@ def _write_chunk(
     name: str,
     tensor: Tensor,
     num_layers: int,
+    prefix: str = "",
 ) -> None:
-    """Appends one tensor, a layer's one as its row of the stack over the layers."""
+    """Appends one tensor, a layer's one as its row of the stack over the layers, under `prefix` + `name`."""
     offsets: Sequence[int] = [0] * tensor.dim()
     size: Sequence[int] = tensor.shape
     match = _LAYER.match(name)
@@ -260,6 +327,7 @@ def _write_chunk(
         name = f"decoder.layers.{name[match.end() :]}"
         offsets, size = [int(match[1]), *offsets], [num_layers, *size]
         tensor = tensor.unsqueeze(0)
+    name = prefix + name
     if name not in entries:
         entries[name] = TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(size), [])
     entries[name].chunks.append(ChunkStorageMetadata(torch.Size(offsets), tensor.shape))

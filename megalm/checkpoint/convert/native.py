@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.planner import WriteItem
 
 from megalm.checkpoint.boxes import Region, cut, dtype_of
 from megalm.checkpoint.convert.huggingface_tokenizer import TOKENIZER_FILES, read_json
-from megalm.checkpoint.convert.source import Source
+from megalm.checkpoint.convert.source import OptimizerState, Source, StateWeights
 from megalm.checkpoint.convert.weights import SafetensorsWriter, WeightReader
 from megalm.checkpoint.manifest import checksum
 from megalm.checkpoint.planner import CHUNK_BYTES, write_item
@@ -38,24 +38,28 @@ MODEL = "model.yaml"
 
 
 class CheckpointWeights:
-    """The weights of a checkpoint (and the optimizer's tensors), each stored piece compared with its checksum as it is read."""
+    """The weights of a checkpoint (and the optimizer's tensors), each stored piece compared with its checksum as it is read.
 
-    def __init__(self, reader: CheckpointReader, *, optimizer: bool = False):
+    With a prefix: those of the optimizer's tensors whose names begin with it, under the weights' names.
+    """
+
+    def __init__(self, reader: CheckpointReader, *, optimizer: bool = False, prefix: str = ""):
         self._reader = reader
         self._optimizer = optimizer
+        self._prefix = prefix
         self._tensors = reader.manifest.tensors
 
     def names(self) -> list[str]:
-        return self._reader.names(optimizer=self._optimizer)
+        return self._reader.names(optimizer=self._optimizer)  # with a prefix: each weight has one of each kind
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
+        return tuple(self._tensors[self._prefix + name].shape)
 
     def dtype(self, name: str) -> torch.dtype:
-        return dtype_of(self._tensors[name].dtype)
+        return dtype_of(self._tensors[self._prefix + name].dtype)
 
     def read(self, name: str) -> Tensor:
-        return self._reader.tensor(name)
+        return self._reader.tensor(self._prefix + name)
 
 
 def find_config(path: Path) -> Path:
@@ -91,6 +95,23 @@ def open_native(path: Path) -> Source:
         files=files,
         config_json=read_json(kept / "config.json") if (kept / "config.json").is_file() else None,
         step=reader.step,
+        optimizer=_optimizer_state(reader),
+    )
+
+
+def _optimizer_state(reader: CheckpointReader) -> OptimizerState | None:
+    """The AdamW state of a checkpoint that has one."""
+    names = reader.names()
+    moments = [f"optimizer.{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq") for name in names]
+    if set(moments) != set(reader.names(optimizer=True)) - set(names):
+        return None
+    state = reader.state()
+    return OptimizerState(
+        weights=CheckpointWeights(reader),
+        exp_avg=CheckpointWeights(reader, prefix="optimizer.exp_avg."),
+        exp_avg_sq=CheckpointWeights(reader, prefix="optimizer.exp_avg_sq."),
+        step=state.get("optimizer", {}).get("step", reader.step),
+        tokens=state.get("tokens", 0),
     )
 
 
@@ -101,16 +122,26 @@ def tokenizer_files(config: Config) -> list[Path]:
 
 
 def write_native(
-    source: Source, folder: Path, *, dtype: torch.dtype | None = None, progress: Any = lambda name, size: None
+    source: Source,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    optimizer: OptimizerState | None = None,
+    progress: Any = lambda name, size: None,
 ) -> int:
     """Writes a run's folder with one checkpoint of the source's step, tensor by tensor. Returns the number of tensors.
 
-    Training starts from it with `+model=FOLDER/model.yaml checkpoint.load=weights checkpoint.load_path=FOLDER`.
+    Training starts from it with `+model=FOLDER/model.yaml checkpoint.load=weights checkpoint.load_path=FOLDER`, and with
+    `optimizer` goes on without `checkpoint.load=weights`: its weights are then the fp32 ones, and its state has no place in
+    the data, so a run begins there at the first sample.
     """
-    names = source.weights.names()
+    weights = source.weights if optimizer is None else StateWeights(optimizer)
+    names = weights.names()
     state = {"step": source.step, "tokens": 0, "converted_from": source.format}
-    _save(folder / CHECKPOINTS, source.step, _Pieces(source.weights, names, dtype, progress), state)
+    if optimizer is not None:
+        state |= {"tokens": optimizer.tokens, "optimizer": {"step": optimizer.step}, "lr_scale": 1.0, "hooks": {}}
     config = Config(model=source.model)
+    _save(folder / CHECKPOINTS, source.step, _Pieces(weights, names, dtype, progress), state)
     config.run.name, config.run.dir = folder.name, str(folder.parent)
     if source.config_json is not None or source.files:
         kept = folder / ORIGIN

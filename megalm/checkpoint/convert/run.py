@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from megalm.checkpoint.convert.formats import open_source
+from megalm.checkpoint.convert.megatron_dist import OPTIMIZER_REASON
 from megalm.checkpoint.convert.source import Source
+from megalm.checkpoint.convert.weights import WeightReader
 from megalm.config.errors import ConfigError
 
 Progress = Callable[[str, int], None]
@@ -23,6 +25,7 @@ class Options:
 
     to: str
     dtype: torch.dtype | None = None
+    optimizer: bool = False
     tokenizer: Path | None = None
     max_shard_bytes: int = 5_000_000_000
     torch_dist: bool = False
@@ -37,7 +40,7 @@ class Options:
         plain = Options(to=self.to)
         concerns = {
             "huggingface": {"dtype", "tokenizer", "max_shard_bytes"},
-            "megalm": {"dtype"},
+            "megalm": {"dtype", "optimizer"},
             "megatron": {"dtype", "torch_dist", "spelling", "pad_vocabulary"},
         }
         if self.to not in concerns:
@@ -45,12 +48,16 @@ class Options:
         allowed = set(concerns[self.to])
         if self.to == "megatron" and not self.torch_dist:
             allowed |= {"tensor", "pipeline", "virtual"}
+        if self.torch_dist:
+            allowed |= {"optimizer"}
         for name in self.__dataclass_fields__:
             if name != "to" and name not in allowed and getattr(self, name) != getattr(plain, name):
                 where = "torch_dist, which has no layout" if self.torch_dist else self.to
                 raise ConfigError(
                     f"{name.replace('_', '-')}={getattr(self, name)} has no meaning for {where}; leave it out"
                 )
+        if self.optimizer and self.to == "megalm" and self.dtype is not None:
+            raise ConfigError(f"dtype={self.dtype} and optimizer: the state of an optimizer is fp32; leave one out")
         for name in ("tensor", "pipeline", "virtual", "pad_vocabulary", "max_shard_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name.replace('_', '-')}={getattr(self, name)} must be at least 1")
@@ -71,6 +78,8 @@ class Report:
     ignored: dict[str, str] = field(default_factory=dict)
     target_tensors: int = 0
     global_tensors: int = 0
+    optimizer_step: int | None = None
+    """Updates that the optimizer had made, where its state was converted."""
     identical: bool | None = None
     """Every weight, read back from the target, has the source's bits (None: not compared)."""
 
@@ -85,6 +94,10 @@ class Report:
             f"{self.target} ({self.target_format}): {self.target_tensors} tensors written and found again, none missing",
             f"{self.global_tensors} weights, {self.parameters:,} parameters",
         ]
+        if self.optimizer_step is not None:
+            result.append(
+                f"the optimizer's state after {self.optimizer_step} updates: fp32 weights and both moments of each"
+            )
         if self.identical is not None:
             state = "every weight has the source's bits" if self.identical else "weights differ (another dtype)"
             result.append(f"read back: {state}")
@@ -103,10 +116,21 @@ def convert(source_path: Path, target: Path, options: Options, *, format: str | 
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty folder; choose another target, or remove it")
     source = open_source(source_path, format, vocab_size=vocab_size)
+    if options.optimizer and source.optimizer is None:
+        raise ConfigError(
+            f"{source.path}: holds no state of an optimizer that can be converted: megalm's own checkpoints do, and Megatron's "
+            "torch_dist ones that were saved fully reshardable. Leave --optimizer out."
+        )
+    state = source.optimizer if options.optimizer else None
+    if state is not None:
+        source.ignored = {key: reason for key, reason in source.ignored.items() if reason != OPTIMIZER_REASON}
     names = source.weights.names()
     sizes = {name: math.prod(source.weights.shape(name)) for name in names}
     itemsize = {name: (options.dtype or source.weights.dtype(name)).itemsize for name in names}
-    tell = progress(sum(sizes[name] * itemsize[name] for name in names)) if progress else (lambda name, size: None)
+    total = sum(sizes[name] * itemsize[name] for name in names)
+    if state is not None:
+        total = sum(sizes[name] * (12 if options.to == "megalm" else 12 + itemsize[name]) for name in names)
+    tell = progress(total) if progress else (lambda name, size: None)
     written = _write(source, target, options, tell)
     report = Report(
         source=str(source.path),
@@ -122,9 +146,20 @@ def convert(source_path: Path, target: Path, options: Options, *, format: str | 
         global_tensors=len(names),
     )
     again = reopen(target, source, options.to)
-    _compare_outlines(source, again, options.dtype)
+    weights = source.weights if state is None or options.to != "megalm" else state.weights
+    _compare_outlines(weights, again.weights, again.path, options.dtype)
+    pairs = [(weights, again.weights)]
+    if state is not None:
+        if again.optimizer is None or (again.optimizer.step, again.optimizer.tokens) != (state.step, state.tokens):
+            raise ConfigError(f"{target}: the optimizer's state was not found again; this is a bug, please report it")
+        report.optimizer_step = state.step
+        for ours, theirs in zip(state.parts().values(), again.optimizer.parts().values(), strict=True):
+            _compare_outlines(ours, theirs, again.path, None)
+            pairs.append((ours, theirs))
     if bits:
-        report.identical = all(_same_bits(source.weights.read(name), again.weights.read(name)) for name in names)
+        report.identical = all(
+            _same_bits(ours.read(name), theirs.read(name)) for ours, theirs in pairs for name in names
+        )
         if not report.identical and options.dtype is None:
             raise ConfigError(f"{target}: what was read back is not what was written; check the disk")
     return source, report
@@ -147,7 +182,8 @@ def _write(source: Source, target: Path, options: Options, progress: Progress) -
     if options.to == "megalm":
         from megalm.checkpoint.convert.native import write_native
 
-        return write_native(source, target, dtype=options.dtype, progress=progress)
+        state = source.optimizer if options.optimizer else None
+        return write_native(source, target, dtype=options.dtype, optimizer=state, progress=progress)
     how: dict[str, Any] = {
         "spelling": options.spelling,
         "pad_vocabulary": options.pad_vocabulary,
@@ -156,26 +192,25 @@ def _write(source: Source, target: Path, options: Options, progress: Progress) -
     if options.torch_dist:
         from megalm.checkpoint.convert.megatron_dist import write_dist
 
-        return write_dist(source, target, **how, progress=progress)
+        state = source.optimizer if options.optimizer else None
+        return write_dist(source, target, **how, optimizer=state, progress=progress)
     from megalm.checkpoint.convert.megatron_legacy import write_legacy
 
     layout: dict[str, Any] = {"tensor": options.tensor, "pipeline": options.pipeline, "virtual": options.virtual}
     return write_legacy(source, target, **layout, **how, progress=progress)
 
 
-def _compare_outlines(source: Source, target: Source, dtype: torch.dtype | None) -> None:
-    ours, theirs = set(source.weights.names()), set(target.weights.names())
+def _compare_outlines(source: WeightReader, target: WeightReader, path: Path | str, dtype: torch.dtype | None) -> None:
+    ours, theirs = set(source.names()), set(target.names())
     if ours != theirs:
         raise ConfigError(
-            f"{target.path}: {min(ours ^ theirs)} is in only one of source and target; this is a bug, please report it"
+            f"{path}: {min(ours ^ theirs)} is in only one of source and target; this is a bug, please report it"
         )
     for name in ours:
-        expected = (source.weights.shape(name), dtype or source.weights.dtype(name))
-        found = (target.weights.shape(name), target.weights.dtype(name))
+        expected = (source.shape(name), dtype or source.dtype(name))
+        found = (target.shape(name), target.dtype(name))
         if found != expected:
-            raise ConfigError(
-                f"{target.path}: {name} was written as {found}, not {expected}; this is a bug, please report it"
-            )
+            raise ConfigError(f"{path}: {name} was written as {found}, not {expected}; this is a bug, please report it")
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

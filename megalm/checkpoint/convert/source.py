@@ -17,6 +17,45 @@ from megalm.config.errors import ConfigError
 
 
 @dataclass
+class OptimizerState:
+    """AdamW's state under the weights' own names: fp32 weights, first and second moments, and the updates made."""
+
+    weights: WeightReader
+    exp_avg: WeightReader
+    exp_avg_sq: WeightReader
+    step: int
+    tokens: int = 0
+
+    def parts(self) -> dict[str, WeightReader]:
+        """The three by the prefix that a checkpoint of megalm's gives their names."""
+        return {"": self.weights, "optimizer.exp_avg.": self.exp_avg, "optimizer.exp_avg_sq.": self.exp_avg_sq}
+
+
+class StateWeights:
+    """An OptimizerState as one set of tensors, named as a checkpoint of megalm's names them."""
+
+    def __init__(self, state: OptimizerState):
+        self._places = {
+            prefix + name: (reader, name) for prefix, reader in state.parts().items() for name in reader.names()
+        }
+
+    def names(self) -> list[str]:
+        return list(self._places)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        reader, own = self._places[name]
+        return reader.shape(own)
+
+    def dtype(self, name: str) -> torch.dtype:
+        reader, own = self._places[name]
+        return reader.dtype(own)
+
+    def read(self, name: str) -> Tensor:
+        reader, own = self._places[name]
+        return reader.read(own)
+
+
+@dataclass
 class Source:
     """What every reader of a format returns, and every writer takes.
 
@@ -34,6 +73,8 @@ class Source:
     files: list[Path] = field(default_factory=list)
     config_json: dict[str, Any] | None = None
     step: int = 0
+    optimizer: OptimizerState | None = None
+    """Where it is stored in a form that can be converted."""
 
 
 class RuleReader:
