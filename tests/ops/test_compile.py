@@ -29,6 +29,14 @@ CASES = {
     "add_norm": (("norm", "_ADD_NORM"), lambda: (leaf(3, 8), leaf(3, 8), leaf(8), None, 1e-5, False)),
     "activation": (("activation", "_ACTIVATION"), lambda: (leaf(3, 8), None, 0, True, False)),
     "bias_gelu": (("activation", "_ACTIVATION"), lambda: (leaf(3, 8), leaf(8), 1, False, False)),
+    "dropout": (
+        ("dropout", "_DROPOUT"),
+        lambda: (leaf(3, 8), leaf(3, 8), leaf(8), 0.5, 7, torch.arange(3), 2),
+    ),
+    "softmax": (
+        ("softmax", "_SOFTMAX"),
+        lambda: (leaf(1, 2, 3, 5), 0.5, torch.rand(2), torch.zeros(1, 5, dtype=torch.int32)),
+    ),
     "rotary": (("rope", "_ROTARY"), lambda: (leaf(3, 2, 2, 8), torch.rand(3, 1, 1, 4), torch.rand(3, 1, 1, 4), False)),
 }
 
@@ -42,7 +50,9 @@ def test_opcheck(name):
 def block(x, residual, weight, cos, sin):
     y, h = ops.add_rms_norm(x, residual, weight, 1e-5)
     q = ops.rotary(y.unflatten(-1, (2, 8)), cos, sin).flatten(-2)
-    return ops.swiglu(q) + h[..., :8]
+    q = ops.bias_dropout_add(q, h, p=0.5, seed=3)
+    scores = ops.causal_softmax((q @ q.mT).unsqueeze(0))[0]
+    return ops.swiglu(scores @ q) + h[..., :8]
 
 
 def test_full_graph_with_gradients():

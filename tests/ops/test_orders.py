@@ -33,6 +33,27 @@ def losses(x, y, w, b):
     return (loss, *torch.autograd.grad(loss.sum(), [x]))
 
 
+def dropped(x, y, w, b):
+    return torch.autograd.grad(ops.bias_dropout_add(x, y, w, p=0.5, seed=5).square().sum(), [x, y, w])
+
+
+def weighed(x, y, w, b):
+    scores, flow = x.view(1, 2, 5, 84), y.view(1, 2, 5, 84)
+    starts = ops.document_starts(torch.arange(84).view(1, 84) // 40)
+    return torch.autograd.grad((ops.causal_softmax(scores, slopes=w[:2].detach(), starts=starts) * flow).sum(), [x])
+
+
+def clipped(x, y, w, b):
+    w, m, v = x.detach().flatten().clone(), torch.zeros(840), torch.rand(840)
+    g, lengths = y.detach().flatten(), [3, 400, 437]
+    options = {"beta2": 0.95, "eps": 1e-8, "step": 2}
+    squares = ops.update_squares(g, v, lengths, **options)
+    counts = torch.tensor(lengths)
+    segments = ops.Segments(counts.cumsum(0), ops.update_clipping_rates(squares, counts))
+    ops.adamw_(w, g, m, v, lr=0.1, beta1=0.9, weight_decay=0.1, segments=segments, **options)
+    return w, m, v, squares
+
+
 def updates(x, y, w, b):
     w, m, v = x.detach().flatten().clone(), torch.zeros(840), torch.zeros(840)
     g = y.detach().flatten()
@@ -40,7 +61,7 @@ def updates(x, y, w, b):
     return w, m, v, ops.l2_norm_nonfinite([g, torch.cat([g] * 50)])
 
 
-@pytest.mark.parametrize("function", [norms, activations, rotations, losses, updates])
+@pytest.mark.parametrize("function", [norms, activations, rotations, losses, dropped, weighed, clipped, updates])
 def test_bitwise_the_same_in_every_order(kernels, function):
     if kernels.place != "emulated":
         pytest.skip("about the emulator")
@@ -50,6 +71,6 @@ def test_bitwise_the_same_in_every_order(kernels, function):
     for order in (0, 1, 5):
         library.set_emulator_order(order)
         results.append(function(*inputs))
-    assert library.emulator_launches() > launches + 3
+    assert library.emulator_launches() >= launches + 3
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
