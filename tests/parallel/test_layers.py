@@ -226,9 +226,7 @@ def test_cross_entropy(size, vocabulary, z_loss):
         torch.testing.assert_close(loss.double(), plain.detach(), rtol=1e-6, atol=1e-5)
         expected = F.pad(logits.grad, (0, ours.shape[-1] * size - vocabulary)).chunk(size, -1)[rank]
         torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
-        assert (
-            sent == 3 * S * B * 4 * 2 * (size - 1) / size
-        )  # one maximum, two sums, all-reduced; nothing in backward
+        assert sent == 3 * S * B * 4 * 2 * (size - 1) / size  # one maximum, two sums, all-reduced; nothing in backward
 
 
 def test_cross_entropy_of_bf16_logits():

@@ -58,7 +58,7 @@ def kernel_cases(size: str, dtype: torch.dtype, device: str) -> Iterator[Case]:
     each = q.numel() * width
     yield Case("rotary", ops.rotary, turn, 2 * each)
     yield Case("rotary backward", ops.rotary, turn, 4 * each, [rand(*q.shape, leaf=False)])
-    neighbours = lambda *t: ops.rotary(*t, interleaved=True)  # noqa: E731
+    neighbours = lambda x, cos, sin: ops.rotary(x, cos, sin, interleaved=True)  # noqa: E731
     yield Case("rotary_interleaved", neighbours, turn, 2 * each)
     still = [q.detach().clone(), *turn[1:]]
     yield Case("rotary_", ops.rotary_, still, 2 * each, peers={"torch": ops.rotary, "compile": ops.rotary})

@@ -38,7 +38,7 @@ def liger_functions() -> dict[str, Callable[..., Any]]:
         # Its backward writes over the logits.
         return liger.liger_cross_entropy(logits.clone(), labels, reduction="none")
 
-    functions = {
+    functions: dict[str, Callable[..., Any]] = {
         "rms_norm": rms_norm,
         "add_layer_norm": add_layer_norm,
         "swiglu": swiglu,
