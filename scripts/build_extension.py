@@ -177,7 +177,9 @@ class Build:
             for source in kernels:
                 add(source, extra="-x c++ -Wno-unknown-pragmas")
         elif self.cuda:
-            command = f"{self.cuda}/bin/nvcc -MD -MF $out.d {' '.join([*cuda_flags(), *defines])} -I{SOURCE} -c $in -o $out"
+            command = (
+                f"{self.cuda}/bin/nvcc -MD -MF $out.d {' '.join([*cuda_flags(), *defines])} -I{SOURCE} -c $in -o $out"
+            )
             lines += ["rule nvcc", f"  command = {command}", "  depfile = $out.d", "  deps = gcc"]
             for source in kernels:
                 add(source, rule="nvcc")
