@@ -24,6 +24,9 @@ class DataConfig:
     """Path of the tokenizer that made the data (to write samples and to check the vocabulary)."""
     order: str = choice("keyed", "megatron")
     """keyed: a pure function of (seed, step); megatron: Megatron-LM's own index order, for moved runs."""
+    shuffle_window: int = 0
+    """Samples that are read together, in random order, before others of the source come: for data in an object store that
+    is larger than the cache; 0: each epoch shuffles the whole source."""
     split: str | None = None
     """order=megatron only: shares of training, validation and test as Megatron has them, '969,30,1'; None: by `holdout`."""
     packing: str = choice("stream", "documents", "best_fit")

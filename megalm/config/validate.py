@@ -39,6 +39,8 @@ def _check_phases(config: Config) -> None:
         config.data.packing != "best_fit" or short is None,
         "data.packing=best_fit packs samples of model.seq_length: leave seq_length out of data.phases.",
     )
+    window = config.data.shuffle_window
+    _require(window >= 0, f"data.shuffle_window={window}: a number of samples, or 0 to shuffle whole sources.")
     for name in ("fim_rate", "fim_spm_rate"):
         value = getattr(config.data, name)
         _require(0 <= value <= 1, f"data.{name}={value}: a probability, from 0 to 1.")

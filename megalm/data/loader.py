@@ -99,7 +99,11 @@ class Loader:
         else:
             curriculum = single_phase(weights, self.seq_length, self.global_batch_size)
         highest = {name: max(phase.weights.get(name, 0.0) for phase in curriculum.phases) for name in weights}
-        return sources, Stream([Source(s.name, s.num_samples, highest[s.name]) for s in sources], seed), curriculum
+        return (
+            sources,
+            Stream([Source(s.name, s.num_samples, highest[s.name]) for s in sources], seed, window=data.shuffle_window),
+            curriculum,
+        )
 
     def _plan(self) -> None:
         """Lay the rest of the curriculum out over the stream, from here on: each phase gets all its batches, however

@@ -89,8 +89,9 @@ def source_names(prefixes: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else list(prefixes)
 
 
-def open_tokens(prefix: str, data: DataConfig) -> TokenFile:
+def open_tokens(prefix: str | os.PathLike, data: DataConfig) -> TokenFile:
     """A .bin/.idx pair or a folder of MDS shards, on this machine or in an object store."""
+    prefix = os.fspath(prefix)
     cache = data_cache(data) if is_url(prefix) else None
     folder = prefix.rstrip("/")
     if Store(folder, data.retries).exists("index.json") if is_url(prefix) else os.path.exists(f"{folder}/index.json"):

@@ -150,17 +150,20 @@ class Cache:
         if self._written < self.limit * SCAN_SHARE:
             return
         found = []
-        for entry in self.folder.glob("??/[!.]*"):
-            with contextlib.suppress(OSError):
-                status = entry.stat()
-                found.append((status.st_mtime_ns, status.st_size, entry))
+        for part in self.folder.iterdir():
+            with contextlib.suppress(OSError), os.scandir(part) as entries:  # another rank makes room too
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        status = entry.stat()
+                        found.append((status.st_mtime_ns, status.st_size, entry.path))
         total = size + sum(item[1] for item in found)
         self._written = 0
         if total <= self.limit:
             self._written = max(0, int(total - self.limit * (1 - SCAN_SHARE)))
             return
-        for _, used, entry in sorted(found):
-            entry.unlink(missing_ok=True)
+        for _, used, path in sorted(found):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
             total -= used
             if total <= self.limit * (1 - SCAN_SHARE):
                 break

@@ -51,9 +51,17 @@ class Stream:
 
     end = 1 << 60  # positions below this exist
 
-    def __init__(self, sources: Sequence[Source], seed: int, segments: Sequence[Segment] = (), *, shuffle: bool = True):
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        seed: int,
+        segments: Sequence[Segment] = (),
+        *,
+        shuffle: bool = True,
+        window: int = 0,
+    ):
         check_sources(sources)
-        self.sources, self.seed, self.shuffle = list(sources), seed, shuffle
+        self.sources, self.seed, self.shuffle, self.window = list(sources), seed, shuffle, window
         first = Segment(0, {s.name: s.weight for s in sources}, {})
         self.segments = list(segments) or [first]
         self.reseeds: list[Reseed] = []
@@ -78,7 +86,7 @@ class Stream:
             count, part[where] = np.divmod(count, self.segments[number].parts)
             source[where], rank[where] = chosen, count + self._before[number][chosen]
         rank = self._reordered(positions, source, rank)
-        whole = resolve(self.sources, self.seed, source, rank, shuffle=self.shuffle)
+        whole = resolve(self.sources, self.seed, source, rank, shuffle=self.shuffle, window=self.window)
         return Samples(source, whole.index * parts + part, whole.epoch, parts)
 
     def reseed(self, position: int, seed: int) -> None:
@@ -98,7 +106,9 @@ class Stream:
                     inside = where[rank[where] // item.samples == epoch]
                     first = max(given, int(epoch) * item.samples)
                     left = (int(epoch) + 1) * item.samples - first
-                    rank[inside] = first + permute(rank[inside] - first, left, derive_key(reseed.seed, item.name, epoch))
+                    rank[inside] = first + permute(
+                        rank[inside] - first, left, derive_key(reseed.seed, item.name, epoch)
+                    )
         return rank
 
     def counts(self, position: int) -> dict[str, int]:
@@ -135,6 +145,7 @@ class Stream:
         segments = [s for s in self.segments if position is None or s.start <= position]
         return {
             "sources": {source.name: source.samples for source in self.sources},
+            "window": self.window,
             "reseeds": [
                 {"position": r.position, "seed": r.seed, "before": r.before}
                 for r in self.reseeds
@@ -151,6 +162,11 @@ class Stream:
 
         Errors: ConfigError if a source that was used has another size now, or is gone.
         """
+        if state.get("window", 0) != self.window:
+            raise ConfigError(
+                f"data.shuffle_window was {state.get('window', 0)} when the checkpoint was written and is {self.window} now: "
+                "samples would be seen twice. Keep it as it was."
+            )
         sizes = {source.name: source.samples for source in self.sources}
         segments = [
             Segment(s["start"], dict(s["weights"]), dict(s["before"]), s.get("blend", "tree"), s.get("parts", 1))

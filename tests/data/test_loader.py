@@ -50,6 +50,7 @@ def config(corpora, **changes):
         packing="stream",
         phases=[],
         fim_rate=0.0,
+        shuffle_window=0,
         cache=None,
         cache_gb=1.0,
         retries=2,

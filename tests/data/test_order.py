@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from megalm.config.errors import ConfigError
-from megalm.data.order import Source, derive_key, permute, sample_ids
+from megalm.data.order import Source, derive_key, permute, resolve, sample_ids
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 9, 31, 64, 100, 1023, 1025, 20_000])
@@ -64,3 +64,20 @@ def test_a_new_source_leaves_the_order_of_the_others():
 def test_bad_mixtures_are_explained(sources, match):
     with pytest.raises(ConfigError, match=match):
         sample_ids(sources, 1, np.arange(3))
+
+
+@pytest.mark.parametrize("size", [96, 100, 7])
+def test_a_window_keeps_neighbours_together_and_every_epoch_whole(size):
+    source = [Source("a", size, 1.0)]
+    ranks = np.arange(3 * size)
+    got = resolve(source, 5, np.zeros_like(ranks), ranks, window=8)
+    epochs = got.index.reshape(3, size)
+    assert all(np.array_equal(np.sort(epoch), np.arange(size)) for epoch in epochs)
+    assert not np.array_equal(epochs[0], epochs[1])
+    if size > 8:
+        stretches = epochs[0][: size // 8 * 8].reshape(-1, 8) // 8
+        assert (stretches == stretches[:, :1]).all() and not (np.diff(stretches[:, 0]) == 1).all()
+        orders = {tuple(part % 8) for part in epochs[0][: size // 8 * 8].reshape(-1, 8)}
+        assert len(orders) > 8
+    some = np.array([size + 3, 1, 2 * size])
+    assert np.array_equal(resolve(source, 5, np.zeros_like(some), some, window=8).index, got.index[some])

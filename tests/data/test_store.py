@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from megalm.config.errors import ConfigError
-from megalm.data import sources, store
+from megalm.data import mds, sources, store
 from megalm.data.loader import Loader
 from megalm.data.mds import MDSReader, MDSWriter, write_token_documents
 from megalm.data.mds_tokens import MDSTokens
@@ -135,6 +135,38 @@ def test_the_cache_is_bounded_and_shared(tmp_path, monkeypatch):
     for start in np.random.default_rng(0).integers(0, file.num_tokens - 50, 300):
         assert np.array_equal(small.tokens[start : start + 50], file.tokens[start : start + 50])
     assert sum(f.stat().st_size for f in (tmp_path / "small").rglob("*") if f.is_file()) <= 20_000
+
+
+def test_a_window_fetches_each_shard_about_once_an_epoch(tmp_path, monkeypatch):
+    """Of a data set that is much larger than the cache."""
+    pieces = documents(count=1200)
+    write_token_documents(pieces, tmp_path / "m", np.dtype(np.int32), size_limit=4000, compression="zstd")
+    upload(tmp_path / "m", "memory://bucket/m")
+    monkeypatch.setattr(mds, "OPEN_SHARDS", 2)
+    fetched = []
+    original = MDSReader._fetch
+    monkeypatch.setattr(MDSReader, "_fetch", lambda self, number: fetched.append(number) or original(self, number))
+
+    def epoch(window, steps):
+        sources._cache.cache_clear()
+        fetched.clear()
+        monkeypatch.setattr(store, "BLOCK", 1 << 16)
+        asked = config(["memory://bucket/m"], weights=None, holdout=0.0, shuffle_window=window, prefetch=0)
+        asked.data.cache, asked.data.cache_gb = str(tmp_path / f"cache{window}"), 64e-6
+        asked.model.vocab_size = 1 << 20
+        loader = Loader(asked, axis())
+        for _ in range(steps):
+            loader.next()
+        loader.close()
+        return len(fetched) / len(loader.sources[0].file.reader.shards)
+
+    assert epoch(400, 100) < 1.5 < 3 < epoch(0, 15)
+    asked = config(["memory://bucket/m"], weights=None, shuffle_window=1000)
+    asked.data.cache = str(tmp_path / "c")
+    state = Loader(asked, axis()).state_dict()
+    asked.data.shuffle_window = 500
+    with pytest.raises(ConfigError, match="shuffle_window was 1000"):
+        Loader(asked, axis()).load_state_dict(state)
 
 
 def test_failing_requests_are_tried_again(tmp_path, monkeypatch):
