@@ -12,12 +12,13 @@ _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
 @cache
-def _native() -> ModuleType | None:
+def native() -> ModuleType | None:
+    """`megalm._C` without torch, which the data tools do not load; None where it was not built."""
     try:
         from megalm import _C  # type: ignore[attr-defined]
     except ImportError:
         return None
-    return _C if hasattr(_C, "suffix_array") else None
+    return _C if hasattr(_C, "shingles") else None
 
 
 def _symbols(text: np.ndarray) -> np.ndarray:
@@ -32,11 +33,11 @@ def suffix_array(text: np.ndarray) -> np.ndarray:
     Shapes: integers of 1, 2 or 4 bytes [N] -> int32 [N], from 2^31 symbols on int64 [N]
     """
     symbols = _symbols(text)
-    native = _native()
-    if native is None or len(text) == 0:
+    library = native()
+    if library is None or len(text) == 0:
         return _suffix_array(symbols)
     out = np.empty(len(text), np.int32 if len(text) < 2**31 else np.int64)
-    ok = native.suffix_array(
+    ok = library.suffix_array(
         symbols.ctypes.data,
         symbols.itemsize,
         len(symbols),
@@ -74,15 +75,15 @@ def repeats(text: np.ndarray, length: int, lists: Sequence[np.ndarray], bases: S
     Shapes: text [N], lists uint32 [...] -> int64 [repeats, 2], the repeats of one window together
     """
     symbols = text.view(_UNSIGNED[text.dtype.itemsize])
-    native = _native()
-    if native is None:
+    library = native()
+    if library is None:
         return _repeats(symbols, length, lists, bases)
     own = [np.ascontiguousarray(places, np.uint32) for places in lists]
     addresses = np.array([places.ctypes.data for places in own], np.uint64)
     counts = np.array([len(places) for places in own], np.int64)
     offsets = np.array(bases, np.int64)
     out = np.empty((int(counts.sum()), 2), np.int64)
-    found = native.repeats(
+    found = library.repeats(
         symbols.ctypes.data,
         symbols.itemsize,
         length,

@@ -8,6 +8,7 @@ import pytest
 from megalm.config.errors import ConfigError
 from megalm.data import suffix
 from megalm.data.dedup import near, substring
+from megalm.data.dedup import shingles as shingles_module
 from megalm.data.dedup.contamination import contaminated
 from megalm.data.dedup.corpus import Corpus
 from megalm.data.dedup.exact import exact_duplicates
@@ -40,8 +41,11 @@ def test_words_are_found_as_defined():
     assert hashes[0] == hashes[2] and hashes[1] == hashes[3] and len(set(hashes.tolist())) == 4
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("words", [1, 2, 5])
-def test_shingles_are_the_sets_of_runs(words):
+def test_shingles_are_the_sets_of_runs(words, native, monkeypatch):
+    if not native:
+        monkeypatch.setattr(shingles_module, "native", lambda: None)
     texts = [*documents(30), "", "one", "one two", "a b a b a b a b", "!!!"]
     values, offsets = shingles(texts, words)
     runs: dict[tuple, int] = {}
@@ -57,6 +61,17 @@ def test_shingles_are_the_sets_of_runs(words):
     for i, j in combinations(range(0, len(texts), 3), 2):
         a, b = plain_shingles(texts[i], words), plain_shingles(texts[j], words)
         assert jaccard(sets[i], sets[j]) == pytest.approx(len(a & b) / len(a | b) if a and b else 0.0)
+
+
+def test_shingles_in_cpp_are_those_in_numpy():
+    if suffix.native() is None:
+        pytest.skip("the extension was not built")
+    rng = random.Random(3)
+    texts = ["".join(rng.choices("aB9 _.\né日\U0001f600 ", k=rng.randrange(200))) for _ in range(300)]
+    texts += [" ".join(sentences(i, 1) for i in range(900)), "a " * 70, "x" * 5000, ""]
+    for words in (1, 3, 60):
+        for mine, reference in zip(shingles(texts, words), shingles_module._shingles(texts, words), strict=True):
+            assert np.array_equal(mine, reference)
 
 
 def test_exact_keeps_the_first(tmp_path):
@@ -138,7 +153,7 @@ def brute_spans(documents, length):
 @pytest.mark.parametrize("chunk, places", [(7, 50), (64, 300), (1 << 24, 1 << 22)])
 def test_repeated_spans_are_those_of_the_definition(tmp_path, monkeypatch, chunk, places, native):
     if not native:
-        monkeypatch.setattr(suffix, "_native", lambda: None)
+        monkeypatch.setattr(suffix, "native", lambda: None)
     monkeypatch.setattr(substring, "CHUNK", chunk)
     monkeypatch.setattr(substring, "RANGE", places)
     rng = np.random.default_rng(chunk)
@@ -163,10 +178,10 @@ def test_repeated_spans_are_those_of_the_definition(tmp_path, monkeypatch, chunk
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
 @pytest.mark.parametrize("native", [True, False])
 def test_suffix_arrays_sort_all_suffixes(dtype, native, monkeypatch):
-    if native and suffix._native() is None:
+    if native and suffix.native() is None:
         pytest.skip("the extension was not built")
     if not native:
-        monkeypatch.setattr(suffix, "_native", lambda: None)
+        monkeypatch.setattr(suffix, "native", lambda: None)
     rng = np.random.default_rng(5)
     for _ in range(60):
         short = rng.integers(0, rng.choice([1, 2, 3, 200]), rng.integers(0, 60)).astype(dtype)
@@ -185,7 +200,7 @@ def test_suffix_arrays_sort_all_suffixes(dtype, native, monkeypatch):
 
 
 def test_indices_of_64_bits(monkeypatch):
-    native = suffix._native()
+    native = suffix.native()
     if native is None:
         pytest.skip("the extension was not built")
     text = np.random.default_rng(1).integers(0, 9, 5000).astype(np.uint16)

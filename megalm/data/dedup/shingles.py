@@ -1,4 +1,4 @@
-"""Hashes of words and of runs of words, for many documents at once, in numpy."""
+"""Hashes of words and of runs of words, for many documents at once, in C++ (csrc/shingle) or in numpy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from megalm.data.order import mix
+from megalm.data.suffix import native
 
 # Which bytes belong to words: ASCII letters and digits, and everything beyond ASCII. The rest separates words.
 _WORD = np.zeros(256, bool)
@@ -19,7 +20,7 @@ def word_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
     Shapes: -> uint64 [words of all texts], and where each text's words end int64 [texts]
     """
-    parts = [text.lower().encode("utf-8", "replace") for text in texts]
+    parts = [_bytes(text) for text in texts]
     data = np.frombuffer(b"\n".join([*parts, b""]), np.uint8)
     text_ends = np.cumsum([len(part) + 1 for part in parts])
     inside = np.concatenate(([False], _WORD[data], [False]))
@@ -41,6 +42,25 @@ def shingles(texts: Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]:
 
     Shapes: -> uint64 [all], and the offsets of each text's part int64 [texts + 1]
     """
+    library = native()
+    if library is None:
+        return _shingles(texts, words)
+    parts = [_bytes(text) for text in texts]
+    data = np.frombuffer(b"".join(parts), np.uint8)
+    text_ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+    values, offsets = np.empty(len(data) // 2 + len(texts) + 1, np.uint64), np.zeros(len(texts) + 1, np.int64)
+    addresses = (array.ctypes.data for array in (_WORD, values, offsets))
+    if not library.shingles(data.ctypes.data, text_ends.ctypes.data, len(texts), words, *addresses):
+        raise MemoryError("no memory to sort the runs of a text")
+    return values[: offsets[-1]].copy(), offsets
+
+
+def _bytes(text: str) -> bytes:
+    return text.lower().encode("utf-8", "replace")
+
+
+def _shingles(texts: Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same in numpy, for where the extension was not built."""
     hashes, ends = word_hashes(texts)
     counts = np.diff(ends, prepend=0)
     gap = words - 1  # zeros after each text, so that no run crosses into the next one

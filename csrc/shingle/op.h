@@ -1,0 +1,29 @@
+// Sets of runs of words, as sorted hashes, for deduplication; megalm/data/dedup/shingles.py defines them.
+//
+// A word is a longest run of bytes that `is_word` marks. With M = 0x9E3779B97F4A7C15 and mix as in csrc/index:
+// hash of a word = mix(sum over its bytes of (byte + 1) * M^(1 + place)); of a run of w words = mix(sum of hash_j *
+// M^(w-1-j)). A text of fewer words than w, but not none, is one run of what it has, followed by zeros.
+//
+// values gets the sets of all texts one after another, each sorted and without repetition; offsets [texts + 1] where
+// each begins. values has room for as many as there can be: half the bytes, and one for each text.
+#pragma once
+
+#include "common/op.h"
+
+namespace megalm {
+
+struct Shingles {
+  const uint8_t* data;
+  const int64_t* ends;  // where each text ends in data
+  int64_t texts, words;
+  const uint8_t* is_word;  // [256]
+  uint64_t* values;
+  int64_t* offsets;
+  bool* ok;  // false where memory was not to be had
+};
+
+MEGALM_DECLARE_CPU(shingles, Shingles)
+
+inline void shingles(const Shingles& args) { MEGALM_RUN_CPU(shingles, args); }
+
+}  // namespace megalm
