@@ -32,7 +32,8 @@ def open_url(url: str) -> tuple[Any, str]:
     try:
         files, root = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"{url}: {error}. For s3:// install the extra: pip install megalm[s3].") from None
+        extra = " (pip install megalm[s3])" if url.startswith("s3:") else ""
+        raise ConfigError(f"{url}: {error}{extra}.") from None
     return files, str(root).rstrip("/")
 
 

@@ -90,7 +90,7 @@ def _tensor_problem(model: ModelConfig, tensor: int) -> str | None:
     if kv_heads < tensor and (tensor % kv_heads or model.num_heads % tensor):
         return (
             f"parallel.tensor={tensor} ranks are more than model.num_kv_heads={kv_heads} key/value heads: they can share "
-            f"them where {kv_heads} divides {tensor} and {tensor} divides model.num_heads={model.num_heads}."
+            f"them only where {kv_heads} divides {tensor} and {tensor} divides model.num_heads={model.num_heads}."
         )
     if model.ffn_hidden_size and model.ffn_hidden_size % tensor:
         return f"parallel.tensor={tensor} does not divide model.ffn_hidden_size={model.ffn_hidden_size}."

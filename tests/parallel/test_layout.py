@@ -35,7 +35,7 @@ def test_v_shaped_and_interleaved_schedules_get_their_two_chunks():
         ({}, dict(tensor=16), 16, "parallel.tensor=16 ranks are more than model.num_kv_heads=4 key/value heads"),
         ({}, dict(tensor=4), 6, "= 4 ranks, and the world has 6"),
         ({}, dict(data=4, tensor=4), 8, "= 16 ranks, and the world has 8"),
-        (dict(num_heads=12, num_kv_heads=3), dict(tensor=4), 4, "they can share them where 3 divides 4"),
+        (dict(num_heads=12, num_kv_heads=3), dict(tensor=4), 4, "they can share them only where 3 divides 4"),
         (dict(num_heads=6, num_kv_heads=2), dict(tensor=4), 4, "4 divides model.num_heads=6"),
         (dict(ffn_hidden_size=90), dict(tensor=4), 4, "does not divide model.ffn_hidden_size=90"),
         (dict(seq_length=62), dict(context=2), 2, "model.seq_length=62 divisible by 4"),
