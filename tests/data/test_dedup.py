@@ -218,6 +218,19 @@ def test_lists_say_what_went_and_why(tmp_path):
     assert row["place"] == "byte 44" and row["duplicate_of"]["place"] == "byte 0" and row["why"] == "the same text"
 
 
+def test_bad_documents_are_listed_and_the_rest_goes_on(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n{oops\n{"text": "a"}\n')
+    with pytest.raises(ConfigError, match=r"c\.jsonl: byte 24: invalid UTF-8.*--skip-bad"):
+        exact_duplicates(Corpus([str(path)]))
+    source = Corpus([str(path)], skip_bad=True)
+    counts = write_lists(source, exact_duplicates(source), str(tmp_path / "kept"), str(tmp_path / "gone"))
+    assert (counts.documents, counts.removed, counts.bad) == (2, 1, 2)
+    rows = [json.loads(line) for line in (tmp_path / "gone").read_text().splitlines()]
+    assert [row["place"] for row in rows] == ["byte 24", "byte 28", "byte 34"]
+    assert "invalid UTF-8" in rows[0]["why"] and rows[2]["why"] == "the same text"
+
+
 def test_command_line(tmp_path, capsys):
     source = tmp_path / "c.jsonl"
     corpus(tmp_path, [*documents(20), *documents(5)])

@@ -160,6 +160,31 @@ def test_bad_documents_stop_or_are_listed(tokenizer_file, tmp_path):
     assert [line.split(": ")[1] for line in outcome.listed] == ["byte 27", "byte 45"]
 
 
+@pytest.mark.parametrize("workers, room", [("2", 500_000), ("1", 2_700_000)])
+def test_a_full_disk_is_explained_and_the_run_goes_on_when_there_is_room(
+    corpus, tokenizer_file, tmp_path, workers, room
+):
+    """In a worker that writes a shard, and where the shards are joined."""
+    big = tmp_path / "big.jsonl"
+    big.write_text("".join(path.read_text() for path in sorted(corpus.iterdir())) * 120)
+    arguments = [str(big), "--tokenizer", tokenizer_file, "--workers", workers, "--output", str(tmp_path / "o")]
+    limited = (
+        "import resource, sys\n"
+        "from tools.tokenize.__main__ import main\n"
+        "if __name__ == '__main__':\n"
+        f"    resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, -1))\n"
+        "    sys.exit(main(sys.argv[1:]))\n"
+    )
+    (tmp_path / "limited.py").write_text(limited)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, str(tmp_path / "limited.py"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2 and "disk is full" in result.stderr and "Traceback" not in result.stderr
+    assert not os.path.exists(tmp_path / "o_text_document.idx")
+    assert main(arguments) == 0
+    assert TokenFile(tmp_path / "o").num_documents == 180 * 120
+
+
 def test_missing_control_tokens_are_explained(corpus, tokenizer_file, tmp_path):
     for settings, match in (
         (Settings(tokenizer_file, eos="<no>"), "'<no>'"),

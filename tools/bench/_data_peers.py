@@ -25,7 +25,12 @@ class _Encoder:
     def initialize(self) -> None:
         from tokenizers import Tokenizer
 
-        _Encoder.tokenizer = Tokenizer.from_file(self.path)
+        from megalm.data.tokenizer import without_control_tokens
+
+        config = without_control_tokens(json.loads(Path(self.path).read_text(encoding="utf-8")))
+        _Encoder.tokenizer = Tokenizer.from_str(
+            json.dumps(config)
+        )  # what looks like one in a text is text on both sides
 
     def encode(self, line: str) -> list[int]:
         return [*_Encoder.tokenizer.encode(json.loads(line)["text"]).ids, 0]
@@ -40,7 +45,8 @@ def tokenize_one_document_a_call(source: str, tokenizer: str, prefix: str, worke
     pool = multiprocessing.Pool(workers, initializer=encoder.initialize)
     with open(source, encoding="utf-8") as lines, TokenWriter(prefix, np.uint16) as writer, pool:
         for ids in pool.imap(encoder.encode, lines, 32):
-            writer.add_document(np.array(ids, np.uint16))
+            if len(ids) > 1:
+                writer.add_document(np.array(ids, np.uint16))
 
 
 class MegatronStyleMap:

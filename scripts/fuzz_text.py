@@ -1,0 +1,48 @@
+"""Fuzzes the C++ that reads text for deduplication (suffix arrays, sets of runs), under AddressSanitizer and UBSan.
+
+python scripts/fuzz_text.py [--inputs N] [--seed N]        a million inputs by default: about a minute
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from scripts.build_extension import CXX_FLAGS, compiler, compiles  # noqa: E402
+
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+SOURCES = ("tests/csrc/fuzz_text.cpp", "csrc/suffix/op.cpp", "csrc/shingle/op.cpp")
+
+
+def build() -> Path:
+    """The fuzzer, compiled again where a source is newer. Errors: RuntimeError without a compiler with sanitizers."""
+    cxx = compiler()
+    if cxx is None or not compiles(cxx, SANITIZE):
+        raise RuntimeError("no C++ compiler with AddressSanitizer")
+    output = ROOT / "build" / "fuzz_text"
+    sources = [ROOT / name for name in SOURCES]
+    headers = [ROOT / "csrc" / name for name in ("suffix/op.h", "shingle/op.h", "common/vec.h", "common/op.h")]
+    if not output.exists() or output.stat().st_mtime < max(path.stat().st_mtime for path in [*sources, *headers]):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        flags = [flag for flag in CXX_FLAGS if flag != "-fPIC"]
+        command = [*cxx, *flags, "-O1", "-g1", *SANITIZE, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(output)]
+        subprocess.run(command, check=True)
+    return output
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--inputs", type=int, default=1_000_000, help="how many (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the random inputs (%(default)s)")
+    args = parser.parse_args()
+    return subprocess.run([str(build()), str(args.inputs), str(args.seed)]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
