@@ -11,11 +11,18 @@ import sys
 import sysconfig
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "csrc"
@@ -200,11 +207,21 @@ class Build:
         executable = ninja()
         if executable is None:
             raise RuntimeError("ninja is missing: pip install ninja")
-        self.write_ninja()
         self.output.parent.mkdir(parents=True, exist_ok=True)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         command = [executable, "-C", str(self.folder), "-j", jobs]
-        subprocess.run(command, check=True, capture_output=quiet, text=True)
+        with self._alone():
+            self.write_ninja()
+            subprocess.run(command, check=True, capture_output=quiet, text=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One build in the folder at a time: two would spoil ninja's record of what is up to date."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "lock", "w") as lock:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 class BuildExtension(build_ext):
