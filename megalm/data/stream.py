@@ -14,7 +14,7 @@ import numpy as np
 
 from megalm.config.errors import ConfigError
 from megalm.data.blend import make_blend
-from megalm.data.order import Samples, Source, check_sources, derive_key, permute, resolve
+from megalm.data.order import Samples, Source, check_sources, derive_key, resolve, shuffled
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,8 @@ class Stream:
                     inside = where[rank[where] // item.samples == epoch]
                     first = max(given, int(epoch) * item.samples)
                     left = (int(epoch) + 1) * item.samples - first
-                    rank[inside] = first + permute(
-                        rank[inside] - first, left, derive_key(reseed.seed, item.name, epoch)
-                    )
+                    keys = np.full(len(inside), derive_key(reseed.seed, item.name, epoch), np.uint64)
+                    rank[inside] = first + shuffled(rank[inside] - first, left, keys, self.window)
         return rank
 
     def counts(self, position: int) -> dict[str, int]:
