@@ -12,7 +12,7 @@ from tools.subcommands import run_tool
 
 
 def test_every_folder_is_listed():
-    assert {path.name for path in op_folders()} == set(ops.OPS.values())
+    assert {path.name for path in op_folders()} <= set(ops.OPS.values())
 
 
 @pytest.mark.skipif(backend.library() is None, reason="megalm._C is not built")

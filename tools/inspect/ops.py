@@ -26,10 +26,12 @@ OPS = {
     "moe_router": "moe_router",
     "moe_row_map, moe_permute, moe_unpermute": "moe_permute",
     "fp8_quantize, fp8_dequantize": "quantize",
+    "sequence_pack, sequence_join, sequence_part, sum_parts": "sequence",
     "index.fill, index.permute, index.deal": "index",
     "the longest repeats of a text": "suffix",
+    "a document's shingles": "shingle",
 }
-_HOST_ONLY = ("index", "suffix")
+_HOST_ONLY = ("index", "shingle", "suffix")
 _FP32_ONLY = ("adamw",)
 _ISA_NAMES = ("baseline", "avx2", "avx512")
 
