@@ -1,6 +1,7 @@
 """What a run saves with and resumes from."""
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -286,6 +287,8 @@ class Checkpointer:
         if self._uploader is not None:
             saved = write_aside(request, self.ranks)
             self._uploader.add(saved)
+            for name in self.ranks.broadcast(self._uploader.thin() if self.ranks.rank == 0 else None):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
             return saved.manifest
         manifest = write_and_commit(request, self.ranks)
         if self.ranks.rank == 0:

@@ -33,7 +33,7 @@ class Uploader:
     """One thread a rank. Each rank uploads its own files; when all have, rank 0 uploads the manifest.
 
     While the store is away, rounds of tries go on and new checkpoints wait in a queue. Is it longer than `limit`, the
-    oldest is given up (`checkpoint_dropped`), on all ranks alike, because a newer one is worth more.
+    oldest is given up (`checkpoint_dropped`), on all ranks alike, because a newer one is worth more: see `thin`.
 
     Comm: three small messages a round, over `ranks`, which nothing else uses.
     """
@@ -69,9 +69,28 @@ class Uploader:
         On rank 0, whose word counts for all. `delete` is tried until the store can be reached.
         """
         with self._changed:
-            self._abandoned |= {saved.aside for saved, _ in self._queue if saved.manifest.step > step}
+            self._give_up([s for s in self._waiting() if s.manifest.step > step], "the run went back on it")
             self._deletions.append(delete)
             self._changed.notify_all()
+
+    def thin(self) -> list[str]:
+        """Give up the oldest checkpoints where more than the limit wait; a try of one may be long under way meanwhile.
+
+        On rank 0, whose word counts for all. Returns the folders that each rank can delete at once.
+        """
+        with self._changed:
+            waiting = self._waiting()
+            doomed = waiting[: max(0, len(waiting) - self.limit)]
+            self._give_up(doomed, f"more than {self.limit} wait for the store")
+            return [saved.aside.name for saved in doomed if saved is not self._queue[0][0]]
+
+    def _waiting(self) -> list[Saved]:
+        return [saved for saved, _ in self._queue if saved.aside not in self._abandoned]
+
+    def _give_up(self, doomed: list[Saved], reason: str) -> None:
+        for saved in doomed:
+            self._abandoned.add(saved.aside)
+            self._tell("checkpoint_dropped", saved.manifest.step, reason=reason)
 
     def settle(self, timeout_s: float) -> None:
         """Until `go_back` is done with, or the time is over."""
@@ -152,14 +171,12 @@ class Uploader:
         """Try to bring the oldest checkpoint to the store. Collective; ends with all ranks' queues alike."""
         saved, since = self._queue[0]
         with self._changed:
-            verdict = "drop" if len(self._queue) > self.limit else "last" if self._stopping else "upload"
+            verdict = "last" if self._stopping else "upload"
             if saved.aside in self._abandoned:
-                verdict = "abandon"
+                verdict = "drop"
         verdict = self.ranks.broadcast(verdict)
-        if verdict in ("drop", "abandon"):
+        if verdict == "drop":
             shutil.rmtree(saved.aside, ignore_errors=True)
-            reason = f"more than {self.limit} wait for the store" if verdict == "drop" else "the run went back on it"
-            self._tell("checkpoint_dropped", saved.manifest.step, reason=reason)
             self._pop()
             return
         problem: str | None = None

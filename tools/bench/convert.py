@@ -194,6 +194,7 @@ def _train_on(args: argparse.Namespace, work: Path, tensor: int, pipeline: int) 
         "train.micro_batch_size=2",
         "train.eval_sequences=0",
         "train.sample=false",
+        "guard.enabled=false",  # its snapshots need as much memory again, on a machine that may be full
         "optim.lr=1e-5",
         "optim.min_lr=0",
         "optim.warmup_steps=0",

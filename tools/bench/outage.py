@@ -140,12 +140,12 @@ def _measure(folder: Path, relay: Any, seconds: float, queue: int, pace: float) 
         "newest_step": ours.step,
         "newest_is_bitwise_the_undisturbed_run": same,
     }
-    # One more than the queue may be on the disk for a moment: the one being written.
+    # Beside the queue, the disk may hold one that is being written and one, given up meanwhile, that is on its way.
     result["good"] = (
         same
         and ours.step == steps
         and bool(away)
-        and found["waiting"] <= queue + 1
+        and found["waiting"] <= queue + 2
         and result["events"]["checkpoint"] > 1
     )
     return result
