@@ -19,6 +19,7 @@ from megalm.ops.moe_router import Routing, load_balance_loss, moe_router, router
 from megalm.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from megalm.ops.quantize import DelayedScale, Quantized, fp8_dequantize, fp8_quantize
 from megalm.ops.rope import rotary, rotary_
+from megalm.ops.sequence import sequence_join, sequence_pack, sequence_part, sum_parts
 from megalm.ops.softmax import causal_softmax, document_starts
 
 __all__ = [
@@ -57,7 +58,11 @@ __all__ = [
     "rotary",
     "router_z_loss",
     "rotary_",
+    "sequence_join",
+    "sequence_pack",
+    "sequence_part",
     "set_backend",
+    "sum_parts",
     "swiglu",
     "update_clipping_rates",
     "update_squares",

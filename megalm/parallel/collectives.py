@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megalm.ops.sequence import sum_parts
 from megalm.parallel.mesh import Axis
 
 # Newer torch renamed two collectives; the old names warn.
@@ -132,7 +133,7 @@ def _narrow_all_reduce(tensor: Tensor, axis: Axis) -> Pending:
     work = dist.all_to_all_single(received, flat.contiguous(), group=axis.group, async_op=True)
 
     def finish() -> Tensor:
-        own = received.view(size, part).sum(0, dtype=torch.float32).to(tensor.dtype)
+        own = sum_parts(received.view(size, part))
         whole = torch.empty(size * part, dtype=tensor.dtype, device=tensor.device)
         _all_gather_single(whole, own, group=axis.group)
         return tensor.copy_(whole[: tensor.numel()].view(tensor.shape))
@@ -191,9 +192,7 @@ def reduce_scatter_async(tensor: Tensor, axis: Axis, dim: int = 0) -> Pending:
     if tensor.dtype in _NARROW:
         received = torch.empty_like(tensor)
         work = dist.all_to_all_single(received, tensor, group=axis.group, async_op=True)
-        return Pending(
-            work, lambda: received.view(size, *shape).sum(0, dtype=torch.float32).to(received.dtype), keep=tensor
-        )
+        return Pending(work, lambda: sum_parts(received.view(size, *shape)), keep=tensor)
     part = tensor.new_empty(shape)
     work = _reduce_scatter_single(part, tensor, group=axis.group, async_op=True)
     return Pending(work, lambda: part, keep=tensor)
