@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if min(args.samples, args.spans) < 0 or min(args.tokens, args.span_length) < 1:
         raise ConfigError("--samples and --spans must be 0 or more, --tokens and --span-length 1 or more.")
     file = open_tokens(args.path, DataConfig())
-    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else look.find_tokenizer(file.prefix)
+    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else look.find_tokenizer(Path(file.prefix))
     if args.verify:
         file.verify(tokenizer.vocab_size if tokenizer else None)
     result = look.summary(file)
