@@ -24,7 +24,7 @@ from megalm.guard.detect import Observation, SpikeDetector
 from megalm.guard.policy import Decision, Policy
 from megalm.guard.probe import Probe, other_weights, verdict, weights_are_broken
 from megalm.guard.provoke import Provoker
-from megalm.guard.recover import Recovery
+from megalm.guard.recover import Recovery, measured
 from megalm.guard.replay import History, StepRecord, differing, gather_fingerprints, minority
 from megalm.guard.snapshots import Snapshot, SnapshotRing, check_memory
 from megalm.hooks import Hook, Signals
@@ -60,7 +60,6 @@ class GuardHook(Hook):
         """Seconds that the guard took of steps without an event."""
         self._going_back = False
         self._position = 0
-        self._began = 0
 
     # ------------------------------------------------------------------------------------------------------ life cycle
     def on_train_start(self, trainer: Trainer) -> None:
@@ -68,7 +67,7 @@ class GuardHook(Hook):
         self.provoker.attach(trainer)
         if not self.config.enabled:
             return
-        self._began = self.replica_step = trainer.step
+        self.replica_step = trainer.step
         if self.ring.lags:
             local = int(os.environ.get("LOCAL_WORLD_SIZE", trainer.mesh.world_size))
             limit = self.config.ring_memory_gb
@@ -187,7 +186,7 @@ class GuardHook(Hook):
         replay, self.recovery.replay = self.recovery.replay, None
         assert replay is not None
         prints = gather_fingerprints(trainer.model_chunks, trainer.boxes(), trainer.mesh.world, trainer.mesh.device)
-        same = replay["loss"] == [repr(signals.loss), repr(signals.grad_norm)]
+        same = replay["loss"] == measured(signals)
         if same or seen.kind != "none":
             excess = self._probe_excess(trainer, replay["onset"])
             return self._decide(trainer, step, seen, "weights", excess, signals)
@@ -200,7 +199,11 @@ class GuardHook(Hook):
             ranks=ranks,
             loss=signals.loss,
             loss_before=replay["loss"][0],
-            text=f"the same steps gave loss {signals.loss:.4f} where they gave {replay['loss'][0]} before: "
+            text="the same steps gave "
+            + _numbers(measured(signals))
+            + ", not "
+            + _numbers(replay["loss"])
+            + ": "
             + (f"rank {ranks[0]} had computed wrongly" if len(ranks) == 1 else _many(ranks)),
         )
         return True
@@ -390,6 +393,11 @@ def _union(flags: torch.Tensor, axis: Any) -> list[int]:
     if axis.size > 1:
         flags = all_gather(flags.unsqueeze(0), axis).amax(0)
     return torch.nonzero(flags).flatten().tolist()
+
+
+def _numbers(texts: list[str]) -> str:
+    names = ("loss", "gradient norm", "update")
+    return ", ".join(f"{name} {text:.10}" for name, text in zip(names, texts, strict=False))
 
 
 def _many(ranks: list[int]) -> str:

@@ -30,13 +30,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def measured(signals: Signals) -> list[str]:
+    """What a replay must give again, bit by bit: loss, gradient norm, and the size of the coming update, which shows what
+    the other two do not (the optimizer's state and the learning rate)."""
+    return [repr(signals.loss), repr(signals.grad_norm), repr(signals.update_rms)]
+
+
 class Recovery:
     """Carries out decisions that go back, and remembers a replay under way."""
 
     def __init__(self, config: GuardConfig, ring: SnapshotRing, policy: Policy, history: History):
         self.config, self.ring, self.policy, self.history = config, ring, policy, history
         self.replay: dict[str, Any] | None = None
-        """until (step), onset, loss [loss, gradient norm as text] and each rank's fingerprint when it was decided."""
+        """until (step), onset, loss (`measured`) and each rank's fingerprint when it was decided."""
         self.replayed_at: int | None = None
 
     # ------------------------------------------------------------------------------------------------------------ replay
@@ -54,7 +60,7 @@ class Recovery:
         self.replay = {
             "until": step,
             "onset": onset,
-            "loss": [repr(signals.loss), repr(signals.grad_norm)],
+            "loss": measured(signals),
             "fingerprints": fingerprints,
         }
 

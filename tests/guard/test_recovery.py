@@ -65,6 +65,13 @@ def test_a_bit_flip_is_found_to_be_the_hardware_and_costs_nothing(folder, clean)
     assert run.final == clean.final, "the replay is the undisturbed run, bit by bit"
 
 
+def test_moments_that_were_lost_once_are_the_hardware_too(folder, clean):
+    run = train(overrides(folder, "second_moment", "guard.provoke.times=1", "run.name=moments_once"))
+    assert run.kinds() == ["replay", "verdict"], "loss and gradient are as ever: only the update tells"
+    assert run.of("verdict")[0]["cause"] == "hardware" and run.of("verdict")[0]["ranks"] == [0]
+    assert run.final == clean.final
+
+
 def test_non_finite_gradients_are_refused_with_every_weight_unchanged(folder, clean):
     seen = {}
 
