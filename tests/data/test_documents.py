@@ -151,3 +151,18 @@ def test_truncated_archives_are_an_error_and_not_an_end(tmp_path, ending):
     (tmp_path / f"a.jsonl{ending}").write_bytes(pack[ending](content)[:-20])
     with pytest.raises(ConfigError, match="cannot be read to its end"):
         read([tmp_path / f"a.jsonl{ending}"])
+
+
+def test_a_store_that_fails_in_its_own_way_is_explained(monkeypatch):
+    """Libraries of object stores raise exceptions that are neither OSError nor ValueError: no credentials, no bucket."""
+    fsspec = pytest.importorskip("fsspec")
+
+    class NoCredentials(Exception):
+        pass
+
+    def refuse(url):
+        raise NoCredentials("Unable to locate credentials")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
+    with pytest.raises(ConfigError, match="s3://bucket/a.jsonl.*Unable to locate credentials.*Check the address"):
+        find_files(["s3://bucket/a.jsonl"])
