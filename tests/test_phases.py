@@ -58,17 +58,17 @@ def test_phases_change_mixture_length_batch_and_learning_rate(tmp_path):
 
 
 def test_a_curriculum_resumes_anywhere_and_on_other_layouts(tmp_path):
-    overrides = [*phased_run(tmp_path), "checkpoint.every=1", "checkpoint.keep=100", "train.eval_every=0"]
+    overrides = [*phased_run(tmp_path), "checkpoint.every=2", "checkpoint.keep=100", "train.eval_every=0"]
     _, whole, _ = train(overrides)
     checkpoints = tmp_path / "runs/small/checkpoints"
     for step in range(3, 10):  # as if stopped after the second step, in the first phase
         shutil.rmtree(checkpoints / f"step-{step:08}", ignore_errors=True)
     _, again, _ = train(overrides)
     assert again.losses == whole.losses[2:]
-    for step in range(6, 10):
-        shutil.rmtree(checkpoints / f"step-{step:08}")
+    for step in range(5, 10):
+        shutil.rmtree(checkpoints / f"step-{step:08}", ignore_errors=True)
     both = run_ranks(2, _on_ranks, [*overrides, "parallel.pipeline=2"])
-    assert both[0] == both[1] == pytest.approx(whole.losses[5:], rel=1e-4)
+    assert both[0] == both[1] == pytest.approx(whole.losses[4:], rel=1e-4)
 
 
 def test_phases_may_be_changed_in_a_running_job(tmp_path):
