@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side (%(default)s)")
     parser.add_argument("--seq-length", type=int, default=2048, help="of the samples that are loaded (%(default)s)")
     parser.add_argument(
-        "--documents", type=int, default=1500, help="in which near-duplicates are searched (%(default)s)"
+        "--documents", type=int, default=3000, help="in which near-duplicates are searched (%(default)s)"
     )
     parser.add_argument(
         "--as-it-is",
