@@ -29,8 +29,9 @@ class DetectorConfig:
     gradient_gate: float = 8.0
     """z of ln(gradient norm) from which a step is refused; its tails are heavier than the loss'."""
     update_gate: float = 1.5
-    """ln by which the size of the coming update may exceed its median, 4.5 times, before the step is refused. A gradient
-    alone cannot do that in Adam (0.1 g / sqrt(0.05 g^2) is 0.45); a lost second moment or a wrong learning rate can."""
+    """ln by which the size of the coming update may exceed its median, 4.5 times, before the step is refused: a lost
+    second moment or a wrong learning rate. With betas 0.9 and 0.95 a gradient alone cannot do that (0.1 g / sqrt(0.05 g^2)
+    is 0.45); at 0.999 the spike of one tensor's gradient can, and updates like that come before spikes of the loss."""
     spread_gate: float = 0.5
     """Nats by which the worst data rank's loss must exceed the ranks' median, beside z > gradient_gate, to be odd."""
     drift: float = 0.5
