@@ -7,6 +7,7 @@ statistics are in it) and is compared with the twin at the end.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -98,6 +99,11 @@ def recipes(names: Sequence[str], seeds: int, data: str, *, jobs: int, layouts: 
                 else:
                     result["provoked"].append(_row(name, seed, outcome[0], twins[seed]))
                 report(result)
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():  # else the command would only end with the runs under way
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         shutil.rmtree(folder, ignore_errors=True)
