@@ -43,8 +43,13 @@ def _document_starts(file: TokenFile) -> np.ndarray:
     return starts[np.asarray(file.documents)]
 
 
-@lru_cache(maxsize=2)
 def _opened(prefix: str) -> tuple[TokenFile, np.ndarray]:
+    stamp = os.stat(f"{prefix}.bin")
+    return _mapped(prefix, stamp.st_mtime_ns, stamp.st_ino)  # a worker may outlive the file
+
+
+@lru_cache(maxsize=2)
+def _mapped(prefix: str, changed: int, node: int) -> tuple[TokenFile, np.ndarray]:
     file = TokenFile(prefix)
     return file, _document_starts(file)
 
