@@ -6,7 +6,7 @@ from heapq import heapify, heapreplace
 from math import ceil, prod
 from typing import Any
 
-from megalm.config import Config, ModelConfig
+from megalm.config import Config, ModelConfig, ParallelConfig
 from megalm.pipeline.partition import layer_costs
 from megalm.pipeline.schedule import Placement
 from megalm.plan.activations import attention_mask, layer_activations
@@ -301,8 +301,13 @@ def _stage(
         activations += 8.0 * tokens * flight
     logits = 0.0
     if last:
-        # The last norm's input, its output and a gradient; the logits, which their gradient is written over.
-        logits = 3 * stream + tokens * ceil(model.vocab_size / layout.tensor) * size
+        # The last norm's input, its output and a gradient; the logits held at a time, which their gradient is written
+        # over; in chunks, the output matrix's gradient is summed aside in fp32.
+        columns = ceil(model.vocab_size / layout.tensor)
+        at_once = ParallelConfig().loss_positions(int(tokens), columns, size)
+        logits = 3 * stream + at_once * columns * size
+        if at_once < tokens:
+            logits += 4.0 * columns * model.hidden_size
     # The loss and a layer's backward follow each other: the larger of the two decides.
     working = max(0.0, acts.recomputed + acts.working - logits)
     communication = gathered
