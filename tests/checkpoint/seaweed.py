@@ -12,6 +12,8 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+import fsspec
+
 
 def binary() -> str | None:
     """The `weed` program, if it is installed."""
@@ -67,6 +69,8 @@ class S3Server:
         else:
             self.stop()
             raise RuntimeError((self.folder / "weed.log").read_text()[-2000:])
+        # fsspec keeps one client for the same arguments, and that of an earlier test looks for an earlier server
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
         self.relay.open()
 
     def stop(self) -> None:
