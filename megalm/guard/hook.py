@@ -283,7 +283,7 @@ class GuardHook(Hook):
         """Written down first, then done; a crash in between is taken up by `Recovery.resume`."""
         if decision.action == "skip_data":
             first = trainer.loader.samples_consumed
-            samples = [first, first + decision.skip_after * trainer.config.train.global_batch_size]
+            samples = [first, first + decision.skip_after * trainer.loader.phase.global_batch_size]
             self._event(trainer, "skip", decision, samples=samples)
             trainer.loader.skip(*samples)
             return

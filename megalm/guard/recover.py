@@ -94,7 +94,7 @@ class Recovery:
         }
         if decision.action == "replay":
             return plan
-        batch = trainer.config.train.global_batch_size
+        batch = trainer.loader.phase.global_batch_size
         first = self.history.first_position(max(decision.onset - decision.skip_before, target + 1))
         last = trainer.loader.samples_consumed + decision.skip_after * batch
         if first is not None and last > first:
