@@ -22,7 +22,8 @@ from megalm.checkpoint.manifest import MANIFEST, FileRecord, Manifest, check_siz
 _COMMITTED = re.compile(r"step-(\d{8,})(\.old-[0-9a-f]+)?")
 _LEFT_OVER = re.compile(r"step-\d{8,}\.(tmp|trash)-[0-9a-f]+")
 
-# Small pieces (archive heads, tails, norm weights) are gathered to one write call of about this size.
+# Small pieces (archive heads, tails, norm weights) are gathered to one write call of about this size; large ones are cut
+# into such writes, so that each is still in a core's cache when it is written after its checksum was taken.
 WRITE_BYTES = 1 << 20
 
 # The kernel is told to begin with the disk after so many bytes: else it waits for the fsync, and the disk with it.
@@ -46,9 +47,9 @@ def write_file(path: Path, parts: Iterable[Any]) -> FileRecord:
         pending = bytearray()
         for part in parts:
             data = memoryview(part).cast("B") if len(part) else memoryview(b"")
-            digest.update(data)
-            length += len(data)
             if len(data) < WRITE_BYTES:
+                digest.update(data)
+                length += len(data)
                 pending += data
                 if len(pending) < WRITE_BYTES:
                     continue
@@ -56,10 +57,14 @@ def write_file(path: Path, parts: Iterable[Any]) -> FileRecord:
             if pending:
                 _write_all(descriptor, memoryview(pending))
                 pending = bytearray()
-            _write_all(descriptor, data)
-            if length - begun >= WRITEBACK_BYTES:
-                _begin_writeback(descriptor, begun, length - begun)
-                begun = length
+            for start in range(0, len(data), WRITE_BYTES):
+                block = data[start : start + WRITE_BYTES]
+                digest.update(block)
+                length += len(block)
+                _write_all(descriptor, block)
+                if length - begun >= WRITEBACK_BYTES:
+                    _begin_writeback(descriptor, begun, length - begun)
+                    begun = length
         _write_all(descriptor, memoryview(pending))
         os.fsync(descriptor)
     except BaseException:

@@ -15,7 +15,7 @@ from megalm.checkpoint.manifest import checksum
 
 # Bytes copied and then checksummed at a time: they are still in a core's cache when they are read for the second time,
 # so that a checksum costs no memory traffic of its own.
-BLOCK_BYTES = 512 << 10
+BLOCK_BYTES = 256 << 10
 # Below this many bytes one thread does it all: waking others would take longer.
 THREAD_BYTES = 8 << 20
 # More threads than this are not faster: a few saturate a socket's memory.
