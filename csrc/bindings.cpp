@@ -21,6 +21,7 @@ void register_moe_permute(pybind11::module_& m);
 void register_moe_router(pybind11::module_& m);
 void register_norm(pybind11::module_& m);
 void register_quantize(pybind11::module_& m);
+void register_digest(pybind11::module_& m);
 void register_sequence(pybind11::module_& m);
 void register_rope(pybind11::module_& m);
 void register_shingle(pybind11::module_& m);
@@ -74,6 +75,7 @@ PYBIND11_MODULE(_C, m) {
   register_moe_router(m);
   register_norm(m);
   register_quantize(m);
+  register_digest(m);
   register_sequence(m);
   register_rope(m);
   register_shingle(m);

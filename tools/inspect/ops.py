@@ -30,8 +30,9 @@ OPS = {
     "index.fill, index.permute, index.deal": "index",
     "the longest repeats of a text": "suffix",
     "a document's shingles": "shingle",
+    "a checkpoint's copy and checksum": "digest",
 }
-_HOST_ONLY = ("index", "shingle", "suffix")
+_HOST_ONLY = ("digest", "index", "shingle", "suffix")
 _FP32_ONLY = ("adamw",)
 _ISA_NAMES = ("baseline", "avx2", "avx512")
 
