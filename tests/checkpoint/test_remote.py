@@ -69,7 +69,7 @@ class Away:
 
 
 def test_a_checkpoint_goes_to_the_store_and_comes_back(url, tmp_path):
-    made, events = open_(url, tmp_path, keep=2)
+    made, events = open_(url, tmp_path, keep=2, upload_queue=4)  # room for all, however slow the store
     assert made.latest() is None
     for step in (1, 2, 3):
         made.save(step, box(step), {"step": step}, {})
