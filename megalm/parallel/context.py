@@ -178,9 +178,7 @@ class _CudaFlash:
         bias: Tensor | None,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        unused = torch.empty(
-            2, dtype=torch.uint64, device=q.device
-        )  # the dropout's random state, and there is no dropout
+        unused = torch.empty(2, dtype=torch.uint64, device=q.device)  # a random state, and nothing is dropped
         return torch.ops.aten._scaled_dot_product_flash_attention_backward(
             grad, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, unused, unused[:0], scale=scale
         )
