@@ -13,10 +13,13 @@ namespace megalm {
 
 void register_activation(pybind11::module_& m);
 void register_adamw(pybind11::module_& m);
+void register_attention_logit(pybind11::module_& m);
 void register_cross_entropy(pybind11::module_& m);
 void register_dropout(pybind11::module_& m);
 void register_gradient_norm(pybind11::module_& m);
 void register_index(pybind11::module_& m);
+void register_json_lines(pybind11::module_& m);
+void register_minhash(pybind11::module_& m);
 void register_moe_permute(pybind11::module_& m);
 void register_moe_router(pybind11::module_& m);
 void register_norm(pybind11::module_& m);
@@ -67,10 +70,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("keep_freed_memory", &keep_freed_memory);
   register_activation(m);
   register_adamw(m);
+  register_attention_logit(m);
   register_cross_entropy(m);
   register_dropout(m);
   register_gradient_norm(m);
   register_index(m);
+  register_json_lines(m);
+  register_minhash(m);
   register_moe_permute(m);
   register_moe_router(m);
   register_norm(m);

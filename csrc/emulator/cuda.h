@@ -75,6 +75,19 @@ T atomicAdd(T* address, T value) {
   return old;
 }
 
+template <typename T>
+T atomicMax(T* address, T value) {
+  const T old = *address;
+  if (value > old) *address = value;
+  return old;
+}
+template <typename T>
+T atomicMin(T* address, T value) {
+  const T old = *address;
+  if (value < old) *address = value;
+  return old;
+}
+
 inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 
 struct __nv_bfloat16 {

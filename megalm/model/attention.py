@@ -12,7 +12,6 @@ from megalm.config import ModelConfig, ParallelConfig
 from megalm.model.cache import KeyValueCache
 from megalm.model.head_norm import AllHeadsNorm, HeadNorm
 from megalm.model.heads import key_value_heads, query_heads
-from megalm.model.logits import largest_logits
 from megalm.model.positions import Where
 from megalm.parallel.context import context_attention
 from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
@@ -76,7 +75,7 @@ class Attention(nn.Module):
             self.key_norm = self._head_norm(key_value_heads(config, mesh.tensor, f"{name}.key_norm"), mesh, **made)
         self.recompute_core = parallel.recompute == "selective"
         self.cache: KeyValueCache | None = None  # set while text is generated: see megalm.model.cache
-        self.largest_logit: Tensor | None = None  # [A/t] where it is watched: see megalm.model.logits
+        self.largest_logit: Tensor | None = None  # [A/t] where it is watched: see megalm.ops.attention_logit
 
     def _head_norm(self, heads: Output, mesh: Mesh, **made: Any) -> nn.Module:
         config = self.config
@@ -103,8 +102,10 @@ class Attention(nn.Module):
             q = ops.rotary(q, cos, sin, interleaved=self.config.rope_interleaved)
             k = ops.rotary(k, cos, sin, interleaved=self.config.rope_interleaved)
         if self.largest_logit is not None and self.training:
-            seen = largest_logits(q, k, self.head_dim**-0.5, where.mask)
-            torch.maximum(self.largest_logit, seen, out=self.largest_logit)
+            mask = (
+                where.mask if where.mask is None or where.mask.dtype == torch.bool else None
+            )  # else it is causal, with biases
+            ops.largest_logits_(self.largest_logit, q, k, self.head_dim**-0.5, mask)
         return self._mix(q, k, v, where).flatten(2)
 
     def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from megalm.ops.activation import bias_gelu, geglu, swiglu
 from megalm.ops.adamw import Segments, adamw_, update_clipping_rates, update_squares
+from megalm.ops.attention_logit import largest_logits_
 from megalm.ops.backend import current_backend, keep_freed_memory, set_backend, use_backend
 from megalm.ops.cross_entropy import (
     cross_entropy,
@@ -46,6 +47,7 @@ __all__ = [
     "join_statistics",
     "keep_freed_memory",
     "l2_norm_nonfinite",
+    "largest_logits_",
     "layer_norm",
     "linear_cross_entropy",
     "linear_cross_entropy_parts",

@@ -3,34 +3,9 @@
 import pytest
 import torch
 
-from megalm.model.logits import largest_logits
 from megalm.optim.stretches import TensorIndex
 from megalm.optim.update_sample import UpdateSample
 from tests.optim.test_rules import train
-
-
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("masked", [False, True])
-def test_the_largest_logit_of_each_head_is_exact_on_the_queries_that_are_looked_at(groups, masked):
-    torch.manual_seed(groups)
-    length, batch, heads, width = 32, 3, 4, 8
-    q, k = torch.randn(length, batch, heads, width), torch.randn(length, batch, groups, width)
-    seen = torch.ones(length, length).tril().bool()
-    mask = None
-    if masked:
-        ids = torch.randint(3, (batch, length)).sort().values
-        mask = (ids[:, None, :, None] == ids[:, None, None, :]).tril()
-        seen = mask[:, 0]
-    logits = torch.einsum("sbhd,tbhd->bhst", q, k.repeat_interleave(heads // groups, 2)) * 0.3
-    logits = logits.masked_fill(~(seen[:, None] if masked else seen), -torch.inf)
-    expected = logits[:, :, 3::4].amax(dim=(0, 2, 3))
-    assert torch.allclose(largest_logits(q, k, 0.3, mask), expected, atol=1e-5)
-
-
-def test_short_sequences_are_looked_at_whole():
-    q, k = torch.randn(5, 1, 2, 4), torch.randn(5, 1, 2, 4)
-    logits = torch.einsum("sbhd,tbhd->bhst", q, k).masked_fill(~torch.ones(5, 5).tril().bool(), -torch.inf)
-    assert torch.allclose(largest_logits(q, k, 1.0, None), logits.amax(dim=(0, 2, 3)))
 
 
 def test_the_sampled_update_is_near_the_whole_one(tmp_path):

@@ -46,10 +46,10 @@ class _Clock:
 def _cost(name: str, data: str, steps: int, more: list[str]) -> dict[str, Any]:
     import torch
 
-    from megalm.model import attention
+    from megalm import ops
     from tools.bench._guard_recipes import make_trainer
 
-    threads, plain = torch.get_num_threads(), attention.largest_logits
+    threads, plain = torch.get_num_threads(), ops.largest_logits_
     torch.set_num_threads(os.cpu_count() or 1)
     folder = Path(tempfile.mkdtemp(prefix="megalm-guard-"))
     clocks = {"logits": _Clock(), "updates": _Clock()}
@@ -60,7 +60,7 @@ def _cost(name: str, data: str, steps: int, more: list[str]) -> dict[str, Any]:
         }
         trainers, guard = {choice: pair[0] for choice, pair in pairs.items()}, pairs["default"][1]
         measured = trainers["default"].measurement.updates
-        attention.largest_logits = clocks["logits"].wrapped(plain)
+        ops.largest_logits_ = clocks["logits"].wrapped(plain)
         measured.sums = clocks["updates"].wrapped(measured.sums)
         for trainer in trainers.values():
             for hook in trainer.hooks:
@@ -78,7 +78,7 @@ def _cost(name: str, data: str, steps: int, more: list[str]) -> dict[str, Any]:
             trainer.loader.close()
             trainer.events.close()
     finally:
-        attention.largest_logits = plain
+        ops.largest_logits_ = plain
         shutil.rmtree(folder, ignore_errors=True)
         torch.set_num_threads(threads)
     off = statistics.median(row["off"] for row in rows)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,10 +39,12 @@ def run(args: argparse.Namespace) -> int:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(args.threads)
-    steps: dict[str, Callable[[], float]] = {
-        "transformers": _peer_step(device, args.dtype),
-        "megalm": _our_step(device, args.dtype),
-    }
+    with tempfile.TemporaryDirectory(prefix="megalm-bench-") as folder:
+        peer = _peer(device, Path(folder))
+        steps: dict[str, Callable[[], float]] = {
+            "transformers": _peer_step(peer, device, args.dtype),
+            "megalm": _our_step(Path(folder), device, args.dtype),
+        }
     times: dict[str, list[float]] = {name: [] for name in steps}
     losses: dict[str, float] = {name: step() for name, step in steps.items()}  # warm-up
     for _ in range(args.rounds):
@@ -87,11 +90,13 @@ def _batches(device: str):
     return tokens.to(device)
 
 
-def _peer_step(device: str, dtype: str) -> Callable[[], float]:
-    """LlamaForCausalLM with torch's fused AdamW and clipping; bf16 by autocast with fp32 weights."""
+def _peer(device: str, folder: Path) -> Any:
+    """LlamaForCausalLM with random weights, which are also written to the folder: both train from the same."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -106,7 +111,23 @@ def _peer_step(device: str, dtype: str) -> Callable[[], float]:
             use_cache=False,
         )
     ).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    model.save_pretrained(folder)
+    return model
+
+
+def _peer_step(model: Any, device: str, dtype: str) -> Callable[[], float]:
+    """torch's fused AdamW, without decay on norms and embeddings, and clipping; bf16 by autocast with fp32 weights."""
+    import torch
+
+    groups: dict[bool, list[Any]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[parameter.ndim > 1 and "embed" not in name].append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": groups[True], "weight_decay": 0.1}, {"params": groups[False], "weight_decay": 0.0}],
+        lr=1e-4,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
     tokens = _batches(device)
     inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
@@ -123,23 +144,27 @@ def _peer_step(device: str, dtype: str) -> Callable[[], float]:
     return step
 
 
-def _our_step(device: str, dtype: str) -> Callable[[], float]:
+def _our_step(folder: Path, device: str, dtype: str) -> Callable[[], float]:
     """The trainer's own pieces: model, executor, sharded optimizer, one statistics message, clipping."""
     import torch
 
     from megalm.build import build_chunks, schedule_of
-    from megalm.config import Config, ModelConfig
+    from megalm.checkpoint.convert.formats import open_source
+    from megalm.config import Config
     from megalm.data.batch import Batch
+    from megalm.evaluate.model import fill
     from megalm.optim.sharded import ShardedOptimizer
     from megalm.parallel.mesh import Mesh
     from megalm.pipeline.execute import Executor
 
-    config = Config(model=ModelConfig(name="bench", **SHAPE))
-    config.model.fill_in()
+    source = open_source(folder)
+    config = Config(model=source.model)
     config.train.global_batch_size = config.train.micro_batch_size = MICRO_BATCH
     config.precision.dtype = dtype
     mesh = Mesh.single(device)
     chunks = build_chunks(config, mesh)
+    with torch.no_grad():
+        fill(chunks[0], source.weights)
     optimizer = ShardedOptimizer(chunks, config.optim, config.precision, mesh, config.parallel)
     executor = Executor(
         chunks,

@@ -19,6 +19,7 @@ OPS = {
     "swiglu, geglu, bias_gelu": "activation",
     "bias_dropout_add": "dropout",
     "causal_softmax": "softmax",
+    "largest_logits_": "attention_logit",
     "cross_entropy, linear_cross_entropy": "cross_entropy",
     "adamw_": "adamw",
     "update_squares": "adamw",
