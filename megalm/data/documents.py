@@ -6,30 +6,37 @@ do any piece.
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import csv
-import glob
-import gzip
 import io
 import json
-import lzma
 import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, BinaryIO
 
 from megalm.config.errors import ConfigError
+from megalm.data.files import (
+    COMPRESSIONS,
+    ENDINGS,
+    broken_file_errors,
+    compression_of,
+    ending_of,
+    list_files,
+    open_bytes,
+    open_seekable,
+)
 
-TEXT_ENDINGS = (".txt", ".md", ".rst", ".py")
-ENDINGS = (*TEXT_ENDINGS, ".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow")
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 SMALLEST_PIECE, LARGEST_PIECE = 4 << 20, 64 << 20  # bytes of one file that are read at a time by one process
 PIECES = 256  # that a large input is cut into at least: enough for all processes to end together
 LONGEST_TEXT = 64 << 20  # a text file above this is cut at line ends into documents of TEXT_PIECE
 TEXT_PIECE = 16 << 20
+LONGEST_LINE = 1 << 20  # after so many bytes without a line end a text is cut where it is
+BLOCK = 1 << 20  # of a JSON file that is looked at together
+BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class Piece:
     """What reports and skip lists call it; empty: the path."""
     source: str = ""
     """What the report counts it under."""
+    stamp: str = ""
+    """Changes when the file does."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,10 @@ class Document:
     text: str
     place: str
     fields: dict[str, Any]
+
+    def field(self, name: str) -> Any:
+        """The value of a key or column, or of a path such as meta.language; None where there is none."""
+        return _value(self.fields, name)
 
 
 @dataclass(frozen=True)
@@ -71,61 +84,17 @@ def find_files(inputs: Sequence[str]) -> list[Piece]:
     """
     found: dict[str, Piece] = {}
     for item in inputs:
-        matches = _find_remote(item) if "://" in item else _find_local(item)
+        matches = list_files(item)
         if not matches:
             raise ConfigError(
                 f"input {item!r} names no file. Give files, folders, globs or URLs of {', '.join(ENDINGS)} "
                 f"(also with {', '.join(COMPRESSIONS)}); a file with another ending is read as text when it is "
                 f"named itself."
             )
-        for path, size in matches:
-            found.setdefault(path, Piece(path, size, source=item))
+        for match in matches:
+            once = match.path if "://" in match.path else os.path.abspath(match.path)
+            found.setdefault(once, Piece(match.path, match.size, source=item, stamp=match.stamp))
     return list(found.values())
-
-
-def _find_local(item: str) -> list[tuple[str, int]]:
-    if os.path.isdir(item):
-        paths = [
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(item)
-            for name in names
-            if _ending(name) in ENDINGS
-        ]
-    elif os.path.exists(item):
-        paths = [item]
-    else:
-        paths = [path for path in glob.glob(item, recursive=True) if os.path.isfile(path)]
-    return [(path, os.path.getsize(path)) for path in sorted(paths)]
-
-
-def _find_remote(item: str) -> list[tuple[str, int]]:
-    import fsspec
-
-    try:
-        system, path = fsspec.core.url_to_fs(item)
-        if any(character in path for character in "*?["):
-            details = system.glob(path, detail=True)
-        elif system.isdir(path):
-            details = {k: v for k, v in system.find(path, detail=True).items() if _ending(k) in ENDINGS}
-        else:
-            details = {path: system.info(path)}
-        return [
-            (system.unstrip_protocol(k), int(v["size"] or 0)) for k, v in sorted(details.items()) if v["type"] == "file"
-        ]
-    except Exception as error:  # each store's library raises its own kinds
-        raise ConfigError(
-            f"input {item!r} cannot be listed: {error}. Check the address and the credentials; s3:// needs `pip "
-            f"install s3fs`."
-        ) from error
-
-
-def _ending(path: str) -> str:
-    stem, ending = os.path.splitext(path.lower())
-    return os.path.splitext(stem)[1] if ending in COMPRESSIONS else ending
-
-
-def _compression(path: str) -> str | None:
-    return COMPRESSIONS.get(os.path.splitext(path.lower())[1])
 
 
 def piece_bytes(files: Sequence[Piece]) -> int:
@@ -138,13 +107,16 @@ def cut_into_pieces(files: Sequence[Piece]) -> list[Piece]:
     only."""
     pieces = []
     each = piece_bytes(files)
+    tables = [f.path for f in files if ending_of(f.path) == ".parquet" and not compression_of(f.path)]
+    with ThreadPoolExecutor(8) as pool:  # far away each takes a while
+        row_groups = dict(zip(tables, pool.map(_row_groups, tables), strict=True))
     for file in files:
-        ending = _ending(file.path)
+        ending = ending_of(file.path)
         lines = ending in (".jsonl", ".ndjson")
-        if ending == ".parquet":
-            groups = _row_groups(file.path)
+        if file.path in row_groups:
+            groups = row_groups[file.path]
             pieces += [replace(file, size=file.size // groups, start=g, stop=g + 1) for g in range(groups)]
-        elif _compression(file.path) or ending in (".json", ".csv", ".arrow"):
+        elif compression_of(file.path) or ending in (".json", ".csv", ".arrow", ".parquet"):
             pieces.append(file)
         elif file.size > (each if lines else LONGEST_TEXT):
             step = each if lines else TEXT_PIECE
@@ -156,13 +128,17 @@ def cut_into_pieces(files: Sequence[Piece]) -> list[Piece]:
     return pieces
 
 
-def read_piece(piece: Piece, field: str = "text") -> Iterator[Document | BadDocument]:
-    """The documents of a piece, in order. `field` is a column or key, or a template such as "{title}\\n\\n{body}".
+def read_piece(
+    piece: Piece, field: str = "text", others: Sequence[str] | None = None
+) -> Iterator[Document | BadDocument]:
+    """The documents of a piece, in order.
 
+    field: a key or column, a path such as meta.text, or a template such as "{title}\\n\\n{body}". others: what else of the
+    fields will be asked for, so that the remaining columns of a table need not be read; None: everything.
     Errors: ConfigError if the file as a whole cannot be read. A broken line is a BadDocument.
     """
-    ending = _ending(piece.path)
-    try:
+    ending = ending_of(piece.path)
+    with reading(piece.path):
         if ending in (".jsonl", ".ndjson"):
             yield from _json_lines(piece, field)
         elif ending == ".json":
@@ -170,73 +146,22 @@ def read_piece(piece: Piece, field: str = "text") -> Iterator[Document | BadDocu
         elif ending == ".csv":
             yield from _csv(piece, field)
         elif ending in (".parquet", ".arrow"):
-            yield from _table(piece, field, ending)
+            yield from _table(piece, field, others, ending)
         else:
             yield from _text(piece)
-    except (OSError, EOFError, lzma.LZMAError, _zstd_error()) as error:
-        raise ConfigError(
-            f"{piece.path}: cannot be read to its end ({error}). Restore the file, or leave it out."
-        ) from error
-
-
-def _zstd_error() -> type[Exception]:
-    import zstandard
-
-    return zstandard.ZstdError
 
 
 @contextlib.contextmanager
-def open_bytes(path: str) -> Iterator[BinaryIO]:
-    """The decompressed bytes of a local file or URL."""
-    with contextlib.ExitStack() as stack:
-        if "://" in path:
-            import fsspec
-
-            raw = stack.enter_context(fsspec.open(path, "rb").open())
-        else:
-            raw = stack.enter_context(open(path, "rb", buffering=1 << 20))
-        kind = _compression(path)
-        if kind == "gzip":
-            raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
-        elif kind == "bz2":
-            raw = stack.enter_context(bz2.BZ2File(raw))
-        elif kind == "xz":
-            raw = stack.enter_context(lzma.LZMAFile(raw))
-        elif kind == "zstd":
-            raw = stack.enter_context(io.BufferedReader(_ZstandardReader(raw), 1 << 20))
-        yield raw
-
-
-class _ZstandardReader(io.RawIOBase):
-    """Frames one after another; unlike the library's own reader it notices a last frame that is cut off."""
-
-    def __init__(self, source: BinaryIO):
-        import zstandard
-
-        self._new = zstandard.ZstdDecompressor().decompressobj
-        self._source = source
-        self._frame: Any = None
-        self._input = b""
-        self._output = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._output:
-            self._input = self._input or self._source.read(1 << 17)
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError("the compressed file ends inside a frame")
-                return 0
-            self._frame = self._frame or self._new()
-            self._output = memoryview(self._frame.decompress(self._input))
-            self._input = b""
-            if self._frame.eof:
-                self._input, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._output))
-        buffer[:count], self._output = self._output[:count], self._output[count:]
-        return count
+def reading(path: str) -> Iterator[None]:
+    """What a damaged file, or a store, raises inside becomes a ConfigError that names the file."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if "://" not in path and not isinstance(error, broken_file_errors()):
+            raise  # only the clients of stores raise kinds of their own
+        raise ConfigError(f"{path}: cannot be read to its end ({error}). Restore the file, or leave it out.") from error
 
 
 def _lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
@@ -255,62 +180,101 @@ def _lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
 
 
 def _decode(data: bytes, place: int) -> str | BadDocument:
+    mark = len(BOM) if place == 0 and data.startswith(BOM) else 0
     try:
-        return data.decode("utf-8")
+        return data[mark:].decode("utf-8")
     except UnicodeDecodeError as error:
-        return BadDocument(f"byte {place + error.start}", f"invalid UTF-8 ({error.reason})")
+        return BadDocument(f"byte {place + mark + error.start}", f"invalid UTF-8 ({error.reason})")
 
 
 def _text(piece: Piece) -> Iterator[Document | BadDocument]:
-    start = piece.start
-    if piece.stop < 0 and _compression(piece.path) is None:
-        with open_bytes(piece.path) as file:
-            parts = [file.read()]
-    elif piece.stop < 0:
-        yield from _long_text(piece)
+    if compression_of(piece.path) is not None:
+        yield from _unpacked_text(piece)
         return
-    else:
-        lines = list(_lines(piece))
-        start, parts = (lines[0][0] if lines else start), [line for _, line in lines]
-    text = _decode(b"".join(parts), start)
-    yield text if isinstance(text, BadDocument) else Document(text, f"byte {start}", {})
+    with open_bytes(piece.path) as file:
+        start, stop = _edge(file, piece.start), _edge(file, piece.stop) if piece.stop >= 0 else -1
+        file.seek(start)
+        data = file.read(stop - start if stop >= 0 else -1)
+    if data or start == 0:  # else a line goes on through the whole piece
+        yield _text_document(data, start)
 
 
-def _long_text(piece: Piece) -> Iterator[Document | BadDocument]:
-    """A compressed text of unknown length: whole, or cut at line ends as a plain one would be."""
-    buffer: list[bytes] = []
-    held = start = 0
-    for _, line in _lines(piece):
-        buffer.append(line)
-        held += len(line)
-        if held >= LONGEST_TEXT:
-            text = _decode(b"".join(buffer), start)
-            yield text if isinstance(text, BadDocument) else Document(text, f"byte {start}", {})
-            start, held, buffer = start + held, 0, []
-    if held or start == 0:
-        text = _decode(b"".join(buffer), start)
-        yield text if isinstance(text, BadDocument) else Document(text, f"byte {start}", {})
+def _text_document(data: bytes, start: int) -> Document | BadDocument:
+    text = _decode(data, start)
+    return text if isinstance(text, BadDocument) else Document(text, f"byte {start}", {})
+
+
+def _edge(file: BinaryIO, at: int) -> int:
+    """Where a text is cut near a byte: behind the next line end, or between two characters where there is none."""
+    if at == 0:
+        return 0
+    file.seek(at - 1)
+    return at - 1 + _cut(file.read(LONGEST_LINE))
+
+
+def _cut(ahead: bytes) -> int:
+    """The same, in the bytes from the one before the place on."""
+    found = ahead.find(b"\n") + 1
+    if found or len(ahead) < LONGEST_LINE:
+        return found or len(ahead)
+    cut = 1
+    while cut < 5 and ahead[cut] & 0xC0 == 0x80:  # inside a character
+        cut += 1
+    return cut
+
+
+def _unpacked_text(piece: Piece) -> Iterator[Document | BadDocument]:
+    """A compressed text of unknown length: whole, or cut where a plain one of that length would be."""
+    data, start, next_cut, more = bytearray(), 0, TEXT_PIECE, True
+    with open_bytes(piece.path) as file:
+        while more:
+            block = file.read(1 << 20)
+            data += block
+            more = bool(block)
+            if start + len(data) <= LONGEST_TEXT:
+                continue
+            while start + len(data) >= next_cut + LONGEST_LINE or (not more and start + len(data) > next_cut):
+                at = next_cut - 1 - start
+                if at >= 0:  # else a line went on beyond this place
+                    end = at + _cut(bytes(data[at : at + LONGEST_LINE]))
+                    yield _text_document(bytes(data[:end]), start)
+                    del data[:end]
+                    start += end
+                next_cut += TEXT_PIECE
+    if data or start == 0:
+        yield _text_document(bytes(data), start)
 
 
 def _json_lines(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
     for offset, line in _lines(piece):
-        if not line.strip():
-            continue
-        text = _decode(line, offset)
-        if isinstance(text, BadDocument):
-            yield text
-            continue
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield BadDocument(f"byte {offset}", f"not JSON ({error})")
-            continue
-        yield _from_record(record, field, f"byte {offset}")
+        if line.strip():
+            yield json_line(line, offset, field)
+
+
+def json_line(line: bytes, offset: int, field: str) -> Document | BadDocument:
+    """The document of a line that is not empty and begins at this byte of its file."""
+    text = _decode(line, offset)
+    if isinstance(text, BadDocument):
+        return text
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return BadDocument(f"byte {offset}", f"not JSON ({error})")
+    return _from_record(record, field, f"byte {offset}")
 
 
 @lru_cache(maxsize=16)
 def _names(field: str) -> list[str]:
-    return re.findall(r"{(\w+)}", field) or [field]
+    return re.findall(r"{([\w.-]+)}", field) or [field]
+
+
+def _value(record: dict[str, Any], name: str) -> Any:
+    if name in record or "." not in name:
+        return record.get(name)
+    value: Any = record
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _from_record(record: Any, field: str, place: str) -> Document | BadDocument:
@@ -319,56 +283,99 @@ def _from_record(record: Any, field: str, place: str) -> Document | BadDocument:
     if not isinstance(record, dict):
         return BadDocument(place, f"is {type(record).__name__}, not an object or a string")
     names = _names(field)
-    values = []
+    values = {}
     for name in names:
-        value = record.get(name)
+        value = _value(record, name)
         if not isinstance(value, str):
             keys = ", ".join(map(str, list(record)[:8]))
             return BadDocument(place, f"field {name!r} is {type(value).__name__}, not text; there are: {keys}")
-        values.append(value)
-    text = values[0]
+        values[name] = value
+    text = values[names[0]]
     if "{" in field:
-        text = re.sub(r"{(\w+)}", lambda match: record[match.group(1)], field)
-    if _surrogate(text):
-        return BadDocument(place, "holds half of a surrogate pair, which is not text")
-    return Document(text, place, record)
+        text = re.sub(r"{([\w.-]+)}", lambda match: values[match.group(1)], field)
+    wrong = _surrogate(text)
+    return BadDocument(place, wrong) if wrong else Document(text, place, record)
 
 
-def _surrogate(text: str) -> bool:
+def _surrogate(text: str) -> str | None:
+    """Why this is not text, where it is none."""
     if text.isascii():
-        return False
+        return None
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
+    except UnicodeEncodeError as error:
+        if "\udc80" <= text[error.start] <= "\udcff":  # where a decoder left a byte as it was
+            return "invalid UTF-8, or half of a surrogate pair"
+        return "holds half of a surrogate pair, which is not text"
+    return None
 
 
 def _json(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
     with open_bytes(piece.path) as file:
-        data = file.read()
-    try:
-        content = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{piece.path}: not one JSON value ({error}). A file with one object a line must be called .jsonl."
-        ) from error
-    records = content if isinstance(content, list) else [content]
-    for number, record in enumerate(records):
-        yield _from_record(record, field, f"item {number}")
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        number = -1
+        try:
+            for number, record in enumerate(_json_values(text)):
+                yield _from_record(record, field, f"item {number}")
+        except (ValueError, RecursionError) as error:
+            yield BadDocument(f"item {number + 1}", f"not JSON ({error}); the rest of the file is left out")
+
+
+def _json_values(file: io.TextIOWrapper) -> Iterator[Any]:
+    """The values of a file one after another, and those in an array one by one; no more than one is held.
+
+    Errors: ValueError where the text is not JSON.
+    """
+    decode, skip = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*").match
+    buffer, at, inside, ended, least = "", 0, False, False, BLOCK
+    expected = ""  # what must come before the next value of an array
+    while True:
+        if not ended and len(buffer) - at < least:
+            block = file.read(max(BLOCK, least))
+            ended = not block
+            buffer, at = buffer[at:] + block, 0
+            continue
+        at = skip(buffer, at).end()  # type: ignore[union-attr]
+        here = buffer[at : at + 1]
+        if not here:
+            if not ended:
+                continue
+            if inside:
+                raise ValueError("the array does not end")
+            return
+        if not inside and here == "[":
+            inside, expected, at = True, "", at + 1
+        elif inside and here == "]":
+            inside, at = False, at + 1
+        elif inside and expected:
+            if here != expected:
+                raise ValueError(f"{here!r} where a comma should be")
+            expected, at = "", at + 1
+        else:
+            try:
+                value, end = decode(buffer, at)
+            except json.JSONDecodeError as error:
+                whole = ended or (not error.msg.startswith("Unterminated") and error.pos < len(buffer) - 16)
+                if whole or least > LONGEST_TEXT:
+                    raise
+                least *= 2  # the value goes on
+                continue
+            if end == len(buffer) and not ended:  # of a number there may be more
+                least *= 2
+                continue
+            yield value
+            at, least, expected = end, BLOCK, "," if inside else ""
 
 
 def _csv(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(LONGEST_TEXT)
     with open_bytes(piece.path) as file:
-        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
+        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""))
         try:
             for record in reader:
                 yield _from_record(record, field, f"line {reader.line_num}")
-        except (csv.Error, UnicodeDecodeError) as error:
-            yield BadDocument(
-                f"line {reader.line_num + 1}", f"not CSV in UTF-8 ({error}); the rest of the file is left out"
-            )
+        except csv.Error as error:
+            yield BadDocument(f"line {reader.line_num + 1}", f"not CSV ({error}); the rest of the file is left out")
 
 
 def _pyarrow() -> Any:
@@ -384,7 +391,7 @@ def _pyarrow() -> Any:
 def _row_groups(path: str) -> int:
     pyarrow = _pyarrow()
     try:
-        with open_bytes(path) as file:
+        with open_seekable(path) as file:
             return pyarrow.parquet.ParquetFile(file).num_row_groups
     except (pyarrow.ArrowException, OSError) as error:
         raise ConfigError(
@@ -392,26 +399,61 @@ def _row_groups(path: str) -> int:
         ) from error
 
 
-def _table(piece: Piece, field: str, ending: str) -> Iterator[Document | BadDocument]:
+def _table(piece: Piece, field: str, others: Sequence[str] | None, ending: str) -> Iterator[Document | BadDocument]:
     pyarrow = _pyarrow()
     row = 0
     try:
-        with open_bytes(piece.path) as file:
+        with open_seekable(piece.path) as file:
             if ending == ".parquet":
                 table = pyarrow.parquet.ParquetFile(file)
+                groups = range(piece.start, piece.stop if piece.stop >= 0 else table.num_row_groups)
                 row = sum(table.metadata.row_group(g).num_rows for g in range(piece.start))
-                batches = table.iter_batches(1024, row_groups=list(range(piece.start, piece.stop)))
+                columns = _columns(table.schema_arrow.names, field, others)
+                batches = table.iter_batches(1024, row_groups=list(groups), columns=columns)
             else:
-                head = file.read(6)
-                file.seek(0)
-                if head == b"ARROW1":
-                    reader = pyarrow.ipc.open_file(file)
-                    batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-                else:
-                    batches = pyarrow.ipc.open_stream(file)
+                batches = _arrow_batches(pyarrow, file, field, others)
             for batch in batches:
-                for record in batch.to_pylist():
-                    yield _from_record(record, field, f"row {row}")
+                for record in _rows(batch):
+                    place = f"row {row}"
                     row += 1
+                    bad = isinstance(record, BadDocument)
+                    yield replace(record, place=place) if bad else _from_record(record, field, place)
     except (pyarrow.ArrowException, OSError) as error:
         raise ConfigError(f"{piece.path}: row {row}: {error}. Restore the file, or leave it out.") from error
+
+
+def _arrow_batches(pyarrow: Any, file: BinaryIO, field: str, others: Sequence[str] | None) -> Iterator[Any]:
+    head = file.read(6)
+    file.seek(0)
+    if head == b"ARROW1":
+        reader = pyarrow.ipc.open_file(file)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+    else:
+        reader = batches = pyarrow.ipc.open_stream(file)
+    columns = _columns(reader.schema.names, field, others)
+    for batch in batches:
+        whole = batch if columns is None else batch.select(columns)
+        yield from (whole.slice(start, 1024) for start in range(0, len(whole), 1024))
+
+
+def _columns(names: Sequence[str], field: str, others: Sequence[str] | None) -> list[str] | None:
+    """Those that are needed; None, all, where one is missing: the message then tells which there are."""
+    if others is None:
+        return None
+    wanted = [name if name in names else name.split(".")[0] for name in (*_names(field), *others)]
+    needed = {name for name in wanted if name in names}
+    return sorted(needed) if all(name in needed for name in wanted[: len(_names(field))]) else None
+
+
+def _rows(batch: Any) -> list[Any]:
+    try:
+        return batch.to_pylist()
+    except ValueError:  # of one row, perhaps
+        return [_row(batch.slice(number, 1)) for number in range(len(batch))]
+
+
+def _row(batch: Any) -> Any:
+    try:
+        return batch.to_pylist()[0]
+    except ValueError as error:
+        return BadDocument("", f"invalid UTF-8, or a value that cannot be read ({error})")

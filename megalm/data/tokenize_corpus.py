@@ -8,26 +8,22 @@ lost worker costs its shard.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import itertools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.data.documents import BadDocument, Document, Piece, piece_bytes, read_piece
+from megalm.data.documents import BadDocument, Document, Piece, read_piece
 from megalm.data.engine import Engine
-from megalm.data.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from megalm.data.tokenizer import Tokenizer, load_tokenizer
 from megalm.data.tokens import TokenWriter, token_dtype
 
-SHARD_PIECES = 512
 BATCH_CHARACTERS = 1 << 21  # encoded at a time: bounds the memory of a worker
 MERGED_DOCUMENTS = 1 << 16  # lengths read at a time
 MERGED_TOKENS = 1 << 22  # tokens copied at a time
@@ -52,6 +48,8 @@ class Settings:
     skip_bad: bool = False
     backend: str = "auto"
     tiktoken_pattern: str | None = None
+    control_tokens: bool = False
+    """Names of control tokens in a text become those tokens."""
 
 
 @dataclass
@@ -87,27 +85,17 @@ class ShardResult:
     """Keyed by source and language, joined by a tab."""
 
 
-def make_shards(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """Consecutive pieces, up to `piece_bytes` and SHARD_PIECES together."""
-    shards: list[list[Piece]] = []
-    each = piece_bytes(pieces)
-    held = 0
-    for piece in pieces:
-        if not shards or held + piece.size > each or len(shards[-1]) >= SHARD_PIECES:
-            shards.append([])
-            held = 0
-        shards[-1].append(piece)
-        held += piece.size
-    return shards
-
-
 def check_tokenizer(settings: Settings, proven: bool = False) -> Tokenizer:
     """Loads it and makes sure that it has the control tokens that are asked for.
 
     Errors: ConfigError naming the token that is missing.
     """
     tokenizer = load_tokenizer(
-        settings.tokenizer, backend=settings.backend, tiktoken_pattern=settings.tiktoken_pattern, proven=proven
+        settings.tokenizer,
+        backend=settings.backend,
+        tiktoken_pattern=settings.tiktoken_pattern,
+        proven=proven,
+        control_tokens=settings.control_tokens,
     )
     if settings.eos is not None:
         tokenizer.eos_id = tokenizer.token_id(settings.eos)
@@ -123,16 +111,21 @@ def check_tokenizer(settings: Settings, proven: bool = False) -> Tokenizer:
 
 
 def tokenize_shard(
-    number: int, pieces: Sequence[Piece], settings: Settings, tokenizer: Tokenizer, folder: str
+    number: int,
+    pieces: Sequence[Piece],
+    settings: Settings,
+    tokenizer: Tokenizer,
+    folder: str,
+    most: int | None = None,
 ) -> ShardResult:
-    """Encodes the shard's documents in order and leaves `NUMBER.tokens`, `NUMBER.lengths`, `NUMBER.json` in the
-    folder."""
+    """Encodes the shard's documents in order, the first `most` of them, and leaves `NUMBER.tokens`, `NUMBER.lengths`,
+    `NUMBER.json` in the folder."""
     result = ShardResult(number)
     dtype = token_dtype(tokenizer.vocab_size)
     paths = {part: os.path.join(folder, f"{number:06d}.{part}") for part in ("tokens", "lengths", "json")}
     mine = f".{os.getpid()}.partial"  # an engine may run a task twice at once
     with open(paths["tokens"] + mine, "wb") as tokens, open(paths["lengths"] + mine, "wb") as lengths:
-        for keys, texts in _batches(pieces, settings, result):
+        for keys, texts in _batches(pieces, settings, result, most):
             stream, counts = _joined(tokenizer.encode_batch(texts), settings, tokenizer)
             for key, text, count in zip(keys, texts, counts.tolist(), strict=True):
                 size = len(text) if text.isascii() else len(text.encode())
@@ -172,13 +165,30 @@ def _joined(encoded: Sequence[np.ndarray], settings: Settings, tokenizer: Tokeni
     return stream, counts
 
 
-def _batches(pieces: Sequence[Piece], settings: Settings, result: ShardResult) -> Iterator[tuple[list[str], list[str]]]:
+def _batches(
+    pieces: Sequence[Piece], settings: Settings, result: ShardResult, most: int | None
+) -> Iterator[tuple[list[str], list[str]]]:
+    wanted = _wanted_documents(pieces, settings, result)
     keys: list[str] = []
     texts: list[str] = []
     held = 0
+    for key, text in itertools.islice(wanted, most):
+        keys.append(key)
+        texts.append(text)
+        held += len(text)
+        if held >= BATCH_CHARACTERS:
+            yield keys, texts
+            keys, texts, held = [], [], 0
+    if texts:
+        yield keys, texts
+
+
+def _wanted_documents(pieces: Sequence[Piece], settings: Settings, result: ShardResult) -> Iterator[tuple[str, str]]:
+    """(source and language, text) of what is to be encoded; what is left out is counted in the result."""
+    others = [settings.language_field] if settings.language_field else []
     for piece in pieces:
         name = piece.name or piece.path
-        for document in read_piece(piece, settings.field):
+        for document in read_piece(piece, settings.field, others):
             if isinstance(document, BadDocument):
                 if not settings.skip_bad:
                     raise ConfigError(
@@ -190,23 +200,15 @@ def _batches(pieces: Sequence[Piece], settings: Settings, result: ShardResult) -
                 if len(result.listed) < LISTED:
                     result.listed.append(f"{name}: {document.place}: {document.reason}")
                 continue
-            size = len(document.text)
             if not document.text.strip():
                 result.empty += 1
                 continue
-            language = str(document.fields.get(settings.language_field, "-")) if settings.language_field else "-"
+            language = str(document.field(settings.language_field) or "-") if settings.language_field else "-"
             if not _wanted(document, language, settings):
                 result.filtered += 1
                 continue
-            keys.append(f"{piece.source or name}\t{language}")
-            texts.append(document.text)
-            held += size
-            if held >= BATCH_CHARACTERS:
-                yield keys, texts
-                keys, texts, held = [], [], 0
+            yield f"{piece.source or name}\t{language}", document.text
         result.input_bytes += piece.size
-    if texts:
-        yield keys, texts
 
 
 def _wanted(document: Document, language: str, settings: Settings) -> bool:
@@ -224,6 +226,8 @@ class ShardTask:
     pieces: tuple[Piece, ...]
     settings: Settings
     folder: str
+    most: int | None = None
+    """Documents of it that are wanted."""
 
     @property
     def label(self) -> str:
@@ -239,12 +243,12 @@ def encode_shard(task: ShardTask) -> ShardResult:
     if task.settings not in _tokenizers:
         _tokenizers.clear()
         _tokenizers[task.settings] = check_tokenizer(task.settings, proven=True)
-    return tokenize_shard(task.number, task.pieces, task.settings, _tokenizers[task.settings], task.folder)
+    return tokenize_shard(task.number, task.pieces, task.settings, _tokenizers[task.settings], task.folder, task.most)
 
 
 class ShardRun:
     """Does the shards that the folder does not have yet; iterating gives all results in their order, each as soon as
-    those before it are there.
+    those before it are there, and stops when they hold `max_documents`.
 
     Errors: ConfigError from the tokenizer, from any shard, or if workers die again and again.
     """
@@ -256,31 +260,42 @@ class ShardRun:
         folder: str,
         engine: Engine,
         progress: Callable[[ShardResult], None] = lambda result: None,
+        max_documents: int | None = None,
     ):
-        self._engine, self._progress = engine, progress
+        self._engine, self._progress, self._most = engine, progress, max_documents
         finished = (_finished(folder, number) for number in range(len(shards)))
         self._done = {result.shard: result for result in finished if result is not None}
         missing = [number for number in range(len(shards)) if number not in self._done]
         if len(missing) > 1:
             engine.prepare(__name__)  # workers start while the tokenizer proves itself here
         tokenizer = check_tokenizer(settings)
-        if isinstance(tokenizer, HuggingFaceTokenizer):
-            tokenizer.prove(_first_texts(shards, settings))
-            settings = replace(settings, backend=tokenizer.choose_backend())
+        tokenizer.prove(_first_texts(shards, settings))
+        settings = replace(settings, backend=tokenizer.choose_backend())
         self.vocab_size, self.backend = tokenizer.vocab_size, tokenizer.backend
         _tokenizers.clear()
         _tokenizers[settings] = tokenizer
-        self._tasks = [ShardTask(number, tuple(shards[number]), settings, folder) for number in missing]
+        self._shards, self._settings, self._folder, self._missing = shards, settings, folder, missing
+
+    def _task(self, number: int, most: int | None) -> ShardTask:
+        return ShardTask(number, tuple(self._shards[number]), self._settings, self._folder, most)
 
     def __iter__(self) -> Iterator[ShardResult]:
         done, self._done = self._done, {}
-        following = 0
-        for result in itertools.chain(list(done.values()), self._engine.map(encode_shard, self._tasks)):
-            done[result.shard] = result
-            self._progress(result)
-            while following in done:
-                yield done.pop(following)
-                following += 1
+        following, left = 0, sys.maxsize if self._most is None else self._most
+        tasks = [self._task(number, self._most) for number in self._missing]
+        with contextlib.closing(self._engine.map(encode_shard, tasks)) as coming:  # type: ignore[type-var]
+            for result in itertools.chain(list(done.values()), coming):
+                done[result.shard] = result
+                self._progress(result)
+                while left and following in done:
+                    found = done.pop(following)
+                    if found.documents > left:  # it could not know how many come before it
+                        found = encode_shard(self._task(following, left))
+                    yield found
+                    left -= found.documents
+                    following += 1
+                if not left:
+                    return
 
 
 def _finished(folder: str, number: int) -> ShardResult | None:
@@ -303,7 +318,7 @@ def _first_texts(
     for number in sorted({0, len(shards) // 2, len(shards) - 1} & set(range(len(shards)))):
         left = characters
         for piece in shards[number]:
-            for document in read_piece(piece, settings.field):
+            for document in read_piece(piece, settings.field, ()):
                 if isinstance(document, Document) and left > 0:
                     yield document.text[:left]
                     left -= len(document.text)
@@ -313,15 +328,12 @@ def _first_texts(
                 break
 
 
-def merge(
-    folder: str, results: Iterable[ShardResult], prefix: str, vocab_size: int, max_documents: int | None = None
-) -> list[ShardResult]:
+def merge(folder: str, results: Iterable[ShardResult], prefix: str, vocab_size: int) -> list[ShardResult]:
     """Joins the shards' files into PREFIX.bin and PREFIX.idx as they come; memory does not grow with their size.
 
     Returns the results, if there was any document; else nothing is written.
     """
     dtype = token_dtype(vocab_size)
-    left = max_documents if max_documents is not None else sys.maxsize
     seen: list[ShardResult] = []
     writer = TokenWriter(prefix, dtype)
     try:
@@ -329,8 +341,7 @@ def merge(
             seen.append(result)
             stem = os.path.join(folder, f"{result.shard:06d}")
             with open(stem + ".tokens", "rb") as tokens, open(stem + ".lengths", "rb") as lengths:
-                while left > 0 and len(chunk := np.fromfile(lengths, "<i8", min(left, MERGED_DOCUMENTS))):
-                    left -= len(chunk)
+                while len(chunk := np.fromfile(lengths, "<i8", MERGED_DOCUMENTS)):
                     for start, stop in _parts(chunk):
                         part = chunk[start:stop]
                         writer.add_documents(np.fromfile(tokens, dtype, int(part.sum())), part)
@@ -353,20 +364,3 @@ def _parts(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
         stop = max(start + 1, int(np.searchsorted(ends, before + MERGED_TOKENS, side="right")))
         yield start, stop
         start = stop
-
-
-def digest(value: Any) -> str:
-    """A short hash of any JSON value."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=12).hexdigest()
-
-
-def prepare_folder(folder: str, recipe: dict[str, Any]) -> bool:
-    """Makes the folder for shards; one left by an interrupted run of the same recipe is kept (True), any other is
-    emptied."""
-    mark = Path(folder, "recipe")
-    if mark.exists() and mark.read_text() == digest(recipe):
-        return True
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    mark.write_text(digest(recipe))
-    return False

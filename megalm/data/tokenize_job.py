@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,15 +16,14 @@ from megalm.config.errors import ConfigError
 from megalm.data import python_corpus
 from megalm.data.documents import Piece, cut_into_pieces, find_files
 from megalm.data.engine import Engine, LocalEngine
+from megalm.data.files import is_stream, spool
+from megalm.data.shards import digest, make_shards, prepare_folder, stamps
 from megalm.data.tokenize_corpus import (
     Settings,
     ShardResult,
     ShardRun,
     Tally,
-    digest,
-    make_shards,
     merge,
-    prepare_folder,
 )
 from megalm.data.tokenizer import fingerprint_of
 from megalm.data.tokenizer_training import TRAINING_MEGABYTES, sample_texts, train_byte_level_bpe
@@ -94,15 +94,28 @@ def run_job(job: Job, progress: Progress | None = None, engine: Callable[[], Eng
     if job.output is None:
         with tempfile.TemporaryDirectory(prefix="tokenize-") as folder:
             return replace_prefix(run_job(replace(job, output=os.path.join(folder, "data")), progress, engine), None)
+    if "://" in job.output:
+        raise ConfigError(
+            f"--output {job.output}: the output is written to a folder of this machine. Write it there, and copy the files."
+        )
+    if job.max_documents is not None and job.max_documents < 1:
+        raise ConfigError(f"--max-documents is {job.max_documents}: at least one document must be left.")
     Path(job.output).parent.mkdir(parents=True, exist_ok=True)
-    prefix = f"{job.output}_text_document"
-    tokenizer_path = job.settings.tokenizer or f"{job.output}_tokenizer.json"
+    with contextlib.ExitStack() as ends:
+        return _run(job, job.output, progress, engine, ends)
+
+
+def _run(
+    job: Job, output: str, progress: Progress, engine: Callable[[], Engine] | None, ends: contextlib.ExitStack
+) -> Outcome:
+    prefix = f"{output}_text_document"
+    tokenizer_path = job.settings.tokenizer or f"{output}_tokenizer.json"
     own_corpus = tuple(job.inputs) == (python_corpus.NAME,)
     if python_corpus.NAME in job.inputs and not own_corpus:
         raise ConfigError(f"{python_corpus.NAME} is an input of its own: tokenize other text in another run.")
-    files = [] if own_corpus else find_files(_spooled(job.inputs, job.output))
+    files = [] if own_corpus else _files(job.inputs, output, ends)
     recipe = _recipe(job, files)
-    recipe_path = f"{job.output}_recipe.json"
+    recipe_path = f"{output}_recipe.json"
     done = _already_done(recipe_path, recipe, prefix, tokenizer_path)
     if done is not None:
         return done
@@ -114,20 +127,20 @@ def run_job(job: Job, progress: Progress | None = None, engine: Callable[[], Eng
         _train(job, pieces, tokenizer_path, recipe, progress)
     settings = replace(job.settings, tokenizer=tokenizer_path)
     shards = make_shards(pieces)
-    folder = f"{job.output}.parts"
+    folder = f"{output}.parts"
     if prepare_folder(folder, {**recipe, "tokenizer": fingerprint_of(tokenizer_path)}):
         progress.say("going on with an interrupted run")
     progress.start(sum(piece.size for piece in pieces))
     with engine() if engine else LocalEngine(job.workers) as running:
         try:
-            stage = ShardRun(shards, settings, folder, running, progress.shard)
-            results = merge(folder, stage, prefix, stage.vocab_size, job.max_documents)
+            stage = ShardRun(shards, settings, folder, running, progress.shard, job.max_documents)
+            results = merge(folder, stage, prefix, stage.vocab_size)
         finally:
             progress.finish()
     if not any(result.documents for result in results):
         raise ConfigError(f"no document with text in {', '.join(job.inputs)}. Look at --field and the filters.")
     if job.mds:
-        _write_mds(prefix, f"{job.output}_mds")
+        _write_mds(prefix, f"{output}_mds")
     outcome = _outcome(results, prefix, tokenizer_path, stage.backend, stage.vocab_size)
     sizes = {name: os.path.getsize(f"{prefix}.{name}") for name in ("bin", "idx")}
     _write_json(recipe_path, {"recipe": recipe, "sizes": sizes, "outcome": asdict(outcome)})
@@ -169,8 +182,7 @@ def _recipe(job: Job, files: Sequence[Piece]) -> dict[str, Any]:
     if job.mds:
         recipe["mds"] = f"{job.output}_mds"
     if files:
-        stamps = [(f.path, f.size, os.stat(f.path).st_mtime_ns if "://" not in f.path else 0) for f in files]
-        recipe["files"] = digest(stamps)
+        recipe["files"] = digest(stamps(files))
     else:
         recipe["corpus_megabytes"] = job.corpus_megabytes
     return recipe
@@ -213,21 +225,20 @@ def _outcome(results: Sequence[ShardResult], prefix: str, tokenizer: str, backen
     return Outcome(prefix, tokenizer, backend, vocab_size, listed=listed, tallies=tallies, **total)
 
 
-def _spooled(inputs: Sequence[str], output: str) -> list[str]:
-    """Standard input becomes a file beside the output: JSON lines if it looks like them, else text."""
-    return [_spool(f"{output}.stdin") if item == "-" else item for item in inputs]
-
-
-def _spool(stem: str) -> str:
-    import sys
-
-    source = sys.stdin.buffer
-    head = source.read(1 << 16)
-    path = stem + (".jsonl" if head.lstrip()[:1] == b"{" else ".txt")
-    with open(path, "wb") as file:
-        file.write(head)
-        shutil.copyfileobj(source, file, 1 << 20)
-    return path
+def _files(inputs: Sequence[str], output: str, ends: contextlib.ExitStack) -> list[Piece]:
+    """The input's files; a stream, which can be read only once, becomes a file beside the output until the end."""
+    spooled = {}
+    for number, item in enumerate(inputs):
+        if is_stream(item):
+            found = spool(item, f"{output}.stdin{number or ''}")
+            ends.callback(os.unlink, found.path)
+            spooled[item] = found
+    name = {found.path: "standard input" if item == "-" else item for item, found in spooled.items()}
+    stamp = {found.path: found.stamp for found in spooled.values()}
+    files = find_files([spooled[item].path if item in spooled else item for item in inputs])
+    return [
+        replace(f, name=name[f.path], source=name[f.path], stamp=stamp[f.path]) if f.path in name else f for f in files
+    ]
 
 
 def _write_json(path: str, content: Any) -> None:

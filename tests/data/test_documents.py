@@ -100,6 +100,110 @@ def test_folders_and_globs(tmp_path):
             find_files([str(tmp_path / nothing)])
 
 
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_compressed_tables_are_unpacked_to_be_read_from_their_end(tmp_path, records, ending):
+    pytest.importorskip("pyarrow")
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[ending]
+    table = pyarrow.Table.from_pylist(records)
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+    with pyarrow.ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    for name in ("a.parquet", "a.arrow"):
+        (tmp_path / f"{name}{ending}").write_bytes(pack((tmp_path / name).read_bytes()))
+        assert texts([tmp_path / f"{name}{ending}"]) == [record["text"] for record in records]
+
+
+def test_of_a_table_only_the_columns_that_are_asked_for_are_read(tmp_path):
+    pytest.importorskip("pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"text": "a", "meta": {"lang": "en", "n": 1}, "other": "x"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (piece,) = cut_into_pieces(find_files([str(tmp_path / "a.parquet")]))
+    (found,) = read_piece(piece, "text", ["meta.lang"])
+    assert set(found.fields) == {"text", "meta"} and found.field("meta.lang") == "en"
+    (found,) = read_piece(piece, "text")
+    assert set(found.fields) == {"text", "meta", "other"}
+    (found,) = read_piece(piece, "body", [])
+    assert "there are: text, meta, other" in found.reason
+
+
+def test_a_row_that_is_not_text_costs_itself_only(tmp_path):
+    pytest.importorskip("pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    column = pyarrow.array([b"a", b"\xff", b"c"], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbftext\na\n\xff\nc\n")
+    for name, place in (("a.parquet", "row 1"), ("a.csv", "line 3")):
+        first, second, third = read([tmp_path / name])
+        assert (first.text, third.text) == ("a", "c")
+        assert isinstance(second, BadDocument) and second.place == place and "UTF-8" in second.reason
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 1 << 20])
+def test_json_comes_value_by_value(tmp_path, monkeypatch, records, block):
+    monkeypatch.setattr(module, "BLOCK", block)
+    expected = [record["text"] for record in records]
+    (tmp_path / "a.json").write_text(json.dumps(records, indent=1))
+    (tmp_path / "lines.json").write_text(jsonl(records))
+    (tmp_path / "one.json").write_text(json.dumps({"text": "alone", "n": 12}))
+    (tmp_path / "mixed.json").write_text('["x", 1, [2]] {"text": "y"}\n"z" [] 17')
+    assert texts([tmp_path / "a.json"]) == texts([tmp_path / "lines.json"]) == expected
+    assert texts([tmp_path / "one.json"]) == ["alone"]
+    mixed = read([tmp_path / "mixed.json"])
+    assert [getattr(d, "text", "bad") for d in mixed] == ["x", "bad", "bad", "y", "z", "bad"]
+
+
+@pytest.mark.parametrize(
+    "tail", ['{"text": oops}]', '{"text": "b"', '"b" "c"]', '"b"', "]]", '"\\ud8"]', '"' + "x" * 90]
+)
+@pytest.mark.parametrize("block", [3, 1 << 20])
+def test_broken_json_keeps_what_came_before(tmp_path, monkeypatch, tail, block):
+    monkeypatch.setattr(module, "BLOCK", block)
+    (tmp_path / "a.json").write_text('[{"text": "a"}, ' + tail)
+    found = read([tmp_path / "a.json"])
+    assert found[0].text == "a" and isinstance(found[-1], BadDocument)
+    assert "not JSON" in found[-1].reason and "the rest of the file is left out" in found[-1].reason
+
+
+def test_a_mark_of_byte_order_is_no_text(tmp_path):
+    for name, content in (
+        ("a.txt", "x"),
+        ("a.jsonl", '{"text": "x"}\n'),
+        ("a.json", '[{"text": "x"}]'),
+        ("a.csv", "text\nx"),
+    ):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert texts([tmp_path / name]) == ["x"]
+
+
+def test_a_text_without_line_ends_is_cut_between_characters(tmp_path, monkeypatch):
+    content = "aé日\U0001f600" * 1500 + "\n" + "b" * 3000
+    (tmp_path / "a.txt").write_text(content)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(content.encode()))
+    for name, value in (("TEXT_PIECE", 1001), ("LONGEST_TEXT", 2000), ("LONGEST_LINE", 50)):
+        monkeypatch.setattr(module, name, value)
+    plain = texts([tmp_path / "a.txt"])
+    assert len(plain) > 10 and "".join(plain) == content
+    assert texts([tmp_path / "a.txt.gz"]) == plain
+
+
+def test_paths_into_records(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        jsonl([{"meta": {"t": {"x": "deep"}}, "a.b": "flat"}, {"meta": 3, "a.b": "flat"}])
+    )
+    assert texts([tmp_path / "a.jsonl"], "a.b") == ["flat", "flat"]
+    first, second = read([tmp_path / "a.jsonl"], "{meta.t.x}-{a.b}")
+    assert first.text == "deep-flat" and isinstance(second, BadDocument)
+
+
 def test_urls(tmp_path):
     import fsspec
 
@@ -137,6 +241,24 @@ def test_broken_lines_are_found_with_their_byte(tmp_path):
         places.append(f"byte {at + (10 if b'xff' in repr(line).encode() else 0)}")
         at += len(line) + len(good)
     assert [d.place for d in found if isinstance(d, BadDocument)] == places
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".xz", ".bz2"])
+def test_damaged_archives_are_an_error(tmp_path, ending):
+    content = jsonl({"text": text} for text in documents(50)).encode()
+    pack = {
+        ".gz": gzip.compress,
+        ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+        ".xz": lzma.compress,
+        ".bz2": bz2.compress,
+    }
+    packed = pack[ending](content)
+    for at in range(20, len(packed) - 20, len(packed) // 7):
+        damaged = bytearray(packed)
+        damaged[at] ^= 0x55
+        (tmp_path / f"a.jsonl{ending}").write_bytes(damaged)
+        with pytest.raises(ConfigError, match="cannot be read to its end"):
+            read([tmp_path / f"a.jsonl{ending}"])
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst", ".xz", ".bz2"])

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import signal
@@ -10,11 +11,12 @@ import pytest
 
 from megalm.config.errors import ConfigError
 from megalm.data import documents as documents_module
-from megalm.data import tokenize_corpus
+from megalm.data import shards, tokenize_corpus
 from megalm.data.engine import LocalEngine
 from megalm.data.mds import read_token_documents
 from megalm.data.python_corpus import python_corpus
-from megalm.data.tokenize_corpus import Settings, ShardRun, make_shards
+from megalm.data.shards import make_shards
+from megalm.data.tokenize_corpus import Settings, ShardRun
 from megalm.data.tokenize_job import Job, run_job
 from megalm.data.tokenizer import load_tokenizer
 from megalm.data.tokens import TokenFile
@@ -36,7 +38,7 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(tokenize_corpus, "SHARD_PIECES", 1)
+    monkeypatch.setattr(shards, "SHARD_PIECES", 1)
 
 
 def data(prefix):
@@ -81,9 +83,9 @@ def test_a_killed_worker_costs_only_its_shard(corpus, tokenizer_file, tmp_path, 
     run_job(Job((str(corpus),), str(tmp_path / "one"), Settings(tokenizer_file)))
     code = (
         "import os, sys, threading, time, psutil\n"
-        "from megalm.data import tokenize_corpus\n"
+        "from megalm.data import shards, tokenize_corpus\n"
         "from megalm.data.tokenize_job import Job, Progress, run_job\n"
-        "tokenize_corpus.SHARD_PIECES = 1\n"
+        "shards.SHARD_PIECES = 1\n"
         "class Killer(Progress):\n"
         "    killed = False\n"
         "    def shard(self, result):\n"
@@ -148,6 +150,69 @@ def test_filters_ends_and_limits(corpus, tokenizer_file, tmp_path):
     outcome, file = run(min_characters=100, max_characters=400)
     lengths = [len(text) for text in documents(30, seed=0)]
     assert outcome.documents == sum(100 <= length <= 400 for length in lengths)
+
+
+@pytest.mark.parametrize("most", [1, 29, 30, 31, 75, 1000])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_limit_of_documents_ends_the_work_early(
+    corpus, tokenizer_file, tmp_path, small_shards, monkeypatch, most, workers
+):
+    """All counts are of what was written, whatever the workers; no shard after the last that is needed is made."""
+    if workers == 2 and most not in (31, 75):
+        pytest.skip("one is as good as another")
+    run_job(Job((str(corpus),), str(tmp_path / "all"), Settings(tokenizer_file)))
+    made, real = [], tokenize_corpus.tokenize_shard
+    monkeypatch.setattr(
+        tokenize_corpus, "tokenize_shard", lambda number, *rest: made.append(number) or real(number, *rest)
+    )
+    settings = Settings(tokenizer_file, language_field="lang")
+    job = Job((str(corpus),), str(tmp_path / "out"), settings, max_documents=most, workers=workers)
+    outcome = run_job(job)
+    file, whole = TokenFile(tmp_path / "out"), TokenFile(tmp_path / "all")
+    assert outcome.documents == file.num_documents == min(most, 180) and outcome.tokens == file.num_tokens
+    assert all((a == b).all() for a, b in zip(file, whole, strict=False))
+    assert sum(tally.tokens for tally in outcome.tallies.values()) == outcome.tokens
+    assert outcome.tallies[f"{corpus}\tde"].documents == sum(i % 30 % 3 == 0 for i in range(outcome.documents))
+    if workers == 1:
+        assert sorted(set(made)) == list(range(min(-(-most // 30), 6)))
+
+
+def test_streams_are_read_once_and_known_again(corpus, tokenizer_file, tmp_path):
+    lines = (corpus / "0.jsonl").read_bytes()
+    run_job(Job((str(corpus / "0.jsonl"),), str(tmp_path / "one"), Settings(tokenizer_file)))
+    command = [sys.executable, "-m", "tools.tokenize", "--tokenizer", tokenizer_file, "--workers", "1", "--json"]
+
+    def run(inputs, **keywords):
+        done = subprocess.run([*command, *inputs], capture_output=True, check=True, **keywords)
+        return json.loads(done.stdout)
+
+    for number, content in enumerate((lines, gzip.compress(lines))):
+        output = ["-", "--output", str(tmp_path / f"pipe{number}")]
+        assert not run(output, input=content)["reused"]
+        assert data(tmp_path / f"pipe{number}") == data(tmp_path / "one")
+    outcome = run(output, input=content)
+    assert outcome["reused"] and list(outcome["tallies"]) == ["standard input\t-"]
+    assert not run(output, input=gzip.compress(lines + lines))["reused"]
+    os.mkfifo(tmp_path / "fifo")
+    writer = subprocess.Popen(["cp", str(corpus / "0.jsonl"), str(tmp_path / "fifo")])
+    run([str(tmp_path / "fifo"), "--output", str(tmp_path / "fifo_out")])
+    assert writer.wait() == 0 and data(tmp_path / "fifo_out") == data(tmp_path / "one")
+    assert not list(tmp_path.glob("*.stdin*"))
+
+
+def test_control_tokens_stay_text_unless_asked_for(tokenizer_file, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one<|endoftext|>two"}\n')
+    for asked, ends in (([], 1), (["--control-tokens"], 2)):
+        arguments = [str(tmp_path / "a.jsonl"), "--tokenizer", tokenizer_file, "--output", str(tmp_path / f"o{ends}")]
+        assert main([*arguments, *asked, "--workers", "1"]) == 0
+        assert int((TokenFile(tmp_path / f"o{ends}").tokens == 0).sum()) == ends
+
+
+def test_output_is_a_place_on_this_machine(corpus, tokenizer_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="folder of this machine"):
+        run_job(Job((str(corpus),), "s3://bucket/out", Settings(tokenizer_file)))
+    assert not os.path.exists("s3:")
 
 
 def test_bad_documents_stop_or_are_listed(tokenizer_file, tmp_path):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from megalm.config.errors import ConfigError
-from megalm.data import tokenizer as module
-from megalm.data.tokenizer import FAST_BACKENDS, HuggingFaceTokenizer, load_tokenizer, proof_texts
+from megalm.data.tokenizer import FAST_BACKENDS, HuggingFaceTokenizer, load_tokenizer
+from megalm.data.tokenizer_proof import proof_texts
 from megalm.data.tokenizer_training import train_byte_level_bpe
 from tests.data.corpus import documents, sentences
 
@@ -48,10 +48,10 @@ def test_fast_backends_give_the_same_ids(tokenizer_file, backend):
 def test_a_wrong_fast_backend_is_caught_at_the_start(tokenizer_file, monkeypatch):
     right = reference(tokenizer_file)
 
-    def wrong(name, content):
+    def wrong(self, name):
         return lambda text: right.encode(text, add_special_tokens=False).ids[: 3 if "  " in text else None]
 
-    monkeypatch.setattr(module, "_fast_encoder", wrong)
+    monkeypatch.setattr(HuggingFaceTokenizer, "_fast_encoder", wrong)
     tokenizer = HuggingFaceTokenizer(tokenizer_file)
     assert tokenizer.choose_backend() == "tokenizers" and "differ" in tokenizer.rejected["gigatoken"]
     with pytest.raises(ConfigError, match="gigatoken.*differ"):
@@ -64,7 +64,7 @@ def test_a_backend_that_panics_on_the_input_is_replaced(tokenizer_file, monkeypa
     class Panic(BaseException):
         pass
 
-    def fragile(name, content):
+    def fragile(self, name):
         def encode(text):
             if "zebra" in text:
                 raise Panic
@@ -72,7 +72,7 @@ def test_a_backend_that_panics_on_the_input_is_replaced(tokenizer_file, monkeypa
 
         return encode
 
-    monkeypatch.setattr(module, "_fast_encoder", fragile)
+    monkeypatch.setattr(HuggingFaceTokenizer, "_fast_encoder", fragile)
     tokenizer = HuggingFaceTokenizer(tokenizer_file)
     assert tokenizer.choose_backend() == FAST_BACKENDS[0]
     tokenizer.prove(["one zebra"])
@@ -126,6 +126,51 @@ def test_tiktoken(tmp_path):
     (tmp_path / "unknown.tiktoken").write_text(content + "\nnot a rank\n")
     with pytest.raises(ConfigError, match="line 261"):
         load_tokenizer(tmp_path / "unknown.tiktoken", tiktoken_pattern=r"\S+|\s+")
+
+
+def test_sentencepiece_by_a_faster_library_gives_the_same_ids(tmp_path):
+    """Its own control tokens, spelt in a text, are text to both; what it cannot do exactly it is not asked for."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    pytest.importorskip("gigatoken")
+    (tmp_path / "text.txt").write_text("\n".join(sentences(i, 3) for i in range(300)))
+    common = {"input": str(tmp_path / "text.txt"), "minloglevel": 2, "control_symbols": ["[INST]"]}
+    common |= {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "vocab_size": 320}
+    train = sentencepiece.SentencePieceTrainer.train
+    train(model_prefix=str(tmp_path / "m"), remove_extra_whitespaces=False, **common)
+    train(model_prefix=str(tmp_path / "u"), **common)
+    fast, slow = load_tokenizer(tmp_path / "m.model"), load_tokenizer(tmp_path / "m.model", backend="sentencepiece")
+    assert (fast.choose_backend(), slow.choose_backend()) == ("gigatoken", "sentencepiece")
+    for text in [*documents(20), "a [INST]b</s>", *proof_texts(["[INST]"])]:
+        assert fast.encode(text).tolist() == slow.encode(text).tolist()
+    other = load_tokenizer(tmp_path / "u.model")
+    assert other.choose_backend() == "sentencepiece" and "differ" in other.rejected["gigatoken"]
+    with pytest.raises(ConfigError, match="--control-tokens"):
+        load_tokenizer(tmp_path / "m.model", control_tokens=True)
+
+
+@pytest.mark.parametrize("control_tokens", [False, True])
+@pytest.mark.parametrize("name, end", [("cl100k", 100257), ("o200k", 199999), ("r50k", 50256)])
+def test_tiktoken_by_a_faster_library_gives_the_same_ids(tmp_path, name, end, control_tokens):
+    pytest.importorskip("tiktoken")
+    pytest.importorskip("gigatoken")
+    ranks = [bytes([i]) for i in range(256)] + [b"th", b"the", b" the", b"in", b"  ", b"\n\n"]
+    path = tmp_path / f"{name}.tiktoken"
+    path.write_text("\n".join(f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(ranks)))
+    fast = load_tokenizer(path, control_tokens=control_tokens)
+    slow = load_tokenizer(path, backend="tiktoken", control_tokens=control_tokens)
+    assert (fast.choose_backend(), slow.choose_backend()) == ("gigatoken", "tiktoken")
+    for text in [*documents(20), *proof_texts(["<|endoftext|>"])]:
+        assert fast.encode(text).tolist() == slow.encode(text).tolist()
+    assert (end in fast.encode("a<|endoftext|>b")) == control_tokens
+
+
+def test_control_tokens_are_read_out_of_text_when_asked_for(tokenizer_file):
+    native = reference(tokenizer_file)
+    for backend in ("auto", "tokenizers"):
+        tokenizer = load_tokenizer(tokenizer_file, backend=backend, control_tokens=True)
+        for text in ("a<|endoftext|>b", *documents(10)):
+            assert tokenizer.encode(text).tolist() == native.encode(text).ids
+        assert 0 in tokenizer.encode("a<|endoftext|>b")
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"model": 3}', b"\xff\xfe\x00", b"hello", b""])

@@ -103,14 +103,21 @@ def parser() -> argparse.ArgumentParser:
         help=f"size of {python_corpus.NAME} (%(default)g)",
     )
     p.add_argument(
-        "--field", default="text", help='key or column of the text, or a template: "{title}\\n\\n{body}" (%(default)s)'
+        "--field",
+        default="text",
+        help='key or column of the text, a path such as meta.text, or a template: "{title}\\n\\n{body}" (%(default)s)',
     )
     p.add_argument("--eos", metavar="TOKEN", help="name of the end-of-document token; default: the tokenizer's own")
     p.add_argument("--no-eos", action="store_true", help="do not end documents with a token")
     p.add_argument("--bos", action="store_true", help="begin documents with the tokenizer's begin token")
+    p.add_argument(
+        "--control-tokens",
+        action="store_true",
+        help="make control tokens of their names in the text, such as <|endoftext|>; by default they are text",
+    )
     p.add_argument("--min-characters", type=int, default=1, metavar="N", help="leave out shorter documents")
     p.add_argument("--max-characters", type=int, metavar="N", help="leave out longer documents")
-    p.add_argument("--max-documents", type=int, metavar="N", help="write the first N documents only")
+    p.add_argument("--max-documents", type=int, metavar="N", help="stop after N documents")
     p.add_argument(
         "--language-field",
         metavar="KEY",
@@ -124,8 +131,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--backend",
         default="auto",
-        choices=("auto", "tokenizers", *FAST_BACKENDS),
-        help="library that encodes a tokenizer.json; auto: the fastest that gives the same ids",
+        choices=("auto", "tokenizers", "sentencepiece", "tiktoken", *FAST_BACKENDS),
+        help="library that encodes; auto: the fastest that gives the same ids as the format's own",
     )
     p.add_argument(
         "--tiktoken-pattern", metavar="REGEX", help="how text is split, for a tiktoken file of an unknown name"
@@ -159,6 +166,7 @@ def job_of(args: argparse.Namespace) -> Job:
         skip_bad=args.skip_bad,
         backend=args.backend,
         tiktoken_pattern=args.tiktoken_pattern,
+        control_tokens=args.control_tokens,
     )
     return Job(
         inputs=tuple(args.inputs),

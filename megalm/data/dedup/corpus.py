@@ -20,7 +20,7 @@ import numpy as np
 from megalm.config.errors import ConfigError
 from megalm.data.documents import BadDocument, Document, Piece, cut_into_pieces, find_files, read_piece
 from megalm.data.engine import Engine, LocalEngine
-from megalm.data.tokenize_corpus import make_shards
+from megalm.data.shards import make_shards
 
 BATCH_CHARACTERS = 1 << 21  # of text held at a time
 Result = TypeVar("Result")

@@ -1,0 +1,225 @@
+"""Input files of the data tools: finding them in folders, globs and stores, and reading their bytes decompressed."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import glob
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from megalm.config.errors import ConfigError
+
+TEXT_ENDINGS = (".txt", ".md", ".rst", ".py")
+ENDINGS = (*TEXT_ENDINGS, ".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+MAGICS = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz"}
+HEAD = 1 << 16  # bytes by which a stream without a name is recognized
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that an input names; `stamp` changes when its content does."""
+
+    path: str
+    size: int
+    stamp: str
+
+
+def list_files(item: str) -> list[Found]:
+    """The files behind a path, folder, glob or URL, sorted; empty where there are none."""
+    return _list_remote(item) if "://" in item else _list_local(item)
+
+
+def _list_local(item: str) -> list[Found]:
+    if os.path.isdir(item):
+        paths = [
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(item)
+            for name in names
+            if ending_of(name) in ENDINGS
+        ]
+    elif os.path.exists(item):
+        paths = [item]
+    else:
+        paths = [path for path in glob.glob(item, recursive=True) if os.path.isfile(path)]
+    stats = ((path, os.stat(path)) for path in sorted(paths))
+    return [Found(path, status.st_size, str(status.st_mtime_ns)) for path, status in stats]
+
+
+def _list_remote(item: str) -> list[Found]:
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(item)
+        if any(character in path for character in "*?["):
+            details = system.glob(path, detail=True)
+        elif system.isdir(path):
+            details = {k: v for k, v in system.find(path, detail=True).items() if ending_of(k) in ENDINGS}
+        else:
+            details = {path: system.info(path)}
+        return [
+            Found(system.unstrip_protocol(k), int(v["size"] or 0), _stamp(v))
+            for k, v in sorted(details.items())
+            if v["type"] == "file"
+        ]
+    except Exception as error:  # each store's library raises its own kinds
+        raise ConfigError(
+            f"input {item!r} cannot be listed: {error}. Check the address and the credentials; s3:// needs `pip "
+            f"install s3fs`."
+        ) from error
+
+
+def _stamp(details: dict[str, Any]) -> str:
+    return "".join(
+        str(details[key]) for key in ("ETag", "etag", "mtime", "LastModified", "created") if details.get(key)
+    )
+
+
+def ending_of(path: str) -> str:
+    """The ending that tells the format, in small letters, without that of a compression."""
+    stem, ending = os.path.splitext(path.lower())
+    return os.path.splitext(stem)[1] if ending in COMPRESSIONS else ending
+
+
+def compression_of(path: str) -> str | None:
+    """How a file of this name is compressed."""
+    return COMPRESSIONS.get(os.path.splitext(path.lower())[1])
+
+
+@contextlib.contextmanager
+def open_bytes(path: str) -> Iterator[BinaryIO]:
+    """The decompressed bytes of a local file or URL."""
+    with contextlib.ExitStack() as stack:
+        if "://" in path:
+            import fsspec
+
+            raw = stack.enter_context(fsspec.open(path, "rb").open())
+        else:
+            raw = stack.enter_context(open(path, "rb", buffering=1 << 20))
+        kind = compression_of(path)
+        if kind == "gzip":
+            raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
+        elif kind == "bz2":
+            raw = stack.enter_context(bz2.BZ2File(raw))
+        elif kind == "xz":
+            raw = stack.enter_context(lzma.LZMAFile(raw))
+        elif kind == "zstd":
+            raw = stack.enter_context(io.BufferedReader(_ZstandardReader(raw), 1 << 20))
+        yield raw
+
+
+@contextlib.contextmanager
+def open_seekable(path: str) -> Iterator[BinaryIO]:
+    """`open_bytes` for formats that are read from their end: what is compressed is unpacked into a temporary file."""
+    with open_bytes(path) as raw:
+        if compression_of(path) is None:
+            yield raw
+            return
+        with tempfile.TemporaryFile() as whole:
+            shutil.copyfileobj(raw, whole, 1 << 20)
+            whole.seek(0)
+            yield whole
+
+
+def broken_file_errors() -> tuple[type[Exception], ...]:
+    """What reading a damaged or vanished file raises."""
+    import zlib
+
+    import zstandard
+
+    return OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError
+
+
+class _ZstandardReader(io.RawIOBase):
+    """Frames one after another; unlike the library's own reader it notices a last frame that is cut off."""
+
+    def __init__(self, source: BinaryIO):
+        import zstandard
+
+        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._source = source
+        self._frame: Any = None
+        self._input = b""
+        self._output = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            self._input = self._input or self._source.read(1 << 17)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("the compressed file ends inside a frame")
+                return 0
+            self._frame = self._frame or self._new()
+            self._output = memoryview(self._frame.decompress(self._input))
+            self._input = b""
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._output))
+        buffer[:count], self._output = self._output[:count], self._output[count:]
+        return count
+
+
+def is_stream(item: str) -> bool:
+    """Whether this input can be read only once: standard input, a pipe, what a shell puts for `<(command)`."""
+    if item == "-":
+        return True
+    try:
+        mode = os.stat(item).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
+
+
+def spool(item: str, stem: str) -> Found:
+    """Copies a stream to a file that begins with `stem`, named by what it holds: JSON lines or text, compressed or not.
+
+    The stamp is a hash of the content, so that the same stream given again is known.
+    """
+    import sys
+
+    digest, aside = hashlib.blake2b(digest_size=16), f"{stem}.partial"
+    with contextlib.ExitStack() as stack:
+        source = sys.stdin.buffer if item == "-" else stack.enter_context(open(item, "rb"))
+        target = stack.enter_context(open(aside, "wb"))
+        while block := source.read(1 << 20):
+            digest.update(block)
+            target.write(block)
+        size = target.tell()
+    with open(aside, "rb") as file:
+        start = file.read(8)
+    packed = next((ending for magic, ending in MAGICS.items() if start.startswith(magic)), "")
+    if packed:
+        os.replace(aside, f"{stem}{packed}")
+        aside = f"{stem}{packed}"
+    try:
+        with open_bytes(aside) as file:
+            head = file.read(HEAD)
+    except broken_file_errors():
+        head = b""  # reading the documents will say so
+    path = f"{stem}{'.jsonl' if _is_json_lines(head) else '.txt'}{packed}"
+    os.replace(aside, path)
+    return Found(path, size, digest.hexdigest())
+
+
+def _is_json_lines(head: bytes) -> bool:
+    line = head.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n")[0]
+    if len(line) >= HEAD // 2:  # a long first line is not there whole
+        return line.startswith((b'{"', b"{ "))
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
