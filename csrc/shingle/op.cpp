@@ -16,15 +16,20 @@ MEGALM_INLINE uint64_t mix(uint64_t x) {
 }
 
 // Hashes of the words of one text; returns how many.
-int64_t hash_words(const uint8_t* data, int64_t size, const uint8_t* is_word, uint64_t* out) {
+int64_t hash_words(const uint8_t* data, int64_t size, const uint8_t* letters, uint64_t* out) {
   int64_t count = 0;
   for (int64_t i = 0; i < size;) {
-    if (!is_word[data[i]]) {
+    uint64_t letter = letters[data[i]];
+    if (letter == 0) {
       ++i;
       continue;
     }
     uint64_t sum = 0, power = kMultiplier;
-    for (; i < size && is_word[data[i]]; ++i, power *= kMultiplier) sum += (uint64_t(data[i]) + 1) * power;
+    for (;;) {
+      sum += (letter + 1) * power;
+      power *= kMultiplier;
+      if (++i == size || (letter = letters[data[i]]) == 0) break;
+    }
     out[count++] = mix(sum);
   }
   return count;
@@ -42,19 +47,20 @@ int64_t hash_runs(uint64_t* hashes, int64_t count, int64_t words) {
   return runs;
 }
 
-// Insertion below this many, a byte at a time above: a few hundred entries are a document of some kilobytes.
-constexpr int64_t kSmall = 48;
+constexpr int64_t kSmall = 48;  // entries up to which insertion is the fastest sort
+constexpr int kMostBits = 20;   // of the values that buckets go by
 
-void sort(uint64_t* values, uint64_t* spare, int64_t count) {
-  if (count <= kSmall) {
-    for (int64_t i = 1; i < count; ++i) {
-      const uint64_t value = values[i];
-      int64_t j = i;
-      for (; j > 0 && values[j - 1] > value; --j) values[j] = values[j - 1];
-      values[j] = value;
-    }
-    return;
+void insert(uint64_t* values, int64_t count) {
+  for (int64_t i = 1; i < count; ++i) {
+    const uint64_t value = values[i];
+    int64_t j = i;
+    for (; j > 0 && values[j - 1] > value; --j) values[j] = values[j - 1];
+    values[j] = value;
   }
+}
+
+// Bytes from the last to the first: in linear time whatever the values are. Eight moves end where they began.
+void sort_bytes(uint64_t* values, uint64_t* spare, int64_t count) {
   int64_t places[8][256] = {};
   for (int64_t i = 0; i < count; ++i)
     for (int byte = 0; byte < 8; ++byte) ++places[byte][(values[i] >> (8 * byte)) & 255];
@@ -72,6 +78,43 @@ void sort(uint64_t* values, uint64_t* spare, int64_t count) {
   }
 }
 
+int bucket_bits(int64_t count) {
+  int bits = 1;
+  while (bits < kMostBits && (int64_t(8) << bits) <= count) ++bits;
+  return bits;
+}
+
+// Where the sorted values are: in place, or in spare. Hashes spread evenly over buckets by their first bits, so that a
+// bucket holds about four; one that holds many, of a text that repeats itself, is sorted by bytes. `ends` has room for
+// 2^bucket_bits(count).
+const uint64_t* sort(uint64_t* values, uint64_t* spare, int64_t* ends, int64_t count) {
+  if (count <= kSmall) {
+    insert(values, count);
+    return values;
+  }
+  const int bits = bucket_bits(count), shift = 64 - bits;
+  const int64_t buckets = int64_t(1) << bits;
+  for (int64_t bucket = 0; bucket < buckets; ++bucket) ends[bucket] = 0;
+  for (int64_t i = 0; i < count; ++i) ++ends[values[i] >> shift];
+  int64_t sum = 0;
+  for (int64_t bucket = 0; bucket < buckets; ++bucket) {
+    const int64_t here = ends[bucket];
+    ends[bucket] = sum;
+    sum += here;
+  }
+  for (int64_t i = 0; i < count; ++i) spare[ends[values[i] >> shift]++] = values[i];
+  int64_t begin = 0;
+  for (int64_t bucket = 0; bucket < buckets; ++bucket) {
+    const int64_t size = ends[bucket] - begin;
+    if (size <= kSmall)
+      insert(spare + begin, size);
+    else
+      sort_bytes(spare + begin, values + begin, size);
+    begin = ends[bucket];
+  }
+  return spare;
+}
+
 }  // namespace
 
 void shingles(const Shingles& a) {
@@ -80,23 +123,25 @@ void shingles(const Shingles& a) {
     if (a.ends[text] - begin > longest) longest = a.ends[text] - begin;
     begin = a.ends[text];
   }
-  uint64_t* spare = static_cast<uint64_t*>(malloc(size_t(longest / 2 + 1) * sizeof(uint64_t)));
-  *a.ok = spare != nullptr;
-  if (spare == nullptr) return;
+  const int64_t most = longest / 2 + 1, buckets = int64_t(1) << bucket_bits(most);
+  uint64_t* spare = static_cast<uint64_t*>(malloc(size_t(most) * sizeof(uint64_t)));
+  int64_t* bucket_ends = static_cast<int64_t*>(malloc(size_t(buckets) * sizeof(int64_t)));
+  *a.ok = spare != nullptr && bucket_ends != nullptr;
   int64_t found = begin = 0;
   a.offsets[0] = 0;
-  for (int64_t text = 0; text < a.texts; ++text) {
+  for (int64_t text = 0; *a.ok && text < a.texts; ++text) {
     uint64_t* values = a.values + found;
-    const int64_t count = hash_words(a.data + begin, a.ends[text] - begin, a.is_word, values);
+    const int64_t count = hash_words(a.data + begin, a.ends[text] - begin, a.letters, values);
     const int64_t runs = hash_runs(values, count, a.words);
-    sort(values, spare, runs);
+    const uint64_t* sorted = sort(values, spare, bucket_ends, runs);
     int64_t kept = 0;
     for (int64_t i = 0; i < runs; ++i)
-      if (i == 0 || values[i] != values[kept - 1]) values[kept++] = values[i];
+      if (i == 0 || sorted[i] != values[kept - 1]) values[kept++] = sorted[i];
     found += kept;
     begin = a.ends[text];
     a.offsets[text + 1] = found;
   }
+  free(bucket_ends);
   free(spare);
 }
 

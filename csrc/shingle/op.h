@@ -1,7 +1,8 @@
 // Sets of runs of words, as sorted hashes, for deduplication; megalm/data/dedup/shingles.py defines them.
 //
-// A word is a longest run of bytes that `is_word` marks. With M = 0x9E3779B97F4A7C15 and mix as in csrc/index:
-// hash of a word = mix(sum over its bytes of (byte + 1) * M^(1 + place)); of a run of w words = mix(sum of hash_j *
+// A word is a longest run of bytes that `letters` has an entry for: what the byte counts as (a capital as the small
+// letter); 0 is what separates words. With M = 0x9E3779B97F4A7C15 and mix as in csrc/index:
+// hash of a word = mix(sum over its bytes of (entry + 1) * M^(1 + place)); of a run of w words = mix(sum of hash_j *
 // M^(w-1-j)). A text of fewer words than w, but not none, is one run of what it has, followed by zeros.
 //
 // values gets the sets of all texts one after another, each sorted and without repetition; offsets [texts + 1] where
@@ -16,7 +17,7 @@ struct Shingles {
   const uint8_t* data;
   const int64_t* ends;  // where each text ends in data
   int64_t texts, words;
-  const uint8_t* is_word;  // [256]
+  const uint8_t* letters;  // [256]
   uint64_t* values;
   int64_t* offsets;
   bool* ok;  // false where memory was not to be had

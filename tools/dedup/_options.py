@@ -3,53 +3,142 @@
 import argparse
 import contextlib
 import json
+import os
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from megalm.config.errors import ConfigError
 from megalm.data.dedup.corpus import Corpus
 from megalm.data.dedup.removal import Removals, write_lists
+from megalm.data.dedup.stages import Progress
 from megalm.data.engine import make_engine
 from tools.engine_options import add_worker_arguments
+
+SHOWN = 20  # documents that could not be read and are printed; --json and --removed have more
 
 
 def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs", nargs="+", metavar="INPUT", help="files, folders, globs or URLs, as tools/tokenize takes them"
     )
+    add_result_arguments(parser)
+
+
+def add_result_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="write the documents that stay here, as JSON lines")
     parser.add_argument("--removed", metavar="FILE", help="write what was removed and why here, as JSON lines")
     parser.add_argument("--field", default="text", help="key or column of the text (%(default)s)")
     parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out documents that cannot be read, instead of stopping"
+        "--skip-bad", action="store_true", help="leave out and list documents that cannot be read, instead of stopping"
     )
     add_worker_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
 
-@contextlib.contextmanager
-def corpus_of(args: argparse.Namespace) -> Iterator[Corpus]:
-    """The input, and what runs the stages over it; their files lie beside the result until the end."""
+class ConsoleProgress(Progress):
+    """A bar for each stage with the time left on a terminal, plain lines of the longer ones elsewhere; on standard error."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._stage = ""
+        self._total = self._done = self._started = self._spoken = 0.0
+
+    def say(self, message: str) -> None:
+        print(message, file=sys.stderr)
+
+    def start(self, stage: str, total: float) -> None:
+        self._stage, self._total, self._done = stage, max(total, 1.0), 0.0
+        self._started = self._spoken = time.monotonic()
+
+    def advance(self, amount: float) -> None:
+        self._done += amount
+        now = time.monotonic()
+        if sys.stderr.isatty():
+            if self._bar is None and now - self._started < 0.2:  # most stages are over by then
+                return
+            self._on_bar()
+        elif now - self._spoken > 5:
+            self._spoken = now
+            left = (now - self._started) * (self._total / max(self._done, 1e-9) - 1)
+            self.say(f"{self._stage}: {self._done / self._total:.0%}, {left:.0f} s left")
+
+    def _on_bar(self) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+            self._bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._stage, total=self._total)
+        self._bar.update(self._task, completed=self._done)
+
+    def finish(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def check_targets(args: argparse.Namespace) -> None:
+    """Errors: ConfigError if a result would be written over an input, or over the other one."""
     for name in (args.output, args.removed):
-        if name and name in args.inputs:
+        if name and any(os.path.abspath(name) == os.path.abspath(path) for path in args.inputs):
             raise ConfigError(f"{name} is an input: write the result to another file.")
+    if args.output and args.removed and os.path.abspath(args.output) == os.path.abspath(args.removed):
+        raise ConfigError(f"--output and --removed are both {args.output}: give two files.")
+
+
+@contextlib.contextmanager
+def corpus_of(args: argparse.Namespace, command: str, **options: Any) -> Iterator[Corpus]:
+    """The input, and what runs the stages over it; their files lie beside the result until the end. `options`: what
+    else decides what the stages leave."""
+    check_targets(args)
     target = args.output or args.removed
+    if target:
+        os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
     with (
         make_engine(args.engine, args.workers, args.engine_address) as engine,
-        Corpus(args.inputs, args.field, args.skip_bad, engine, f"{target}.parts" if target else None) as corpus,
+        Corpus(
+            args.inputs,
+            args.field.replace("\\n", "\n"),
+            args.skip_bad,
+            engine,
+            f"{target}.parts" if target else None,
+            (command, {"output": bool(args.output), "removed": bool(args.removed), **options}),
+            ConsoleProgress(),
+        ) as corpus,
     ):
-        yield corpus
+        try:
+            yield corpus
+        except KeyboardInterrupt:
+            if target:
+                print("interrupted; the same command goes on from what is done", file=sys.stderr)
+            raise
 
 
 def finish(args: argparse.Namespace, corpus: Corpus, removals: Removals, more: dict[str, Any] | None = None) -> int:
     counts = write_lists(corpus, removals, args.output, args.removed)
     result = {"documents": counts.documents, "removed": counts.removed, "bad": counts.bad, **(more or {})}
     if args.json:
-        print(json.dumps(result))
+        print(json.dumps({**result, **({"skipped": counts.listed} if counts.bad else {})}))
         return 0
     share = counts.removed / max(counts.documents, 1)
     print(f"{counts.documents} documents, {counts.removed} to remove ({share:.1%})")
-    for name, value in {"bad": counts.bad, **(more or {})}.items():
+    for name, value in (more or {}).items():
         if value:
             print(f"{name.replace('_', ' ')}: {value}")
+    print_skipped(counts.bad, counts.listed)
     return 0
+
+
+def print_skipped(bad: int, listed: tuple[str, ...]) -> None:
+    """How many documents could not be read, and the first of them."""
+    if bad:
+        print(f"skipped as bad: {bad}")
+        for line in listed[:SHOWN]:
+            print(f"  {line}")
+        if bad > SHOWN:
+            print(f"  and {bad - SHOWN} more (--removed lists them all)")

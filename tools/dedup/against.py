@@ -1,6 +1,7 @@
 """Training documents that hold text of an evaluation."""
 
 import argparse
+import os
 
 from tools.dedup._options import add_corpus_arguments, corpus_of, finish
 
@@ -21,8 +22,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from megalm.data.dedup.contamination import contaminated
     from megalm.data.dedup.corpus import Corpus
+    from megalm.data.documents import find_files
+    from megalm.data.shards import stamps
 
     field = (args.evaluation_field or args.field).replace("\\n", "\n")
-    with corpus_of(args) as corpus, Corpus(args.evaluation, field, args.skip_bad) as evaluation:
+    options = {"words": args.words, "evaluation": [field, *stamps(find_files(args.evaluation))]}
+    with (
+        corpus_of(args, "against", **options) as corpus,
+        Corpus(
+            args.evaluation,
+            field,
+            args.skip_bad,
+            corpus.stages.engine,
+            os.path.join(corpus.folder, "evaluation"),
+            ("evaluation", options),
+        ) as evaluation,
+    ):
         removals, short = contaminated(corpus, evaluation, args.words)
         return finish(args, corpus, removals, {"evaluation_documents_too_short": short})

@@ -15,5 +15,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from megalm.data.dedup.exact import exact_duplicates
 
-    with corpus_of(args) as corpus:
+    with corpus_of(args, "exact", normalize=args.normalize) as corpus:
         return finish(args, corpus, exact_duplicates(corpus, args.normalize))

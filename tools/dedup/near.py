@@ -20,6 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from megalm.data.dedup.near import near_duplicates
 
-    with corpus_of(args) as corpus:
+    with corpus_of(args, "near", threshold=args.threshold, words=args.words) as corpus:
         removals, pairs = near_duplicates(corpus, args.threshold, args.words)
         return finish(args, corpus, removals, {"verified_pairs": len(pairs)})

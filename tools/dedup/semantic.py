@@ -29,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from megalm.data.dedup.semantic import semantic_duplicates
+    from megalm.data.documents import find_files
+    from megalm.data.shards import stamps
 
-    with corpus_of(args) as corpus:
+    options = {name: getattr(args, name) for name in ("threshold", "clusters", "keep")}
+    if args.embeddings:
+        options["embeddings"] = stamps(find_files([args.embeddings]))
+    with corpus_of(args, "semantic", **options) as corpus:
         removals = semantic_duplicates(corpus, args.embeddings, args.threshold, args.clusters, args.keep)
         return finish(args, corpus, removals)

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.data.documents import BadDocument, Document, Piece, cut_into_pieces, find_files, read_piece
-from megalm.data.engine import Engine, LocalEngine
-from megalm.data.shards import make_shards
+from megalm.data.dedup.files import dealt_to, save, shard_path
+from megalm.data.dedup.places import PLACE, bad_record, place_record
+from megalm.data.dedup.stages import Progress, Stages, recipe_of
+from megalm.data.dedup.texts import Texts
+from megalm.data.documents import BadDocument, Piece, cut_into_pieces, find_files, read_piece
+from megalm.data.engine import Engine
+from megalm.data.files import ending_of
+from megalm.data.json_lines import read_lines
+from megalm.data.shards import make_shards, stamps
 
 BATCH_CHARACTERS = 1 << 21  # of text held at a time
 Result = TypeVar("Result")
@@ -35,22 +39,57 @@ class CorpusShard:
     field: str
     skip_bad: bool
 
-    def __iter__(self) -> Iterator[tuple[str, Document | BadDocument]]:
-        """(file, document)
+    def read(self) -> Iterator[tuple[Texts, np.ndarray, list[list[Any]]]]:
+        """Some documents at a time, where they lie (PLACE [texts]), and what could not be read (see `bad_record`; the
+        number is that of the documents here).
 
         Errors: ConfigError at a document that cannot be read, unless `skip_bad`.
         """
-        for piece in self.pieces:
-            for document in read_piece(piece, self.field):
-                if isinstance(document, BadDocument) and not self.skip_bad:
+        for number, piece in enumerate(self.pieces):
+            for texts, places, bad in _lines_of(piece, self.field) if holds_lines(piece) else _texts_of(piece, self):
+                places["piece"] = number
+                if bad and not self.skip_bad:
+                    wrong = bad[0][1]
                     raise ConfigError(
-                        f"{piece.path}: {document.place}: {document.reason}. Mend it, or pass --skip-bad to leave such out."
+                        f"{piece.path}: {wrong.place}: {wrong.reason}. Mend it, or pass --skip-bad to leave such out."
                     )
-                yield piece.path, document
+                yield texts, places, [bad_record(number, before, found) for before, found in bad]
 
-    def documents(self) -> Iterator[tuple[str, Document]]:
-        """Only those that could be read."""
-        return ((path, found) for path, found in self if isinstance(found, Document))
+
+_Read = tuple[Texts, np.ndarray, list[tuple[int, BadDocument]]]
+
+
+def holds_lines(piece: Piece) -> bool:
+    """Whether each line of the file is a document."""
+    return ending_of(piece.path) in (".jsonl", ".ndjson")
+
+
+def _lines_of(piece: Piece, field: str) -> Iterator[_Read]:
+    for lines in read_lines(piece, field):
+        places = np.zeros(len(lines.ends), PLACE)
+        places["at"], places["size"] = lines.begins, lines.sizes
+        yield Texts(lines.data, lines.ends, lines.ascii), places, lines.bad
+
+
+def _texts_of(piece: Piece, shard: CorpusShard) -> Iterator[_Read]:
+    texts: list[str] = []
+    places: list[tuple[int, int, int, int]] = []
+    bad: list[tuple[int, BadDocument]] = []
+    held = 0
+    for document in read_piece(piece, shard.field, ()):
+        if isinstance(document, BadDocument):
+            bad.append((len(texts), document))
+            if not shard.skip_bad:
+                break
+            continue
+        texts.append(document.text)
+        places.append(place_record(0, document.place))
+        held += len(document.text)
+        if held >= BATCH_CHARACTERS:
+            yield Texts.of(texts), np.array(places, PLACE), bad
+            texts, places, bad, held = [], [], [], 0
+    if texts or bad:
+        yield Texts.of(texts), np.array(places, PLACE), bad
 
 
 @dataclass(frozen=True)
@@ -70,24 +109,24 @@ class ShardStage:
         """The name of a file that belongs to this shard."""
         return shard_path(self.folder, self.shard.number, part)
 
-    def batches(self) -> Iterator[list[str]]:
-        """The texts, some megabytes at a time; where each document lies is written down, to be looked up by number."""
-        ends = [0]
-        partial = self.path(f"places.{os.getpid()}.partial")
-        with open(partial, "wb") as file:
-            texts: list[str] = []
-            held = 0
-            for path, document in self.shard.documents():
-                ends.append(ends[-1] + file.write(json.dumps({"file": path, "place": document.place}).encode() + b"\n"))
-                texts.append(document.text)
-                held += len(document.text)
-                if held >= BATCH_CHARACTERS:
-                    yield texts
-                    texts, held = [], 0
-            if texts:
+    def batches(self) -> Iterator[Texts]:
+        """The texts, some megabytes at a time. The first time that a shard is read, it is written down where each document
+        lies, and what could not be read: the files `places`, `paths` and `bad`."""
+        known = os.path.exists(self.path("places"))
+        all_places = [np.empty(0, PLACE)]
+        all_bad: list[list[Any]] = []
+        documents = 0
+        for texts, places, bad in self.shard.read():
+            if not known:
+                all_places.append(places)
+                all_bad += [[piece, documents + before, place, why] for piece, before, place, why in bad]
+            documents += len(texts)
+            if len(texts):
                 yield texts
-        save(self.path("places.bounds"), np.array(ends, "<i8"))
-        os.replace(partial, self.path("places"))
+        if not known:
+            for part, content in (("paths", [piece.path for piece in self.shard.pieces]), ("bad", all_bad)):
+                save(self.path(part), np.frombuffer(json.dumps(content).encode(), np.uint8))
+            save(self.path("places"), np.concatenate(all_places))
 
 
 @dataclass(frozen=True)
@@ -100,30 +139,19 @@ class PartStage:
     """Number of each shard's first document, and of documents in all."""
     argument: Any
 
-
-def shard_path(folder: str, number: int, part: str) -> str:
-    """Where a shard's file of this kind is."""
-    return os.path.join(folder, f"{number:06d}.{part}")
-
-
-def save(path: str, array: np.ndarray) -> None:
-    """Raw, aside, and renamed: a task that runs twice leaves one whole file."""
-    partial = f"{path}.{os.getpid()}.partial"
-    with open(partial, "wb") as file:
-        file.write(np.ascontiguousarray(array).data)
-    os.replace(partial, path)
-
-
-def load(path: str, dtype: Any, start: int = 0, stop: int = -1) -> np.ndarray:
-    """Elements [start, stop) of a file that `save` left; stop -1: the end."""
-    size = np.dtype(dtype).itemsize
-    return np.fromfile(path, dtype, -1 if stop < 0 else stop - start, offset=start * size)
+    def dealt(self, kind: str, dtype: Any) -> Iterator[tuple[int, np.ndarray]]:
+        """What each shard dealt to this part: (number of the shard's first document, records)"""
+        for shard in range(len(self.starts) - 1):
+            records = dealt_to(shard_path(self.folder, shard, kind), self.part, dtype)
+            if len(records):
+                yield self.starts[shard], records
 
 
 class Corpus:
     """The documents of files, cut into shards that depend on the input only.
 
-    Stages leave their files in `folder`; without one, in a temporary one. `close` removes it.
+    Stages leave their files in `folder`; without one, in a temporary one. `close` removes it. With a `command`, its name
+    and options, the folder of an interrupted run of the same is gone on with, and an error leaves it.
     """
 
     def __init__(
@@ -133,89 +161,54 @@ class Corpus:
         skip_bad: bool = False,
         engine: Engine | None = None,
         folder: str | None = None,
+        command: tuple[str, dict[str, Any]] | None = None,
+        progress: Progress | None = None,
     ):
-        pieces = cut_into_pieces(find_files(list(inputs)))
+        files = find_files(list(inputs))
+        pieces = cut_into_pieces(files)
         self.shards = [
             CorpusShard(number, tuple(shard), field, skip_bad) for number, shard in enumerate(make_shards(pieces))
         ]
-        self.engine = engine or LocalEngine(1)
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
-            Path(folder).mkdir(parents=True)
-        self.folder = os.path.abspath(folder) if folder else tempfile.mkdtemp(prefix="dedup-")
+        recipe = None
+        if folder and command:
+            options = {**command[1], "field": field, "skip_bad": skip_bad}
+            recipe = recipe_of(command[0], options, [*stamps(files), [len(shard.pieces) for shard in self.shards]])
+        self._resumable = recipe is not None
+        self.stages = Stages(folder or tempfile.mkdtemp(prefix="dedup-"), engine, recipe, progress)
+        self.folder = self.stages.folder
         self.starts: tuple[int, ...] = ()
 
-    def each_shard(self, function: Callable[[ShardStage], Result], argument: Any = None) -> list[Result]:
+    def each_shard(
+        self, function: Callable[[ShardStage], Result], argument: Any = None, stage: str = ""
+    ) -> list[Result]:
         """The function of every shard; the results in the order of the shards. It returns how many documents it saw,
-        or something with them first."""
-        stages = [ShardStage(shard, self.folder, argument) for shard in self.shards]
-        results = self._mapped(function, stages)
+        or a list or tuple with that first. `stage` is what the progress calls it."""
+        tasks = [ShardStage(shard, self.folder, argument) for shard in self.shards]
+        sizes = [float(sum(piece.size for piece in shard.pieces)) for shard in self.shards]
+        results = self.stages.run(function, tasks, stage or "reading", sizes)
         if not self.starts:
-            counts = [result[0] if isinstance(result, tuple) else result for result in results]
+            counts = [result if isinstance(result, int) else result[0] for result in results]
             self.starts = tuple(int(n) for n in np.concatenate(([0], np.cumsum(counts, dtype=np.int64))))
         return results
 
-    def each_part(self, function: Callable[[PartStage], Result], parts: int, argument: Any = None) -> list[Result]:
+    def each_part(
+        self, function: Callable[[PartStage], Result], parts: int, argument: Any = None, stage: str = ""
+    ) -> list[Result]:
         """The function of every part of what the shards have dealt out, in order."""
-        return self._mapped(function, [PartStage(part, self.folder, self.starts, argument) for part in range(parts)])
-
-    def _mapped(self, function: Callable[[Any], Any], stages: Sequence[ShardStage | PartStage]) -> list[Any]:
-        tasks = [_Numbered(number, function, stage) for number, stage in enumerate(stages)]
-        found: dict[int, Any] = dict(self.engine.map(_call, tasks))
-        return [found[number] for number in range(len(tasks))]
+        tasks = [PartStage(part, self.folder, self.starts, argument) for part in range(parts)]
+        return self.stages.run(function, tasks, stage or "comparing")
 
     @property
     def documents(self) -> int:
         """How many there are; known after the first stage."""
         return self.starts[-1]
 
-    def close(self) -> None:
-        """Removes what the stages left."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def close(self, failed: bool = False) -> None:
+        """Removes what the stages left, unless an interrupted run can go on from there."""
+        self.stages.close(keep=failed and self._resumable)
 
     def __enter__(self) -> Corpus:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-@dataclass(frozen=True)
-class _Numbered:
-    number: int
-    function: Callable[[Any], Any]
-    stage: ShardStage | PartStage
-
-    @property
-    def label(self) -> str:
-        return getattr(self.stage, "label", f"part {self.number}")
-
-
-def _call(task: _Numbered) -> tuple[int, Any]:
-    return task.number, task.function(task.stage)
-
-
-def deal(owner: np.ndarray, parts: int, records: np.ndarray, path: str) -> None:
-    """Writes the records grouped by their part, and where each group begins (int64 [parts + 1]) under PATH.bounds."""
-    order = np.argsort(owner, kind="stable")
-    save(f"{path}.bounds", np.concatenate(([0], np.cumsum(np.bincount(owner, minlength=parts)))).astype("<i8"))
-    save(path, records[order])
-
-
-def dealt(task: PartStage, kind: str, dtype: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """What each shard dealt to this part: (number of the shard's first document, records)"""
-    for shard in range(len(task.starts) - 1):
-        path = shard_path(task.folder, shard, kind)
-        start, stop = load(f"{path}.bounds", "<i8", task.part, task.part + 2)
-        if stop > start:
-            yield task.starts[shard], load(path, dtype, int(start), int(stop))
-
-
-def place_of(folder: str, starts: Sequence[int], number: int) -> dict[str, str]:
-    """File and place of a document by its number in the corpus."""
-    shard = int(np.searchsorted(starts, number, side="right")) - 1
-    path = shard_path(folder, shard, "places")
-    start, stop = load(f"{path}.bounds", "<i8", number - starts[shard], number - starts[shard] + 2)
-    with open(path, "rb") as file:
-        file.seek(int(start))
-        return json.loads(file.read(int(stop - start)))
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.close(failed=kind is not None)

@@ -10,7 +10,8 @@ import os
 import numpy as np
 import xxhash
 
-from megalm.data.dedup.corpus import Corpus, PartStage, ShardStage, deal, dealt
+from megalm.data.dedup.corpus import Corpus, PartStage, ShardStage
+from megalm.data.dedup.files import deal
 from megalm.data.dedup.removal import RECORD, Removals, save_records, table
 
 PARTS = 64  # at least: memory is a 64th of 24 bytes a document
@@ -20,27 +21,27 @@ _HASH = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<i8")])
 def exact_duplicates(corpus: Corpus, normalize: bool = False) -> Removals:
     """The documents to remove. `normalize`: case and white space make no difference."""
     parts = max(PARTS, len(corpus.shards) // 8)
-    corpus.each_shard(_hash_shard, (normalize, parts))
+    corpus.each_shard(_hash_shard, (normalize, parts), "hashes")
     paths = corpus.each_part(_compare_part, parts)
     return table(corpus, paths, "the same text")
 
 
 def _hash_shard(stage: ShardStage) -> int:
     normalize, parts = stage.argument
-    rows: list[tuple[int, int, int]] = []
+    hashes: list[bytes] = []
     for texts in stage.batches():
-        for text in texts:
-            content = " ".join(text.lower().split()) if normalize else text
-            value = xxhash.xxh3_128_intdigest(content.encode("utf-8", "surrogatepass"))
-            rows.append((value >> 64, value & (2**64 - 1), len(rows)))
-    records = np.array(rows, _HASH)
+        contents = (" ".join(text.lower().split()).encode() for text in texts) if normalize else texts.contents()
+        hashes += map(xxhash.xxh3_128_digest, contents)
+    halves = np.frombuffer(b"".join(hashes), ">u8").reshape(-1, 2)
+    records = np.empty(len(halves), _HASH)
+    records["high"], records["low"], records["number"] = halves[:, 0], halves[:, 1], np.arange(len(halves))
     deal((records["high"] % np.uint64(parts)).astype(np.int64), parts, records, stage.path("exact"))
-    return len(rows)
+    return len(records)
 
 
 def _compare_part(task: PartStage) -> str:
     found = [np.empty(0, _HASH)]
-    for first, records in dealt(task, "exact", _HASH):
+    for first, records in task.dealt("exact", _HASH):
         records["number"] += first
         found.append(records)
     rows = np.concatenate(found)

@@ -7,25 +7,37 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from megalm.data.dedup.corpus import Corpus, ShardStage, place_of, save
-from megalm.data.documents import BadDocument
+from megalm.data.dedup.corpus import Corpus, ShardStage, holds_lines
+from megalm.data.dedup.files import load, save, shard_path
+from megalm.data.dedup.places import PLACE, Places
+from megalm.data.documents import Document, Piece, read_piece
+from megalm.data.files import compression_of, open_bytes
 
+LISTED = 1000  # documents that could not be read and are named in the outcome; all are counted
 # number: the document that goes; of: the one that stays (-1: evaluation text); value and other: what the reason names
 RECORD = np.dtype([("number", "<i8"), ("of", "<i8"), ("other", "<i8"), ("value", "<f8")])
+_in_utf8 = json.JSONEncoder(ensure_ascii=False, default=str).encode
+_in_ascii = json.JSONEncoder(default=str).encode
 
 
 @dataclass(frozen=True)
 class Removals:
     """What one way of deduplication decided: files of records, each sorted by number, no number twice.
 
-    `why` is a sentence with {value} and {other}.
+    `why` is a sentence with {value} and {other}. `evaluation`: folder and starts of another corpus, whose documents
+    `other` then counts.
     """
 
     paths: tuple[str, ...]
     why: str
+    evaluation: tuple[str, tuple[int, ...]] | None = None
+
+    def __len__(self) -> int:
+        return sum(os.path.getsize(path) for path in self.paths) // RECORD.itemsize
 
     def records(self, start: int = 0, stop: int = 2**63 - 1) -> np.ndarray:
         """The records of documents [start, stop), sorted by number."""
@@ -40,12 +52,12 @@ class Removals:
 
     def __iter__(self) -> Iterator[tuple[int, int, str]]:
         """(number, number of the one that stays, reason)"""
-        for row in self.records():
-            yield int(row["number"]), int(row["of"]), self.reason(row)
+        for number, of, other, value in self.records().tolist():
+            yield number, of, self.reason(other, value)
 
-    def reason(self, row: np.void) -> str:
+    def reason(self, other: int, value: float) -> str:
         """The sentence for one record."""
-        return self.why.format(value=float(row["value"]), other=int(row["other"]))
+        return self.why.format(value=value, other=other)
 
 
 def save_records(path: str, rows: np.ndarray) -> str:
@@ -56,11 +68,12 @@ def save_records(path: str, rows: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many documents there were, how many stay, and how many could not be read."""
+    """How many documents there were, how many stay, and how many could not be read, of which some are named."""
 
     documents: int
     removed: int
     bad: int
+    listed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,64 +84,144 @@ class _Lists:
     remove: bool
 
 
-def _write(stage: ShardStage) -> Counts:
-    """A stage: the shard's part of both lists."""
+def json_row(record: Any) -> bytes:
+    """A line of JSON; half of a surrogate pair, which UTF-8 cannot hold, as its escape."""
+    try:
+        return _in_utf8(record).encode("utf-8") + b"\n"
+    except UnicodeEncodeError:
+        return _in_ascii(record).encode("ascii") + b"\n"
+
+
+def _write(stage: ShardStage) -> int:
+    """A stage: the shard's part of both lists; how many of its documents go."""
     wanted: _Lists = stage.argument
+    first, stop = wanted.starts[stage.shard.number : stage.shard.number + 2]
+    rows = wanted.removals.records(first, stop)
+    for part, wants, write in (("removed", wanted.remove, _write_removed), ("kept", wanted.keep, _write_kept)):
+        if wants:
+            partial = f"{stage.path(part)}.{os.getpid()}.partial"
+            with open(partial, "wb", buffering=1 << 20) as file:
+                write(stage, wanted, rows, file)
+            os.replace(partial, stage.path(part))
+    return len(rows)
+
+
+def read_bad(folder: str, shard: int) -> list[list[Any]]:
+    """What could not be read of a shard: piece, number of documents before it, place, reason."""
+    with open(shard_path(folder, shard, "bad"), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _write_removed(stage: ShardStage, wanted: _Lists, rows: np.ndarray, file: BinaryIO) -> None:
     first = wanted.starts[stage.shard.number]
-    rows = iter(wanted.removals.records(first, wanted.starts[stage.shard.number + 1]))
-    following = next(rows, None)
-    number, gone, bad = first, 0, 0
-    mine = f"{os.getpid()}.partial"
-    kept_path, removed_path = stage.path("kept"), stage.path("removed")
-    with (
-        open(f"{kept_path}.{mine}", "w", encoding="utf-8") as kept,
-        open(f"{removed_path}.{mine}", "w", encoding="utf-8") as removed,
-    ):
-        for path, document in stage.shard:
-            if isinstance(document, BadDocument):
-                bad += 1
-                if wanted.remove:
-                    entry: dict = {"file": path, "place": document.place, "why": f"cannot be read: {document.reason}"}
-                    removed.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    places = Places(stage.folder, wanted.starts)
+    evaluation = wanted.removals.evaluation and Places(*wanted.removals.evaluation)
+    bad = iter(read_bad(stage.folder, stage.shard.number))
+    following = next(bad, None)
+
+    def unread(before: int) -> None:
+        nonlocal following
+        while following is not None and first + following[1] <= before:
+            piece, _, place, reason = following
+            path = stage.shard.pieces[piece].path
+            file.write(json_row({"file": path, "place": place, "why": f"cannot be read: {reason}"}))
+            following = next(bad, None)
+
+    for number, of, other, value in rows.tolist():
+        unread(number)
+        row: dict[str, Any] = {**places.of(number), "number": number, "why": wanted.removals.reason(other, value)}
+        if of >= 0:
+            row["duplicate_of"] = {"number": of, **places.of(of)}
+        if evaluation:
+            row["evaluation"] = {"number": other, **evaluation.of(other)}
+        file.write(json_row(row))
+    unread(2**63 - 1)
+
+
+def _write_kept(stage: ShardStage, wanted: _Lists, rows: np.ndarray, file: BinaryIO) -> None:
+    places = load(stage.path("places"), PLACE)
+    stays = np.ones(len(places), bool)
+    stays[rows["number"] - wanted.starts[stage.shard.number]] = False
+    bounds = np.searchsorted(places["piece"], np.arange(len(stage.shard.pieces) + 1))
+    for piece, low, high in zip(stage.shard.pieces, bounds[:-1], bounds[1:], strict=True):
+        if not stays[low:high].any():
+            continue
+        if holds_lines(piece):
+            copy_lines(piece, places[low:high][stays[low:high]], file)
+            continue
+        staying = iter(stays[low:high].tolist())
+        for document in read_piece(piece, stage.shard.field):
+            if isinstance(document, Document) and next(staying):
+                file.write(json_row(document.fields or {"text": document.text}))
+
+
+def copy_lines(piece: Piece, places: np.ndarray, file: BinaryIO) -> None:
+    """The lines at these places as they are; one that is a text alone becomes an object."""
+    begins, sizes = places["at"], places["size"]
+    ends = begins + np.abs(sizes)
+    breaks = np.flatnonzero((begins[1:] != ends[:-1]) | (sizes[1:] < 0) | (sizes[:-1] < 0)) + 1
+    firsts, lasts = np.concatenate(([0], breaks)), np.concatenate((breaks, [len(places)])) - 1
+    with open_bytes(piece.path) as source:
+        at = 0
+        for begin, end, size in zip(begins[firsts].tolist(), ends[lasts].tolist(), sizes[firsts].tolist(), strict=True):
+            if compression_of(piece.path) is None:
+                source.seek(begin)
+            else:
+                for _ in _parts(source, begin - at):
+                    pass
+            at = end
+            if size < 0:
+                file.write(json_row({"text": json.loads(source.read(end - begin))}))
                 continue
-            if following is not None and following["number"] == number:
-                gone += 1
-                if wanted.remove:
-                    why = wanted.removals.reason(following)
-                    entry = {"file": path, "place": document.place, "number": number, "why": why}
-                    of = int(following["of"])
-                    if of >= 0:
-                        entry["duplicate_of"] = {"number": of, **place_of(stage.folder, wanted.starts, of)}
-                    removed.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                following = next(rows, None)
-            elif wanted.keep:
-                record = document.fields if document.fields else {"text": document.text}
-                kept.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
-            number += 1
-    os.replace(f"{kept_path}.{mine}", kept_path)
-    os.replace(f"{removed_path}.{mine}", removed_path)
-    return Counts(number - first, gone, bad)
+            for content in _parts(source, end - begin):
+                file.write(content)
+            if not content.endswith(b"\n"):
+                file.write(b"\n")
+
+
+def _parts(source: BinaryIO, size: int) -> Iterator[bytes]:
+    while size > 0 and (content := source.read(min(size, 1 << 22))):
+        size -= len(content)
+        yield content
 
 
 def write_lists(corpus: Corpus, removals: Removals, output: str | None, removed: str | None) -> Counts:
-    """Reads the corpus once more, and writes the documents that stay and the list of those that do not, with the reason.
+    """Writes the documents that stay and the list of those that do not, with the reason.
 
-    A kept document is written with all its fields; a removed one by its place, and the place of the one that it
-    duplicates. With `skip_bad` those that could not be read are in the list, too.
+    A JSON line that stays is copied as it is, another document is written with all its fields; a removed one by its
+    place, and the place of the one that it duplicates. With `skip_bad` those that could not be read are in the list, too.
     """
-    lists = _Lists(removals, corpus.starts, bool(output), bool(removed))
-    counts = corpus.each_shard(_write, lists)
-    for name, part in ((output, "kept"), (removed, "removed")):
-        if name:
-            with open(f"{name}.partial", "wb") as whole:
-                for shard in corpus.shards:
-                    with open(os.path.join(corpus.folder, f"{shard.number:06d}.{part}"), "rb") as file:
-                        shutil.copyfileobj(file, whole, 1 << 20)
-            os.replace(f"{name}.partial", name)
-    total = [sum(getattr(count, name) for count in counts) for name in ("documents", "removed", "bad")]
-    return Counts(*total)
+    if output or removed:
+        corpus.each_shard(_write, _Lists(removals, corpus.starts, bool(output), bool(removed)), "writing")
+        for name, part in ((output, "kept"), (removed, "removed")):
+            if name:
+                join(corpus, part, name)
+    bad, listed = unread(corpus)
+    return Counts(corpus.documents, len(removals), bad, listed)
 
 
-def table(corpus: Corpus, paths: list[str], why: str) -> Removals:
+def join(corpus: Corpus, part: str, name: str) -> None:
+    """The shards' files of this kind, one after another, as one file."""
+    with open(f"{name}.partial", "wb") as whole:
+        for shard in corpus.shards:
+            with open(shard_path(corpus.folder, shard.number, part), "rb") as file:
+                shutil.copyfileobj(file, whole, 1 << 20)
+    os.replace(f"{name}.partial", name)
+
+
+def unread(corpus: Corpus) -> tuple[int, tuple[str, ...]]:
+    """How many documents could not be read, and the first of them in words."""
+    count, listed = 0, []
+    for shard in corpus.shards:
+        for piece, _, place, reason in read_bad(corpus.folder, shard.number):
+            if count < LISTED:
+                listed.append(f"{shard.pieces[piece].path}: {place}: {reason}")
+            count += 1
+    return count, tuple(listed)
+
+
+def table(
+    corpus: Corpus, paths: list[str], why: str, evaluation: tuple[str, tuple[int, ...]] | None = None
+) -> Removals:
     """The removals in these files of the corpus' folder."""
-    return Removals(tuple(os.path.join(corpus.folder, path) for path in paths), why)
+    return Removals(tuple(os.path.join(corpus.folder, path) for path in paths), why, evaluation)

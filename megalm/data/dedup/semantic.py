@@ -9,14 +9,17 @@ Source: Abbas et al. 2023, arXiv:2303.09540; Achlioptas 2003 (projection by sign
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.data.dedup.corpus import Corpus, PartStage, ShardStage, deal, dealt, load, save
+from megalm.data.dedup.corpus import Corpus, PartStage, ShardStage
+from megalm.data.dedup.files import deal, load, save
 from megalm.data.dedup.removal import RECORD, Removals, save_records, table
 from megalm.data.dedup.shingles import mix, shingles
+from megalm.data.dedup.texts import Texts
 
 DIMENSIONS = 128  # of the embeddings made here: a cosine is off by about 1 / sqrt(128) at 0, by far less near 1
 BINS = 1 << 16  # that the frequencies of words are counted in
@@ -60,16 +63,16 @@ def semantic_duplicates(
         _check(embeddings, corpus.documents)
     else:
         frequencies = np.zeros(BINS, np.int64)
-        for shard, _ in enumerate(corpus.each_shard(_count_shard)):
+        for shard, _ in enumerate(corpus.each_shard(_count_shard, None, "words")):
             frequencies += load(os.path.join(corpus.folder, f"{shard:06d}.frequencies"), "<i8")
         weights = np.log((1 + corpus.documents) / (1 + frequencies)) + 1
         save(os.path.join(corpus.folder, "weights"), weights.astype("<f4"))
     number = clusters or max(1, -(-corpus.documents // PER_CLUSTER))
     task = _Task(embeddings and os.path.abspath(embeddings), corpus.starts, threshold, number, keep)
-    dimensions = max(corpus.each_shard(_embed_shard, task), default=(0, 0))[1]
+    dimensions = max(corpus.each_shard(_embed_shard, task, "embeddings"), default=(0, 0))[1]
     centres = _centres(_sample(corpus, dimensions), min(number, max(corpus.documents, 1)))
     save(os.path.join(corpus.folder, "centres"), centres)
-    corpus.each_shard(_assign_shard, (task, dimensions, len(centres)))
+    corpus.each_shard(_assign_shard, (task, dimensions, len(centres)), "clusters")
     paths = corpus.each_part(_compare_cluster, len(centres), (task, dimensions))
     return table(corpus, paths, WHY)
 
@@ -92,7 +95,7 @@ def _count_only(stage: ShardStage) -> int:
     return sum(len(texts) for texts in stage.batches())
 
 
-def _features(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _features(texts: Texts | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Words and pairs of words, each once a document. Shapes: -> uint64 [all], offsets int64 [texts + 1]"""
     ones, one_ends = shingles(texts, 1)
     twos, two_ends = shingles(texts, 2)
@@ -112,7 +115,7 @@ def _count_shard(stage: ShardStage) -> tuple[int, int]:
     return count, 0
 
 
-def embed(texts: list[str], weights: np.ndarray) -> np.ndarray:
+def embed(texts: Texts | Sequence[str], weights: np.ndarray) -> np.ndarray:
     """Unit vectors of the texts; of a text without words, zeros. Shapes: weights [BINS] -> float32 [texts, DIMENSIONS]"""
     values, ends = _features(texts)
     scale = weights[(values % np.uint64(BINS)).astype(np.int64)]
@@ -208,7 +211,7 @@ def _compare_cluster(stage: PartStage) -> str:
     """Each document with those before it in the order of `keep`; a document without words is no duplicate."""
     task, dimensions = stage.argument
     found = [np.empty(0, _record(dimensions))]
-    for first, rows in dealt(stage, "semantic", _record(dimensions)):
+    for first, rows in stage.dealt("semantic", _record(dimensions)):
         rows["number"] += first
         found.append(rows)
     rows = np.concatenate(found)

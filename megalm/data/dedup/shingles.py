@@ -1,33 +1,35 @@
-"""Hashes of words and of runs of words, for many documents at once, in C++ (csrc/shingle) or in numpy."""
+"""Hashes of words and of runs of words, for many documents at once, in C++ (csrc/shingle, csrc/minhash) or in numpy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from megalm.data.dedup.texts import Texts
 from megalm.data.order import mix
 from megalm.data.suffix import native
 
-# Which bytes belong to words: ASCII letters and digits, and everything beyond ASCII. The rest separates words.
-_WORD = np.zeros(256, bool)
-_WORD[[*range(48, 58), *range(65, 91), *range(97, 123), *range(128, 256)]] = True
+# Bytes that belong to words, as small letters: ASCII letters and digits, and everything beyond ASCII. 0 separates words.
+_LETTERS = np.zeros(256, np.uint8)
+_LETTERS[[*range(48, 58), *range(97, 123), *range(128, 256)]] = [*range(48, 58), *range(97, 123), *range(128, 256)]
+_LETTERS[65:91] = range(97, 123)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
-def word_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def word_hashes(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     """A hash of each word, in lower case, of each text.
 
     Shapes: -> uint64 [words of all texts], and where each text's words end int64 [texts]
     """
-    parts = [_bytes(text) for text in texts]
+    parts = [text.lower().encode("utf-8", "replace") for text in texts]
     data = np.frombuffer(b"\n".join([*parts, b""]), np.uint8)
     text_ends = np.cumsum([len(part) + 1 for part in parts])
-    inside = np.concatenate(([False], _WORD[data], [False]))
+    inside = np.concatenate(([False], _LETTERS[data] > 0, [False]))
     edges = np.flatnonzero(inside[1:] != inside[:-1])
     starts, ends = edges[0::2], edges[1::2]
     if len(starts) == 0:
-        return np.empty(0, np.uint64), np.zeros(len(texts), np.int64)
+        return np.empty(0, np.uint64), np.zeros(len(parts), np.int64)
     lengths = ends - starts
     powers = np.multiply.accumulate(np.full(int(lengths.max()), _MULTIPLIER))
     flat = np.flatnonzero(inside[1:-1])  # every byte of every word, one after another
@@ -37,26 +39,21 @@ def word_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return mix(sums), np.searchsorted(starts, text_ends)
 
 
-def shingles(texts: Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]:
+def shingles(texts: Texts | Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]:
     """The set of runs of `words` words of each text, as sorted hashes; a shorter text is one run.
 
     Shapes: -> uint64 [all], and the offsets of each text's part int64 [texts + 1]
     """
     library = native()
     if library is None:
-        return _shingles(texts, words)
-    parts = [_bytes(text) for text in texts]
-    data = np.frombuffer(b"".join(parts), np.uint8)
-    text_ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        return _shingles(list(texts), words)
+    texts = texts if isinstance(texts, Texts) else Texts.of(texts)
+    data, ends = texts.in_lower_case()
     values, offsets = np.empty(len(data) // 2 + len(texts) + 1, np.uint64), np.zeros(len(texts) + 1, np.int64)
-    addresses = (array.ctypes.data for array in (_WORD, values, offsets))
-    if not library.shingles(data.ctypes.data, text_ends.ctypes.data, len(texts), words, *addresses):
+    addresses = (array.ctypes.data for array in (_LETTERS, values, offsets))
+    if not library.shingles(data.ctypes.data, ends.ctypes.data, len(texts), words, *addresses):
         raise MemoryError("no memory to sort the runs of a text")
     return values[: offsets[-1]].copy(), offsets
-
-
-def _bytes(text: str) -> bytes:
-    return text.lower().encode("utf-8", "replace")
 
 
 def _shingles(texts: Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,6 +78,37 @@ def _shingles(texts: Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]
     keep = np.ones(len(values), bool)
     keep[1:] = (values[1:] != values[:-1]) | (owner[1:] != owner[:-1])
     return values[keep], np.concatenate(([0], np.cumsum(np.bincount(owner[keep], minlength=len(texts)))))
+
+
+def band_hashes(values: np.ndarray, offsets: np.ndarray, factors: np.ndarray, addends: np.ndarray) -> np.ndarray:
+    """Hashes of the bands of the sets' MinHash signatures, as csrc/minhash/op.h defines them.
+
+    Shapes: values, offsets as `shingles` gives them; uint32 [bands, rows] twice -> uint64 [bands, sets]
+    """
+    (bands, rows), sets = factors.shape, len(offsets) - 1
+    out = np.empty((bands, sets), np.uint64)
+    library = native()
+    if library is None:
+        return _band_hashes(values, offsets, factors, addends)
+    inputs = [np.ascontiguousarray(array) for array in (values, offsets, factors, addends)]
+    addresses = [array.ctypes.data for array in (*inputs, out)]
+    if not library.minhash(*addresses[:2], sets, bands, rows, *addresses[2:]):
+        raise MemoryError("no memory for the signatures of sets")
+    return out
+
+
+def _band_hashes(values: np.ndarray, offsets: np.ndarray, factors: np.ndarray, addends: np.ndarray) -> np.ndarray:
+    """The same in numpy."""
+    high = (values >> np.uint64(32)).astype(np.uint32)
+    filled = np.flatnonzero(np.diff(offsets))
+    hashes = np.zeros((len(factors), len(offsets) - 1), np.uint64)
+    for band, (band_factors, band_addends) in enumerate(zip(factors, addends, strict=True)):
+        for factor, addend in zip(band_factors, band_addends, strict=True):
+            least = np.full(len(offsets) - 1, 2**32 - 1, np.uint64)
+            if len(filled):
+                least[filled] = np.minimum.reduceat(high * factor + addend, offsets[filled])
+            hashes[band] = mix(hashes[band] + least * _MULTIPLIER)
+    return hashes
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:

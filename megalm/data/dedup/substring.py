@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.data.dedup.corpus import deal, load, save
+from megalm.data.dedup.files import deal, load, save
 from megalm.data.engine import Engine, LocalEngine
 from megalm.data.suffix import repeats, suffix_array
 from megalm.data.tokens import TokenFile, TokenWriter

@@ -1,0 +1,48 @@
+"""Where each document of a shard lies, by its number; and what could not be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from megalm.data.dedup.files import load, shard_path
+from megalm.data.documents import BadDocument
+
+KINDS = ("byte", "row", "line", "item")  # what a document's place counts
+# piece: of the shard's; kind: one of KINDS; at: how far; size: of a JSON line its bytes, negative where the line holds
+# a text and no object; 0: the document is no line
+PLACE = np.dtype([("piece", "<u4"), ("kind", "<u4"), ("at", "<i8"), ("size", "<i8")])
+
+
+def place_record(piece: int, place: str) -> tuple[int, int, int, int]:
+    """The record of a document that is no JSON line, from what its reader calls the place."""
+    kind, _, at = place.partition(" ")
+    return piece, KINDS.index(kind), int(at), 0
+
+
+def bad_record(piece: int, before: int, bad: BadDocument) -> list[Any]:
+    """What could not be read, and the number of the shard's documents before it."""
+    return [piece, before, bad.place, bad.reason]
+
+
+class Places:
+    """File and place of any document of a corpus, from what its first stage left in the folder."""
+
+    def __init__(self, folder: str, starts: Sequence[int]):
+        self._folder, self._starts = folder, np.array(starts)
+        self._shard = lru_cache(maxsize=64)(self._opened)
+
+    def _opened(self, shard: int) -> tuple[np.ndarray, list[str]]:
+        with open(shard_path(self._folder, shard, "paths"), encoding="utf-8") as file:
+            return load(shard_path(self._folder, shard, "places"), PLACE), json.load(file)
+
+    def of(self, number: int) -> dict[str, str]:
+        """Of a document by its number in the corpus."""
+        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
+        records, paths = self._shard(shard)
+        piece, kind, at, _ = records[number - int(self._starts[shard])].item()
+        return {"file": paths[piece], "place": f"{KINDS[kind]} {at}"}
