@@ -1,4 +1,4 @@
-"""What is in a token file, and what a run saw at a step: the facts behind `tools/inspect data` and `tools/inspect batch`."""
+"""What is in a token file: the facts behind `tools/inspect data`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from megalm.config.compose import load_config
-from megalm.config.errors import ConfigError
-from megalm.data.loader import Loader
 from megalm.data.order import derive_key, permute
 from megalm.data.tokenizer import Tokenizer, load_tokenizer
 from megalm.data.tokens import TokenFile
@@ -145,43 +142,3 @@ def window_hashes(tokens: np.ndarray, length: int) -> np.ndarray:
             factor, width = factor * factor, width * 2
     assert result is not None
     return result
-
-
-def step_positions(run: Path, step: int, batch: int) -> tuple[np.ndarray, bool]:
-    """Positions in the stream of this step's samples, and whether the run's records say so (else it is inferred)."""
-    end = None
-    try:
-        with open(run / "metrics.jsonl", encoding="utf-8") as file:
-            for line in file:
-                record = json.loads(line)
-                if record.get("step") == step and "samples" in record:
-                    end = int(record["samples"])  # the last line of a step counts: it may have been run again
-    except (OSError, ValueError):
-        end = None
-    stop = step * batch if end is None else end
-    return np.arange(stop - batch, stop), end is not None
-
-
-class _Alone:
-    size, rank = 1, 0
-
-
-def step_samples(run: Path, step: int, loader_state: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The samples of a step with their places and texts; `loader_state`, of a checkpoint, knows of changes of the mixture.
-
-    Errors: ConfigError if the folder is not a run's, or the step is below 1.
-    """
-    if step < 1:
-        raise ConfigError(f"--step is {step}: steps count from 1.")
-    config = load_config(run / "config.yaml")
-    config.data.prefetch = 0
-    loader = Loader(config, _Alone())
-    if loader_state is not None:
-        loader.load_state_dict(loader_state)
-    positions, recorded = step_positions(run, step, loader.curriculum.at(step - 1).global_batch_size)
-    tokenizer = load_tokenizer(config.data.tokenizer) if config.data.tokenizer else None
-    rows = []
-    for place, ids in zip(loader.describe(positions), loader.tokens(positions), strict=True):
-        text = tokenizer.decode(ids[:-1]) if tokenizer else " ".join(map(str, ids[:-1]))
-        rows.append({**place, "text": text})
-    return {"run": str(run), "step": step, "recorded": recorded, "samples": rows}

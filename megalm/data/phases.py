@@ -46,6 +46,14 @@ class Curriculum:
         """The phase of update number `step`, counted from 0; after the last, the last."""
         return next((p for p in self.phases if p.end_step is None or step < p.end_step), self.phases[-1])
 
+    def samples(self, first_step: int, end_step: int) -> int:
+        """Samples that updates [first_step, end_step), counted from 0, take together."""
+        total = 0
+        for phase in self.phases:
+            end = end_step if phase.end_step is None else min(phase.end_step, end_step)
+            total += max(0, end - max(phase.first_step, first_step)) * phase.global_batch_size
+        return total
+
 
 def single_phase(weights: Mapping[str, float], seq_length: int, global_batch_size: int) -> Curriculum:
     """The curriculum of a run without phases."""

@@ -223,6 +223,20 @@ def take(position: int, count: int, skipped: Sequence[tuple[int, int]]) -> tuple
     return np.concatenate(parts), position + count
 
 
+def take_back(end: int, count: int, skipped: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The last `count` positions before `end` that lie in no skipped range. Shapes: -> int64 [count]"""
+    parts: list[np.ndarray] = []
+    for first, last in reversed(skipped):
+        if first >= end:
+            continue
+        free = min(count, max(0, end - last))
+        parts.append(np.arange(end - free, end, dtype=np.int64))
+        count -= free
+        end = min(end, first) if count else end
+    parts.append(np.arange(max(0, end - count), end, dtype=np.int64)[: max(count, 0)])
+    return np.concatenate(parts[::-1])
+
+
 def advance(position: int, count: int, skipped: Sequence[tuple[int, int]]) -> int:
     """The position after the next `count` positions that lie in no skipped range."""
     for first, last in skipped:

@@ -15,21 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from megalm.checkpoint import CheckpointError, CheckpointReader
-    from megalm.config.errors import ConfigError
-    from megalm.data.look import step_samples
+    from megalm.guard.samples import look_at_step
 
-    try:
-        state = CheckpointReader(args.run).state().get("loader")
-    except (CheckpointError, ConfigError, OSError):
-        state = None  # no checkpoint yet
-    result = step_samples(args.run, args.step, state)
+    result = look_at_step(args.run, args.step)
     if args.json:
         print(json.dumps(result))
         return 0
     samples = result["samples"]
-    how = "" if result["recorded"] else " (not in metrics.jsonl: as if nothing had been skipped before)"
-    print(f"{result['run']}: step {args.step} took {len(samples)} samples{how}")
+    verb, how = ("took", "") if result["recorded"] else ("will take", ", if nothing else is skipped before")
+    print(f"{result['run']}: step {args.step} {verb} {len(samples)} samples{how}")
     for row in samples[: args.rows or None]:
         print(
             f"\n--- sample {row['position']} of the stream: {row['source']}, epoch {row['epoch']}, sample {row['sample']}, "
