@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -23,6 +25,8 @@ from megalm.data.phases import Curriculum, Phase, make_curriculum, single_phase
 from megalm.data.sources import TokenSource, open_held_out, open_sources
 from megalm.data.stream import Stream, advance, merge_ranges, take
 
+SLOW_ROW_S = 5e-5  # to read a row takes a few microseconds from memory, and more than this from any disk
+COLD_BATCHES = 64  # asked for ahead, all rows at once, after a row was not in memory: asking costs a tenth of reading
 AHEAD = 4096  # samples whose place is looked up at once: two milliseconds
 
 
@@ -72,7 +76,7 @@ class Loader:
         if self._fim is not None:  # the marks may not fit into the files' type
             self._dtype = np.result_type(self._dtype, np.int32)
         self._known: tuple[int, Samples | None] = (0, None)  # first position, and the samples from there on
-        self._remote = any(hasattr(source.file.tokens, "prefetch") for source in self.sources)
+        self._cold = sys.maxsize if any(source.file.cache for source in self.sources) else COLD_BATCHES
         self._eval_sequences = train.eval_sequences
         self._position = 0
         self._batches = 0  # global batches given out
@@ -269,6 +273,10 @@ class Loader:
 
     def _load(self, positions: np.ndarray, length: int) -> list[Batch]:
         found = self._resolve(positions)
+        if self._cold > 0:
+            self._cold -= 1
+            for source, index in zip(found.source.tolist(), found.index.tolist(), strict=True):
+                self.sources[source].prefetch(index, length)
         parts = [slice(at, at + self.micro_batch_size) for at in range(0, len(positions), self.micro_batch_size)]
         return [self._micro_batch(found.source[p], found.index[p], found.epoch[p], length) for p in parts]
 
@@ -281,11 +289,11 @@ class Loader:
         """
         rows = [(self.sources[s], i) for s, i in zip(source.tolist(), index.tolist(), strict=True)]
         raw = np.empty((len(rows), length + 1), self._dtype)
-        if self._remote:
-            for where, sample in rows:
-                where.prefetch(sample, length)
+        begun = time.perf_counter()
         for row, (where, sample) in zip(raw, rows, strict=True):
             where.read_into(row, sample)
+        if time.perf_counter() - begun > SLOW_ROW_S * len(rows):
+            self._cold = COLD_BATCHES
         self._check(raw, [where for where, _ in rows])
         if self.packing == "stream" and self._fim is None:
             return raw, [], []

@@ -166,6 +166,14 @@ class MDSTokens(TokenFile):
             )
         return lengths.astype(np.int32)
 
+    def prefetch(self, start: int, stop: int) -> None:
+        """Tokens [start, stop) will be read soon; begin to fetch their shards, where they are far away."""
+        if not self.reader.remote:
+            return
+        first, last = self.document_at(start), self.document_at(max(start, min(stop, self.num_tokens) - 1))
+        for shard in range(self.reader.find(first)[0], self.reader.find(last)[0] + 1):
+            self.reader.prefetch(shard)
+
     def value(self, document: int) -> np.ndarray:
         """A document's tokens, out of its shard."""
         shard, number = self.reader.find(document)
@@ -186,8 +194,6 @@ class ShardTokens:
 
     def __init__(self, file: MDSTokens):
         self.file, self.dtype = file, file.dtype
-        if file.reader.remote:
-            self.prefetch = self._prefetch
 
     def __len__(self) -> int:
         return self.file.num_tokens
@@ -208,8 +214,3 @@ class ShardTokens:
             start += len(values)
             document += 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, self.dtype)
-
-    def _prefetch(self, start: int, stop: int) -> None:
-        first, last = self.file.document_at(start), self.file.document_at(max(start, min(stop, len(self)) - 1))
-        for shard in range(self.file.reader.find(first)[0], self.file.reader.find(last)[0] + 1):
-            self.file.reader.prefetch(shard)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import mmap
 import os
 import random
 import threading
@@ -48,6 +49,9 @@ class Bytes(Protocol):
     def array(self, offset: int, dtype: np.dtype, count: int) -> Any:
         """Part of the file as an array that is read where it is looked at."""
 
+    def prefetch(self, start: int, stop: int) -> None:
+        """These bytes will be read soon; begin to fetch them."""
+
 
 class LocalFile:
     """A file of this machine, mapped.
@@ -58,18 +62,27 @@ class LocalFile:
     def __init__(self, path: str | os.PathLike):
         self.name = os.fspath(path)
         try:
-            self.size = os.stat(path).st_size
-            self._raw = np.asarray(np.memmap(path, np.uint8, "r")) if self.size else np.empty(0, np.uint8)
+            with open(path, "rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None
         except OSError as error:
             raise ConfigError(
                 f"{self.name}: cannot be read ({error.strerror}). Give a file that is there and may be read."
             ) from error
+        self._raw = np.frombuffer(self._map, np.uint8) if self._map else np.empty(0, np.uint8)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return self._raw[start:stop]
 
     def array(self, offset: int, dtype: np.dtype, count: int) -> np.ndarray:
         return self._raw[offset : offset + count * dtype.itemsize].view(dtype)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Of what is not in memory the kernel reads these pages and no others, without waiting for them. Touching one
+        would wait, and read far beyond it, which takes the longer the larger the file is."""
+        low, stop = start & -mmap.PAGESIZE, min(stop, self.size)
+        if self._map is not None and 0 <= low < stop:
+            self._map.madvise(mmap.MADV_WILLNEED, low, stop - low)
 
 
 class Cache:

@@ -96,6 +96,7 @@ class TokenFile:
             self._fail(
                 self.tokens_path, min(end, tokens.size), f"has {tokens.size} bytes, but its index asks for {end}"
             )
+        self._bytes = tokens
         self.num_tokens = tokens.size // self.dtype.itemsize
         if self.num_tokens == 0:
             self._fail(self.tokens_path, 0, "holds no token")
@@ -104,6 +105,7 @@ class TokenFile:
     def _read_index(self, index: Bytes) -> int:
         """Checks the header and the ends of the tables, and makes them attributes; returns the bytes of .bin."""
         path, index_bytes = index.name, index.size
+        index.prefetch(0, HEADER.size)
         header = index.read(0, HEADER.size).tobytes()
         if not header.startswith(MAGIC):
             self._fail(path, 0, f"starts with {header[:9]!r} and not with {MAGIC!r}: it is not a Megatron index")
@@ -126,6 +128,8 @@ class TokenFile:
         self.dtype = np.dtype(DTYPES[code]).newbyteorder("<")
         self.num_sequences, self.num_documents = sequences, indices - 1
         at = HEADER.size
+        for edge in (at + 4 * sequences, at + 12 * sequences, expected):  # where two tables meet
+            index.prefetch(edge - 8, min(edge + 8, index_bytes))
         self.lengths = index.array(at, np.dtype("<i4"), sequences)
         at += 4 * sequences
         self.pointers = index.array(at, np.dtype("<i8"), sequences)
@@ -146,10 +150,8 @@ class TokenFile:
         raise ConfigError(f"{path}: byte {byte}: the file {what}. {ADVICE}")
 
     def prefetch(self, start: int, stop: int) -> None:
-        """Tokens [start, stop) will be read soon; begin to fetch them, where they are far away."""
-        ahead = getattr(self.tokens, "prefetch", None)
-        if ahead is not None:
-            ahead(start, stop)
+        """Tokens [start, stop) will be read soon; begin to fetch them."""
+        self._bytes.prefetch(start * self.dtype.itemsize, stop * self.dtype.itemsize)
 
     def document_start(self, document: int) -> int:
         """Position, in tokens, of a document's first token; document == num_documents: the end of the data."""

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from megalm.config.errors import ConfigError
+from megalm.data import loader as module
 from megalm.data.blend import Chairman, Tree
 from megalm.data.loader import Loader
 from megalm.data.order import Source
+from megalm.data.sources import TokenSource
+from megalm.data.store import LocalFile
 from megalm.data.stream import Stream
 from megalm.data.tokens import TokenFile, TokenWriter
 
@@ -247,3 +250,27 @@ def test_a_run_that_was_dealt_by_the_tree_goes_on_so(corpora):
     assert np.array_equal(stream.samples(np.arange(200)).source, tree)
     assert not np.array_equal(tree, Chairman(weights).assign(np.arange(200))[0])
     assert stream.state_dict()["segments"][0]["blend"] == "tree"
+
+
+def test_what_is_not_in_memory_is_asked_for_ahead_and_nothing_else(tmp_path, monkeypatch):
+    """All rows of a batch before the first is read, at the start and for a while after a row was slow."""
+    asked, read = [], []
+    ahead, into = TokenFile.prefetch, TokenSource.read_into
+    monkeypatch.setattr(TokenFile, "prefetch", lambda self, *span: asked.append(span) or ahead(self, *span))
+    monkeypatch.setattr(TokenSource, "read_into", lambda self, *rest: read.append(len(asked)) or into(self, *rest))
+    monkeypatch.setattr(module, "COLD_BATCHES", 3)
+    monkeypatch.setattr(module, "SLOW_ROW_S", 1e9)
+    prefix = write(tmp_path / "a", [np.arange(4000, dtype=np.int32)])
+    loader = Loader(config([prefix], weights=None, holdout=0.0, prefetch=0, global_batch_size=8), axis())
+    for _ in range(3):
+        loader.next()
+    assert len(asked) == 24 and read[:8] == [8] * 8 and read[8:16] == [16] * 8
+    loader.next()
+    assert len(asked) == 24
+    monkeypatch.setattr(module, "SLOW_ROW_S", 0.0)
+    loader.next()
+    loader.next()
+    assert len(asked) == 32
+    file = LocalFile(f"{prefix}.bin")
+    for start, stop in ((0, 1), (5000, 1 << 40), (1 << 40, 1 << 41), (7, 7)):
+        file.prefetch(start, stop)

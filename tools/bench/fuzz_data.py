@@ -40,6 +40,9 @@ class _Memory:
     def array(self, offset: int, dtype: np.dtype, count: int) -> np.ndarray:
         return self._raw[offset : offset + count * dtype.itemsize].view(dtype)
 
+    def prefetch(self, start: int, stop: int) -> None:
+        pass
+
 
 EDGES = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 62, (1 << 63) - 1, (1 << 64) - 1]
 
