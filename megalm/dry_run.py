@@ -1,22 +1,30 @@
 """A run of any size on paper: each pipeline stage is built and stepped on the meta device, where nothing is allocated.
 
 The ranks exist only in torch's fake process group, whose collectives return at once; what they would have sent is counted,
-and what autograd would have kept is added up. So the figures are the engine's own, not a formula's.
+and what would have been kept for backward is added up. So the figures are the engine's own, not a formula's.
 """
 
+import gc
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from rich.table import Table
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from megalm import ops
 from megalm.build import build_chunks, local_seq_length, schedule_of
 from megalm.config import Config
 from megalm.data.batch import Batch
 from megalm.model.transformer import Transformer
+from megalm.ops.backend import Paper, use_backend, use_library
 from megalm.parallel.collectives import count_bytes
 from megalm.parallel.mesh import Mesh, build_mesh
 from megalm.pipeline.schedule import Schedule
@@ -37,7 +45,7 @@ class StageFigures:
     gradient_bytes: int
     optimizer_bytes: int
     activation_bytes: int
-    """Kept for backward at the schedule's peak."""
+    """Kept for backward at the schedule's peak, logits included."""
     in_flight: int
     """Micro-batches (of one chunk) whose activations are held at that peak."""
     sent_bytes: dict[str, float]
@@ -124,10 +132,10 @@ def _stage(config: Config, mesh: Mesh, schedule: Schedule, peak: int) -> StageFi
     shards = mesh.data_context.size if config.parallel.zero_stage else 1
     moments = 2 + narrow  # fp32 masters are the weights themselves in fp32
     sent: dict[str, float] = {}
-    kept = 0
+    kept = []
     for chunk in chunks:
         chunk_kept, chunk_sent = _step_on_paper(config, mesh, chunk)
-        kept = max(kept, chunk_kept)
+        kept.append(chunk_kept)
         for axis, count in chunk_sent.items():
             sent[axis] = sent.get(axis, 0.0) + count * schedule.micro_batches
     replicas = mesh.data_context.size
@@ -153,36 +161,82 @@ def _stage(config: Config, mesh: Mesh, schedule: Schedule, peak: int) -> StageFi
         weight_bytes=weights,
         gradient_bytes=gradients // (shards if config.parallel.zero_stage == 2 else 1),
         optimizer_bytes=parameters * FP32 * moments // shards,
-        activation_bytes=kept * peak,
+        # With several chunks the last one, whose logits are large, is at the turn: it is in flight once.
+        activation_bytes=max(kept) * peak if len(kept) == 1 else max(kept[:-1]) * (peak - 1) + kept[-1],
         in_flight=peak,
         sent_bytes=sent,
     )
 
 
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Attention that keeps what torch's fused kernels keep; on the meta device torch would take its plain products.
+
+    In every thread, since recomputation runs in autograd's own.
+    """
+    plain = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = lambda q, k, v, *_, **__: _KeepsInputs.apply(q, k, v)
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
+
+
+class _KeepsInputs(torch.autograd.Function):
+    """Keeps q, k, v, the output and the fp32 log-sum-exp of each row: Dao 2023 (arXiv:2307.08691), section 3.1.
+
+    Shapes: q [B, A, S, d], k, v [B, K, S, d] -> [B, A, S, d]
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        output = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, output, q.new_empty(q.shape[:3], dtype=torch.float32))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+class _Storages(TorchDispatchMode):
+    """Notes every storage that is written to or comes into being, to say later which are alive; not those of `known`."""
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._found: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._known:
+                    self._found[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return result
+
+    def alive(self) -> int:
+        """Bytes of those that something still holds."""
+        gc.collect()
+        return sum(size for reference, size in self._found.values() if not reference.expired())
+
+
 def _step_on_paper(config: Config, mesh: Mesh, chunk: Transformer) -> tuple[int, dict[str, float]]:
-    """One forward and backward pass of one micro-batch: (bytes that autograd keeps, bytes sent by axis)."""
+    """One forward and backward pass of one micro-batch: (bytes that are kept for backward, bytes sent by axis)."""
     rows, length = config.train.micro_batch_size, config.model.seq_length // mesh.context.size
-    tokens = torch.empty(rows, length, dtype=torch.int64, device="meta")
-    batch = Batch(tokens, tokens)
     shape = (local_seq_length(config, mesh), rows, config.model.hidden_size)
     dtype = next(chunk.parameters()).dtype
-    hidden = None if chunk.first else torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
-    owned = {p.untyped_storage()._cdata for p in chunk.parameters()}
-    owned |= {buffer.untyped_storage()._cdata for buffer in chunk.buffers()}
-    sizes: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in owned:
-            sizes[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with ops.use_backend("reference"), count_bytes() as counted:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = chunk(hidden, batch)
-        objective = output[0] if isinstance(output, tuple) else output.sum()
+    with use_backend("auto"), use_library(Paper()), _fused_attention(), count_bytes() as counted:
+        with _Storages([*chunk.parameters(), *chunk.buffers()]) as storages:
+            tokens = torch.empty(rows, length, dtype=torch.int64, device="meta")
+            hidden = None if chunk.first else torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+            output = chunk(hidden, Batch(tokens, tokens))
+            objective = output[0] if isinstance(output, tuple) else output.sum()
+        del output, hidden
+        kept = storages.alive()
         objective.backward()
     sent: dict[str, float] = {}
     for (_, axis), count in counted.bytes.items():
         sent[axis] = sent.get(axis, 0.0) + count
-    return sum(sizes.values()), sent
+    return kept, sent

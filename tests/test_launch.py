@@ -13,7 +13,11 @@ import pytest
 from megalm import launch
 from megalm.checkpoint import CheckpointReader
 from megalm.config import Config, ConfigError
-from megalm.config.compose import config_from, load_config
+from megalm.config.compose import compose_config, config_from, load_config
+from megalm.config.resolve import resolve
+from megalm.dry_run import describe_ranks
+from megalm.plan.machine import planned_machine
+from megalm.plan.summary import plan
 from megalm.world import find_world
 from tests.corpus import small_run
 
@@ -82,6 +86,26 @@ def test_a_dry_run_of_thousands_of_ranks(capsys):
     assert time.perf_counter() - begun < 60
     shown = capsys.readouterr().out
     assert "503,398,400" in shown and "free of deadlock" in shown and "H100" in shown
+    assert "TFLOP/s a rank" in shown and "989" in shown  # of a GPU's bf16: nothing was said of precision
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+model=7b", "parallel.tensor=2"],
+        ["+model=llama3-8b", "parallel.tensor=2", "parallel.sequence=true"],
+        ["+model=llama3-8b", "parallel.context=2"],
+        ["+model=llama3-8b", "parallel.pipeline=2"],
+    ],
+    ids=" ".join,
+)
+def test_the_dry_run_keeps_the_activations_that_the_plan_foretells(words, recompute):
+    config = compose_config([*words, "precision=bf16", f"parallel.recompute={recompute}"])
+    resolve(config, 4)
+    planned = plan(config, planned_machine("h100", 4)).as_dict()["memory"]["stages"][0]
+    counted = describe_ranks(config).stages[0].activation_bytes
+    assert counted == pytest.approx(planned["activations_bytes"] + planned["logits_bytes"], rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,21 @@ def use_library(module: ModuleType) -> Iterator[None]:
         _library = before
 
 
+class Paper(ModuleType):
+    """Stands for the extension where tensors have no data (the meta device): each kernel returns at once.
+
+    With `use_library` around a step, autograd keeps what it keeps with the kernels.
+    """
+
+    emulated = has_cuda = False
+
+    def __init__(self) -> None:
+        super().__init__("paper")
+
+    def __getattr__(self, name: str) -> Any:
+        return 1 if name.isupper() else lambda *_: None
+
+
 def _unserved(tensors: dict[str, Tensor | None]) -> str | None:
     """Why the kernel does not serve these tensors, None if it does."""
     library = _library
@@ -167,7 +182,7 @@ def _unserved(tensors: dict[str, Tensor | None]) -> str | None:
             first = tensor
             if tensor.device.type == "cpu":
                 allowed = tuple(DTYPE_CODES) if library.emulated else _CPU_DTYPES
-            elif tensor.device.type == "cuda" and library.has_cuda and not library.emulated:
+            elif tensor.device.type == "meta" and isinstance(library, Paper) or _has_cuda(library, tensor):
                 allowed = tuple(DTYPE_CODES)
             elif tensor.device.type == "cuda":
                 return f"{name} is on {tensor.device}, and megalm._C was built without CUDA"
@@ -182,6 +197,10 @@ def _unserved(tensors: dict[str, Tensor | None]) -> str | None:
         if type(tensor) not in _PLAIN:
             return f"{name} is a {type(tensor).__name__}"
     return None
+
+
+def _has_cuda(library: ModuleType, tensor: Tensor) -> bool:
+    return tensor.device.type == "cuda" and library.has_cuda and not library.emulated
 
 
 def use_native(op: str, **tensors: Tensor | None) -> bool:

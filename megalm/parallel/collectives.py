@@ -234,7 +234,7 @@ def exchange_async(tensors: list[Tensor], axis: Axis, to: int, source: int) -> C
     record("send", axis, sum(tensor.numel() * tensor.element_size() for tensor in sent))
     operations = [dist.P2POp(dist.isend, tensor, axis.ranks[to], group=axis.group) for tensor in sent]
     operations += [dist.P2POp(dist.irecv, tensor, axis.ranks[source], group=axis.group) for tensor in received]
-    works = dist.batch_isend_irecv(operations)
+    works = dist.batch_isend_irecv(operations) if not sent[0].is_meta else []  # without data, nothing to wait for
 
     def wait() -> list[Tensor]:
         for work in works:

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from megalm.config import Config, ConfigError
+from megalm.config import Config, ConfigError, PrecisionConfig
 from megalm.config.cluster import THIS_MACHINE, Accelerator, ClusterConfig, find_accelerator, hardware, prices
 
 REMEMBERED = 86400.0
@@ -125,6 +126,13 @@ def machine_for(config: Config, gpus: int | None = None) -> Machine:
         return planned_machine(cluster.gpu, count or 1, price=cluster.price, overrides=cluster)
     machine = this_machine(gpu=False if config.device == "cpu" else None)
     return machine.with_gpus(count) if count else machine
+
+
+def usual_precision(config: Config, words: Sequence[str], machine: Machine) -> PrecisionConfig:
+    """The configuration's number format; bf16 on GPUs where the command line says nothing of precision."""
+    if machine.is_cpu or any(word.lstrip("+").startswith("precision") for word in words):
+        return config.precision
+    return PrecisionConfig(dtype="bf16")
 
 
 def _world_from_environment() -> int | None:
