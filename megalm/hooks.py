@@ -45,7 +45,7 @@ class Hook:
         """The step is complete; `record` is its line of metrics.jsonl and may still be added to."""
 
     def on_train_end(self, trainer: "Trainer", status: int) -> None:
-        """The run stops, with this exit status; called on errors too."""
+        """The run stops, with this exit status; called on errors too, where `on_train_start` had come to its end."""
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart: small and JSON-able, the same on every rank; kept in the checkpoint."""

@@ -86,10 +86,11 @@ class Trainer:
     def train(self) -> int:
         """Go on from where the run stands to its last step; returns the exit status."""
         self._resume()
-        status = 1
+        status, started = 1, []
         try:
             for hook in self.hooks:
                 hook.on_train_start(self)
+                started.append(hook)
             while self.step < self.total_steps and self.status == 0:
                 self._notify(self.train_step())
                 if self._stopping:
@@ -101,7 +102,7 @@ class Trainer:
                 self.save(wait=True)
             status = self.status
         finally:
-            for hook in self.hooks:
+            for hook in started:
                 hook.on_train_end(self, status)
             self.checkpoints.close()
             self.loader.close()

@@ -131,3 +131,16 @@ def test_events_tell_what_happened(tmp_path):
     train(small_run(tmp_path))
     events = [json.loads(line) for line in (tmp_path / "runs/small/events.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["kind"] == "checkpoint"] == [3, 6]
+
+
+def test_an_error_at_the_start_is_the_one_that_is_seen(tmp_path):
+    class Broken(Hook):
+        def on_train_start(self, trainer):
+            raise RuntimeError("no disk")
+
+    class Ended(Hook):
+        def on_train_end(self, trainer, status):
+            raise AssertionError("it never started")
+
+    with pytest.raises(RuntimeError, match="no disk"):
+        train(small_run(tmp_path), Broken(), Ended())
