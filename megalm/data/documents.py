@@ -13,7 +13,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, BinaryIO
@@ -108,8 +107,7 @@ def cut_into_pieces(files: Sequence[Piece]) -> list[Piece]:
     pieces = []
     each = piece_bytes(files)
     tables = [f.path for f in files if ending_of(f.path) == ".parquet" and not compression_of(f.path)]
-    with ThreadPoolExecutor(8) as pool:  # far away each takes a while
-        row_groups = dict(zip(tables, pool.map(_row_groups, tables), strict=True))
+    row_groups = _all_row_groups(tables) if tables else {}
     for file in files:
         ending = ending_of(file.path)
         lines = ending in (".jsonl", ".ndjson")
@@ -388,12 +386,19 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
+def _all_row_groups(paths: Sequence[str]) -> dict[str, int]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:  # far away each takes a while
+        return dict(zip(paths, pool.map(_row_groups, paths), strict=True))
+
+
 def _row_groups(path: str) -> int:
     pyarrow = _pyarrow()
     try:
         with open_seekable(path) as file:
             return pyarrow.parquet.ParquetFile(file).num_row_groups
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ConfigError(
             f"{path}: not a readable Parquet file ({error}). Restore the file, or leave it out."
         ) from error
@@ -418,7 +423,7 @@ def _table(piece: Piece, field: str, others: Sequence[str] | None, ending: str) 
                     row += 1
                     bad = isinstance(record, BadDocument)
                     yield replace(record, place=place) if bad else _from_record(record, field, place)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ConfigError(f"{piece.path}: row {row}: {error}. Restore the file, or leave it out.") from error
 
 
@@ -446,14 +451,18 @@ def _columns(names: Sequence[str], field: str, others: Sequence[str] | None) -> 
 
 
 def _rows(batch: Any) -> list[Any]:
+    """The records of a batch; where it is damaged, those of the rows that are whole. Unchecked, offsets that point
+    anywhere would be followed."""
     try:
+        batch.validate(full=True)
         return batch.to_pylist()
-    except ValueError:  # of one row, perhaps
+    except ValueError:  # which pyarrow's own error is
         return [_row(batch.slice(number, 1)) for number in range(len(batch))]
 
 
 def _row(batch: Any) -> Any:
     try:
+        batch.validate(full=True)
         return batch.to_pylist()[0]
     except ValueError as error:
         return BadDocument("", f"invalid UTF-8, or a value that cannot be read ({error})")

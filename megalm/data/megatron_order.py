@@ -121,6 +121,7 @@ class MegatronSource(TokenSource):
     ):
         train, valid = split_bounds([*split, 0, 0][:3], file.num_sequences)[:2]
         super().__init__(name, file, seq_length, weight, 0.0)
+        file.verify_index()  # every length is used, and the compiled walk over them trusts them
         self.train_tokens, end = self._token(train[1]), self._token(valid[1])
         self.samples = SampleIndex(file.lengths, *train, wanted, seq_length, seed)
         self.num_samples = self.samples.size

@@ -226,6 +226,22 @@ class TokenFile:
 
         Errors: ConfigError with the file and byte of the first fault.
         """
+        self.verify_index(chunk)
+        for at in range(0, self.num_tokens, chunk):
+            tokens = self.tokens[at : at + chunk]
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or (vocab_size is not None and high >= vocab_size):
+                worst = (tokens < 0) if low < 0 else (tokens >= vocab_size)
+                bad = at + int(np.argmax(worst))
+                self._fail(
+                    self.tokens_path,
+                    bad * self.dtype.itemsize,
+                    f"holds the token {self.tokens[bad]} (document {self.document_at(bad)}), outside the vocabulary"
+                    + (f" of {vocab_size}" if vocab_size is not None else ""),
+                )
+
+    def verify_index(self, chunk: int = 1 << 22) -> None:
+        """The part of `verify` that reads the index only."""
         expected = 0
         for at in range(0, self.num_sequences, chunk):
             lengths = self.lengths[at : at + chunk].astype(np.int64)
@@ -251,18 +267,6 @@ class TokenFile:
             if falls.any():
                 bad = at + int(np.argmax(falls)) + 1
                 self._fail(self.index_path, offset + 8 * bad, f"has document index {bad} below the one before it")
-        for at in range(0, self.num_tokens, chunk):
-            tokens = self.tokens[at : at + chunk]
-            low, high = int(tokens.min()), int(tokens.max())
-            if low < 0 or (vocab_size is not None and high >= vocab_size):
-                worst = (tokens < 0) if low < 0 else (tokens >= vocab_size)
-                bad = at + int(np.argmax(worst))
-                self._fail(
-                    self.tokens_path,
-                    bad * self.dtype.itemsize,
-                    f"holds the token {self.tokens[bad]} (document {self.document_at(bad)}), outside the vocabulary"
-                    + (f" of {vocab_size}" if vocab_size is not None else ""),
-                )
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self.document(i) for i in range(self.num_documents))

@@ -3,6 +3,7 @@ import gzip
 import json
 import lzma
 
+import numpy as np
 import pytest
 import zstandard
 
@@ -145,6 +146,22 @@ def test_a_row_that_is_not_text_costs_itself_only(tmp_path):
         first, second, third = read([tmp_path / name])
         assert (first.text, third.text) == ("a", "c")
         assert isinstance(second, BadDocument) and second.place == place and "UTF-8" in second.reason
+
+
+def test_offsets_of_a_damaged_table_are_not_followed(tmp_path):
+    """Arrow files hold offsets into their texts; followed unchecked, these would end the interpreter."""
+    pytest.importorskip("pyarrow")
+    import pyarrow
+    import pyarrow.ipc
+
+    offsets = np.array([0, 1, 1 << 30, 3], np.int32)
+    buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(b"abc")]
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 3, buffers)
+    with pyarrow.ipc.new_file(str(tmp_path / "a.arrow"), pyarrow.schema({"text": pyarrow.string()})) as writer:
+        writer.write_batch(pyarrow.record_batch({"text": column}))
+    first, *others = read([tmp_path / "a.arrow"])
+    assert first.text == "a" and len(others) == 2
+    assert [(d.place, "cannot be read" in d.reason) for d in others] == [("row 1", True), ("row 2", True)]
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1 << 20])

@@ -1,6 +1,7 @@
 """Damaged data sets by the million: what the readers say to them is a message, never another exception or a crash."""
 
 import argparse
+import faulthandler
 import io
 import json
 import multiprocessing
@@ -12,6 +13,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +75,10 @@ def damage(data: bytes, rng: random.Random) -> bytes:
 
 
 def _index_cases() -> Callable[[random.Random], Callable[[], None]]:
-    """.idx and .bin: opened, looked up, cut into samples, read, verified."""
+    """.idx and .bin: opened, looked up, cut into samples, read, put into Megatron's order, verified."""
     from megalm.data.loader import separate_documents
     from megalm.data.mds import write_index
+    from megalm.data.megatron_order import MegatronSource
     from megalm.data.sources import TokenSource
     from megalm.data.tokens import TokenFile
 
@@ -104,6 +108,9 @@ def _index_cases() -> Callable[[random.Random], Callable[[], None]]:
             if source.num_held_out:
                 source.read_held_out(0)
             if thorough:
+                ordered = MegatronSource("x", file, 4, 1.0, [4.0, 1.0], 9, seed=number)
+                for sample in range(ordered.num_samples):
+                    assert len(ordered.read(sample)) == 5
                 file.verify(vocab_size=100)
 
         return read
@@ -192,6 +199,63 @@ def _json_cases() -> Callable[[random.Random], Callable[[], None]]:
     return case
 
 
+def _document_cases() -> Callable[[random.Random], Callable[[], None]]:
+    """Text to be tokenized, in every format and compression; a broken record is a BadDocument, a broken file an error."""
+    import bz2
+    import csv
+    import gzip
+    import lzma
+
+    import zstandard
+
+    from megalm.data.documents import cut_into_pieces, find_files, read_piece
+
+    rows = [{"text": "né " * (i % 5), "n": i, "meta": {"lang": "en"}} for i in range(12)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, ["text", "n"], extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    forms = [(".jsonl", lines), (".json", json.dumps(rows).encode()), (".csv", table.getvalue().encode())]
+    forms.append((".txt", "né\n日本語\n".encode() * 9))
+    packs: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+    forms += [(f".jsonl{ending}", pack(lines)) for ending, pack in packs.items()]
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+
+        content = pyarrow.Table.from_pylist(rows)
+        for new in (pyarrow.ipc.new_file, pyarrow.ipc.new_stream):
+            out = io.BytesIO()
+            with new(out, content.schema) as target:
+                target.write_table(content)
+            forms.append((".arrow", out.getvalue()))
+        out = io.BytesIO()
+        pyarrow.parquet.write_table(content, out, row_group_size=5)
+        forms.append((".parquet", out.getvalue()))
+    except ImportError:
+        pass
+
+    def case(rng: random.Random) -> Callable[[], None]:
+        ending, data = rng.choice(forms)
+        damaged = damage(data, rng)
+        path = f"/tmp/fuzz-{os.getpid()}{ending}"
+
+        def read() -> None:
+            Path(path).write_bytes(damaged)
+            try:
+                for piece in cut_into_pieces(find_files([path])):
+                    for found in read_piece(piece, "text", ["meta.lang"]):
+                        str(found)
+            finally:
+                os.unlink(path)
+
+        return read
+
+    return case
+
+
 def _value_cases() -> Callable[[random.Random], Callable[[], None]]:
     """Values of MDS columns, images too."""
     from megalm.data.mds_values import decode_value, encode_value
@@ -219,10 +283,11 @@ def _value_cases() -> Callable[[random.Random], Callable[[], None]]:
 
 
 READERS = {
-    "token files": (_index_cases, 0.45),
-    "shards": (_shard_cases, 0.25),
+    "token files": (_index_cases, 0.4),
+    "shards": (_shard_cases, 0.2),
     "index.json": (_json_cases, 0.1),
-    "values": (_value_cases, 0.2),
+    "values": (_value_cases, 0.15),
+    "documents": (_document_cases, 0.15),
 }
 """How each reader's inputs are made, and its share of them."""
 
@@ -270,8 +335,15 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     totals: dict[str, Counter] = {name: Counter() for name in READERS}
     failures: list[str] = []
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for name, outcomes, failed in pool.imap_unordered(_work, tasks):
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.workers, mp_context=spawn, initializer=faulthandler.enable) as pool:
+        running = {pool.submit(_work, task): task for task in tasks}
+        for future in as_completed(running):
+            try:
+                name, outcomes, failed = future.result()
+            except BrokenProcessPool:
+                failures.append(f"a process died at {running[future]} or beside it")
+                break
             totals[name].update(outcomes)
             failures += failed
     result = {
