@@ -334,6 +334,10 @@ class TiktokenTokenizer(Tokenizer):
                 raise ConfigError(
                     f"{path}: line {number} is not `base64 number` but {line[:60]!r}. Restore the file, or give {FORMATS}."
                 ) from error
+        alone = sum(bytes([value]) in ranks for value in range(256))
+        if alone < 256 or len(set(ranks.values())) < len(ranks):
+            what = f"only {alone} of the 256 single bytes" if alone < 256 else "the same number for two tokens"
+            raise ConfigError(f"{path}: holds {what}. Restore the file, or give {FORMATS}.")
         known = next((value for name, value in TIKTOKEN.items() if name in os.path.basename(path).lower()), None)
         if pattern is None and known is None:
             raise ConfigError(

@@ -123,9 +123,14 @@ def test_tiktoken(tmp_path):
         load_tokenizer(tmp_path / "unknown.tiktoken")
     tokenizer = load_tokenizer(tmp_path / "unknown.tiktoken", tiktoken_pattern=r"\S+|\s+")
     assert tokenizer.encode("the in").tolist() == [257, 32, 259] and tokenizer.eos_id == 260
-    (tmp_path / "unknown.tiktoken").write_text(content + "\nnot a rank\n")
-    with pytest.raises(ConfigError, match="line 261"):
-        load_tokenizer(tmp_path / "unknown.tiktoken", tiktoken_pattern=r"\S+|\s+")
+    for damaged, match in (
+        (content + "\nnot a rank\n", "line 261"),
+        (content + "\nYWJj 259\n", "the same number"),
+        (content.split("\n", 1)[1], "255 of the 256"),
+    ):
+        (tmp_path / "unknown.tiktoken").write_text(damaged)
+        with pytest.raises(ConfigError, match=match):
+            load_tokenizer(tmp_path / "unknown.tiktoken", tiktoken_pattern=r"\S+|\s+")
 
 
 def test_sentencepiece_by_a_faster_library_gives_the_same_ids(tmp_path):
