@@ -398,7 +398,7 @@ def _row_groups(path: str) -> int:
     try:
         with open_seekable(path) as file:
             return pyarrow.parquet.ParquetFile(file).num_row_groups
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ConfigError(
             f"{path}: not a readable Parquet file ({error}). Restore the file, or leave it out."
         ) from error
@@ -423,7 +423,7 @@ def _table(piece: Piece, field: str, others: Sequence[str] | None, ending: str) 
                     row += 1
                     bad = isinstance(record, BadDocument)
                     yield replace(record, place=place) if bad else _from_record(record, field, place)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ConfigError(f"{piece.path}: row {row}: {error}. Restore the file, or leave it out.") from error
 
 
