@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,43 @@ COUNTED_TOKENS = (
 STRETCHES = 64
 
 
-def find_tokenizer(prefix: Path) -> Tokenizer | None:
+def find_tokenizer(prefix: str | os.PathLike) -> Tokenizer | None:
     """The tokenizer that `tools/tokenize` left beside the data, or named in its recipe."""
-    stem = str(prefix).removesuffix("_text_document")
-    candidates = [Path(f"{stem}_tokenizer.json")]
+    candidates = [Path(f"{_stem(prefix)}_tokenizer.json")]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        candidates.append(Path(json.loads(Path(f"{stem}_recipe.json").read_text())["outcome"]["tokenizer"]))
+        candidates.append(Path(_recipe(prefix)["outcome"]["tokenizer"]))
     return next((load_tokenizer(path) for path in candidates if path.is_file()), None)
+
+
+def document_inputs(prefix: str | os.PathLike, documents: int) -> list[tuple[int, str]]:
+    """(number of its first document, name) of each input that `tools/tokenize` was given, in the order of the file; empty
+    where its recipe is not there, or is of other documents.
+    """
+    try:
+        content = _recipe(prefix)
+        counts: dict[str, int] = {}
+        for key, tally in content["outcome"]["tallies"].items():
+            source = key.split("\t")[0]
+            counts[source] = counts.get(source, 0) + int(tally["documents"])
+        names = ["standard input" if name == "-" else name for name in content["recipe"]["inputs"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    if sum(counts.values()) != documents or not set(counts) <= set(names):
+        return []
+    found, first = [], 0
+    for name in dict.fromkeys(names):
+        if counts.get(name):
+            found.append((first, name))
+            first += counts[name]
+    return found
+
+
+def _stem(prefix: str | os.PathLike) -> str:
+    return os.fspath(prefix).rstrip("/").removesuffix("_text_document").removesuffix("_mds")
+
+
+def _recipe(prefix: str | os.PathLike) -> dict[str, Any]:
+    return json.loads(Path(f"{_stem(prefix)}_recipe.json").read_text(encoding="utf-8"))
 
 
 def document_lengths(file: TokenFile) -> np.ndarray:
@@ -67,14 +99,19 @@ def summary(file: TokenFile) -> dict[str, Any]:
 def sample_documents(
     file: TokenFile, count: int, seed: int, tokens: int, tokenizer: Tokenizer | None
 ) -> list[dict[str, Any]]:
-    """Documents chosen by the seed, with their place and the beginning of their text (or of their ids)."""
+    """Documents chosen by the seed, with the input they came from where that is known, their place, and the beginning of
+    their text (or of their ids)."""
+    inputs = document_inputs(file.prefix, file.num_documents)
     chosen = permute(np.arange(min(count, file.num_documents)), file.num_documents, derive_key("look", seed))
     rows = []
     for document in map(int, chosen):
         ids = file.document(document)
         start = file.document_start(document)
         shown = ids[:tokens]
-        row = {"document": document, "token": start, "byte": start * file.dtype.itemsize, "tokens": len(ids)}
+        row: dict[str, Any] = {"document": document, "token": start, "byte": start * file.dtype.itemsize}
+        row["tokens"] = len(ids)
+        if inputs:
+            row["source"] = inputs[bisect_right(inputs, (document, chr(0x10FFFF))) - 1][1]
         rows.append({**row, "text": tokenizer.decode(shown) if tokenizer else " ".join(map(str, shown))})
     return rows
 

@@ -66,6 +66,25 @@ def test_data_is_shown(prefix, capsys):
     assert run_tool(tools.inspect, ["data", str(prefix) + "x"]) == 2
 
 
+def test_documents_are_shown_with_the_input_they_came_from(tokenizer_file, tmp_path, capsys):
+    for name, count in (("b", 5), ("a", 9), ("c", 2)):
+        lines = [json.dumps({"text": f"{name} {i}", "lang": "x" if i % 2 else "y"}) + "\n" for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    inputs = tuple(str(tmp_path / f"{name}.jsonl") for name in "bac")
+    settings = Settings(tokenizer_file, language_field="lang")
+    run_job(Job(inputs, str(tmp_path / "d"), settings, mds=True))
+    for place in (tmp_path / "d", tmp_path / "d_mds", f"file://{tmp_path}/d", f"file://{tmp_path}/d_mds"):
+        assert run_tool(tools.inspect, ["data", str(place), "--samples", "16", "--spans", "0", "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["samples"]
+        assert sorted(row["document"] for row in rows) == list(range(16))
+        if "://" in str(place):  # what lies beside it is not looked for far away
+            continue
+        for row in rows:
+            assert row["source"] == str(tmp_path / f"{row['text'][0]}.jsonl"), row
+    assert run_tool(tools.inspect, ["data", str(tmp_path / "d"), "--samples", "1"]) == 0
+    assert ".jsonl: " in capsys.readouterr().out
+
+
 def test_batch_of_a_step_is_what_the_loader_gave(prefix, tokenizer_file, tmp_path, capsys):
     config = compose_config(
         [

@@ -2,14 +2,15 @@
 
 import argparse
 import json
-from pathlib import Path
 
 HELP = "what a token file holds: documents, tokens, lengths, sampled documents, the most repeated spans"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", type=Path, help="prefix of the .bin/.idx pair (also with an ending, or without _text_document)"
+        "path",
+        help="prefix of the .bin/.idx pair (also with an ending, or without _text_document), or a folder of MDS shards; also "
+        "by URL",
     )
     parser.add_argument(
         "--tokenizer", help="decode with this one; default: the one that tools/tokenize left beside the data"
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if min(args.samples, args.spans) < 0 or min(args.tokens, args.span_length) < 1:
         raise ConfigError("--samples and --spans must be 0 or more, --tokens and --span-length 1 or more.")
     file = open_tokens(args.path, DataConfig())
-    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else look.find_tokenizer(Path(file.prefix))
+    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else look.find_tokenizer(file.prefix)
     if args.verify:
         file.verify(tokenizer.vocab_size if tokenizer else None)
     result = look.summary(file)
@@ -64,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
             f"  {row['from']:>9,} .. {row['to'] - 1:<9,} {row['documents']:>11,} documents {row['tokens']:>15,} tokens  {bar}"
         )
     for row in result["samples"]:
-        print(
-            f"\n--- document {row['document']}: {row['tokens']} tokens from token {row['token']} (byte {row['byte']}) ---"
-        )
+        source = f" of {row['source']}" if "source" in row else ""
+        place = f"{row['tokens']} tokens from token {row['token']} (byte {row['byte']})"
+        print(f"\n--- document {row['document']}{source}: {place} ---")
         print(row["text"])
     for row in result["repeated_spans"]:
         print(f"\n--- {row['times']} times: {row['tokens']} tokens, for example from token {row['token']} ---")
