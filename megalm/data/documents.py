@@ -31,10 +31,12 @@ from megalm.data.files import (
 
 SMALLEST_PIECE, LARGEST_PIECE = 4 << 20, 64 << 20  # bytes of one file that are read at a time by one process
 PIECES = 256  # that a large input is cut into at least: enough for all processes to end together
-LONGEST_TEXT = 64 << 20  # a text file above this is cut at line ends into documents of TEXT_PIECE
-TEXT_PIECE = 16 << 20
+LONGEST_TEXT = 8 << 20  # a text file above this is cut at line ends into documents of TEXT_PIECE: a worker needs about
+TEXT_PIECE = 4 << 20  # fifteen times a document's size
+ROWS = 128  # of a table that are held as Python objects
 LONGEST_LINE = 1 << 20  # after so many bytes without a line end a text is cut where it is
 BLOCK = 1 << 20  # of a JSON file that is looked at together
+LONGEST_VALUE = 64 << 20  # characters of a value in JSON or CSV: beyond it, it is taken for one that does not end
 BOM = b"\xef\xbb\xbf"
 
 
@@ -354,7 +356,7 @@ def _json_values(file: io.TextIOWrapper) -> Iterator[Any]:
                 value, end = decode(buffer, at)
             except json.JSONDecodeError as error:
                 whole = ended or (not error.msg.startswith("Unterminated") and error.pos < len(buffer) - 16)
-                if whole or least > LONGEST_TEXT:
+                if whole or least > LONGEST_VALUE:
                     raise
                 least *= 2  # the value goes on
                 continue
@@ -366,7 +368,7 @@ def _json_values(file: io.TextIOWrapper) -> Iterator[Any]:
 
 
 def _csv(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
-    csv.field_size_limit(LONGEST_TEXT)
+    csv.field_size_limit(LONGEST_VALUE)
     with open_bytes(piece.path) as file:
         reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""))
         try:
@@ -410,11 +412,11 @@ def _table(piece: Piece, field: str, others: Sequence[str] | None, ending: str) 
     try:
         with open_seekable(piece.path) as file:
             if ending == ".parquet":
-                table = pyarrow.parquet.ParquetFile(file)
+                table = pyarrow.parquet.ParquetFile(file, buffer_size=BLOCK)  # else whole columns are held
                 groups = range(piece.start, piece.stop if piece.stop >= 0 else table.num_row_groups)
                 row = sum(table.metadata.row_group(g).num_rows for g in range(piece.start))
                 columns = _columns(table.schema_arrow.names, field, others)
-                batches = table.iter_batches(1024, row_groups=list(groups), columns=columns)
+                batches = table.iter_batches(ROWS, row_groups=list(groups), columns=columns)
             else:
                 batches = _arrow_batches(pyarrow, file, field, others)
             for batch in batches:
@@ -438,7 +440,7 @@ def _arrow_batches(pyarrow: Any, file: BinaryIO, field: str, others: Sequence[st
     columns = _columns(reader.schema.names, field, others)
     for batch in batches:
         whole = batch if columns is None else batch.select(columns)
-        yield from (whole.slice(start, 1024) for start in range(0, len(whole), 1024))
+        yield from (whole.slice(start, ROWS) for start in range(0, len(whole), ROWS))
 
 
 def _columns(names: Sequence[str], field: str, others: Sequence[str] | None) -> list[str] | None:

@@ -29,7 +29,7 @@ from megalm.data.tokenizer import fingerprint_of
 from megalm.data.tokenizer_training import TRAINING_MEGABYTES, sample_texts, train_byte_level_bpe
 from megalm.data.tokens import TokenFile
 
-RECIPE_FORMAT = 1  # raised when the same request would give other tokens
+RECIPE_FORMAT = 2  # raised when the same request would give other tokens
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ def _run(
     sizes = {name: os.path.getsize(f"{prefix}.{name}") for name in ("bin", "idx")}
     _write_json(recipe_path, {"recipe": recipe, "sizes": sizes, "outcome": asdict(outcome)})
     shutil.rmtree(folder, ignore_errors=True)
+    Path(f"{tokenizer_path}.recipe").unlink(missing_ok=True)
     return outcome
 
 
