@@ -37,6 +37,7 @@ ROWS = 128  # of a table that are held as Python objects
 LONGEST_LINE = 1 << 20  # after so many bytes without a line end a text is cut where it is
 BLOCK = 1 << 20  # of a JSON file that is looked at together
 LONGEST_VALUE = 64 << 20  # characters of a value in JSON or CSV: beyond it, it is taken for one that does not end
+UNREADABLE = (OSError, ValueError, MemoryError, OverflowError)  # what else pyarrow raises for damaged files
 BOM = b"\xef\xbb\xbf"
 
 
@@ -400,7 +401,7 @@ def _row_groups(path: str) -> int:
     try:
         with open_seekable(path) as file:
             return pyarrow.parquet.ParquetFile(file).num_row_groups
-    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
+    except (pyarrow.ArrowException, *UNREADABLE) as error:
         raise ConfigError(
             f"{path}: not a readable Parquet file ({error}). Restore the file, or leave it out."
         ) from error
@@ -425,7 +426,7 @@ def _table(piece: Piece, field: str, others: Sequence[str] | None, ending: str) 
                     row += 1
                     bad = isinstance(record, BadDocument)
                     yield replace(record, place=place) if bad else _from_record(record, field, place)
-    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
+    except (pyarrow.ArrowException, *UNREADABLE) as error:
         raise ConfigError(f"{piece.path}: row {row}: {error}. Restore the file, or leave it out.") from error
 
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import xxhash
-import zstandard
 
 from megalm.config.errors import ConfigError
+from megalm.data.mds_storage import HASHES, compress, compression_of, decompress
 from megalm.data.mds_values import decode_value, encode_value, fixed_size
 from megalm.data.store import Cache, Store, is_url
 from megalm.data.tokens import CODES, HEADER, MAGIC
@@ -31,19 +31,12 @@ SIZE_LIMIT = 1 << 26  # bytes of a shard before compression
 TOKEN_INDEX = "tokens.idx"
 OPEN_SHARDS = 64  # that stay mapped
 ADVICE = "Restore the file from its source, or write the data set again."
-HASHES: dict[str, Callable[[bytes], str]] = {
-    "xxh64": lambda data: xxhash.xxh64(data).hexdigest(),
-    "xxh32": lambda data: xxhash.xxh32(data).hexdigest(),
-    "xxh128": lambda data: xxhash.xxh128(data).hexdigest(),
-    "xxh3_64": lambda data: xxhash.xxh3_64(data).hexdigest(),
-    "xxh3_128": lambda data: xxhash.xxh3_128(data).hexdigest(),
-}
 
 
 class MDSWriter:
     """Writes samples into shards; `index.json` comes last, so that a folder with one is complete.
 
-    `columns` maps names to encodings; `compression` is None or "zstd"; `hashes` are names out of HASHES.
+    `columns` maps names to encodings; `compression` is None, "zstd" or "zstd:LEVEL"; `hashes` are names out of HASHES.
     """
 
     def __init__(
@@ -59,8 +52,8 @@ class MDSWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / "index.json").exists():
             raise ConfigError(f"{self.folder}: there is an index.json already. Write to another folder.")
-        if compression not in (None, "zstd"):
-            raise ConfigError(f"compression {compression!r} is not known; choose None or 'zstd'.")
+        if compression is not None and compression.split(":")[0] != "zstd":
+            raise ConfigError(f"compression {compression!r} is not written; choose None, 'zstd' or 'zstd:LEVEL'.")
         self.columns = dict(sorted(columns.items()))
         try:
             sizes = [fixed_size(encoding) for encoding in self.columns.values()]
@@ -69,7 +62,7 @@ class MDSWriter:
             raise ConfigError(f"{self.folder}: {error}.") from error
         if unknown:
             raise ConfigError(f"hash {unknown[0]!r} is not known; choose among {', '.join(HASHES)}.")
-        self.compression, self.hashes, self.size_limit = compression, list(hashes), size_limit
+        self.compression, self.hashes, self.size_limit = compression, sorted(set(hashes)), size_limit
         self._config = {
             "version": 2,
             "format": "mds",
@@ -108,7 +101,7 @@ class MDSWriter:
         info: dict[str, Any] = {**self._config, "samples": count, "raw_data": self._info(name, raw), "zip_data": None}
         stored = raw
         if self.compression:
-            stored = zstandard.ZstdCompressor(level=3).compress(raw)
+            stored = compress(self.compression, raw)
             name += ".zstd"
             info["zip_data"] = self._info(name, stored)
         _write(self.folder / name, stored)
@@ -257,10 +250,8 @@ class MDSReader:
             return data
         size = info["raw_data"]["bytes"]
         try:
-            if zstandard.frame_content_size(data) not in (size, -1):
-                raise zstandard.ZstdError(f"it says that it holds another number of bytes than {size}")
-            raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
-        except zstandard.ZstdError as error:
+            raw = decompress(info["compression"] or "zstd", data, size)
+        except ValueError as error:
             raise ConfigError(f"{path}: cannot be decompressed ({error}). {ADVICE}") from error
         self._compared(path, raw, info["raw_data"])
         return raw
@@ -275,7 +266,7 @@ class MDSReader:
         if len(data) != expected["bytes"]:
             raise ConfigError(f"{path}: has {len(data)} bytes, index.json says {expected['bytes']}. {ADVICE}")
         for name, value in expected["hashes"].items() if self.verify else ():
-            if name in HASHES and HASHES[name](data) != value:  # type: ignore[arg-type]
+            if HASHES[name](data) != value:  # type: ignore[arg-type]
                 raise ConfigError(f"{path}: its {name} checksum is not {value}: the file is damaged. {ADVICE}")
 
     def _columns(self, shard: int, number: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -331,9 +322,7 @@ def _checked_info(path: str, info: dict[str, Any]) -> dict[str, Any]:
     for name, encoding, size in zip(names, encodings, sizes, strict=True):
         if not isinstance(name, str) or not isinstance(encoding, str) or fixed_size(encoding) != size:
             raise ValueError(f"column {name!r} of {encoding!r} with the size {size!r}")
-    compression = info["compression"]
-    if compression is not None and not str(compression).startswith("zstd"):
-        raise ValueError(f"compression {compression!r} is not read, only zstd")
+    compression_of(info["compression"])
     if type(info["samples"]) is not int or not 0 <= info["samples"] < 1 << 32:
         raise ValueError(f"{info['samples']!r} samples")
     files = {"raw_data": info["raw_data"], "zip_data": info.get("zip_data")}
@@ -345,7 +334,11 @@ def _checked_info(path: str, info: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name!r} is not the name of a file in the folder")
         if type(size) is not int or not 0 <= size < 1 << 32:
             raise ValueError(f"{name} with {size!r} bytes")
-        files[kind] = {"basename": name, "bytes": size, "hashes": dict(file.get("hashes") or {})}
+        hashes = dict(file.get("hashes") or {})
+        unknown = [key for key in hashes if key not in HASHES]
+        if unknown:
+            raise ValueError(f"checksum {unknown[0]!r} is not known, only {', '.join(HASHES)}")
+        files[kind] = {"basename": name, "bytes": size, "hashes": hashes}
     return {**info, **files}
 
 

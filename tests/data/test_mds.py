@@ -1,4 +1,6 @@
+import bz2
 import contextlib
+import gzip
 import json
 import struct
 
@@ -47,7 +49,7 @@ def same(a, b):
             assert value == b[key]
 
 
-@pytest.mark.parametrize("compression", [None, "zstd"])
+@pytest.mark.parametrize("compression", [None, "zstd", "zstd:7"])
 def test_samples_come_back(tmp_path, compression):
     with MDSWriter(tmp_path, COLUMNS, compression=compression, hashes=["xxh64"], size_limit=5000) as writer:
         for i in range(200):
@@ -58,6 +60,66 @@ def test_samples_come_back(tmp_path, compression):
     for i, got in enumerate(reader):
         same(sample(i), got)
     same(sample(150), reader[150])
+
+
+def packed(folder, kind, pack):
+    """The shards of a folder, compressed by something that is read and not written."""
+    index = json.loads((folder / "index.json").read_text())
+    for info in index["shards"]:
+        raw = folder / info["raw_data"]["basename"]
+        data = pack(raw.read_bytes())
+        info["compression"] = kind
+        info["zip_data"] = {"basename": f"{raw.name}.{kind}", "bytes": len(data), "hashes": {}}
+        (folder / info["zip_data"]["basename"]).write_bytes(data)
+        raw.unlink()
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def snap(data):
+    """Snappy's format with nothing but literals."""
+    size, out = len(data), b""
+    while size > 127:
+        out, size = out + bytes([size & 127 | 128]), size >> 7
+    parts = (data[at : at + 60] for at in range(0, len(data), 60))
+    return out + bytes([size]) + b"".join(bytes([len(part) - 1 << 2]) + part for part in parts)
+
+
+@pytest.mark.parametrize("kind", ["gz", "gz:6", "bz2", "br", "snappy"])
+def test_other_compressions_are_read(tmp_path, kind):
+    library = {"br": "brotli", "snappy": "snappy"}.get(kind)
+    pack = {"gz": gzip.compress, "bz2": bz2.compress, "snappy": snap}.get(kind.split(":")[0])
+    if library:
+        module = pytest.importorskip(library)
+        pack = pack or module.compress
+    with MDSWriter(tmp_path, COLUMNS, size_limit=5000, hashes=["sha1"]) as writer:
+        for i in range(60):
+            writer.write(sample(i))
+    packed(tmp_path, kind, pack)
+    for i, got in enumerate(MDSReader(tmp_path)):
+        same(sample(i), got)
+    shard = next(tmp_path.glob("shard.00000.mds.*"))
+    whole = shard.read_bytes()
+    for damaged in (whole[:-9], whole[:40] + bytes([whole[40] ^ 1]) + whole[41:], pack(b"x" * 10**6)):
+        damaged += bytes(max(0, len(whole) - len(damaged)))
+        shard.write_bytes(damaged[: len(whole)])
+        with pytest.raises(ConfigError, match=r"shard\.00000"):
+            MDSReader(tmp_path)[0]
+
+
+@pytest.mark.parametrize("name", ["md5", "sha1", "sha256", "blake2b", "xxh128", "xxh3_64"])
+def test_every_kind_of_checksum_is_compared(tmp_path, name):
+    with MDSWriter(tmp_path, {"n": "int"}, hashes=[name]) as writer:
+        writer.write({"n": 5})
+    assert MDSReader(tmp_path)[0] == {"n": 5}
+    data = bytearray((tmp_path / "shard.00000.mds").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "shard.00000.mds").write_bytes(data)
+    with pytest.raises(ConfigError, match=f"its {name} checksum"):
+        MDSReader(tmp_path)[0]
+    index = (tmp_path / "index.json").read_text()
+    (tmp_path / "index.json").write_text(index.replace(f'"{name}": "', '"crc": "'))
+    with pytest.raises(ConfigError, match="'crc' is not known"):
+        MDSReader(tmp_path)
 
 
 def test_bytes_are_as_the_format_says(tmp_path):
