@@ -69,17 +69,18 @@ void forward(const ActivationForward& a) {
   const T* bias = static_cast<const T*>(a.bias);
   T* y = static_cast<T*>(a.y);
   const int64_t size = a.size;
+  const bool past = streams(a.rows * size * int64_t(sizeof(T)), size * int64_t(sizeof(T)), y);
   parallel_for(a.rows, a.rows * size, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       T* out = y + row * size;
       if (a.gated) {
         const T* gate = x + row * 2 * size;
-        for_each_vec(size, [&](int64_t i, auto load, auto store) {
+        for_each_vec(size, past, [&](int64_t i, auto load, auto store) {
           store(out + i, F::value(load(gate + i)) * load(gate + size + i));
         });
       } else {
         const T* in = x + row * size;
-        for_each_vec(size, [&](int64_t i, auto load, auto store) {
+        for_each_vec(size, past, [&](int64_t i, auto load, auto store) {
           store(out + i, F::value(bias ? load(in + i) + load(bias + i) : load(in + i)));
         });
       }
@@ -92,14 +93,15 @@ void backward(const ActivationBackward& a) {
   const T* x = static_cast<const T*>(a.x);
   const T* dy = static_cast<const T*>(a.dy);
   T* dx = static_cast<T*>(a.dx);
-  const int64_t size = a.size;
+  const int64_t size = a.size, width = (a.gated ? 2 : 1) * size * int64_t(sizeof(T));
+  const bool past = dx != x && streams(a.rows * width, size * int64_t(sizeof(T)), dx);
   parallel_for(a.rows, 2 * a.rows * size, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const T* up_gradient = dy + row * size;
       if (a.gated) {
         const T* gate = x + row * 2 * size;
         T* out = dx + row * 2 * size;
-        for_each_vec(size, [&](int64_t i, auto load, auto store) {
+        for_each_vec(size, past, [&](int64_t i, auto load, auto store) {
           const Vec g = load(up_gradient + i), up = load(gate + size + i);
           const Point p = F::both(load(gate + i));
           store(out + i, g * up * p.slope);
@@ -108,7 +110,7 @@ void backward(const ActivationBackward& a) {
       } else {
         const T* in = x + row * size;
         T* out = dx + row * size;
-        for_each_vec(size, [&](int64_t i, auto load, auto store) {
+        for_each_vec(size, past, [&](int64_t i, auto load, auto store) {
           store(out + i, load(up_gradient + i) * F::both(load(in + i)).slope);
         });
       }

@@ -166,7 +166,7 @@ void activation_backward(const ActivationBackward& a, void* stream) {
                        a);
               }
               const dim3 grid(unsigned((a.size + kWarp - 1) / kWarp)), block(kWarp, kSumRows);
-              LAUNCH((sum_rows_kernel<T>), grid, block, stream, a.partial, blocks, a.size, a.size,
+              LAUNCH((sum_rows_kernel<T>), grid, block, stream, a.partial, blocks, a.size, int64_t(0), a.size,
                      static_cast<T*>(a.dbias), static_cast<T*>(nullptr));
               return;
             }

@@ -69,11 +69,13 @@ __global__ void __launch_bounds__(kThreads) squares_kernel(AdamWSquares a) {
   const int64_t last = a.segment_ends[segment];
   const int64_t end = begin + kAdamWBlock < last ? begin + kAdamWBlock : last;
   const float scale = a.grad_scale_pointer ? *a.grad_scale_pointer : a.grad_scale;
-  const float floor = a.eps * a.eps;
+  const float floor = a.eps * a.eps, corrected = 1.f / a.correction2;
   float ratios = 0.f;
+  // A segment begins anywhere: single elements, several of them in flight.
+#pragma unroll 4
   for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
     const float g = a.grad[i] * scale, square = g * g;
-    const float second = (a.beta2 * a.exp_avg_sq[i] + (1.f - a.beta2) * square) / a.correction2;
+    const float second = (a.beta2 * a.exp_avg_sq[i] + (1.f - a.beta2) * square) * corrected;
     ratios += square / (second < floor ? floor : second);
   }
   const double total = block_reduce<Sum>(double(ratios), scratch);

@@ -85,13 +85,13 @@ bool packable(int64_t size, Pointers... pointers) {
 constexpr int kSumRows = 16;
 
 // Sums over blocks of rows of `partial`, `stride` apart: columns [0, size) to `first`, and with gridDim.y = 2 columns
-// [size, 2 size) to `second`. 32 columns a block; kSumRows threads share a column; the order is fixed.
+// [next, next + size) to `second`. 32 columns a block; kSumRows threads share a column; the order is fixed.
 template <typename T>
-__global__ void __launch_bounds__(kWarp* kSumRows)
-    sum_rows_kernel(const float* partial, int64_t blocks, int64_t stride, int64_t size, T* first, T* second) {
+__global__ void __launch_bounds__(kWarp* kSumRows) sum_rows_kernel(const float* partial, int64_t blocks, int64_t stride,
+                                                                   int64_t next, int64_t size, T* first, T* second) {
   SHARED(float, sums, kSumRows* kWarp);
   const int64_t column = int64_t(blockIdx.x) * kWarp + threadIdx.x;
-  const float* from = partial + (blockIdx.y ? size : 0);
+  const float* from = partial + (blockIdx.y ? next : 0);
   T* to = blockIdx.y ? second : first;
   float total = 0.f;
   if (column < size) {

@@ -109,6 +109,47 @@ MEGALM_INLINE void store_part(T* p, Vec v, int64_t count) {
 #endif
 }
 
+// Past the cache: the line is not read before it is written, nor kept. p is aligned to the register's size.
+MEGALM_INLINE void stream(float* p, Vec v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, (__m256)v);
+#elif defined(__SSE2__)
+  _mm_stream_ps(p, (__m128)v);
+#else
+  store(p, v);
+#endif
+}
+MEGALM_INLINE void stream(BFloat16* p, Vec v) {
+#if defined(__AVX512F__)
+  _mm256_stream_si256((__m256i*)p, (__m256i)round_to_bfloat16(v));
+#elif defined(__AVX2__)
+  _mm_stream_si128((__m128i*)p, (__m128i)round_to_bfloat16(v));
+#else
+  store(p, v);
+#endif
+}
+
+// An output of this many bytes has mostly left the cache when it is read: it goes past it. Measured on cores that share
+// 32 MB: at 4 MB streaming is a quarter slower, from 8 to 12 MB it makes no difference, at 23 MB it is a sixth faster.
+constexpr int64_t kStreamBytes = 12 << 20;
+
+// Whether an output of rows of `row` bytes, `bytes` in all and not one of the inputs, is to be written with stream().
+template <typename... Pointers>
+MEGALM_INLINE bool streams(int64_t bytes, int64_t row, Pointers... outputs) {
+  return bytes >= kStreamBytes && row % 64 == 0 && (((uintptr_t)outputs % 64 == 0) && ...);
+}
+
+// past: `to` and `count` are multiples of 64, as streams() sees to.
+MEGALM_INLINE void copy_bytes(const char* from, char* to, int64_t count, bool past) {
+  if (!past) {
+    __builtin_memcpy(to, from, size_t(count));
+    return;
+  }
+  for (int64_t i = 0; i < count; i += int64_t(sizeof(Vec))) stream((float*)(to + i), load((const float*)(from + i)));
+}
+
 // What a value becomes when it is stored as T and read again.
 template <typename T>
 MEGALM_INLINE Vec rounded(Vec v) {
@@ -119,15 +160,36 @@ MEGALM_INLINE Vec rounded(Vec v) {
   }
 }
 
-// Calls body(i, whole, count) over [0, n): whole registers first, then one part of `count` elements.
+// Calls body(i, load, store) over [0, n): whole registers first, then one part of the elements that are left.
+// past: whole registers are stored past the cache.
 template <typename Body>
-MEGALM_INLINE void for_each_vec(int64_t n, Body&& body) {
+MEGALM_INLINE void for_each_vec(int64_t n, bool past, Body&& body) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) body(i, [](auto* p) { return load(p); }, [](auto* p, Vec v) { store(p, v); });
+  for (; i + kLanes <= n; i += kLanes) {
+    body(i, [](auto* p) { return load(p); }, [past](auto* p, Vec v) { past ? stream(p, v) : store(p, v); });
+  }
   if (i < n) {
     const int64_t count = n - i;
     body(i, [count](auto* p) { return load_part(p, count); }, [count](auto* p, Vec v) { store_part(p, v, count); });
   }
+}
+template <typename Body>
+MEGALM_INLINE void for_each_vec(int64_t n, Body&& body) {
+  for_each_vec(n, false, body);
+}
+
+// The same for sums: `turn` goes 0 1 2 3 0 1 .., so that four of them grow side by side and none waits for its last
+// addition.
+template <typename Body>
+MEGALM_INLINE void for_each_vec_in_turn(int64_t n, Body&& body) {
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+#pragma GCC unroll 4
+    for (int turn = 0; turn < 4; ++turn) {
+      body(i + turn * kLanes, [](auto* p) { return load(p); }, [](auto* p, Vec v) { store(p, v); }, turn);
+    }
+  }
+  for_each_vec(n - i, [&](int64_t rest, auto load, auto store) { body(i + rest, load, store, 0); });
 }
 
 MEGALM_INLINE float sum(Vec v) {
@@ -142,6 +204,7 @@ MEGALM_INLINE float sum(Vec v) {
   return (v[0] + v[2]) + (v[1] + v[3]);
 #endif
 }
+MEGALM_INLINE float sum(const Vec (&v)[4]) { return sum((v[0] + v[1]) + (v[2] + v[3])); }
 MEGALM_INLINE float maximum(Vec v) {
   float top = v[0];
   for (int i = 1; i < kLanes; ++i) top = v[i] > top ? v[i] : top;
@@ -204,6 +267,22 @@ MEGALM_INLINE Vec exp(Vec x) {
 
 MEGALM_INLINE Vec sigmoid(Vec x) { return 1.f / (1.f + exp(-x)); }
 
+// The first float of `room` whose place in its page (of 4 KB) is p's. A processor takes a load for one that must wait
+// where a recent store went to the same place in another page: what is written beside the reading of p, element by
+// element, is kept where that does not happen.
+MEGALM_INLINE float* at_page_place_of(const void* p, float* room) {
+  constexpr uintptr_t kPage = 4096;
+  return room + ((uintptr_t)p - (uintptr_t)room) % kPage / 64 * 16;  // whole cache lines
+}
+constexpr int64_t kPageFloats = 1024;  // the room that this takes
+
+// What was streamed before is in memory before what is written after.
+MEGALM_INLINE void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // Splits [0, n) among torch's OpenMP threads; `work` is the elements touched in all. Below 32k elements a thread's
 // start costs more than it saves.
 template <typename Body>
@@ -214,12 +293,14 @@ MEGALM_INLINE void parallel_for(int64_t n, int64_t work, Body&& body) {
     {
       const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
       body(n * me / threads, n * (me + 1) / threads);
+      stream_fence();
     }
     return;
   }
 #endif
   (void)work;
   body(int64_t(0), n);
+  stream_fence();
 }
 
 // out[i] = sum over blocks of partial[block * stride + i], in the blocks' order.

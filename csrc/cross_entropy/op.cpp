@@ -65,9 +65,12 @@ void backward_row(const CrossEntropyBackward& a, int64_t row) {
   }
   const float at_label = here ? to_float(x[label]) : 0.f;
   const float uniform = weight * a.uniform;
-  for_each_vec(a.columns,
+  const int64_t width = a.stride * int64_t(sizeof(T));
+  const bool past = a.gradient != a.logits && streams(a.rows * width, width, a.gradient);
+  for_each_vec(a.columns, past,
                [&](int64_t i, auto load, auto store) { store(out + i, scale * exp(load(x + i) - log_z) - uniform); });
   if (here) {
+    if (past) stream_fence();
     // Again for the label, so that it is rounded once.
     const Vec v = scale * exp(broadcast(at_label - log_z)) - uniform - weight * (1.f - a.smoothing);
     store_part(out + label, v, 1);

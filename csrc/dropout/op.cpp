@@ -22,6 +22,8 @@ void run(const DropoutAdd& a, int64_t begin, int64_t end) {
   UintVec lanes;
   for (int i = 0; i < kLanes; ++i) lanes[i] = uint32_t(i) * kDropoutColumn;
   const T* bias = static_cast<const T*>(a.bias);
+  const int64_t width = a.size * int64_t(sizeof(T));
+  const bool past = a.y != a.x && a.y != a.residual && streams(a.rows * width, width, a.y);
   for (int64_t row = begin; row < end; ++row) {
     const uint64_t id = uint64_t(a.row_ids ? a.row_ids[row] : row);
     const uint64_t state = mix(a.seed + kDropoutGolden * (id + 1));
@@ -29,7 +31,7 @@ void run(const DropoutAdd& a, int64_t begin, int64_t end) {
     const T* x = static_cast<const T*>(a.x) + row * a.size;
     const T* residual = a.residual ? static_cast<const T*>(a.residual) + row * a.size : nullptr;
     T* y = static_cast<T*>(a.y) + row * a.size;
-    for_each_vec(a.size, [&](int64_t i, auto load, auto store) {
+    for_each_vec(a.size, past, [&](int64_t i, auto load, auto store) {
       const UintVec h = mix(lanes + (low + uint32_t(i) * kDropoutColumn), high);
       Vec v = load(x + i);
       if (bias) v += load(bias + i);

@@ -11,18 +11,19 @@ MEGALM_INLINE int64_t expert_of(const RowMap& a, int64_t slot) {
 }
 
 template <typename T>
-MEGALM_INLINE void scale_row(const T* from, T* to, int64_t size, const float* weight) {
+MEGALM_INLINE void scale_row(const T* from, T* to, int64_t size, const float* weight, bool past) {
   if (!weight) {
-    __builtin_memcpy(to, from, size_t(size) * sizeof(T));
+    copy_bytes((const char*)from, (char*)to, size * int64_t(sizeof(T)), past);
     return;
   }
   const float w = *weight;
-  for_each_vec(size, [&](int64_t i, auto load, auto store) { store(to + i, load(from + i) * w); });
+  for_each_vec(size, past, [&](int64_t i, auto load, auto store) { store(to + i, load(from + i) * w); });
 }
 
 template <typename T>
 void spread_tokens(const Spread& a, int64_t begin, int64_t end) {
-  const int64_t total = a.tokens * a.top_k;
+  const int64_t total = a.tokens * a.top_k, width = a.size * int64_t(sizeof(T));
+  const bool past = streams(total * width, width, a.out);
   for (int64_t token = begin; token < end; ++token) {
     const T* x = static_cast<const T*>(a.x) + token * a.size;
     for (int64_t slot = token * a.top_k; slot < (token + 1) * a.top_k; ++slot) {
@@ -36,13 +37,13 @@ void spread_tokens(const Spread& a, int64_t begin, int64_t end) {
         continue;
       }
       if (!a.y) {
-        scale_row(x, out, a.size, a.weights ? a.weights + slot : nullptr);
+        scale_row(x, out, a.size, a.weights ? a.weights + slot : nullptr, past);
         continue;
       }
       const T* y = static_cast<const T*>(a.y) + row * a.size;
       const float w = a.weights ? a.weights[slot] : 1.f;
       Vec dot{};
-      for_each_vec(a.size, [&](int64_t i, auto load, auto store) {
+      for_each_vec(a.size, past, [&](int64_t i, auto load, auto store) {
         const Vec g = load(x + i);
         dot += g * load(y + i);
         store(out + i, g * w);

@@ -26,6 +26,7 @@ void backward(int index, Address stream, int type, bool layer_norm, int64_t rows
 void register_norm(pybind11::module_& m) {
   m.attr("NORM_ROW_BLOCKS") = kNormRowBlocks;
   m.attr("NORM_ROW_BLOCKS_CUDA") = kNormRowBlocksCuda;
+  m.attr("NORM_SLACK") = kNormSlack;
   m.def("norm_forward", &forward, Released());
   m.def("norm_backward", &backward, Released());
 }

@@ -7,46 +7,52 @@
 namespace megalm::MEGALM_ISA {
 namespace {
 
+static_assert(kNormSlack >= kPageFloats);
+
+constexpr int64_t kHeld = 8192;
+
 template <typename T, bool kLayerNorm>
 void forward_rows(const NormForward& a, int64_t begin, int64_t end) {
   const T* weight = static_cast<const T*>(a.weight);
   const T* bias = static_cast<const T*>(a.bias);
   const float scale = 1.f / float(a.size);
+  const int64_t size = a.size, width = size * int64_t(sizeof(T));
+  const bool past = a.residual ? streams(2 * a.rows * width, width, a.h, a.y) : streams(a.rows * width, width, a.y);
+  // Rows of up to kHeld elements are kept in fp32, in the nearest cache: x and residual are read and h is written once.
+  alignas(64) float room[kHeld + kPageFloats];
+  const bool held = size <= kHeld;
   for (int64_t row = begin; row < end; ++row) {
-    const T* x = static_cast<const T*>(a.x) + row * a.size;
-    T* y = static_cast<T*>(a.y) + row * a.size;
-    const T* h = x;
-    Vec total{}, squares{};
-    if (a.residual) {
-      const T* residual = static_cast<const T*>(a.residual) + row * a.size;
-      T* sum_out = static_cast<T*>(a.h) + row * a.size;
-      for_each_vec(a.size, [&](int64_t i, auto load, auto store) {
-        const Vec v = rounded<T>(load(x + i) + load(residual + i));
-        store(sum_out + i, v);
-        total += v;
-        squares += v * v;
-      });
-      h = sum_out;
-    } else {
-      for_each_vec(a.size, [&](int64_t i, auto load, auto) {
-        const Vec v = load(x + i);
-        total += v;
-        squares += v * v;
-      });
-    }
-    float mean = 0.f, mean_square = sum(squares) * scale;
-    if constexpr (kLayerNorm) {
-      // A second pass over the row, which is in the cache by now: no cancellation when |mean| is large.
-      mean = sum(total) * scale;
-      Vec deviations{};
-      float tail = 0.f;
-      int64_t i = 0;
-      for (; i + kLanes <= a.size; i += kLanes) {
-        const Vec d = load(h + i) - mean;
-        deviations += d * d;
+    const T* x = static_cast<const T*>(a.x) + row * size;
+    const T* residual = a.residual ? static_cast<const T*>(a.residual) + row * size : nullptr;
+    T* h = static_cast<T*>(a.h) + (residual ? row * size : 0);
+    T* y = static_cast<T*>(a.y) + row * size;
+    float* copy = at_page_place_of(x, room);
+    const auto again = [&](int64_t i, auto load) {
+      return held ? load(copy + i) : load(residual ? static_cast<const T*>(h) + i : x + i);
+    };
+    Vec sums[4] = {};
+    for_each_vec_in_turn(size, [&](int64_t i, auto load, auto store, int turn) {
+      Vec v = load(x + i);
+      if (residual) {
+        v = rounded<T>(v + load(residual + i));
+        if (!held) store(h + i, v);
       }
-      for (; i < a.size; ++i) {
-        const float d = to_float(h[i]) - mean;
+      if (held) store(copy + i, v);
+      sums[turn] += kLayerNorm ? v : v * v;
+    });
+    float mean = 0.f, mean_square = sum(sums) * scale;
+    if constexpr (kLayerNorm) {
+      // The deviations are summed apart: no cancellation when |mean| is large.
+      mean = mean_square;
+      Vec deviations[4] = {};
+      const int64_t whole = size / kLanes * kLanes;
+      for_each_vec_in_turn(whole, [&](int64_t i, auto load, auto, int turn) {
+        const Vec d = again(i, load) - mean;
+        deviations[turn] += d * d;
+      });
+      float tail = 0.f;
+      for (int64_t i = whole; i < size; ++i) {
+        const float d = (held ? copy[i] : to_float(residual ? h[i] : x[i])) - mean;
         tail += d * d;
       }
       mean_square = (sum(deviations) + tail) * scale;
@@ -54,8 +60,9 @@ void forward_rows(const NormForward& a, int64_t begin, int64_t end) {
     }
     const float rstd = 1.f / std::sqrt(mean_square + a.eps);
     a.rstd[row] = rstd;
-    for_each_vec(a.size, [&](int64_t i, auto load, auto store) {
-      const Vec hat = kLayerNorm ? (load(h + i) - mean) * rstd : load(h + i) * rstd;
+    for_each_vec(size, past, [&](int64_t i, auto load, auto store) {
+      const Vec in = again(i, load), hat = kLayerNorm ? (in - mean) * rstd : in * rstd;
+      if (residual && held) store(h + i, in);
       Vec v = hat * load(weight + i);
       if (bias) v += load(bias + i);
       store(y + i, v);
@@ -63,61 +70,47 @@ void forward_rows(const NormForward& a, int64_t begin, int64_t end) {
   }
 }
 
-// kRows rows at a time, which share each reading of the weight and each writing of the sums.
-template <typename T, bool kLayerNorm, int kRows>
-MEGALM_INLINE void backward_group(const NormBackward& a, int64_t row, float* dweight, float* dbias) {
+// One row at a time: more of them would share each reading of the sums, but their streams crowd the nearest cache.
+template <typename T, bool kLayerNorm>
+MEGALM_INLINE void backward_row(const NormBackward& a, int64_t row, bool past, float* dweight, float* dbias) {
   const T* weight = static_cast<const T*>(a.weight);
   const T* dy = static_cast<const T*>(a.dy) + row * a.size;
   const T* h = static_cast<const T*>(a.h) + row * a.size;
   const T* dh = a.dh ? static_cast<const T*>(a.dh) + row * a.size : nullptr;
   T* dx = static_cast<T*>(a.dx) + row * a.size;
-  const int64_t size = a.size;
-  const float scale = 1.f / float(size);
-  float rstd[kRows], mean[kRows], dot[kRows], g_mean[kRows];
-  Vec dots[kRows] = {}, sums[kRows] = {};
-  for (int r = 0; r < kRows; ++r) {
-    rstd[r] = a.rstd[row + r];
-    mean[r] = kLayerNorm ? a.mean[row + r] : 0.f;
-  }
-  for_each_vec(size, [&](int64_t i, auto load, auto) {
-    const Vec w = load(weight + i);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const Vec g = load(dy + r * size + i) * w;
-      dots[r] += g * (load(h + r * size + i) - mean[r]);
-      if (kLayerNorm) sums[r] += g;
+  const float scale = 1.f / float(a.size), rstd = a.rstd[row], mean = kLayerNorm ? a.mean[row] : 0.f;
+  Vec dots[4] = {}, sums[4] = {};
+  for_each_vec_in_turn(a.size, [&](int64_t i, auto load, auto store, int turn) {
+    const Vec up = load(dy + i), hat = (load(h + i) - mean) * rstd, g = up * load(weight + i);
+    dots[turn] += g * hat;
+    store(dweight + i, load(dweight + i) + up * hat);
+    if (kLayerNorm) {
+      sums[turn] += g;
+      store(dbias + i, load(dbias + i) + up);
     }
   });
-  for (int r = 0; r < kRows; ++r) {
-    dot[r] = sum(dots[r]) * rstd[r] * scale;
-    g_mean[r] = kLayerNorm ? sum(sums[r]) * scale : 0.f;
-  }
-  for_each_vec(size, [&](int64_t i, auto load, auto store) {
-    const Vec w = load(weight + i);
-    Vec sum_weight = load(dweight + i), sum_bias{};
-    if (kLayerNorm) sum_bias = load(dbias + i);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const Vec hat = (load(h + r * size + i) - mean[r]) * rstd[r], up = load(dy + r * size + i);
-      Vec v = kLayerNorm ? rstd[r] * (up * w - g_mean[r] - hat * dot[r]) : rstd[r] * (up * w - hat * dot[r]);
-      if (dh) v += load(dh + r * size + i);
-      store(dx + r * size + i, v);
-      sum_weight += up * hat;
-      if (kLayerNorm) sum_bias += up;
-    }
-    store(dweight + i, sum_weight);
-    if (kLayerNorm) store(dbias + i, sum_bias);
+  const float dot = sum(dots) * scale, g_mean = kLayerNorm ? sum(sums) * scale : 0.f;
+  for_each_vec(a.size, past, [&](int64_t i, auto load, auto store) {
+    const Vec hat = (load(h + i) - mean) * rstd;
+    Vec v = rstd * (load(dy + i) * load(weight + i) - g_mean - hat * dot);
+    if (dh) v += load(dh + i);
+    store(dx + i, v);
   });
 }
 
 template <typename T, bool kLayerNorm>
 void backward_rows(const NormBackward& a, int64_t block, int64_t begin, int64_t end) {
-  float* dweight = a.partial + block * 2 * a.size;
-  float* dbias = dweight + a.size;
-  __builtin_memset(dweight, 0, size_t(2 * a.size) * sizeof(float));
-  int64_t row = begin;
-  for (; row + 4 <= end; row += 4) backward_group<T, kLayerNorm, 4>(a, row, dweight, dbias);
-  for (; row < end; ++row) backward_group<T, kLayerNorm, 1>(a, row, dweight, dbias);
+  const int64_t width = a.size * int64_t(sizeof(T)), stride = a.size + kNormSlack;
+  const bool past = streams(a.rows * width, width, a.dx);
+  float* const room = a.partial + block * 2 * stride;
+  float* const dweight = at_page_place_of(static_cast<const T*>(a.dy) + begin * a.size, room);
+  float* const dbias = at_page_place_of(dweight, room + stride);
+  __builtin_memset(dweight, 0, size_t(a.size) * sizeof(float));
+  __builtin_memset(dbias, 0, size_t(a.size) * sizeof(float));
+  for (int64_t row = begin; row < end; ++row) backward_row<T, kLayerNorm>(a, row, past, dweight, dbias);
+  // To where all blocks have them.
+  __builtin_memmove(room, dweight, size_t(a.size) * sizeof(float));
+  __builtin_memmove(room + stride, dbias, size_t(a.size) * sizeof(float));
 }
 
 }  // namespace
@@ -149,8 +142,9 @@ void norm_backward(const NormBackward& a) {
         }
       }
     });
-    sum_rows(a.partial, blocks, 2 * a.size, a.size, static_cast<T*>(a.dweight));
-    if (a.dbias) sum_rows(a.partial + a.size, blocks, 2 * a.size, a.size, static_cast<T*>(a.dbias));
+    const int64_t stride = a.size + kNormSlack;
+    sum_rows(a.partial, blocks, 2 * stride, a.size, static_cast<T*>(a.dweight));
+    if (a.dbias) sum_rows(a.partial + stride, blocks, 2 * stride, a.size, static_cast<T*>(a.dbias));
   });
 }
 

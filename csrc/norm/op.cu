@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(512) backward_kernel(NormBackward a) {
   SHARED(float, scratch, 2 * kWarp);
   const int packs = int(a.size / N), step = int(blockDim.x), me = int(threadIdx.x);
   const T* weight = static_cast<const T*>(a.weight);
-  float* dweight = a.partial + int64_t(blockIdx.x) * 2 * a.size;
-  float* dbias = dweight + a.size;
+  float* dweight = a.partial + int64_t(blockIdx.x) * 2 * (a.size + kNormSlack);
+  float* dbias = dweight + a.size + kNormSlack;
   float held_weight[kHeld][N] = {}, held_bias[kLayerNorm ? kHeld : 1][N] = {};
   for (int i = me + kHeld * step; i < packs; i += step) {
     for (int j = 0; j < N; ++j) dweight[int64_t(i) * N + j] = dbias[int64_t(i) * N + j] = 0.f;
@@ -201,8 +201,8 @@ void norm_backward(const NormBackward& a, void* stream) {
           LAUNCH((backward_kernel<T, N, false>), unsigned(blocks), threads, stream, a);
         }
         const dim3 grid(unsigned((a.size + kWarp - 1) / kWarp), a.dbias ? 2 : 1), block(kWarp, kSumRows);
-        LAUNCH((sum_rows_kernel<T>), grid, block, stream, a.partial, blocks, 2 * a.size, a.size,
-               static_cast<T*>(a.dweight), static_cast<T*>(a.dbias));
+        LAUNCH((sum_rows_kernel<T>), grid, block, stream, a.partial, blocks, 2 * (a.size + kNormSlack),
+               a.size + kNormSlack, a.size, static_cast<T*>(a.dweight), static_cast<T*>(a.dbias));
       });
 }
 

@@ -39,6 +39,8 @@ struct NormForward {
 // Rows are summed into this many partial sums, for which the caller gives the room: enough for a CPU's threads, and for
 // two blocks on each multiprocessor of a large GPU.
 constexpr int64_t kNormRowBlocks = 32, kNormRowBlocksCuda = 264;
+// Floats of a partial sum beyond its size, which let a CPU choose where in the room it lies.
+constexpr int64_t kNormSlack = 1024;
 
 struct NormBackward {
   DType dtype;
@@ -53,7 +55,7 @@ struct NormBackward {
   void* dx;
   void* dweight;
   void* dbias;     // null: none
-  float* partial;  // [row_blocks, 2, size]
+  float* partial;  // [row_blocks, 2, size + kNormSlack]
 };
 
 MEGALM_DECLARE_OP(norm_forward, NormForward)

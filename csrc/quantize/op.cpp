@@ -68,22 +68,31 @@ MEGALM_INLINE ByteVec to_fp8(Vec v) {
   return __builtin_convertvector(code | ((bits >> 24) & 0x80u), ByteVec);
 }
 
-// gcc 12 widens bytes lane by lane.
-MEGALM_INLINE UintVec widen(ByteVec codes) {
-#if defined(__AVX512F__)
-  return (UintVec)_mm512_cvtepu8_epi32((__m128i)codes);
-#elif defined(__AVX2__)
-  long long bits;
-  __builtin_memcpy(&bits, &codes, 8);
-  return (UintVec)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bits));
-#else
-  return __builtin_convertvector(codes, UintVec);
-#endif
-}
-
+#if defined(__F16C__)
+// Through fp16, which has e5m2's exponent and one bit more of it than e4m3: that one comes out too small by 2^8.
 template <typename F>
 MEGALM_INLINE Vec from_fp8(ByteVec codes) {
-  const UintVec code = widen(codes), size = code & 0x7fu;
+  constexpr bool kWide = F::kFirstSpecial == 0x7cu;
+#if defined(__AVX512F__)
+  __m256i half = _mm256_cvtepi8_epi16((__m128i)codes);
+  half = kWide ? _mm256_slli_epi16(half, 8)
+               : _mm256_and_si256(_mm256_slli_epi16(half, 7), _mm256_set1_epi16(int16_t(0xbf80)));
+  const Vec value = (Vec)_mm512_maskz_cvtph_ps(0xffff, half);
+#else
+  long long bits;
+  __builtin_memcpy(&bits, &codes, 8);
+  __m128i half = _mm_cvtepi8_epi16(_mm_cvtsi64_si128(bits));
+  half = kWide ? _mm_slli_epi16(half, 8) : _mm_and_si128(_mm_slli_epi16(half, 7), _mm_set1_epi16(int16_t(0xbf80)));
+  const Vec value = (Vec)_mm256_cvtph_ps(half);
+#endif
+  if (kWide) return value;
+  const Vec scaled = value * 256.f;
+  return magnitude(scaled) == 0x43f00000u ? broadcast(__builtin_nanf("")) : scaled;  // 480: e4m3's NaN
+}
+#else
+template <typename F>
+MEGALM_INLINE Vec from_fp8(ByteVec codes) {
+  const UintVec code = __builtin_convertvector(codes, UintVec), size = code & 0x7fu;
   const UintVec normal = (size << F::kShift) + (F::kBias << 23);
   const UintVec small = (UintVec)(__builtin_convertvector((IntVec)size, Vec) * F::kStep);
   UintVec bits = size < (1u << (23 - F::kShift)) ? small : normal;
@@ -92,6 +101,7 @@ MEGALM_INLINE Vec from_fp8(ByteVec codes) {
   bits = size >= F::kFirstSpecial ? special : bits;
   return (Vec)(bits | ((code & 0x80u) << 24));
 }
+#endif
 
 template <typename T>
 MEGALM_INLINE Vec load_up_to(const T* p, int64_t count) {
@@ -106,25 +116,43 @@ MEGALM_INLINE void store_bytes(uint8_t* p, ByteVec v, int64_t count) {
   }
 }
 
-// 8 x 8 bytes, rows to columns: halves, quarters and eighths of the square change places.
-MEGALM_INLINE void transpose_square(const uint8_t* from, uint8_t* to) {
-  uint64_t r[8];
-  for (int i = 0; i < 8; ++i) __builtin_memcpy(&r[i], from + i * kTile, 8);
-  const auto exchange = [](uint64_t& a, uint64_t& b, int shift, uint64_t mask) {
-    const uint64_t t = ((a >> shift) ^ b) & mask;
-    a ^= t << shift;
-    b ^= t;
-  };
-  for (int i = 0; i < 4; ++i) exchange(r[i], r[i + 4], 32, 0x00000000ffffffffu);
-  for (int i = 0; i < 8; i += 4) {
-    for (int j = 0; j < 2; ++j) exchange(r[i + j], r[i + j + 2], 16, 0x0000ffff0000ffffu);
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+constexpr int kSide = 16;
+
+#if defined(__clang__)
+#define MEGALM_INTERLEAVE(a, b, first)                                                                                \
+  __builtin_shufflevector(a, b, first, first + 16, first + 1, first + 17, first + 2, first + 18, first + 3,           \
+                          first + 19, first + 4, first + 20, first + 5, first + 21, first + 6, first + 22, first + 7, \
+                          first + 23)
+#else
+#define MEGALM_INTERLEAVE(a, b, first) \
+  __builtin_shuffle(a, b, (Bytes{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23} + uint8_t(first)))
+#endif
+
+// 16 x 16 bytes, rows to columns: interleaving row i with row i + 8 turns the bits of a byte's place by one, and four
+// turns exchange row and column.
+MEGALM_INLINE void transpose_square(const uint8_t* from, int64_t from_stride, uint8_t* to, int64_t to_stride) {
+  Bytes rows[kSide], next[kSide];
+#pragma GCC unroll 16
+  for (int i = 0; i < kSide; ++i) __builtin_memcpy(&rows[i], from + i * from_stride, kSide);
+#pragma GCC unroll 4
+  for (int turn = 0; turn < 4; ++turn) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kSide / 2; ++i) {
+      next[2 * i] = MEGALM_INTERLEAVE(rows[i], rows[i + kSide / 2], 0);
+      next[2 * i + 1] = MEGALM_INTERLEAVE(rows[i], rows[i + kSide / 2], 8);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kSide; ++i) rows[i] = next[i];
   }
-  for (int i = 0; i < 8; i += 2) exchange(r[i], r[i + 1], 8, 0x00ff00ff00ff00ffu);
-  for (int i = 0; i < 8; ++i) __builtin_memcpy(to + i * kTile, &r[i], 8);
+#pragma GCC unroll 16
+  for (int i = 0; i < kSide; ++i) __builtin_memcpy(to + i * to_stride, &rows[i], kSide);
 }
 
-struct Squares {
-  alignas(64) uint8_t codes[kTile * kTile], turned[kTile * kTile];
+// The codes of kStrip rows of a tile, a cache line of each column of the transposed tensor.
+constexpr int kStrip = 64;
+struct Strip {
+  alignas(64) uint8_t codes[kStrip * kTile], turned[kTile * kStrip];
 };
 
 template <typename T>
@@ -135,61 +163,70 @@ MEGALM_INLINE UintVec row_largest(const T* x, int64_t width) {
 }
 
 template <typename T, typename F, Block kBlock, bool kTurn>
-void quantize_tile(const Quantize& a, int64_t row0, int64_t column0, int64_t number, Squares& squares) {
+void quantize_tile(const Quantize& a, int64_t row0, int64_t column0, int64_t number, Strip& strip) {
   const int64_t height = a.rows - row0 < kTile ? a.rows - row0 : kTile;
   const int64_t width = a.columns - column0 < kTile ? a.columns - column0 : kTile;
   const int64_t across = (a.columns + kTile - 1) / kTile, down = (a.rows + kTile - 1) / kTile;
   const T* x = static_cast<const T*>(a.x) + row0 * a.columns + column0;
   constexpr bool kOwnColumns = kTurn && kBlock == Block::kRow;
-  UintVec column_top[kTile / kLanes] = {};
+  float row_scale[kTile];
+  Vec column_scale[kTile / kLanes];
   UintVec tensor_top{};
-  float scale = kBlock == Block::kTensor ? *a.scale : 1.f;
+  const float tensor_scale = kBlock == Block::kTensor ? *a.scale : 1.f;
   if (kBlock == Block::kTile) {
     UintVec top{};
     for (int64_t r = 0; r < height; ++r) top = larger(top, row_largest(x + r * a.columns, width));
-    scale = scale_of<F>(largest_lane(top), a.power_of_two);
-    a.scale_inv[number] = 1.f / scale;
+    row_scale[0] = scale_of<F>(largest_lane(top), a.power_of_two);
+    a.scale_inv[number] = 1.f / row_scale[0];
   }
+  if (kBlock == Block::kRow) {
+    UintVec column_top[kTile / kLanes] = {};
+    for (int64_t r = 0; r < height; ++r) {
+      UintVec top{};
+      for (int64_t i = 0; i < width; i += kLanes) {
+        const UintVec size = magnitude(load_up_to(x + r * a.columns + i, width - i));
+        top = larger(top, size);
+        if (kOwnColumns) column_top[i / kLanes] = larger(column_top[i / kLanes], size);
+      }
+      row_scale[r] = scale_of<F>(largest_lane(top), a.power_of_two);
+      a.scale_inv[(row0 + r) * across + column0 / kTile] = 1.f / row_scale[r];
+    }
+    for (int64_t c = 0; kOwnColumns && c < width; ++c) {
+      const float scale = scale_of<F>(column_top[c / kLanes][c % kLanes], a.power_of_two);
+      column_scale[c / kLanes][c % kLanes] = scale;
+      a.scale_inv_t[(column0 + c) * down + row0 / kTile] = 1.f / scale;
+    }
+  }
+  // Rows of a tile are far apart: what fetches ahead by itself in a long row does not here.
+  const int64_t ahead = a.columns - column0 - kTile < kTile ? a.columns - column0 - kTile : kTile;
   for (int64_t r = 0; r < height; ++r) {
     const T* from = x + r * a.columns;
+    for (int64_t i = 0; i < ahead; i += int64_t(64 / sizeof(T))) __builtin_prefetch(from + kTile + i);
     uint8_t* to = a.out + (row0 + r) * a.columns + column0;
-    if (kBlock == Block::kRow) {
-      scale = scale_of<F>(largest_lane(row_largest(from, width)), a.power_of_two);
-      a.scale_inv[(row0 + r) * across + column0 / kTile] = 1.f / scale;
-    }
+    uint8_t* codes = strip.codes + r % kStrip * kTile;
+    const float scale = kBlock == Block::kTensor ? tensor_scale : row_scale[kBlock == Block::kRow ? r : 0];
     for (int64_t i = 0; i < width; i += kLanes) {
       const Vec v = load_up_to(from + i, width - i);
       if (kBlock == Block::kTensor) tensor_top = larger(tensor_top, magnitude(v));
-      if (kOwnColumns) column_top[i / kLanes] = larger(column_top[i / kLanes], magnitude(v));
-      const ByteVec codes = to_fp8<F>(v * scale);
-      store_bytes(to + i, codes, width - i);
-      if (kTurn && !kOwnColumns) store_bytes(squares.codes + r * kTile + i, codes, kLanes);
+      const ByteVec code = to_fp8<F>(v * scale);
+      store_bytes(to + i, code, width - i);
+      if (kTurn) store_bytes(codes + i, kOwnColumns ? to_fp8<F>(v * column_scale[i / kLanes]) : code, kLanes);
+    }
+    if (!kTurn || (r % kStrip != kStrip - 1 && r != height - 1)) continue;
+    const int64_t first = r / kStrip * kStrip, count = r + 1 - first;
+    for (int64_t i = 0; i < count; i += kSide) {
+      for (int64_t c = 0; c < width; c += kSide) {
+        transpose_square(strip.codes + i * kTile + c, kTile, strip.turned + c * kStrip + i, kStrip);
+      }
+    }
+    uint8_t* out = a.out_t + column0 * a.rows + row0 + first;
+    if (count == kStrip) {
+      for (int64_t c = 0; c < width; ++c) __builtin_memcpy(out + c * a.rows, strip.turned + c * kStrip, kStrip);
+    } else {
+      for (int64_t c = 0; c < width; ++c) __builtin_memcpy(out + c * a.rows, strip.turned + c * kStrip, size_t(count));
     }
   }
   if (kBlock == Block::kTensor) a.partial[number] = largest_lane(tensor_top);
-  if (!kTurn) return;
-  if (kOwnColumns) {
-    Vec scales[kTile / kLanes];
-    for (int64_t c = 0; c < width; ++c) {
-      scale = scale_of<F>(column_top[c / kLanes][c % kLanes], a.power_of_two);
-      scales[c / kLanes][c % kLanes] = scale;
-      a.scale_inv_t[(column0 + c) * down + row0 / kTile] = 1.f / scale;
-    }
-    for (int64_t r = 0; r < height; ++r) {
-      for (int64_t i = 0; i < width; i += kLanes) {
-        const Vec v = load_up_to(x + r * a.columns + i, width - i);
-        store_bytes(squares.codes + r * kTile + i, to_fp8<F>(v * scales[i / kLanes]), kLanes);
-      }
-    }
-  }
-  for (int64_t r = 0; r < height; r += 8) {
-    for (int64_t c = 0; c < width; c += 8) {
-      transpose_square(squares.codes + r * kTile + c, squares.turned + c * kTile + r);
-    }
-  }
-  for (int64_t c = 0; c < width; ++c) {
-    __builtin_memcpy(a.out_t + (column0 + c) * a.rows + row0, squares.turned + c * kTile, size_t(height));
-  }
 }
 
 template <typename T>
@@ -223,7 +260,8 @@ uint32_t quantize_flat(const T* x, float scale, uint8_t* out, int64_t count) {
 
 template <typename T, typename F>
 void dequantize_rows(const Dequantize& a, int64_t begin, int64_t end) {
-  const int64_t across = (a.columns + kTile - 1) / kTile;
+  const int64_t across = (a.columns + kTile - 1) / kTile, row_bytes = a.columns * int64_t(sizeof(T));
+  const bool past = streams(a.rows * row_bytes, row_bytes, a.out);
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t column = 0; column < a.columns; column += kTile) {
       const int64_t width = a.columns - column < kTile ? a.columns - column : kTile;
@@ -233,16 +271,17 @@ void dequantize_rows(const Dequantize& a, int64_t begin, int64_t end) {
       const float scale_inv = a.scale_inv[which];
       const uint8_t* q = a.q + row * a.columns + column;
       T* out = static_cast<T*>(a.out) + row * a.columns + column;
-      for (int64_t i = 0; i < width; i += kLanes) {
-        const int64_t count = width - i;
+      int64_t i = 0;
+      for (; i + kLanes <= width; i += kLanes) {
+        ByteVec codes;
+        __builtin_memcpy(&codes, q + i, sizeof codes);
+        const Vec v = from_fp8<F>(codes) * scale_inv;
+        past ? stream(out + i, v) : store(out + i, v);
+      }
+      if (i < width) {
         ByteVec codes{};
-        if (count >= kLanes) {
-          __builtin_memcpy(&codes, q + i, sizeof codes);
-          store(out + i, from_fp8<F>(codes) * scale_inv);
-        } else {
-          __builtin_memcpy(&codes, q + i, size_t(count));
-          store_part(out + i, from_fp8<F>(codes) * scale_inv, count);
-        }
+        __builtin_memcpy(&codes, q + i, size_t(width - i));
+        store_part(out + i, from_fp8<F>(codes) * scale_inv, width - i);
       }
     }
   }
@@ -275,8 +314,8 @@ void quantize(const Quantize& a) {
       using F = decltype(format);
       const auto tiles = [&](auto tile) {
         parallel_for(parts, count, [&](int64_t begin, int64_t end) {
-          Squares squares;
-          for (int64_t t = begin; t < end; ++t) tile(a, t / across * kTile, t % across * kTile, t, squares);
+          Strip strip;
+          for (int64_t t = begin; t < end; ++t) tile(a, t / across * kTile, t % across * kTile, t, strip);
         });
       };
       if (flat) {

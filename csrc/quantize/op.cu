@@ -214,26 +214,41 @@ __global__ void __launch_bounds__(kThreads)
   if (scale) *scale = scale_of<F>(top, power_of_two);
 }
 
-// Grid: rows along x, runs of 4 * kThreads columns along y.
+constexpr int kInFlight = 4;  // accesses of a thread that are read before the first is written
+
+// Grid: rows along x, runs of kInFlight * N * kThreads columns along y.
 template <typename T, int N, typename F>
 __global__ void __launch_bounds__(kThreads) dequantize_kernel(Dequantize a, int64_t across) {
-  const int64_t row = blockIdx.x;
-  for (int64_t column = (int64_t(blockIdx.y) * kThreads + threadIdx.x) * N; column < a.columns;
-       column += int64_t(gridDim.y) * kThreads * N) {
-    const int64_t which = a.block == Block::kTensor ? 0
-                          : a.block == Block::kRow  ? row * across + column / kTile
-                                                    : row / kTile * across + column / kTile;
-    const float scale_inv = a.scale_inv[which];
-    const uint8_t* q = a.q + row * a.columns + column;
-    uint32_t codes = q[0];
-    if constexpr (N == 4) {
-      CHECK_ALIGNED(q, 4);
-      codes = *reinterpret_cast<const uint32_t*>(q);
-    }
-    Pack<T, N> p;
+  const int64_t row = blockIdx.x, step = int64_t(kThreads) * N;
+  const uint8_t* q = a.q + row * a.columns;
+  T* out = static_cast<T*>(a.out) + row * a.columns;
+  for (int64_t first = int64_t(blockIdx.y) * kInFlight * step + threadIdx.x * N; first < a.columns;
+       first += int64_t(gridDim.y) * kInFlight * step) {
+    uint32_t codes[kInFlight] = {};
+    float scale_inv[kInFlight] = {};
 #pragma unroll
-    for (int j = 0; j < N; ++j) p.v[j] = from_fp8<F>(codes >> 8 * j & 0xffu) * scale_inv;
-    store_pack(static_cast<T*>(a.out) + row * a.columns + column, p);
+    for (int k = 0; k < kInFlight; ++k) {
+      const int64_t column = first + k * step;
+      if (column >= a.columns) continue;
+      if constexpr (N == 4) {
+        CHECK_ALIGNED(q + column, 4);
+        codes[k] = *reinterpret_cast<const uint32_t*>(q + column);
+      } else {
+        codes[k] = q[column];
+      }
+      scale_inv[k] = a.scale_inv[a.block == Block::kTensor ? 0
+                                 : a.block == Block::kRow  ? row * across + column / kTile
+                                                           : row / kTile * across + column / kTile];
+    }
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k) {
+      const int64_t column = first + k * step;
+      if (column >= a.columns) continue;
+      Pack<T, N> p;
+#pragma unroll
+      for (int j = 0; j < N; ++j) p.v[j] = from_fp8<F>(codes[k] >> 8 * j & 0xffu) * scale_inv[k];
+      store_pack(out + column, p);
+    }
   }
 }
 
@@ -309,7 +324,7 @@ void dequantize(const Dequantize& a, void* stream) {
   if (a.rows == 0 || a.columns == 0) return;
   for_kind(a.dtype, a.format, a.columns, a.out, a.q, [&](auto type, auto f, auto count) {
     constexpr int N = decltype(count)::value;
-    int64_t parts = (a.columns / N + kThreads - 1) / kThreads;
+    int64_t parts = (a.columns / N + kInFlight * kThreads - 1) / (kInFlight * kThreads);
     parts = parts < 65535 ? parts : 65535;
     LAUNCH((dequantize_kernel<decltype(type), N, decltype(f)>), dim3(unsigned(a.rows), unsigned(parts)), kThreads,
            stream, a, (a.columns + kTile - 1) / kTile);

@@ -126,6 +126,31 @@ def adamw_(
     factor, scale = _scale(grad_scale, master.device)
     if skip is not None:
         skip = skip.to(device=master.device, dtype=torch.float32)
+    ends, rates = (None, None) if segments is None else segments
+    run = _UPDATE if torch.compiler.is_compiling() else _update
+    numbers = (lr, beta1, beta2, eps, weight_decay, 1.0 - beta1**step, 1.0 - beta2**step, factor)
+    run(master, grad, exp_avg, exp_avg_sq, out, scale, skip, ends, rates, *numbers)
+
+
+def _update(
+    master: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    out: Tensor | None,
+    grad_scale: Tensor | None,
+    skip: Tensor | None,
+    ends: Tensor | None,
+    rates: Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    correction1: float,
+    correction2: float,
+    factor: float,
+) -> None:
     loaded_library().adamw(
         *place(master),
         master.numel(),
@@ -134,10 +159,10 @@ def adamw_(
         beta2,
         eps,
         weight_decay,
-        1.0 - beta1**step,
-        1.0 - beta2**step,
+        correction1,
+        correction2,
         factor,
-        address(scale),
+        address(grad_scale),
         address(skip),
         address(master),
         address(grad),
@@ -145,10 +170,16 @@ def adamw_(
         address(exp_avg_sq),
         0 if out is None else DTYPE_CODES[out.dtype],
         address(out),
-        0 if segments is None else segments.ends.numel(),
-        address(None if segments is None else segments.ends),
-        address(None if segments is None else segments.rates),
+        0 if ends is None else ends.numel(),
+        address(ends),
+        address(rates),
     )
+
+
+_UPDATE = torch.library.custom_op(
+    "megalm::adamw_", _update, mutates_args=("master", "exp_avg", "exp_avg_sq", "out")
+)
+_UPDATE.register_fake(lambda *arguments: None)
 
 
 def _scale(grad_scale: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
@@ -215,6 +246,21 @@ def update_squares(
         if not lengths:
             return grad.new_zeros(0, dtype=torch.float64)
         return update_squares_reference(grad, exp_avg_sq, lengths, beta2, eps, step, grad_scale)
+    factor, scale = _scale(grad_scale, grad.device)
+    run = _SQUARES if torch.compiler.is_compiling() else _squares
+    return run(grad, exp_avg_sq, lengths, scale, beta2, eps, 1.0 - beta2**step, factor)
+
+
+def _squares(
+    grad: Tensor,
+    exp_avg_sq: Tensor,
+    lengths: list[int],
+    grad_scale: Tensor | None,
+    beta2: float,
+    eps: float,
+    correction2: float,
+    factor: float,
+) -> Tensor:
     library = loaded_library()
     size = torch.tensor(lengths)
     starts = torch.cat((size.new_zeros(1), ((size + library.ADAMW_BLOCK - 1) // library.ADAMW_BLOCK).cumsum(0)))
@@ -222,15 +268,14 @@ def update_squares(
     ends, starts = size.cumsum(0).to(grad.device), starts.to(grad.device)
     partial = grad.new_empty(blocks, dtype=torch.float64)
     result = grad.new_empty(len(lengths), dtype=torch.float64)
-    factor, scale = _scale(grad_scale, grad.device)
     library.adamw_squares(
         *place(grad),
         len(lengths),
         beta2,
         eps,
-        1.0 - beta2**step,
+        correction2,
         factor,
-        address(scale),
+        address(grad_scale),
         address(grad),
         address(exp_avg_sq),
         address(ends),
@@ -240,6 +285,10 @@ def update_squares(
         address(result),
     )
     return result
+
+
+_SQUARES = torch.library.custom_op("megalm::update_squares", _squares, mutates_args=())
+_SQUARES.register_fake(lambda grad, *rest: grad.new_empty(len(rest[1]), dtype=torch.float64))
 
 
 def update_clipping_rates(squares: Tensor, counts: Tensor) -> Tensor:

@@ -55,21 +55,36 @@ def cross_entropy_statistics(
     columns = logits.shape[-1] if columns is None else columns
     _check(logits, labels, columns)
     if use_native("cross_entropy", logits=logits) and logits.stride(1) == 1:
-        parts = logits.new_empty((4 if with_sum else 3, logits.shape[0]), dtype=torch.float32).unbind()
-        result = Statistics(parts[0], parts[1], parts[2], parts[3] if with_sum else None)
-        loaded_library().cross_entropy_forward(
-            *place(logits),
-            DTYPE_CODES[logits.dtype],
-            logits.shape[0],
-            columns,
-            logits.stride(0),
-            first,
-            address(logits),
-            address(labels.contiguous()),
-            *map(address, result),
-        )
-        return result
+        run = _STATISTICS if torch.compiler.is_compiling() else _statistics
+        parts = run(logits, labels, first, columns, with_sum).unbind()
+        return Statistics(parts[0], parts[1], parts[2], parts[3] if with_sum else None)
     return _statistics_reference(logits, labels, first, columns)
+
+
+def _statistics(logits: Tensor, labels: Tensor, first: int, columns: int, with_sum: bool) -> Tensor:
+    """The rows of `Statistics`, [3 or 4, N]."""
+    parts = _statistics_fake(logits, labels, first, columns, with_sum)
+    loaded_library().cross_entropy_forward(
+        *place(logits),
+        DTYPE_CODES[logits.dtype],
+        logits.shape[0],
+        columns,
+        logits.stride(0),
+        first,
+        address(logits),
+        address(labels.contiguous()),
+        *map(address, parts.unbind()),
+        *(() if with_sum else (0,)),
+    )
+    return parts
+
+
+def _statistics_fake(logits: Tensor, labels: Tensor, first: int, columns: int, with_sum: bool) -> Tensor:
+    return logits.new_empty((4 if with_sum else 3, logits.shape[0]), dtype=torch.float32)
+
+
+_STATISTICS = torch.library.custom_op("megalm::cross_entropy_statistics", _statistics, mutates_args=())
+_STATISTICS.register_fake(_statistics_fake)
 
 
 def _statistics_reference(logits: Tensor, labels: Tensor, first: int, columns: int) -> Statistics:
@@ -113,23 +128,12 @@ def cross_entropy_gradient(
     if use_native("cross_entropy", logits=logits):
         source = logits if inplace else logits.contiguous()
         require(source.is_contiguous(), "cross_entropy: inplace needs contiguous logits.")
+        options = (first, columns, smoothing, uniform)
+        if torch.compiler.is_compiling():
+            result = _GRADIENT(source, labels, log_z, scale, weight, *options)
+            return source.copy_(result) if inplace else result
         result = source if inplace else torch.empty_like(source)
-        loaded_library().cross_entropy_backward(
-            *place(source),
-            DTYPE_CODES[source.dtype],
-            source.shape[0],
-            columns,
-            source.shape[1],
-            first,
-            smoothing,
-            uniform,
-            address(source),
-            address(labels.contiguous()),
-            address(log_z.contiguous()),
-            address(scale.contiguous()),
-            address(weight.contiguous()),
-            address(result),
-        )
+        _gradient_into(result, source, labels, log_z, scale, weight, *options)
         return result
     result = logits if inplace else torch.empty_like(logits)
     step = max(1, _BLOCK // max(1, columns))
@@ -145,6 +149,70 @@ def cross_entropy_gradient(
         result[block, :columns] = values
     result[:, columns:] = 0.0
     return result
+
+
+def _gradient_into(
+    result: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    log_z: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    first: int,
+    columns: int,
+    smoothing: float,
+    uniform: float,
+) -> None:
+    loaded_library().cross_entropy_backward(
+        *place(logits),
+        DTYPE_CODES[logits.dtype],
+        logits.shape[0],
+        columns,
+        logits.shape[1],
+        first,
+        smoothing,
+        uniform,
+        address(logits),
+        address(labels.contiguous()),
+        address(log_z.contiguous()),
+        address(scale.contiguous()),
+        address(weight.contiguous()),
+        address(result),
+    )
+
+
+def _gradient(
+    logits: Tensor,
+    labels: Tensor,
+    log_z: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    first: int,
+    columns: int,
+    smoothing: float,
+    uniform: float,
+) -> Tensor:
+    result = torch.empty_like(logits)
+    _gradient_into(result, logits, labels, log_z, scale, weight, first, columns, smoothing, uniform)
+    return result
+
+
+def _gradient_fake(
+    logits: Tensor,
+    labels: Tensor,
+    log_z: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    first: int,
+    columns: int,
+    smoothing: float,
+    uniform: float,
+) -> Tensor:
+    return torch.empty_like(logits)
+
+
+_GRADIENT = torch.library.custom_op("megalm::cross_entropy_gradient", _gradient, mutates_args=())
+_GRADIENT.register_fake(_gradient_fake)
 
 
 class Joined(NamedTuple):
@@ -190,13 +258,14 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         logits, labels, log_z, counted = ctx.saved_tensors
         options: _Options = ctx.options
-        if options.inplace_backward:
+        inplace = options.inplace_backward and not torch.compiler.is_compiling()
+        if inplace:
             require(
                 not ctx.spent, "cross_entropy with inplace_backward=True has one backward pass: its logits are gone."
             )
             ctx.spent = True
         gradient = options.gradient(
-            logits.detach(), labels, log_z, counted, grad.float(), inplace=options.inplace_backward
+            logits.detach(), labels, log_z, counted, grad.float(), inplace=inplace
         )
         return gradient, None, None
 

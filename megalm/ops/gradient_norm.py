@@ -18,6 +18,20 @@ def l2_norm_nonfinite_reference(tensors: Sequence[Tensor], device: torch.device 
     return result
 
 
+def _add(result: Tensor, dense: Tensor) -> None:
+    """result += [sum of squares, non-finite elements]."""
+    library = loaded_library()
+    blocks = -(-dense.numel() // library.GRADIENT_NORM_BLOCK)
+    partial = torch.empty(2 * blocks, dtype=torch.float64, device=result.device)
+    library.gradient_norm(
+        *place(dense), DTYPE_CODES[dense.dtype], dense.numel(), address(dense), address(partial), address(result)
+    )
+
+
+_ADD = torch.library.custom_op("megalm::l2_norm_nonfinite_", _add, mutates_args=("result",))
+_ADD.register_fake(lambda result, dense: None)
+
+
 @torch.no_grad()
 def l2_norm_nonfinite(tensors: Sequence[Tensor], device: torch.device | str | None = None) -> Tensor:
     """[sum of squares, number of NaN or infinite elements] over all tensors, in one reading of each.
@@ -37,11 +51,5 @@ def l2_norm_nonfinite(tensors: Sequence[Tensor], device: torch.device | str | No
         if tensor.device != result.device or not use_native("l2_norm_nonfinite", tensor=tensor):
             rest.append(tensor)
             continue
-        library = loaded_library()
-        dense = tensor.contiguous()
-        blocks = -(-dense.numel() // library.GRADIENT_NORM_BLOCK)
-        partial = torch.empty(2 * blocks, dtype=torch.float64, device=result.device)
-        library.gradient_norm(
-            *place(dense), DTYPE_CODES[dense.dtype], dense.numel(), address(dense), address(partial), address(result)
-        )
+        (_ADD if torch.compiler.is_compiling() else _add)(result, tensor.contiguous())
     return result + l2_norm_nonfinite_reference(rest, result.device) if rest else result

@@ -83,7 +83,7 @@ def _backward(
     dx, dweight, dbias = _backward_fake(dy, dh, h, weight, statistics, layer_norm, has_bias)
     where = place(h)
     row_blocks = library.NORM_ROW_BLOCKS if where[0] < 0 else library.NORM_ROW_BLOCKS_CUDA
-    partial = h.new_empty(min(rows, row_blocks) * 2 * size, dtype=torch.float32)
+    partial = h.new_empty(min(rows, row_blocks) * 2 * (size + library.NORM_SLACK), dtype=torch.float32)
     library.norm_backward(
         *where,
         DTYPE_CODES[h.dtype],

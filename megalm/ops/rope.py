@@ -157,4 +157,6 @@ def rotary_(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> T
     Shapes: as `rotary`
     """
     _check("rotary_", x, cos, sin)
+    if torch.compiler.is_compiling():  # what is in place is the compiler's to decide
+        return x.copy_(rotary(x, cos, sin, interleaved))
     return _InPlace.apply(x, cos, sin, interleaved)

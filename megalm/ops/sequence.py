@@ -150,6 +150,7 @@ def _check(op: str, length: int, parts: int, dim: int, out_dim: int, zigzag: boo
 def sequence_pack(x: Tensor, parts: int, *, dim: int = 0, out_dim: int | None = None, zigzag: bool = False) -> Tensor:
     """Every rank's part of a sequence, one behind the other as reduce-scatter and all-to-all want them, in one copy.
 
+    A contiguous x whose first dim is cut in its own order already lies so: the result is then a view of it.
     dim, out_dim: where the sequence is in x and in each part, 0 or 1 (out_dim: as in x). zigzag: part r is blocks r and
     2 parts - 1 - r of the 2 x parts blocks.
 
@@ -158,13 +159,16 @@ def sequence_pack(x: Tensor, parts: int, *, dim: int = 0, out_dim: int | None = 
     out_dim = dim if out_dim is None else out_dim
     require(x.dim() >= 2, f"sequence_pack: x has shape {tuple(x.shape)}; it must be [S, B, ..] or [B, S, ..].")
     _check("sequence_pack", x.shape[dim if dim in (0, 1) else 0], parts, dim, out_dim, zigzag)
+    if dim == out_dim == 0 and not zigzag:
+        return x.contiguous().view(parts, x.shape[0] // parts, *x.shape[1:])
     if _served(x):
         return _PACK(x.contiguous(), parts, dim, out_dim, zigzag)
     return sequence_pack_reference(x, parts, dim, out_dim, zigzag)
 
 
 def sequence_join(x: Tensor, *, dim: int = 0, out_dim: int | None = None, zigzag: bool = False) -> Tensor:
-    """The whole sequence from every rank's part, as an all-gather leaves them: the inverse of `sequence_pack`.
+    """The whole sequence from every rank's part, as an all-gather leaves them: the inverse of `sequence_pack`, a view
+    where that gives one.
 
     Shapes: x [n, S/n, B, ..] -> [S, B, ..]; with dim=1 x is [n, B, S/n, ..]; with out_dim=1 the result is [B, S, ..]
     """
@@ -176,6 +180,8 @@ def sequence_join(x: Tensor, *, dim: int = 0, out_dim: int | None = None, zigzag
     parts = x.shape[0]
     length = parts * x.shape[1 + (dim if dim in (0, 1) else 0)]
     _check("sequence_join", length, parts, dim, out_dim, zigzag)
+    if dim == out_dim == 0 and not zigzag:
+        return x.contiguous().view(length, *x.shape[2:])
     if _served(x):
         return _JOIN(x.contiguous(), parts, dim, out_dim, zigzag)
     return sequence_join_reference(x, dim, out_dim, zigzag)
@@ -195,12 +201,24 @@ def sequence_part(
     require(0 <= part < parts, f"sequence_part: part={part}; it must be 0 to {parts - 1}.")
     if not _served(x):
         return sequence_pack_reference(x, parts, dim, out_dim, zigzag)[part]
-    x = x.contiguous()
-    local, batch = x.shape[dim] // parts, x.shape[1 - dim]
-    out = x.new_empty(((local, batch) if out_dim == 0 else (batch, local)) + tuple(x.shape[2:]))
+    run = _PART if torch.compiler.is_compiling() else _part
+    return run(x.contiguous(), parts, part, dim, out_dim, zigzag)
+
+
+def _part(x: Tensor, parts: int, part: int, dim: int, out_dim: int, zigzag: bool) -> Tensor:
+    out = _part_fake(x, parts, part, dim, out_dim, zigzag)
     if out.numel():
         _move(x, dim, out.unsqueeze(0), out_dim, zigzag, True, part)
     return out
+
+
+def _part_fake(x: Tensor, parts: int, part: int, dim: int, out_dim: int, zigzag: bool) -> Tensor:
+    local, batch = x.shape[dim] // parts, x.shape[1 - dim]
+    return x.new_empty(((local, batch) if out_dim == 0 else (batch, local)) + tuple(x.shape[2:]))
+
+
+_PART = torch.library.custom_op("megalm::sequence_part", _part, mutates_args=())
+_PART.register_fake(_part_fake)
 
 
 @torch.no_grad()
@@ -212,7 +230,18 @@ def sum_parts(x: Tensor) -> Tensor:
     require(x.dim() >= 1, "sum_parts: x is a scalar; it must be [parts, ..].")
     if not use_native("sum_parts", x=x):
         return sum_parts_reference(x)
-    x = x.contiguous()
-    out = x.new_empty(x.shape[1:])
+    return (_SUM_PARTS if torch.compiler.is_compiling() else _sum_parts)(x.contiguous())
+
+
+def _sum_parts(x: Tensor) -> Tensor:
+    out = _sum_parts_fake(x)
     loaded_library().sum_parts(*place(x), DTYPE_CODES[x.dtype], x.shape[0], out.numel(), address(x), address(out))
     return out
+
+
+def _sum_parts_fake(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[1:])
+
+
+_SUM_PARTS = torch.library.custom_op("megalm::sum_parts", _sum_parts, mutates_args=())
+_SUM_PARTS.register_fake(_sum_parts_fake)

@@ -38,6 +38,17 @@ def test_layer_norm_of_a_large_mean_does_not_cancel(kernels):
     assert (y - truth).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("size", [8192, 8201])
+def test_rows_longer_than_what_is_held(kernels, size):
+    if kernels.place == "emulated":
+        pytest.skip("about the CPU's row buffer")
+    for dtype in (torch.float32, torch.bfloat16):
+        x, residual, weight, bias = (leaf(s, dtype, kernels.device) for s in ((3, size), (3, size), (size,), (size,)))
+        gradients = [torch.randn(3, size, device=kernels.device) for _ in range(2)]
+        check_against_reference(ops.add_layer_norm, ops.add_layer_norm, [x, residual, weight, bias, 1e-5], gradients)
+        check_against_reference(ops.rms_norm, ops.rms_norm, [x, weight, 1e-5], gradients[:1])
+
+
 def test_only_one_output_used(kernels):
     x, residual, weight = (leaf(s, torch.float32, kernels.device) for s in ((4, 16), (4, 16), (16,)))
     for index in (0, 1):

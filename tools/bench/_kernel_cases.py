@@ -49,8 +49,11 @@ def kernel_cases(size: str, dtype: torch.dtype, device: str) -> Iterator[Case]:
     grads = [rand(tokens, hidden, leaf=False), rand(tokens, hidden, leaf=False)]
     yield Case("add_rms_norm", ops.add_rms_norm, add, 4 * row)
     yield Case("add_rms_norm backward", ops.add_rms_norm, add, 8 * row, grads)
-    layer = [rand(tokens, hidden), rand(tokens, hidden), rand(hidden), rand(hidden), 1e-5]
-    yield Case("add_layer_norm backward", ops.add_layer_norm, layer, 8 * row, grads)
+    layer = [rand(tokens, hidden), rand(hidden), rand(hidden), 1e-5]
+    yield Case("layer_norm", ops.layer_norm, layer, 2 * row)
+    yield Case("layer_norm backward", ops.layer_norm, layer, 5 * row, grads[:1])
+    yield Case("add_layer_norm", ops.add_layer_norm, [rand(tokens, hidden), *layer], 4 * row)
+    yield Case("add_layer_norm backward", ops.add_layer_norm, [rand(tokens, hidden), *layer], 8 * row, grads)
 
     q = rand(tokens // 4, 4, heads, head)
     angles = torch.rand(tokens // 4, 1, 1, head // 2, device=device)
@@ -94,6 +97,14 @@ def kernel_cases(size: str, dtype: torch.dtype, device: str) -> Iterator[Case]:
     peers = {"torch": lambda x, y: torch.nn.functional.cross_entropy(x.float(), y, reduction="none")}
     yield Case("cross_entropy", ops.cross_entropy, [logits, labels], every, peers=peers)
     yield Case("cross_entropy backward", ops.cross_entropy, [logits, labels], 3 * every, [weight], peers=peers)
+
+    # Among four ranks: [S, B, H] in zig-zag order, and [S, B, H] to each rank's [B, S / 4, H] and back.
+    whole, packed = rand(tokens // 4, 4, hidden, leaf=False), rand(4, 4, tokens // 16, hidden, leaf=False)
+    yield Case("sequence_pack zigzag", lambda x: ops.sequence_pack(x, 4, zigzag=True), [whole], 2 * row)
+    yield Case("sequence_pack turned", lambda x: ops.sequence_pack(x, 4, out_dim=1), [whole], 2 * row)
+    yield Case("sequence_join turned", lambda x: ops.sequence_join(x, dim=1, out_dim=0), [packed], 2 * row)
+    yield Case("sequence_part zigzag", lambda x: ops.sequence_part(x, 4, 1, zigzag=True), [whole], row // 2)
+    yield Case("sum_parts", ops.sum_parts, [packed], row + row // 4)
 
     count = 16 * 2**20
     state = [torch.rand(count, device=device) for _ in range(4)]
