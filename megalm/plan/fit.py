@@ -29,7 +29,8 @@ def check_fits(config: Config, machine: Machine) -> MemoryEstimate:
         return estimate
     worst = estimate.worst
     parts = sorted(((getattr(worst, part), part) for part in PARTS), reverse=True)[:3]
-    figures = ", ".join(f"{part} {gib(value)}" for value, part in parts)
+    names = {"runtime": "the guard's snapshots"} if machine.is_cpu else {}
+    figures = ", ".join(f"{names.get(part, part)} {gib(value)}" for value, part in parts)
     remedy = nearest_fitting(config, layout, machine)
     largest = largest_fitting(machine, config.precision.dtype)
     advice = (
@@ -46,12 +47,20 @@ def check_fits(config: Config, machine: Machine) -> MemoryEstimate:
 
 def nearest_fitting(config: Config, layout: Layout, machine: Machine) -> str | None:
     """The first, mildest change of settings that makes a layout fit, as command-line overrides; None: none does."""
-    for changes, words in _remedies(layout, machine):
-        candidate = replace(layout, **changes)
-        if candidate.world != machine.gpus or divisibility(config.model, candidate):
-            continue
-        if estimate_layout(config.model, candidate, cpu=machine.is_cpu).bytes_per_gpu <= machine.memory:
-            return " ".join(words)
+    kept = guard_snapshots(config)
+    choices: list[tuple[int, list[str]]] = [(kept, [])]
+    if machine.is_cpu and kept > 1:  # where ranks and snapshots share the memory
+        choices.append((1, ["guard.snapshot_lags=[16]"]))
+    if machine.is_cpu and kept:
+        choices.append((0, ["guard.snapshot_lags=[]"]))
+    for snapshots, fewer in choices:
+        for changes, words in [({}, []), *_remedies(layout, machine)]:
+            candidate = replace(layout, **changes)
+            if candidate.world != machine.gpus or divisibility(config.model, candidate):
+                continue
+            estimate = estimate_layout(config.model, candidate, cpu=machine.is_cpu, snapshots=snapshots)
+            if estimate.bytes_per_gpu <= machine.memory:
+                return " ".join([*words, *fewer])
     return None
 
 

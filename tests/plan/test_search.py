@@ -1,6 +1,7 @@
 """The search over layouts: valid, within memory, better than the published choices, and fast."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -92,6 +93,18 @@ def test_what_cannot_fit_is_refused_with_what_does():
     assert "largest model" in str(caught.value)
     remedy = nearest_fitting(config, layout_of(config, 8), machine)
     check_fits(config_of("30b", "a100-80gb", 8, 64, *remedy.split()), machine)
+
+
+def test_the_guards_snapshots_are_part_of_what_must_fit_on_a_cpu():
+    words = ["+model=125m", "device=cpu", "train.global_batch_size=4", "train.micro_batch_size=4"]
+    with_all = compose_config([*words, "guard.snapshot_lags=[16,32,64]"])
+    here = machine_for(with_all, 1)
+    machine = replace(here, accelerator=replace(here.accelerator, memory=5e9))
+    with pytest.raises(ConfigError, match="the guard's snapshots") as caught:
+        check_fits(with_all, machine)
+    remedy = nearest_fitting(with_all, layout_of(with_all, 1), machine)
+    assert remedy is not None and f"It fits with {remedy}." in str(caught.value) and "snapshot_lags" in remedy
+    check_fits(compose_config([*words, *remedy.split()]), machine)
 
 
 def test_what_cannot_fit_at_all_names_a_machine_that_would_do():
