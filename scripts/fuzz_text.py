@@ -1,4 +1,5 @@
-"""Fuzzes the C++ that reads text for deduplication (suffix arrays, sets of runs), under AddressSanitizer and UBSan.
+"""Fuzzes the C++ that reads text for deduplication (JSON lines, sets of runs and what they have in common, suffix arrays),
+under AddressSanitizer and UBSan.
 
 python scripts/fuzz_text.py [--inputs N] [--seed N]        a million inputs by default: about a minute
 """
@@ -17,7 +18,8 @@ if str(ROOT) not in sys.path:
 from scripts.build_extension import CXX_FLAGS, compiler, compiles  # noqa: E402
 
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-SOURCES = ("tests/csrc/fuzz_text.cpp", "csrc/suffix/op.cpp", "csrc/shingle/op.cpp")
+OPS = ("json_lines", "minhash", "shingle", "suffix")
+SOURCES = ("tests/csrc/fuzz_text.cpp", *(f"csrc/{op}/op.cpp" for op in OPS))
 
 
 def build() -> Path:
@@ -27,7 +29,7 @@ def build() -> Path:
         raise RuntimeError("no C++ compiler with AddressSanitizer")
     output = ROOT / "build" / "fuzz_text"
     sources = [ROOT / name for name in SOURCES]
-    headers = [ROOT / "csrc" / name for name in ("suffix/op.h", "shingle/op.h", "common/vec.h", "common/op.h")]
+    headers = [ROOT / "csrc" / name for name in (*(f"{op}/op.h" for op in OPS), "common/vec.h", "common/op.h")]
     if not output.exists() or output.stat().st_mtime < max(path.stat().st_mtime for path in [*sources, *headers]):
         output.parent.mkdir(parents=True, exist_ok=True)
         flags = [flag for flag in CXX_FLAGS if flag != "-fPIC"]

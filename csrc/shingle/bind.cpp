@@ -13,8 +13,17 @@ bool run_shingles(Address data, Address ends, int64_t texts, int64_t words, Addr
   return ok;
 }
 
+void run_lower_case(Address data, Address ends, Address ascii, int64_t texts, Address small, int64_t codes, Address out,
+                    Address ends_out, Address special) {
+  lower_case({pointer<uint8_t>(data), pointer<int64_t>(ends), pointer<uint8_t>(ascii), texts, pointer<uint32_t>(small),
+              codes, pointer<uint8_t>(out), pointer<int64_t>(ends_out), pointer<uint8_t>(special)});
+}
+
 }  // namespace
 
-void register_shingle(pybind11::module_& m) { m.def("shingles", &run_shingles, Released()); }
+void register_shingle(pybind11::module_& m) {
+  m.def("shingles", &run_shingles, Released());
+  m.def("lower_case", &run_lower_case, Released());
+}
 
 }  // namespace megalm

@@ -1,6 +1,7 @@
 #include "shingle/op.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/vec.h"
 
@@ -115,7 +116,80 @@ const uint64_t* sort(uint64_t* values, uint64_t* spare, int64_t* ends, int64_t c
   return spare;
 }
 
+// Bytes of the character that begins with this byte, as far as the text goes.
+MEGALM_INLINE int length_of(uint8_t byte, int64_t left) {
+  const int length = byte < 0x80 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
+  return length < left ? length : int(left);
+}
+
+MEGALM_INLINE uint8_t* put(uint32_t code, uint8_t* out) {
+  if (code < 0x80) {
+    *out++ = uint8_t(code);
+    return out;
+  }
+  if (code < 0x800) {
+    *out++ = uint8_t(0xC0 | (code >> 6));
+  } else {
+    if (code < 0x10000) {
+      *out++ = uint8_t(0xE0 | (code >> 12));
+    } else {
+      *out++ = uint8_t(0xF0 | (code >> 18));
+      *out++ = uint8_t(0x80 | ((code >> 12) & 63));
+    }
+    *out++ = uint8_t(0x80 | ((code >> 6) & 63));
+  }
+  *out++ = uint8_t(0x80 | (code & 63));
+  return out;
+}
+
+// Returns the end of what was written; nullptr at a special character.
+uint8_t* lower(const uint8_t* at, const uint8_t* end, const uint32_t* small, int64_t codes, uint8_t* out) {
+  while (at < end) {
+    uint64_t eight;
+    while (end - at >= 8) {
+      memcpy(&eight, at, 8);
+      if (eight & 0x8080808080808080u) break;
+      memcpy(out, &eight, 8);
+      at += 8;
+      out += 8;
+    }
+    while (at < end && *at < 0x80) *out++ = *at++;
+    while (at < end && *at >= 0x80) {
+      const int length = length_of(*at, end - at);
+      uint32_t code = length == 1 ? 0 : uint32_t(at[0] & (0xFF >> (length + 1)));
+      for (int i = 1; i < length; ++i) code = (code << 6) | (at[i] & 63u);
+      if (length > 1 && int64_t(code) < codes && small[code] != code) {
+        if (small[code] == kSpecial) return nullptr;
+        out = put(small[code], out);
+        at += length;
+      } else {
+        for (int i = 0; i < length; ++i) *out++ = *at++;
+      }
+    }
+  }
+  return out;
+}
+
 }  // namespace
+
+void lower_case(const LowerCase& a) {
+  uint8_t* out = a.out;
+  int64_t begin = 0;
+  for (int64_t text = 0; text < a.texts; ++text) {
+    const uint8_t *from = a.data + begin, *end = a.data + a.ends[text];
+    a.special[text] = 0;
+    if (a.ascii[text]) {
+      if (end > from) memcpy(out, from, size_t(end - from));
+      out += end - from;
+    } else {
+      uint8_t* written = lower(from, end, a.small, a.codes, out);
+      a.special[text] = written == nullptr;
+      if (written != nullptr) out = written;
+    }
+    begin = a.ends[text];
+    a.ends_out[text] = out - a.out;
+  }
+}
 
 void shingles(const Shingles& a) {
   int64_t longest = 0, begin = 0;

@@ -7,6 +7,11 @@
 //
 // values gets the sets of all texts one after another, each sorted and without repetition; offsets [texts + 1] where
 // each begins. values has room for as many as there can be: half the bytes, and one for each text.
+//
+// lower_case copies texts in UTF-8 and replaces each character above ASCII by small[code], where code is below `codes`.
+// One that `ascii` marks is copied as it is; of one with a character whose entry is kSpecial nothing is copied, and
+// special[text] is 1. ends_out: where each ends in out, which has room for half as many bytes again: no entry of small
+// may need more than that beside its code.
 #pragma once
 
 #include "common/op.h"
@@ -23,8 +28,24 @@ struct Shingles {
   bool* ok;  // false where memory was not to be had
 };
 
+constexpr uint32_t kSpecial = 0xFFFFFFFFu;
+
+struct LowerCase {
+  const uint8_t* data;
+  const int64_t* ends;
+  const uint8_t* ascii;  // [texts]
+  int64_t texts;
+  const uint32_t* small;  // [codes]
+  int64_t codes;
+  uint8_t* out;
+  int64_t* ends_out;
+  uint8_t* special;  // [texts]
+};
+
 MEGALM_DECLARE_CPU(shingles, Shingles)
+MEGALM_DECLARE_CPU(lower_case, LowerCase)
 
 inline void shingles(const Shingles& args) { MEGALM_RUN_CPU(shingles, args); }
+inline void lower_case(const LowerCase& args) { MEGALM_RUN_CPU(lower_case, args); }
 
 }  // namespace megalm

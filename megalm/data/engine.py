@@ -10,19 +10,18 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from megalm.config.errors import ConfigError, full_disk
+
+if TYPE_CHECKING:  # a pool's modules take longer to import than a small job takes
+    from concurrent.futures import ProcessPoolExecutor
 
 ENGINES = ("local", "spark", "ray")
 ATTEMPTS = 3  # of a task whose worker dies
@@ -108,6 +107,8 @@ class LocalEngine(Engine):
         if self.workers == 1 or (len(tasks) <= 1 and self._pool is None):
             yield from (_checked(_call(function, task)) for task in tasks)
             return
+        from concurrent.futures.process import BrokenProcessPool
+
         left = dict(enumerate(tasks))
         deaths = 0
         while left:
@@ -127,6 +128,8 @@ class LocalEngine(Engine):
                     ) from error
 
     def _pooled(self, function: Callable[[Task], Result], tasks: dict[int, Task]) -> Iterator[tuple[int, Any]]:
+        from concurrent.futures import FIRST_COMPLETED, wait
+
         queue = iter(tasks.items())
         running: dict[Any, int] = {}
         try:
@@ -143,6 +146,9 @@ class LocalEngine(Engine):
 
     def _running(self) -> ProcessPoolExecutor:
         if self._pool is None:
+            from concurrent.futures import ProcessPoolExecutor
+            from multiprocessing import get_context
+
             self._pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=_alone)
         return self._pool
 
@@ -226,6 +232,8 @@ class RayEngine(Engine):
         except ImportError as error:
             raise ConfigError("--engine ray needs Ray: `pip install ray`.") from error
         self._ray = ray
+        import logging
+
         environment = {"env_vars": {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": PACKAGES}}
         options: dict[str, Any] = {"address": address} if address else {"num_cpus": self.workers, "address": "local"}
         if not address:  # results are small: the least that Ray takes

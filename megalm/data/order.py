@@ -16,10 +16,11 @@ import numpy as np
 
 from megalm.config.errors import ConfigError
 from megalm.data.blend import make_blend
+from megalm.data.mixing import mix
 from megalm.data.native import library
 
 ROUNDS = 4  # pairs of Feistel rounds; three make a pseudorandom permutation in theory, the fourth is margin
-_MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # splitmix64 (Steele et al. 2014)
+_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK64 = (1 << 64) - 1
 
@@ -27,13 +28,6 @@ _MASK64 = (1 << 64) - 1
 def derive_key(*parts: object) -> int:
     """A 64-bit key from anything printable; the same on every machine."""
     return int.from_bytes(hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest(), "little")
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """splitmix64's output function: neighbouring inputs get unrelated outputs. Shapes: uint64 -> uint64"""
-    x = (x ^ (x >> np.uint64(30))) * _MIX1
-    x = (x ^ (x >> np.uint64(27))) * _MIX2
-    return x ^ (x >> np.uint64(31))
 
 
 def permute(index: np.ndarray, size: int, key: int | np.ndarray) -> np.ndarray:

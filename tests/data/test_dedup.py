@@ -7,7 +7,7 @@ import pytest
 
 from megalm.config.errors import ConfigError
 from megalm.data import suffix
-from megalm.data.dedup import near, substring
+from megalm.data.dedup import near
 from megalm.data.dedup import shingles as shingles_module
 from megalm.data.dedup.contamination import contaminated
 from megalm.data.dedup.corpus import Corpus
@@ -19,7 +19,7 @@ from megalm.data.dedup.substring import cut_spans, repeated_token_spans
 from megalm.data.tokens import TokenFile
 from tests.data.corpus import documents, sentences
 from tests.data.test_loader import write
-from tools.dedup.__main__ import run_tool, tools
+from tools.dedup.__main__ import main, run_tool, tools
 
 
 def corpus(tmp_path, texts, name="c"):
@@ -91,7 +91,6 @@ def changed(text, rng, share):
 
 def test_near_duplicates_agree_with_comparing_all_pairs(tmp_path):
     """Recall and precision of pairs of similarity 0.8 and more against brute force; clusters by their transitive closure."""
-    pytest.importorskip("rensa")
     rng = random.Random(4)
     texts = [sentences(i, 25) for i in range(120)]
     texts += [changed(texts[rng.randrange(120)], rng, rng.choice([0.0, 0.01, 0.02, 0.04, 0.08])) for _ in range(150)]
@@ -116,7 +115,6 @@ def test_near_duplicates_agree_with_comparing_all_pairs(tmp_path):
 
 
 def test_large_buckets_and_empty_documents(tmp_path):
-    pytest.importorskip("rensa")
     texts = ["", "!"] + [sentences(1, 10)] * (near.ALL_PAIRS + 20) + [""]
     removals, _ = near_duplicates(corpus(tmp_path, texts))
     assert {number: of for number, of, _ in removals} == {i: 2 for i in range(3, len(texts) - 1)}
@@ -130,8 +128,13 @@ def test_contamination(tmp_path):
         sentences(4, 9),
     ]
     evaluation = corpus(tmp_path, [question, "too short"], "e")
-    removals, short = contaminated(corpus(tmp_path, texts), evaluation)
+    source = corpus(tmp_path, texts)
+    removals, short = contaminated(source, evaluation)
     assert [number for number, _, _ in removals] == [1] and short == 1
+    write_lists(source, removals, None, str(tmp_path / "gone"))
+    (row,) = (json.loads(line) for line in (tmp_path / "gone").read_text().splitlines())
+    assert row["number"] == 1 and "in its document 0" in row["why"]
+    assert row["evaluation"] == {"number": 0, "file": str(tmp_path / "e.jsonl"), "place": "byte 0"}
     with pytest.raises(ConfigError, match="--words"):
         contaminated(corpus(tmp_path, texts), corpus(tmp_path, ["short"], "e"))
 
@@ -150,18 +153,16 @@ def brute_spans(documents, length):
 
 
 @pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize("chunk, places", [(7, 50), (64, 300), (1 << 24, 1 << 22)])
-def test_repeated_spans_are_those_of_the_definition(tmp_path, monkeypatch, chunk, places, native):
+@pytest.mark.parametrize("chunk", [7, 64, 1200, 1 << 24])
+def test_repeated_spans_are_those_of_the_definition(tmp_path, monkeypatch, chunk, native):
     if not native:
         monkeypatch.setattr(suffix, "native", lambda: None)
-    monkeypatch.setattr(substring, "CHUNK", chunk)
-    monkeypatch.setattr(substring, "RANGE", places)
     rng = np.random.default_rng(chunk)
     pool = [rng.integers(0, 500, rng.integers(5, 40)) for _ in range(20)]
     texts = [np.concatenate([pool[k] for k in rng.integers(0, 20, 5)] + [rng.integers(0, 500, 10)]) for _ in range(40)]
     texts.append(np.full(60, 3))
     file = TokenFile(write(tmp_path / "t", texts))
-    spans = repeated_token_spans(file, 12)
+    spans = repeated_token_spans(file, 12, chunk=chunk)
     got = {token for span in spans for token in range(span.start, span.stop)}
     assert got == brute_spans([text.tolist() for text in texts], 12) and len(got) > 500
     for span in spans:
@@ -243,6 +244,10 @@ def test_command_line(tmp_path, capsys):
         len(plain_shingles(text, 4)) > 0 and len(text.split()) >= 4 for text in [*documents(20), *documents(5)]
     )
     assert f"{with_runs} to remove" in capsys.readouterr().out
+    assert main(["--against", kept, str(source), "--words", "4", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert main(["--against=" + kept, str(source), "--words", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == answer and answer["removed"] == with_runs
     assert run_tool(tools.dedup, ["exact", str(source), "--output", str(source)]) == 2
     assert "is an input" in capsys.readouterr().err
     prefix = write(tmp_path / "t", [np.arange(100), np.arange(100)])

@@ -12,7 +12,7 @@ import pytest
 from megalm.config.errors import ConfigError
 from megalm.data import documents as documents_module
 from megalm.data import tokenize_corpus
-from megalm.data.dedup import near, substring
+from megalm.data.dedup import near
 from megalm.data.dedup.corpus import Corpus
 from megalm.data.dedup.removal import write_lists
 from megalm.data.dedup.substring import repeated_token_spans
@@ -104,7 +104,6 @@ def test_the_tokens_are_the_same_with_a_worker_killed(engine, tokenizer_file, tm
 
 
 def test_near_duplicates_are_the_same_with_a_worker_killed(engine, tmp_path, monkeypatch):
-    pytest.importorskip("rensa")
     monkeypatch.setattr(documents_module, "SMALLEST_PIECE", 12_000)
     source = tmp_path / "in.jsonl"
     texts = documents(100)
@@ -123,14 +122,12 @@ def test_near_duplicates_are_the_same_with_a_worker_killed(engine, tmp_path, mon
     assert lists("engine", engine) == plain and (tmp_path / "engine" / "killed").exists()
 
 
-def test_repeated_spans_are_the_same(engine, tmp_path, monkeypatch):
+def test_repeated_spans_are_the_same(engine, tmp_path):
     rng = np.random.default_rng(2)
     pool = [rng.integers(0, 300, 30) for _ in range(12)]
     prefix = write(tmp_path / "t", [np.concatenate([pool[k] for k in rng.integers(0, 12, 4)]) for _ in range(20)])
     whole = repeated_token_spans(TokenFile(prefix), 15)
-    monkeypatch.setattr(substring, "CHUNK", 700)
-    monkeypatch.setattr(substring, "RANGE", 900)
-    assert repeated_token_spans(TokenFile(prefix), 15, engine, str(tmp_path / "parts")) == whole and len(whole) > 10
+    assert repeated_token_spans(TokenFile(prefix), 15, engine, str(tmp_path / "parts"), 700) == whole and len(whole) > 10
 
 
 def test_a_task_that_always_kills_its_worker_is_named():

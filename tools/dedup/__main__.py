@@ -1,9 +1,31 @@
 """Command line of `python -m tools.dedup`."""
 
 import sys
+from collections.abc import Sequence
 
 import tools.dedup
 from tools.subcommands import run_tool
 
+
+def with_command(arguments: Sequence[str]) -> list[str]:
+    """`--against EVAL` without a command is the command `against` with `--evaluation EVAL`; it may be given more than once."""
+    if not any(item == "--against" or item.startswith("--against=") for item in arguments):
+        return list(arguments)
+    rest, evaluation, following = [], [], iter(arguments)
+    for item in following:
+        if item == "--against":
+            evaluation += [path for path in [next(following, None)] if path is not None]
+        elif item.startswith("--against="):
+            evaluation.append(item.partition("=")[2])
+        else:
+            rest.append(item)
+    return ["against", *(rest[1:] if rest[:1] == ["against"] else rest), "--evaluation", *evaluation]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 wrong input, 130 interrupted (the same command goes on)."""
+    return run_tool(tools.dedup, with_command(sys.argv[1:] if arguments is None else arguments))
+
+
 if __name__ == "__main__":
-    sys.exit(run_tool(tools.dedup))
+    sys.exit(main())

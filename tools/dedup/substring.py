@@ -1,38 +1,83 @@
-"""Spans of tokens that occurred before, in any document of a token file."""
+"""Spans that occurred before: of bytes in texts, of tokens in a token file."""
 
 import argparse
 import json
+import os
 
-from tools.engine_options import add_worker_arguments
+from tools.dedup._options import ConsoleProgress, add_result_arguments, check_targets, corpus_of, print_skipped
 
-HELP = "spans of tokens of a token file that occurred before; they are cut out"
+HELP = "spans of bytes of a text, or of tokens of a token file, that occurred before; they are cut out"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PREFIX", help="prefix of a .bin/.idx pair")
-    parser.add_argument("--length", type=int, default=50, help="tokens of the shortest span (%(default)s)")
-    parser.add_argument("--output", metavar="PREFIX", help="write the token file without the spans here")
     parser.add_argument(
-        "--removed", metavar="FILE", help="write what was cut, and where it was first, as JSON lines (with --output)"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="with --bytes: files, folders, globs or URLs; else the prefix of a .bin/.idx pair",
     )
-    add_worker_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
+    parser.add_argument("--bytes", type=int, metavar="N", help="search the texts; N: bytes of the shortest span")
+    parser.add_argument(
+        "--length", type=int, default=50, help="tokens of the shortest span in a token file (%(default)s)"
+    )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="MB",
+        help="of one process: so much more of the input is sorted at a time, a byte or token in 11 bytes (default 180)",
+    )
+    add_result_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from megalm.config.errors import ConfigError
+    from megalm.data.dedup.spans import BYTES_A_SYMBOL
+
+    if args.memory is not None and args.memory < 16:
+        raise ConfigError(f"--memory is {args.memory:g}: give at least 16 MB.")
+    chunk = int(args.memory * 1e6 / BYTES_A_SYMBOL) if args.memory else None
+    return _cut_tokens(args, chunk) if args.bytes is None else _cut_texts(args, chunk)
+
+
+def _cut_texts(args: argparse.Namespace, chunk: int | None) -> int:
+    from megalm.data.dedup.text_spans import cut_repeated_text
+
+    with corpus_of(args, "substring", bytes=args.bytes, chunk=chunk) as corpus:
+        cuts = cut_repeated_text(corpus, args.bytes, args.output, args.removed, chunk)
+    result = {
+        name: getattr(cuts, name) for name in ("documents", "documents_gone", "bytes", "spans", "bytes_cut", "bad")
+    }
+    if args.json:
+        print(json.dumps({**result, **({"skipped": cuts.listed} if cuts.bad else {})}))
+        return 0
+    print(
+        f"{cuts.documents} documents, {cuts.spans} repeated spans of {args.bytes} bytes or more, {cuts.bytes_cut:,} of "
+        f"{cuts.bytes:,} bytes ({cuts.bytes_cut / max(cuts.bytes, 1):.1%}), {cuts.documents_gone} documents are nothing else"
+    )
+    print_skipped(cuts.bad, cuts.listed)
+    return 0
+
+
+def _cut_tokens(args: argparse.Namespace, chunk: int | None) -> int:
     from megalm.config.errors import ConfigError
     from megalm.data.dedup.substring import cut_spans, repeated_token_spans
     from megalm.data.engine import make_engine
     from megalm.data.tokens import TokenFile
 
+    if len(args.inputs) > 1 or (os.path.isfile(args.inputs[0]) and not args.inputs[0].endswith((".bin", ".idx"))):
+        raise ConfigError(
+            f"{' '.join(args.inputs[:3])}: without --bytes this takes the prefix of one .bin/.idx pair. To search texts, give "
+            "the least number of bytes of a span, for example --bytes 200."
+        )
     if args.removed and not args.output:
         raise ConfigError("--removed lists what was cut out of --output: give both.")
-    file = TokenFile(args.path)
+    check_targets(args)
+    file = TokenFile(args.inputs[0])
     if args.output and str(file.prefix) in (args.output, f"{args.output}_text_document"):
         raise ConfigError(f"--output is the input {file.prefix}: write the result to another prefix.")
     folder = f"{args.output}.parts" if args.output else None
     with make_engine(args.engine, args.workers, args.engine_address) as engine:
-        spans = repeated_token_spans(file, args.length, engine, folder)
+        spans = repeated_token_spans(file, args.length, engine, folder, chunk, ConsoleProgress())
     cut = sum(span.stop - span.start for span in spans)
     result = {"documents": file.num_documents, "tokens": file.num_tokens, "spans": len(spans), "tokens_cut": cut}
     if args.output:

@@ -20,7 +20,7 @@ from megalm.data.dedup.corpus import Corpus, PartStage, ShardStage
 from megalm.data.dedup.files import deal, dealt_to, load, save, shard_path
 from megalm.data.dedup.removal import RECORD, Removals, save_records, table
 from megalm.data.dedup.shingles import band_hashes, jaccard, shingles
-from megalm.data.order import mix
+from megalm.data.mixing import mix
 from megalm.data.suffix import native
 
 # 21 bands of 6: a pair of similarity 0.8 shares a bucket with probability 0.998, one of 0.7 with 0.92, one of 0.4 with 0.08

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -14,7 +15,7 @@ import numpy as np
 from megalm.data.dedup.corpus import Corpus, ShardStage, holds_lines
 from megalm.data.dedup.files import load, save, shard_path
 from megalm.data.dedup.places import PLACE, Places
-from megalm.data.documents import Document, Piece, read_piece
+from megalm.data.documents import BOM, Document, Piece, read_piece
 from megalm.data.files import compression_of, open_bytes
 
 LISTED = 1000  # documents that could not be read and are named in the outcome; all are counted
@@ -112,30 +113,38 @@ def read_bad(folder: str, shard: int) -> list[list[Any]]:
         return json.load(file)
 
 
+def bad_rows(stage: ShardStage) -> Callable[[int], list[bytes]]:
+    """Of what could not be read: the lines for all that come before a document (by its number in the shard), each once."""
+    rows = iter(read_bad(stage.folder, stage.shard.number))
+    following = next(rows, None)
+
+    def before(number: int) -> list[bytes]:
+        nonlocal following
+        lines = []
+        while following is not None and following[1] <= number:
+            piece, _, place, reason = following
+            path = stage.shard.pieces[piece].path
+            lines.append(json_row({"file": path, "place": place, "why": f"cannot be read: {reason}"}))
+            following = next(rows, None)
+        return lines
+
+    return before
+
+
 def _write_removed(stage: ShardStage, wanted: _Lists, rows: np.ndarray, file: BinaryIO) -> None:
     first = wanted.starts[stage.shard.number]
     places = Places(stage.folder, wanted.starts)
     evaluation = wanted.removals.evaluation and Places(*wanted.removals.evaluation)
-    bad = iter(read_bad(stage.folder, stage.shard.number))
-    following = next(bad, None)
-
-    def unread(before: int) -> None:
-        nonlocal following
-        while following is not None and first + following[1] <= before:
-            piece, _, place, reason = following
-            path = stage.shard.pieces[piece].path
-            file.write(json_row({"file": path, "place": place, "why": f"cannot be read: {reason}"}))
-            following = next(bad, None)
-
+    bad = bad_rows(stage)
     for number, of, other, value in rows.tolist():
-        unread(number)
+        file.writelines(bad(number - first))
         row: dict[str, Any] = {**places.of(number), "number": number, "why": wanted.removals.reason(other, value)}
         if of >= 0:
             row["duplicate_of"] = {"number": of, **places.of(of)}
         if evaluation:
             row["evaluation"] = {"number": other, **evaluation.of(other)}
         file.write(json_row(row))
-    unread(2**63 - 1)
+    file.writelines(bad(sys.maxsize))
 
 
 def _write_kept(stage: ShardStage, wanted: _Lists, rows: np.ndarray, file: BinaryIO) -> None:
@@ -155,28 +164,47 @@ def _write_kept(stage: ShardStage, wanted: _Lists, rows: np.ndarray, file: Binar
                 file.write(json_row(document.fields or {"text": document.text}))
 
 
-def copy_lines(piece: Piece, places: np.ndarray, file: BinaryIO) -> None:
-    """The lines at these places as they are; one that is a text alone becomes an object."""
+def copy_lines(
+    piece: Piece, places: np.ndarray, file: BinaryIO, texts: Mapping[int, str] | None = None, field: str = "text"
+) -> None:
+    """The lines at these places as they are; one that is a text alone becomes an object. `texts`: by the index of the
+    place, what the field holds instead."""
     begins, sizes = places["at"], places["size"]
     ends = begins + np.abs(sizes)
-    breaks = np.flatnonzero((begins[1:] != ends[:-1]) | (sizes[1:] < 0) | (sizes[:-1] < 0)) + 1
+    alone = sizes < 0
+    alone[list(texts or ())] = True
+    breaks = np.flatnonzero((begins[1:] != ends[:-1]) | alone[1:] | alone[:-1]) + 1
     firsts, lasts = np.concatenate(([0], breaks)), np.concatenate((breaks, [len(places)])) - 1
     with open_bytes(piece.path) as source:
         at = 0
-        for begin, end, size in zip(begins[firsts].tolist(), ends[lasts].tolist(), sizes[firsts].tolist(), strict=True):
+        for index, begin, end in zip(firsts.tolist(), begins[firsts].tolist(), ends[lasts].tolist(), strict=True):
             if compression_of(piece.path) is None:
                 source.seek(begin)
             else:
                 for _ in _parts(source, begin - at):
                     pass
             at = end
-            if size < 0:
-                file.write(json_row({"text": json.loads(source.read(end - begin))}))
+            if alone[index]:
+                record = json.loads(source.read(end - begin).removeprefix(BOM if begin == 0 else b""))
+                fields = record if isinstance(record, dict) else {}
+                file.write(
+                    json_row(with_text(fields, field, texts[index]) if texts and index in texts else {"text": record})
+                )
                 continue
             for content in _parts(source, end - begin):
                 file.write(content)
             if not content.endswith(b"\n"):
                 file.write(b"\n")
+
+
+def with_text(fields: dict[str, Any], field: str, text: str) -> dict[str, Any]:
+    """The fields with another text in this key, or path of keys; of a text alone, an object."""
+    if not fields:
+        return {"text": text}
+    if field in fields or "." not in field:
+        return {**fields, field: text}
+    key, _, path = field.partition(".")
+    return {**fields, key: with_text(fields[key], path, text)}
 
 
 def _parts(source: BinaryIO, size: int) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from megalm.data.dedup.texts import Texts
-from megalm.data.order import mix
+from megalm.data.mixing import mix
 from megalm.data.suffix import native
 
 # Bytes that belong to words, as small letters: ASCII letters and digits, and everything beyond ASCII. 0 separates words.
