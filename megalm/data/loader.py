@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, Protocol
@@ -249,8 +249,7 @@ class Loader:
         batches = []
         for at in range(0, len(rows), step):
             start = at + self._axis.rank * self.micro_batch_size
-            mine = [self.held_out[s].read_held_out(i) for s, i in rows[start : start + self.micro_batch_size]]
-            batches.append(self._pad(mine))
+            batches.append(self._pad(rows[start : start + self.micro_batch_size]))
         return batches
 
     def _forget(self) -> None:
@@ -294,7 +293,7 @@ class Loader:
             where.read_into(row, sample)
         if time.perf_counter() - begun > SLOW_ROW_S * len(rows):
             self._cold = COLD_BATCHES
-        self._check(raw, [where for where, _ in rows])
+        self._check(raw, lambda row, at: (rows[row][0], rows[row][0].token_at(rows[row][1], length, at)))
         if self.packing == "stream" and self._fim is None:
             return raw, [], []
         starts = [where.boundaries(sample, length) for where, sample in rows]
@@ -314,25 +313,31 @@ class Loader:
         mask, positions, ids = separate_documents(starts, length, filled)
         return replace(batch, loss_mask=mask, positions=positions, document_ids=ids)
 
-    def _pad(self, rows: list[np.ndarray]) -> Batch:
+    def _pad(self, rows: list[tuple[int, int]]) -> Batch:
+        """Held-out sequences, (source, number), as one micro-batch."""
         tokens = np.zeros((self.micro_batch_size, self.seq_length + 1), np.int64)
         mask = torch.zeros(self.micro_batch_size, self.seq_length)
-        for row, values in enumerate(rows):
+        sources = [self.held_out[source] for source, _ in rows]
+        for row, (_, number) in enumerate(rows):
+            values = sources[row].read_held_out(number)
             tokens[row, : len(values)] = values
             mask[row, : len(values) - 1] = 1.0
-        self._check(tokens, self.held_out)
+        self._check(tokens, lambda row, at: (sources[row], sources[row].held_out_start(rows[row][1]) + at))
         whole = torch.from_numpy(tokens)
         return Batch(whole[:, :-1].contiguous(), whole[:, 1:].contiguous(), loss_mask=mask)
 
-    def _check(self, tokens: np.ndarray, sources: Sequence[TokenSource]) -> None:
+    def _check(self, tokens: np.ndarray, place: Callable[[int, int], tuple[TokenSource, int]]) -> None:
+        """place: from (row, column) to the source and which of its tokens that is."""
         low, high = int(tokens.min()) if tokens.dtype.kind == "i" else 0, int(tokens.max())
-        if low < 0 or high >= self.vocab_size:
-            raise ConfigError(
-                f"{' or '.join(sorted({s.name for s in sources}))}: holds the token {low if low < 0 else high}, "
-                f"outside "
-                f"model.vocab_size={self.vocab_size}. Tokenize with the model's tokenizer, or set model.vocab_size to "
-                f"the tokenizer's."
-            )
+        if low >= 0 and high < self.vocab_size:
+            return
+        row, at = (int(number) for number in np.argwhere((tokens < 0) | (tokens >= self.vocab_size))[0])
+        source, token = place(row, at)
+        raise ConfigError(
+            f"{source.file.tokens_path}: byte {token * source.file.dtype.itemsize}: holds the token {tokens[row, at]} (document "
+            f"{source.file.document_at(token)}), outside model.vocab_size={self.vocab_size}. Tokenize with the model's "
+            "tokenizer, or set model.vocab_size to the tokenizer's."
+        )
 
 
 def _done(batches: list[Batch]) -> Future[list[Batch]]:

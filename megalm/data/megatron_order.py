@@ -149,6 +149,13 @@ class MegatronSource(TokenSource):
     def boundaries(self, index: int, length: int | None = None) -> np.ndarray:
         return np.cumsum([b - a for a, b in self._spans(index)])[:-1]
 
+    def token_at(self, index: int, length: int, at: int) -> int:
+        for first, end in self._spans(index):
+            if at < end - first:
+                return first + at
+            at -= end - first
+        raise IndexError(at)
+
     def locate(self, index: int, length: int | None = None) -> dict[str, Any]:
         start = self._spans(index)[0][0]
         document = self.file.document_at(start)

@@ -201,6 +201,12 @@ class PackedSource(TokenSource):
         ends = np.cumsum(self._pieces(index)[1], dtype=np.int64)
         return ends[ends <= self.seq_length]
 
+    def token_at(self, index: int, length: int, at: int) -> int:
+        starts, sizes = self._pieces(index)
+        ends = np.cumsum(sizes, dtype=np.int64)
+        piece = min(int(np.searchsorted(ends, at, side="right")), len(ends) - 1)
+        return int(starts[piece] + at - (ends[piece] - sizes[piece]))
+
     def locate(self, index: int, length: int | None = None) -> dict[str, object]:
         start = int(self._pieces(index)[0][0])
         document = self.file.document_at(start)

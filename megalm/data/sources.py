@@ -58,14 +58,22 @@ class TokenSource:
 
     def read_held_out(self, index: int) -> np.ndarray:
         """The last one may be shorter. Shapes: -> int64 [<= S + 1]"""
-        start = self.train_tokens + index * self.seq_length
+        start = self.held_out_start(index)
         return self.file.read(start, min(start + self.seq_length + 1, self.held_out_end))
+
+    def held_out_start(self, index: int) -> int:
+        """Which token of the file is the first of this held-out sequence."""
+        return self.train_tokens + index * self.seq_length
 
     def boundaries(self, index: int, length: int | None = None) -> np.ndarray:
         """Positions in (0, length] of the sample where a new document begins."""
         length = length or self.seq_length
         start = index * length
         return self.file.document_starts(start, start + length + 1)[1] - start
+
+    def token_at(self, index: int, length: int, at: int) -> int:
+        """Which token of the file is token `at` of the sample."""
+        return index * length + at
 
     def filled(self, index: int, length: int | None = None) -> int:
         """Tokens of the sample; what follows them is padding."""

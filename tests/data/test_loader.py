@@ -59,8 +59,9 @@ def config(corpora, **changes):
         retries=2,
         mds_bytes="int64",
         prefetch=2,
+        split=None,
     )
-    train = dict(global_batch_size=12, micro_batch_size=2, seed=1, eval_sequences=10)
+    train = dict(global_batch_size=12, micro_batch_size=2, seed=1, eval_sequences=10, steps=None)
     for key, value in changes.items():
         (data if key in data else train)[key] = value
     return SimpleNamespace(
@@ -274,3 +275,24 @@ def test_what_is_not_in_memory_is_asked_for_ahead_and_nothing_else(tmp_path, mon
     file = LocalFile(f"{prefix}.bin")
     for start, stop in ((0, 1), (5000, 1 << 40), (1 << 40, 1 << 41), (7, 7)):
         file.prefetch(start, stop)
+
+
+@pytest.mark.parametrize("changes", [{}, {"packing": "best_fit"}, {"order": "megatron", "weights": [1.0], "steps": 9}])
+def test_a_token_beyond_the_vocabulary_is_named_with_its_place(tmp_path, changes):
+    """Wherever it lies: in a sample, or in what is held out."""
+    rng = np.random.default_rng(1)
+    documents = [rng.integers(0, 90, rng.integers(2, 30)) for _ in range(40)]
+    starts = np.cumsum([0, *map(len, documents)])
+    for document, at in ((11, 1), (39, len(documents[39]) - 1)):
+        wrong = [words.copy() for words in documents]
+        wrong[document][at] = 90
+        prefix = write(tmp_path / f"d{document}", wrong)
+        settings = config([prefix], **{"weights": None, "prefetch": 0} | changes)
+        settings.model.vocab_size = 90
+        byte = 4 * (starts[document] + at)
+        expected = (
+            rf"d{document}\.bin: byte {byte}: holds the token 90 \(document {document}\), outside model.vocab_size=90"
+        )
+        loader = Loader(settings, axis())
+        with pytest.raises(ConfigError, match=expected):
+            loader.evaluation_batches(100) if document == 39 else [loader.next() for _ in range(9)]
