@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
+import xxhash
 
 from megalm.config.errors import ConfigError
 from megalm.data.documents import BadDocument, Document, Piece, read_piece
 from megalm.data.engine import Engine
+from megalm.data.store import LocalFile
 from megalm.data.tokenizer import Tokenizer, load_tokenizer
 from megalm.data.tokens import TokenWriter, token_dtype
 
@@ -83,6 +85,8 @@ class ShardResult:
     listed: list[str] = field(default_factory=list)
     tallies: dict[str, Tally] = field(default_factory=dict)
     """Keyed by source and language, joined by a tab."""
+    checksum: str = ""
+    """Of its tokens, by which those that an interrupted run left are known to be whole."""
 
 
 def check_tokenizer(settings: Settings, proven: bool = False) -> Tokenizer:
@@ -120,7 +124,7 @@ def tokenize_shard(
 ) -> ShardResult:
     """Encodes the shard's documents in order, the first `most` of them, and leaves `NUMBER.tokens`, `NUMBER.lengths`,
     `NUMBER.json` in the folder."""
-    result = ShardResult(number)
+    result, checksum = ShardResult(number), xxhash.xxh3_64()
     dtype = token_dtype(tokenizer.vocab_size)
     paths = {part: os.path.join(folder, f"{number:06d}.{part}") for part in ("tokens", "lengths", "json")}
     mine = f".{os.getpid()}.partial"  # an engine may run a task twice at once
@@ -134,10 +138,13 @@ def tokenize_shard(
                 raise ConfigError(
                     f"{settings.tokenizer}: made the token {stream.max()}, beyond its {tokenizer.vocab_size}."
                 )
-            tokens.write(stream.astype(dtype).data)
+            data = stream.astype(dtype).data
+            tokens.write(data)
+            checksum.update(data)
             lengths.write(counts.data)
             result.documents += len(texts)
             result.tokens += len(stream)
+    result.checksum = checksum.hexdigest()
     for part in ("tokens", "lengths"):
         os.replace(paths[part] + mine, paths[part])
     with open(paths["json"] + mine, "w", encoding="utf-8") as file:
@@ -304,11 +311,11 @@ def _finished(folder: str, number: int) -> ShardResult | None:
             content = json.load(file)
         result = ShardResult(**{**content, "tallies": {k: Tally(**v) for k, v in content["tallies"].items()}})
         lengths = os.path.getsize(os.path.join(folder, f"{number:06d}.lengths"))
-        tokens = os.path.getsize(os.path.join(folder, f"{number:06d}.tokens"))
-    except (OSError, ValueError, TypeError):
+        tokens = LocalFile(os.path.join(folder, f"{number:06d}.tokens"))
+        checksum = xxhash.xxh3_64(tokens.read(0, tokens.size).data).hexdigest()  # after a power failure sizes say nothing
+    except (ConfigError, OSError, ValueError, TypeError):
         return None
-    whole = lengths == 8 * result.documents and tokens in (2 * result.tokens, 4 * result.tokens)
-    return result if whole else None
+    return result if lengths == 8 * result.documents and checksum == result.checksum else None
 
 
 def _first_texts(
