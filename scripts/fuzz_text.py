@@ -7,8 +7,11 @@ python scripts/fuzz_text.py [--inputs N] [--seed N]        a million inputs by d
 from __future__ import annotations
 
 import argparse
+import json
+import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,8 +45,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--inputs", type=int, default=1_000_000, help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the random inputs (%(default)s)")
+    parser.add_argument("--out", type=Path, help="also write the result as JSON to this file")
     args = parser.parse_args()
-    return subprocess.run([str(build()), str(args.inputs), str(args.seed)]).returncode
+    fuzzer, start = build(), time.perf_counter()
+    status = subprocess.run([str(fuzzer), str(args.inputs), str(args.seed)]).returncode
+    if args.out:
+        result = {
+            "machine": platform.platform(), "inputs": args.inputs, "seed": args.seed, "sources": OPS, "sanitizers": SANITIZE,
+            "seconds": round(time.perf_counter() - start, 1), "faults": status != 0,
+        }  # fmt: skip
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    return status
 
 
 if __name__ == "__main__":

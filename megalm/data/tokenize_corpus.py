@@ -312,7 +312,8 @@ def _finished(folder: str, number: int) -> ShardResult | None:
         result = ShardResult(**{**content, "tallies": {k: Tally(**v) for k, v in content["tallies"].items()}})
         lengths = os.path.getsize(os.path.join(folder, f"{number:06d}.lengths"))
         tokens = LocalFile(os.path.join(folder, f"{number:06d}.tokens"))
-        checksum = xxhash.xxh3_64(tokens.read(0, tokens.size).data).hexdigest()  # after a power failure sizes say nothing
+        # The size alone says nothing after a power failure.
+        checksum = xxhash.xxh3_64(tokens.read(0, tokens.size).data).hexdigest()
     except (ConfigError, OSError, ValueError, TypeError):
         return None
     return result if lengths == 8 * result.documents and checksum == result.checksum else None
