@@ -122,7 +122,8 @@ def _candidates(hashes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     found = [np.empty(0, np.uint64)]
     for a, b in _places_of_pairs(starts[sizes > 1], sizes[sizes > 1]):
         found.append(documents[a] << bits | documents[b])
-    pairs = np.unique(np.concatenate(found))
+    pairs = np.sort(np.concatenate(found))
+    pairs = pairs[np.append(pairs[1:] != pairs[:-1], True)[: len(pairs)]]
     return np.stack((numbers[pairs >> bits], numbers[pairs & ((np.uint64(1) << bits) - np.uint64(1))]), axis=1)
 
 

@@ -40,9 +40,17 @@ class Places:
         with open(shard_path(self._folder, shard, "paths"), encoding="utf-8") as file:
             return load(shard_path(self._folder, shard, "places"), PLACE), json.load(file)
 
-    def of(self, number: int) -> dict[str, str]:
-        """Of a document by its number in the corpus."""
-        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        records, paths = self._shard(shard)
-        piece, kind, at, _ = records[number - int(self._starts[shard])].item()
-        return {"file": paths[piece], "place": f"{KINDS[kind]} {at}"}
+    def of(self, numbers: np.ndarray) -> list[dict[str, str]]:
+        """Of documents by their numbers in the corpus."""
+        shards = np.searchsorted(self._starts, numbers, side="right") - 1
+        found: list[dict[str, str]] = [{}] * len(numbers)
+        order = np.argsort(shards, kind="stable")
+        for part in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+            if len(part) == 0:
+                continue
+            shard = int(shards[part[0]])
+            records, paths = self._shard(shard)
+            rows = records[numbers[part] - self._starts[shard]].tolist()
+            for place, (piece, kind, at, _) in zip(part.tolist(), rows, strict=True):
+                found[place] = {"file": paths[piece], "place": f"{KINDS[kind]} {at}"}
+        return found

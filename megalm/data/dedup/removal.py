@@ -136,13 +136,15 @@ def _write_removed(stage: ShardStage, wanted: _Lists, rows: np.ndarray, file: Bi
     places = Places(stage.folder, wanted.starts)
     evaluation = wanted.removals.evaluation and Places(*wanted.removals.evaluation)
     bad = bad_rows(stage)
-    for number, of, other, value in rows.tolist():
+    mine, kept = places.of(rows["number"]), iter(places.of(rows["of"][rows["of"] >= 0]))
+    others = evaluation.of(rows["other"]) if evaluation else []
+    for index, (number, of, other, value) in enumerate(rows.tolist()):
         file.writelines(bad(number - first))
-        row: dict[str, Any] = {**places.of(number), "number": number, "why": wanted.removals.reason(other, value)}
+        row: dict[str, Any] = {**mine[index], "number": number, "why": wanted.removals.reason(other, value)}
         if of >= 0:
-            row["duplicate_of"] = {"number": of, **places.of(of)}
+            row["duplicate_of"] = {"number": of, **next(kept)}
         if evaluation:
-            row["evaluation"] = {"number": other, **evaluation.of(other)}
+            row["evaluation"] = {"number": other, **others[index]}
         file.write(json_row(row))
     file.writelines(bad(sys.maxsize))
 

@@ -173,14 +173,15 @@ def _write_spans(
     """What is cut, and where it was before; and what could not be read, at its place."""
     places, bad = Places(stage.folder, numbers), bad_rows(stage)
     first = numbers[stage.shard.number]
-    for document, begin, end, before in spans.tolist():
+    origins = np.searchsorted(starts, spans[:, 3], side="right") - 1
+    listed = zip(spans.tolist(), places.of(spans[:, 0]), origins.tolist(), places.of(origins), strict=True)
+    for (document, begin, end, before), place, origin, place_of_origin in listed:
         file.writelines(bad(document - first))
-        origin = int(np.searchsorted(starts, before, side="right")) - 1
         shown = text[begin : min(end, begin + 4 * SHOWN)].tobytes().decode("utf-8", "ignore")[:SHOWN]
-        row: dict[str, Any] = {**places.of(document), "number": document}
+        row: dict[str, Any] = {**place, "number": document}
         row |= {"offset": begin - int(starts[document]), "bytes": end - begin, "text": shown}
         row["why"] = f"{end - begin} bytes, the first of which occurred before"
-        row["duplicate_of"] = {"number": origin, **places.of(origin), "offset": before - int(starts[origin])}
+        row["duplicate_of"] = {"number": origin, **place_of_origin, "offset": before - int(starts[origin])}
         file.write(json_row(row))
     file.writelines(bad(sys.maxsize))
 
