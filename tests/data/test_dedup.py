@@ -250,6 +250,11 @@ def test_command_line(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == answer and answer["removed"] == with_runs
     assert run_tool(tools.dedup, ["exact", str(source), "--output", str(source)]) == 2
     assert "is an input" in capsys.readouterr().err
+    for target, message in ((str(tmp_path), "is no file"), (kept + "/under/a/file", "cannot be written")):
+        assert run_tool(tools.dedup, ["exact", str(source), "--output", target]) == 2
+        assert message in capsys.readouterr().err
+    assert run_tool(tools.dedup, ["exact", str(source), "--output", "x", "--removed", "./x"]) == 2
+    assert "give two files" in capsys.readouterr().err
     prefix = write(tmp_path / "t", [np.arange(100), np.arange(100)])
     assert run_tool(tools.dedup, ["substring", prefix, "--output", str(tmp_path / "u"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens_cut"] == 100

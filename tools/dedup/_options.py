@@ -83,10 +83,22 @@ class ConsoleProgress(Progress):
 
 
 def check_targets(args: argparse.Namespace) -> None:
-    """Errors: ConfigError if a result would be written over an input, or over the other one."""
-    for name in (args.output, args.removed):
-        if name and any(os.path.abspath(name) == os.path.abspath(path) for path in args.inputs):
+    """Makes the folders of the results.
+
+    Errors: ConfigError if a result would be written over an input, over the other one, or cannot be written there.
+    """
+    for name in filter(None, (args.output, args.removed)):
+        path = os.path.abspath(name)
+        if any(path == os.path.abspath(item) for item in args.inputs):
             raise ConfigError(f"{name} is an input: write the result to another file.")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ConfigError(f"{name} is no file: give the result a name of its own.")
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{name} cannot be written ({error.strerror}): choose another place.") from error
+        if not os.access(os.path.dirname(path), os.W_OK):
+            raise ConfigError(f"{name} cannot be written (its folder is read-only): choose another place.")
     if args.output and args.removed and os.path.abspath(args.output) == os.path.abspath(args.removed):
         raise ConfigError(f"--output and --removed are both {args.output}: give two files.")
 
@@ -97,8 +109,6 @@ def corpus_of(args: argparse.Namespace, command: str, **options: Any) -> Iterato
     else decides what the stages leave."""
     check_targets(args)
     target = args.output or args.removed
-    if target:
-        os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
     with (
         make_engine(args.engine, args.workers, args.engine_address) as engine,
         Corpus(

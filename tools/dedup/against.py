@@ -5,7 +5,7 @@ import os
 
 from tools.dedup._options import add_corpus_arguments, corpus_of, finish
 
-HELP = "training documents that share a run of words with evaluation text"
+HELP = "training documents that share a run of words with evaluation text; also as --against EVAL, without a command"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

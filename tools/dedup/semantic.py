@@ -1,7 +1,9 @@
 """Documents that mean the same, by their embeddings."""
 
 import argparse
+import os
 
+from megalm.config.errors import ConfigError
 from tools.dedup._options import add_corpus_arguments, corpus_of, finish
 
 HELP = "documents that mean the same, by embeddings (k-means, cosine inside a cluster: SemDeDup)"
@@ -29,12 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from megalm.data.dedup.semantic import semantic_duplicates
-    from megalm.data.documents import find_files
-    from megalm.data.shards import stamps
 
     options = {name: getattr(args, name) for name in ("threshold", "clusters", "keep")}
     if args.embeddings:
-        options["embeddings"] = stamps(find_files([args.embeddings]))
+        try:
+            status = os.stat(args.embeddings)
+        except OSError as error:
+            raise ConfigError(f"--embeddings {args.embeddings}: {error.strerror}. Give a .npy file.") from error
+        options["embeddings"] = [os.path.abspath(args.embeddings), status.st_size, status.st_mtime_ns]
     with corpus_of(args, "semantic", **options) as corpus:
         removals = semantic_duplicates(corpus, args.embeddings, args.threshold, args.clusters, args.keep)
         return finish(args, corpus, removals)
