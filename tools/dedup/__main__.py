@@ -1,5 +1,6 @@
 """Command line of `python -m tools.dedup`."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -28,4 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # numpy's library starts a thread for each core otherwise, which costs a short run a sixth of its time; the
+    # workers, which inherit this, are the parallelism
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(main())
