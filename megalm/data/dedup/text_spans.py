@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -55,8 +56,11 @@ def cut_repeated_text(
     corpus.each_shard(_lay_out, None, "texts")
     path, starts = (os.path.join(corpus.folder, name) for name in ("text", "starts"))
     (total,) = corpus.stages.run(_lay_together, [(corpus.folder, len(corpus.shards))], "one text")
-    spans = find_spans(Symbols(path, "|u1", starts, 0), length, corpus.stages, chunk)
-    save(os.path.join(corpus.folder, "spans"), _to_whole_characters(spans, Symbols(path, "|u1", starts, 0).opened()[0]))
+    for shard in corpus.shards:
+        Path(shard_path(corpus.folder, shard.number, "text")).unlink(missing_ok=True)
+    symbols = Symbols(path, "|u1", starts, os.stat(path).st_mtime_ns)
+    spans = find_spans(symbols, length, corpus.stages, chunk)
+    save(os.path.join(corpus.folder, "spans"), _to_whole_characters(spans, symbols.opened()[0]))
     wanted = _Wanted(corpus.starts, bool(output), bool(removed))
     counts = corpus.each_shard(_cut_shard, wanted, "writing")
     for name, part in ((output, "kept"), (removed, "removed")):
