@@ -68,7 +68,7 @@ MEGALM_INLINE ByteVec to_fp8(Vec v) {
   return __builtin_convertvector(code | ((bits >> 24) & 0x80u), ByteVec);
 }
 
-#if defined(__F16C__)
+#if defined(__AVX512F__) || defined(__F16C__)
 // Through fp16, which has e5m2's exponent and one bit more of it than e4m3: that one comes out too small by 2^8.
 template <typename F>
 MEGALM_INLINE Vec from_fp8(ByteVec codes) {
@@ -171,13 +171,18 @@ void quantize_tile(const Quantize& a, int64_t row0, int64_t column0, int64_t num
   constexpr bool kOwnColumns = kTurn && kBlock == Block::kRow;
   float row_scale[kTile];
   Vec column_scale[kTile / kLanes];
-  UintVec tensor_top{};
-  const float tensor_scale = kBlock == Block::kTensor ? *a.scale : 1.f;
-  if (kBlock == Block::kTile) {
+  // A reading of the tile by itself: it runs ahead of memory better than one with the conversion and its writing, which
+  // then has the tile in the cache.
+  if (kBlock != Block::kRow) {
     UintVec top{};
     for (int64_t r = 0; r < height; ++r) top = larger(top, row_largest(x + r * a.columns, width));
-    row_scale[0] = scale_of<F>(largest_lane(top), a.power_of_two);
-    a.scale_inv[number] = 1.f / row_scale[0];
+    if (kBlock == Block::kTensor) {
+      a.partial[number] = largest_lane(top);
+      row_scale[0] = *a.scale;
+    } else {
+      row_scale[0] = scale_of<F>(largest_lane(top), a.power_of_two);
+      a.scale_inv[number] = 1.f / row_scale[0];
+    }
   }
   if (kBlock == Block::kRow) {
     UintVec column_top[kTile / kLanes] = {};
@@ -197,17 +202,20 @@ void quantize_tile(const Quantize& a, int64_t row0, int64_t column0, int64_t num
       a.scale_inv_t[(column0 + c) * down + row0 / kTile] = 1.f / scale;
     }
   }
-  // Rows of a tile are far apart: what fetches ahead by itself in a long row does not here.
-  const int64_t ahead = a.columns - column0 - kTile < kTile ? a.columns - column0 - kTile : kTile;
+  // A column of the transposed tile is far from the next: lines that are written whole, and past the cache, are not
+  // read before. Rows of a tile are far apart, too: what fetches ahead by itself in a long row does not here.
+  const bool past = kTurn && a.rows % 64 == 0 && (uintptr_t)a.out_t % 64 == 0;
+  const int64_t ahead = kBlock != Block::kRow                 ? 0
+                        : a.columns - column0 - kTile < kTile ? a.columns - column0 - kTile
+                                                              : kTile;
   for (int64_t r = 0; r < height; ++r) {
     const T* from = x + r * a.columns;
     for (int64_t i = 0; i < ahead; i += int64_t(64 / sizeof(T))) __builtin_prefetch(from + kTile + i);
     uint8_t* to = a.out + (row0 + r) * a.columns + column0;
     uint8_t* codes = strip.codes + r % kStrip * kTile;
-    const float scale = kBlock == Block::kTensor ? tensor_scale : row_scale[kBlock == Block::kRow ? r : 0];
+    const float scale = row_scale[kBlock == Block::kRow ? r : 0];
     for (int64_t i = 0; i < width; i += kLanes) {
       const Vec v = load_up_to(from + i, width - i);
-      if (kBlock == Block::kTensor) tensor_top = larger(tensor_top, magnitude(v));
       const ByteVec code = to_fp8<F>(v * scale);
       store_bytes(to + i, code, width - i);
       if (kTurn) store_bytes(codes + i, kOwnColumns ? to_fp8<F>(v * column_scale[i / kLanes]) : code, kLanes);
@@ -220,13 +228,10 @@ void quantize_tile(const Quantize& a, int64_t row0, int64_t column0, int64_t num
       }
     }
     uint8_t* out = a.out_t + column0 * a.rows + row0 + first;
-    if (count == kStrip) {
-      for (int64_t c = 0; c < width; ++c) __builtin_memcpy(out + c * a.rows, strip.turned + c * kStrip, kStrip);
-    } else {
-      for (int64_t c = 0; c < width; ++c) __builtin_memcpy(out + c * a.rows, strip.turned + c * kStrip, size_t(count));
+    for (int64_t c = 0; c < width; ++c) {
+      copy_bytes((const char*)strip.turned + c * kStrip, (char*)out + c * a.rows, count, past && count == kStrip);
     }
   }
-  if (kBlock == Block::kTensor) a.partial[number] = largest_lane(tensor_top);
 }
 
 template <typename T>

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native, vendor
+from megalm.config.errors import ConfigError
+from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, use_native, vendor
 from megalm.ops.custom import CustomOp
 
 
@@ -161,22 +162,18 @@ _ADD_NORM = CustomOp(
 
 
 def _check(op: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None) -> None:
-    require(weight.dim() == 1, f"{op}: weight has shape {tuple(weight.shape)}; it must be [size].")
-    size = weight.shape[0]
-    require(
-        x.dim() >= 1 and x.shape[-1] == size and size > 0,
-        f"{op}: x has shape {tuple(x.shape)}; its last dim must be weight's size, {size}, and not 0.",
-    )
-    if residual is not None:
-        require(
-            residual.shape == x.shape,
-            f"{op}: residual has shape {tuple(residual.shape)}, x {tuple(x.shape)}; they must be equal.",
+    # Messages are made where they are needed: making them takes longer than looking.
+    shape, size = x.shape, weight.shape
+    if len(size) != 1:
+        raise ConfigError(f"{op}: weight has shape {tuple(size)}; it must be [size].")
+    if shape[-1:] != size or size[0] == 0:
+        raise ConfigError(
+            f"{op}: x has shape {tuple(shape)}; its last dim must be weight's size, {size[0]}, and not 0."
         )
-    if bias is not None:
-        require(
-            bias.shape == weight.shape,
-            f"{op}: bias has shape {tuple(bias.shape)}, weight {tuple(weight.shape)}; they must be equal.",
-        )
+    if residual is not None and residual.shape != shape:
+        raise ConfigError(f"{op}: residual has shape {tuple(residual.shape)}, x {tuple(shape)}; they must be equal.")
+    if bias is not None and bias.shape != size:
+        raise ConfigError(f"{op}: bias has shape {tuple(bias.shape)}, weight {tuple(size)}; they must be equal.")
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -110,10 +110,10 @@ def kernel_cases(size: str, dtype: torch.dtype, device: str) -> Iterator[Case]:
     state = [torch.rand(count, device=device) for _ in range(4)]
     options: dict[str, Any] = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 
+    third = torch.tensor(3.0, device=device)
+
     def fused(w: Tensor, g: Tensor, m: Tensor, v: Tensor) -> None:
-        torch._fused_adamw_(
-            [w], [g], [m], [v], [], [torch.tensor(3.0, device=device)], amsgrad=False, maximize=False, **options
-        )
+        torch._fused_adamw_([w], [g], [m], [v], [], [third], amsgrad=False, maximize=False, **options)
 
     yield Case(
         "adamw",

@@ -67,6 +67,52 @@ def _seconds(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - begin
 
 
+# Runs in a graph, each behind a pass over more memory than a GPU's cache holds: their inputs come from memory.
+_GRAPH_RUNS, _FLUSH_BYTES = 5, 256 * 2**20
+
+
+class _Timer:
+    """Seconds of one run.
+
+    On a GPU from a graph of `_GRAPH_RUNS` runs, less what the passes between them take: most kernels are shorter than
+    what Python needs to start them. What cannot be captured (`captured` is then False) is timed as it is started.
+    """
+
+    def __init__(self, run: Callable[[], object], device: str) -> None:
+        self.run, self.device = run, device
+        self.captured = False
+        if device != "cuda":
+            return
+        self.flushed = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
+        try:
+            self.graph, self.passes = self._capture(run), self._capture(lambda: None)
+            self.captured = True
+        except RuntimeError:
+            torch.cuda.synchronize()
+
+    def _capture(self, run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(_GRAPH_RUNS):
+                self.flushed.zero_()
+                run()
+        return graph
+
+    def __call__(self) -> float:
+        if self.captured:
+            return (_seconds(self.graph.replay, "cuda") - _seconds(self.passes.replay, "cuda")) / _GRAPH_RUNS
+        if self.device == "cuda":
+            self.flushed.zero_()
+        return _seconds(self.run, self.device)
+
+
 def copy_bandwidth(device: str) -> float:
     """Bytes a second of a copy, reading and writing counted: the ceiling of all that only moves memory."""
     source = torch.empty(64 * 2**20, device=device).normal_()
@@ -94,19 +140,27 @@ def _implementations(case: Case, device: str, compiled: bool) -> dict[str, Calla
 
 
 def measure(case: Case, device: str, rounds: int, compiled: bool) -> dict[str, Any]:
-    """Median seconds of each implementation, taken by turns."""
-    runners = _implementations(case, device, compiled)
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    for name, run in runners.items():
-        for _ in range(3 if name == "compile" else 2):
-            run()
+    """Median seconds of each implementation, taken by turns. One that fails is named in `failed` and left out."""
+    timers: dict[str, _Timer] = {}
+    failed: dict[str, str] = {}
+    for name, run in _implementations(case, device, compiled).items():
+        try:
+            for _ in range(3 if name == "compile" else 2):
+                run()
+            timers[name] = _Timer(run, device)
+        except Exception as error:  # a peer's, or torch.compile's, of any kind
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    times: dict[str, list[float]] = {name: [] for name in timers}
     for _ in range(rounds):
-        for name, run in runners.items():
-            times[name].append(_seconds(run, device))
+        for name, timer in timers.items():
+            times[name].append(timer())
     median = {name: statistics.median(values) for name, values in times.items()}
-    result = {"op": case.name, "bytes": case.bytes_moved, "seconds": median}
-    result["ratio"] = {name: median[name] / median["native"] for name in median if name != "native"}
-    result["bandwidth"] = case.bytes_moved / median["native"]
+    result: dict[str, Any] = {"op": case.name, "bytes": case.bytes_moved, "seconds": median, "failed": failed}
+    if device == "cuda":
+        result["timed_by_python"] = [name for name, timer in timers.items() if not timer.captured]
+    if "native" in median:
+        result["ratio"] = {name: median[name] / median["native"] for name in median if name != "native"}
+        result["bandwidth"] = case.bytes_moved / median["native"]
     return result
 
 
@@ -123,7 +177,16 @@ def run(args: argparse.Namespace, cases: Callable[[str, torch.dtype, str], Itera
     dtype = args.dtype or ("bf16" if args.device == "cuda" else "fp32")
     kept = backend.keep_freed_memory()  # for all alike: page faults would hide the kernels
     machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
-    modes = []
+    modes: list[dict[str, Any]] = []
+    table = {
+        "device": machine,
+        "torch": torch.__version__,
+        "size": size,
+        "dtype": dtype,
+        "keeps_freed_memory": kept,
+        "modes": modes,
+    }
+    complete = True
     for threads in args.threads or ([1, 2] if args.device == "cpu" else [torch.get_num_threads()]):
         torch.set_num_threads(threads)
         ceiling = copy_bandwidth(args.device)
@@ -136,29 +199,24 @@ def run(args: argparse.Namespace, cases: Callable[[str, torch.dtype, str], Itera
             if args.only and case.name.split()[0] not in args.only:
                 continue
             results.append(measure(case, args.device, args.rounds, not args.no_compile))
+            complete = complete and "native" in results[-1]["seconds"]
+            if args.out:  # after each line: what comes later may not come at all
+                args.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
             if not args.json:
                 print(_line(results[-1], ceiling), flush=True)
-    table = {
-        "device": machine,
-        "torch": torch.__version__,
-        "size": size,
-        "dtype": dtype,
-        "keeps_freed_memory": kept,
-        "modes": modes,
-    }
-    if args.out:
-        args.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     if args.json:
         print(json.dumps(table, indent=1))
-    return 0
+    return 0 if complete else 1
 
 
 def _line(result: dict[str, Any], ceiling: float) -> str:
+    failed = "".join(f"   {name} failed: {why[:100]}" for name, why in result["failed"].items())
+    if "native" not in result["seconds"]:
+        return f"{result['op']:<30}{'-':>10}{failed}"
     ratio = dict(result["ratio"])
-    eager, compiled = ratio.pop("eager"), ratio.pop("compile", None)
+    eager, compiled = (f"{ratio.pop(name):.2f}x" if name in ratio else "-" for name in ("eager", "compile"))
     others = "".join(f"   {name} {value:.2f}x" for name, value in ratio.items())
     return (
-        f"{result['op']:<30}{result['seconds']['native'] * 1e3:>10.3f}{eager:>8.2f}x"
-        + (f"{compiled:>10.2f}x" if compiled else f"{'-':>11}")
-        + f"{100 * result['bandwidth'] / ceiling:>10.0f}%{others}"
+        f"{result['op']:<30}{result['seconds']['native'] * 1e3:>10.3f}{eager:>9}{compiled:>11}"
+        f"{100 * result['bandwidth'] / ceiling:>10.0f}%{others}{failed}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 import torch
 
@@ -30,10 +31,12 @@ OPS = {
     "sequence_pack, sequence_join, sequence_part, sum_parts": "sequence",
     "index.fill, index.permute, index.deal": "index",
     "the longest repeats of a text": "suffix",
+    "MinHash signatures": "minhash",
+    "the texts of JSON lines": "json_lines",
     "a document's shingles": "shingle",
     "a checkpoint's copy and checksum": "digest",
 }
-_HOST_ONLY = ("digest", "index", "shingle", "suffix")
+_HOST_ONLY = ("digest", "index", "json_lines", "minhash", "shingle", "suffix")
 _FP32_ONLY = ("adamw",)
 _ISA_NAMES = ("baseline", "avx2", "avx512")
 
@@ -103,7 +106,13 @@ def run(args: argparse.Namespace) -> int:
     print(f"megalm._C: {built}; CUDA kernels: {'yes' if table['cuda'] else 'no'}; torch {table['torch']}")
     for name, state in table["vendors"].items():  # type: ignore[attr-defined]
         print(f"{name}: {state}")
-    for row in table["ops"]:  # type: ignore[attr-defined]
-        print(f"{row['op']:<52}{row['chosen']:<11}{row['why']}")
-        print(f"{'':<52}of: {', '.join(row['available'])}")
+    rows: list[dict[str, Any]] = table["ops"]  # type: ignore[assignment]
+    lines = [("op", "chosen", "of")]
+    for row in rows:
+        lines += [(name, row["chosen"], ", ".join(row["available"])) for name in row["op"].split(", ")]
+    op, chosen = (max(len(line[i]) for line in lines) + 2 for i in (0, 1))
+    for name, choice, available in lines:
+        print(f"{name:<{op}}{choice:<{chosen}}{available}")
+    for choice, why in dict.fromkeys((row["chosen"], row["why"]) for row in rows):
+        print(f"{choice}: {why}")
     return 0
