@@ -16,6 +16,7 @@ from megalm.data.dedup import near
 from megalm.data.dedup.corpus import Corpus
 from megalm.data.dedup.removal import write_lists
 from megalm.data.dedup.substring import repeated_token_spans
+from megalm.data.dedup.text_spans import cut_repeated_text
 from megalm.data.engine import ENGINES, LocalEngine, make_engine
 from megalm.data.tokenize_corpus import Settings, ShardTask
 from megalm.data.tokenize_job import Job, run_job
@@ -128,6 +129,21 @@ def test_repeated_spans_are_the_same(engine, tmp_path):
     prefix = write(tmp_path / "t", [np.concatenate([pool[k] for k in rng.integers(0, 12, 4)]) for _ in range(20)])
     whole = repeated_token_spans(TokenFile(prefix), 15)
     assert repeated_token_spans(TokenFile(prefix), 15, engine, str(tmp_path / "parts"), 700) == whole and len(whole) > 10
+
+
+def test_repeated_bytes_are_the_same(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(documents_module, "SMALLEST_PIECE", 12_000)
+    source = tmp_path / "in.jsonl"
+    texts = documents(60)
+    source.write_text("".join(json.dumps({"text": a + b}) + "\n" for a, b in zip(texts, texts[::-1], strict=True)))
+    results = []
+    for number, runs in enumerate((LocalEngine(1), engine)):
+        paths = [tmp_path / f"{number}.{name}" for name in ("kept", "gone")]
+        with Corpus([str(source)], engine=runs, folder=str(tmp_path / f"{number}.parts")) as corpus:
+            assert len(corpus.shards) > 3
+            cuts = cut_repeated_text(corpus, 40, str(paths[0]), str(paths[1]), 5000)
+        results.append([path.read_bytes() for path in paths])
+    assert results[0] == results[1] and cuts.spans > 20
 
 
 def test_a_task_that_always_kills_its_worker_is_named():

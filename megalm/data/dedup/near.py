@@ -2,8 +2,9 @@
 
 Sets of runs of words and the hashes of their signatures' bands are made in C++ (csrc/shingle, csrc/minhash). Each shard
 leaves its sets and its band hashes on disk; the hashes are compared by bands, in parts by their value where there are
-many; candidate pairs are dealt out by their first document, so that each is verified once. Memory: 32 bytes for each of
-PART_HASHES hashes in a stage, and where the clusters are joined, 100 bytes for each pair of near-duplicates.
+many; candidate pairs are dealt out by their first document, so that each is verified once. Memory: 40 bytes for each of
+PART_HASHES hashes in a stage and 16 for each candidate pair among them; where the clusters are joined, 100 bytes for each
+pair of near-duplicates.
 Source: Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, ch. 3.
 """
 
