@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from megalm.hooks import Hook
+from megalm.observe.events import QUIET, event_text
 from megalm.observe.plot import text_plot
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 MOST_SOURCES = 8
 """Losses by source on a console line; all of them are in metrics.jsonl and the report."""
+
+UNTOLD = QUIET | {"resume", "load_weights"}
+"""Kinds of events without a line of their own: quiet ones, and what the first line says."""
 
 
 class ConsoleHook(Hook):
@@ -73,12 +77,15 @@ class ConsoleHook(Hook):
             self.console.print(f"{text}  left {format_seconds(left)}", highlight=False)
 
     def tell(self, event: dict[str, Any]) -> None:
-        """A line for what is wrong with a checkpoint; an event's listener."""
+        """A line for what the guard saw and did, and for what is wrong with a checkpoint; an event's listener."""
         if event["kind"].startswith("checkpoint_"):
             what = event["kind"].removeprefix("checkpoint_")
-            self.console.print(
-                f"checkpoint of step {event['step']} {what}: {event['reason']}", highlight=False, markup=False
-            )
+            text = f"checkpoint of step {event['step']} {what}: {event['reason']}"
+        elif event["kind"] in UNTOLD:
+            return
+        else:
+            text = event_text(event)
+        self.console.print(text, highlight=False, markup=False)
 
     def on_train_end(self, trainer: "Trainer", status: int) -> None:
         if self._progress is not None:

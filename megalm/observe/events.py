@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+QUIET = {"checkpoint", "start", "end", "observe"}
+"""Kinds that tell of an undisturbed run: not shown on curves."""
+
 
 class EventLog:
     """Appends one JSON object a line, flushed to the disk; on ranks other than the writer it does nothing."""
@@ -32,6 +35,29 @@ class EventLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def event_text(event: dict[str, Any]) -> str:
+    """An event for people: what it was, its onset and cause, what was measured, and what was done."""
+    parts = [f"{event['kind']} at step {event['step']}"]
+    for key, text in (("onset", "onset {}"), ("cause", "cause {}"), ("to_step", "back to step {}"), ("what", "{}")):
+        if event.get(key) is not None:
+            parts.append(text.format(event[key]))
+    if event.get("expected") is not None and event.get("loss") is not None:
+        parts.append(f"loss {event['loss']:.4f} where {event['expected']:.4f} was expected")
+    if event.get("why"):
+        parts.append(f"out of line: {', '.join(event['why'])}")
+    if event.get("samples") and event["kind"] != "spike":
+        first, last = event["samples"]
+        parts.append(f"samples {first} to {last - 1} skipped")
+    if event.get("lr_scale") not in (None, 1.0):
+        parts.append(f"learning rate x {event['lr_scale']:g}")
+    if event.get("seconds") is not None:
+        parts.append(f"in {event['seconds']:.3g} s")
+    parts += [
+        event[key] for key in ("text", "reason") if isinstance(event.get(key), str) and event["kind"] != "give_up"
+    ]
+    return ", ".join(parts)
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megalm.hooks import Hook
-from megalm.observe.events import read_json_lines
+from megalm.observe.events import QUIET, event_text, read_json_lines
 from megalm.observe.metrics import last_course
 from megalm.observe.svg import Chart, Line, Mark
 
@@ -37,7 +37,6 @@ WATCHED = (
     ("update_rms", "size of the update", "largest root mean square of a tensor's change"),
     ("attention_logit", "largest attention logit", "on a sample of queries"),
 )
-QUIET = {"checkpoint", "start", "end", "observe"}
 
 
 class ReportHook(Hook):
@@ -63,7 +62,7 @@ def render(name: str, metrics: list[dict[str, Any]], events: list[dict[str, Any]
     """The page's text. `extras`: further sections, title to preformatted text."""
     metrics, abandoned = last_course(metrics)
     marks = [
-        Mark(event["step"], mark_text(event), MARK_COLOURS.get(event["kind"], "#6b7280"))
+        Mark(event["step"], event_text(event), MARK_COLOURS.get(event["kind"], "#6b7280"))
         for event in events
         if event["kind"] not in QUIET
     ]
@@ -85,20 +84,6 @@ def render(name: str, metrics: list[dict[str, Any]], events: list[dict[str, Any]
         + "".join(sections)
         + "</html>\n"
     )
-
-
-def mark_text(event: dict[str, Any]) -> str:
-    """What a mark on the curves says when it is pointed at: what it was, its onset and cause, and what was done."""
-    parts = [f"{event['kind']} at step {event['step']}"]
-    for key, text in (("onset", "onset {}"), ("cause", "cause {}"), ("to_step", "back to step {}")):
-        if event.get(key) is not None:
-            parts.append(text.format(event[key]))
-    if event.get("samples") and event["kind"] != "spike":
-        first, last = event["samples"]
-        parts.append(f"samples {first} to {last - 1} skipped")
-    if event.get("lr_scale") not in (None, 1.0):
-        parts.append(f"learning rate x {event['lr_scale']:g}")
-    return ", ".join(parts)
 
 
 def charts_of(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megalm.hooks import Hook
-from megalm.observe.report import QUIET, mark_text
+from megalm.observe.events import QUIET, event_text
 
 if TYPE_CHECKING:
     from megalm.trainer import Trainer
@@ -31,7 +31,7 @@ class TensorBoardHook(Hook):
         """A point at the event's step under events/KIND, and what it was as text."""
         if event["kind"] not in QUIET:
             self._writer.add_scalar(f"events/{event['kind']}", 1.0, event["step"])
-            self._writer.add_text(f"events/{event['kind']}", mark_text(event), event["step"])
+            self._writer.add_text(f"events/{event['kind']}", event_text(event), event["step"])
 
     def on_step_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
         if record["step"] <= self._step:  # the run went back

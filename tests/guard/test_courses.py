@@ -1,17 +1,21 @@
 """What is left on disk by a run that went back: no stale checkpoint, no step counted twice, the data in its new order."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from megalm.checkpoint.commit import committed, step_of
 from megalm.data.order import Source
 from megalm.data.stream import Stream
 from megalm.guard.samples import samples_of_step
 from megalm.launch import write_aside
+from megalm.observe.console import ConsoleHook
+from megalm.observe.events import EventLog, event_text
 from megalm.observe.metrics import MetricsWriter, last_course
-from megalm.observe.report import mark_text, render
+from megalm.observe.report import render
 from tests.guard.runs import END, overrides, train
 
 
@@ -108,6 +112,22 @@ def test_a_mark_says_what_was_found_and_done():
         "samples": [64, 96],
         "lr_scale": 0.7,
     }
-    assert mark_text(event) == (
+    assert event_text(event) == (
         "rollback at step 40, onset 38, cause weights, back to step 32, samples 64 to 95 skipped, learning rate x 0.7"
     )
+
+
+def test_the_console_tells_what_the_guard_saw_and_did(tmp_path):
+    text = io.StringIO()
+    console = ConsoleHook(Console(file=text, width=200), 10)
+    log = EventLog(tmp_path / "events.jsonl")
+    log.listeners.append(console.tell)
+    log.write("start", step=0)
+    log.write("resume", step=5)
+    log.write("spike", step=9, onset=9, cause="data", loss=8.0, expected=4.0, why=["loss"], samples=[8, 16])
+    log.write("recovered", step=4, seconds=0.0123)
+    log.close()
+    assert text.getvalue().splitlines() == [
+        "spike at step 9, onset 9, cause data, loss 8.0000 where 4.0000 was expected, out of line: loss",
+        "recovered at step 4, in 0.0123 s",
+    ]
