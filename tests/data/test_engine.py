@@ -128,7 +128,9 @@ def test_repeated_spans_are_the_same(engine, tmp_path):
     pool = [rng.integers(0, 300, 30) for _ in range(12)]
     prefix = write(tmp_path / "t", [np.concatenate([pool[k] for k in rng.integers(0, 12, 4)]) for _ in range(20)])
     whole = repeated_token_spans(TokenFile(prefix), 15)
-    assert repeated_token_spans(TokenFile(prefix), 15, engine, str(tmp_path / "parts"), 700) == whole and len(whole) > 10
+    assert (
+        repeated_token_spans(TokenFile(prefix), 15, engine, str(tmp_path / "parts"), 700) == whole and len(whole) > 10
+    )
 
 
 def test_repeated_bytes_are_the_same(engine, tmp_path, monkeypatch):
