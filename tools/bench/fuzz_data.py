@@ -218,7 +218,12 @@ def _document_cases() -> Callable[[random.Random], Callable[[], None]]:
     writer.writerows(rows)
     forms = [(".jsonl", lines), (".json", json.dumps(rows).encode()), (".csv", table.getvalue().encode())]
     forms.append((".txt", "né\n日本語\n".encode() * 9))
-    packs: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+    packs: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+        ".zst": zstandard.compress,
+    }
     forms += [(f".jsonl{ending}", pack(lines)) for ending, pack in packs.items()]
     try:
         import pyarrow
