@@ -19,8 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "csrc"
-# Bytes that a thread may spill to memory. Only the element-by-element form of layer norm's backward does (24 bytes on
-# sm_80), which serves odd sizes; in a packed kernel a spill would cost what the packing is for.
+# Bytes that a thread may spill to memory. Only the element-by-element forms of quantization do (up to 32 bytes on sm_80),
+# which serve odd sizes; in a packed kernel a spill would cost what the packing is for.
 SPILL_BUDGET = 32
 # A block of 512 threads has 128 registers for each of them.
 REGISTER_BUDGET = 128

@@ -95,9 +95,10 @@ __global__ void __launch_bounds__(1024) forward_kernel(NormForward a) {
 }
 
 // A block takes every gridDim.x-th row and sums its share of dweight and dbias: the first kHeld accesses of a thread in
-// registers, those beyond in `partial`, where each address belongs to one thread.
+// registers, those beyond in `partial`, where each address belongs to one thread. The bound's 1 lets the compiler take
+// the registers that it needs: left to itself it spilled for more blocks at a time.
 template <typename T, int N, bool kLayerNorm>
-__global__ void __launch_bounds__(512) backward_kernel(NormBackward a) {
+__global__ void __launch_bounds__(512, 1) backward_kernel(NormBackward a) {
   SHARED(float, scratch, 2 * kWarp);
   const int packs = int(a.size / N), step = int(blockDim.x), me = int(threadIdx.x);
   const T* weight = static_cast<const T*>(a.weight);
