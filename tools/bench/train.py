@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,24 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(args.threads)
+    times: dict[str, list[float]] = {name: [] for name in SIDES}
+    losses: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="megalm-bench-") as folder:
-        peer = _peer(device, Path(folder))
-        steps: dict[str, Callable[[], float]] = {
-            "transformers": _peer_step(peer, device, args.dtype),
-            "megalm": _our_step(Path(folder), device, args.dtype),
-        }
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    losses: dict[str, float] = {name: step() for name, step in steps.items()}  # warm-up
-    for _ in range(args.rounds):
-        for name, step in steps.items():
-            begun = time.perf_counter()
-            for _ in range(args.steps):
-                losses[name] = step()
-            times[name].append((time.perf_counter() - begun) / args.steps)
+        sides = {name: _Side(name, folder, args.dtype, args.threads) for name in SIDES}
+        for _ in range(args.rounds):
+            for name, side in sides.items():
+                seconds, losses[name] = side.run(args.steps)
+                times[name].append(seconds / args.steps)
+        device = [side.close() for side in sides.values()][0]
     tokens = MICRO_BATCH * SHAPE["seq_length"]
     ratios = [peer / ours for peer, ours in zip(times["transformers"], times["megalm"], strict=True)]
     result = {
@@ -74,11 +67,62 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(f"{device}, {args.threads} threads, {args.dtype}; {args.rounds} rounds of {args.steps} steps, alternating")
     print(f"{'':<14} {'tokens/s':>10} {'best':>10} {'last loss':>10}")
-    for name in steps:
+    for name in SIDES:
         median_rate, best = result["tokens_per_second"][name], result["tokens_per_second_best"][name]
         print(f"{name:<14} {median_rate:>10,.0f} {best:>10,.0f} {losses[name]:>10.4f}")
     print(f"megalm / transformers: {result['ratio']:.3f} (median of rounds; {min(ratios):.3f} to {max(ratios):.3f})")
     return 0
+
+
+SIDES = ("transformers", "megalm")
+
+
+class _Side:
+    """One of the two in a process of its own, as its users run it; it starts with one step that is not measured."""
+
+    def __init__(self, name: str, folder: str, dtype: str, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, name, folder, dtype, threads), daemon=True)
+        self._process.start()
+        other.close()
+        self.device = self._answer()
+
+    def run(self, steps: int) -> tuple[float, float]:
+        """(seconds of these steps, loss of the last one)"""
+        self._pipe.send(steps)
+        return self._answer()
+
+    def close(self) -> str:
+        """Ends the process; returns the device that it trained on."""
+        self._pipe.send(0)
+        self._process.join()
+        return self.device
+
+    def _answer(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise SystemExit(f"the process of {self._process.name} ended early, with its own message above") from None
+
+
+def _serve(pipe: Connection, name: str, folder: str, dtype: str, threads: int) -> None:
+    """Steps on request; transformers, which comes first, leaves the weights in the folder, megalm starts from them."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(threads)
+    if name == "transformers":
+        step = _peer_step(_peer(device, Path(folder)), device, dtype)
+    else:
+        step = _our_step(Path(folder), device, dtype)
+    step()
+    pipe.send(device)
+    while steps := pipe.recv():
+        begun = time.perf_counter()
+        for _ in range(steps):
+            loss = step()
+        pipe.send((time.perf_counter() - begun, loss))
 
 
 def _batches(device: str):
@@ -148,6 +192,7 @@ def _our_step(folder: Path, device: str, dtype: str) -> Callable[[], float]:
     """The trainer's own pieces: model, executor, sharded optimizer, one statistics message, clipping."""
     import torch
 
+    from megalm import ops
     from megalm.build import build_chunks, schedule_of
     from megalm.checkpoint.convert.formats import open_source
     from megalm.config import Config
@@ -157,6 +202,8 @@ def _our_step(folder: Path, device: str, dtype: str) -> Callable[[], float]:
     from megalm.parallel.mesh import Mesh
     from megalm.pipeline.execute import Executor
 
+    if device == "cpu":
+        ops.keep_freed_memory()  # as each rank of a run does
     source = open_source(folder)
     config = Config(model=source.model)
     config.train.global_batch_size = config.train.micro_batch_size = MICRO_BATCH
