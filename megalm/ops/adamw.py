@@ -176,9 +176,7 @@ def _update(
     )
 
 
-_UPDATE = torch.library.custom_op(
-    "megalm::adamw_", _update, mutates_args=("master", "exp_avg", "exp_avg_sq", "out")
-)
+_UPDATE = torch.library.custom_op("megalm::adamw_", _update, mutates_args=("master", "exp_avg", "exp_avg_sq", "out"))
 _UPDATE.register_fake(lambda *arguments: None)
 
 

@@ -264,9 +264,7 @@ class _CrossEntropy(torch.autograd.Function):
                 not ctx.spent, "cross_entropy with inplace_backward=True has one backward pass: its logits are gone."
             )
             ctx.spent = True
-        gradient = options.gradient(
-            logits.detach(), labels, log_z, counted, grad.float(), inplace=inplace
-        )
+        gradient = options.gradient(logits.detach(), labels, log_z, counted, grad.float(), inplace=inplace)
         return gradient, None, None
 
 

@@ -160,7 +160,9 @@ def test_repeated_spans_are_those_of_the_definition(tmp_path, monkeypatch, chunk
     count = 10 if chunk < 12 else 40  # each chunk is compared with every other
     rng = np.random.default_rng(chunk)
     pool = [rng.integers(0, 500, rng.integers(5, 40)) for _ in range(20)]
-    texts = [np.concatenate([pool[k] for k in rng.integers(0, 20, 5)] + [rng.integers(0, 500, 10)]) for _ in range(count)]
+    texts = [
+        np.concatenate([pool[k] for k in rng.integers(0, 20, 5)] + [rng.integers(0, 500, 10)]) for _ in range(count)
+    ]
     texts.append(np.full(60, 3))
     file = TokenFile(write(tmp_path / "t", texts))
     spans = repeated_token_spans(file, 12, chunk=chunk)

@@ -32,9 +32,7 @@ FUNCTIONS = {
     "bias_gelu": forward_and_backward(lambda x, y: ops.bias_gelu(x) + y),
     "rms_norm": forward_and_backward(lambda x, y: ops.add_rms_norm(x, y, torch.ones(WIDTH), 1e-5)[0]),
     "layer_norm": forward_and_backward(lambda x, y: ops.layer_norm(x, torch.ones(WIDTH), None, 1e-5) + y),
-    "cross_entropy": forward_and_backward(
-        lambda x, y: ops.cross_entropy(x, torch.full((len(x),), 700))[:, None] + y
-    ),
+    "cross_entropy": forward_and_backward(lambda x, y: ops.cross_entropy(x, torch.full((len(x),), 700))[:, None] + y),
     "permute": forward_and_backward(lambda x, y: spread(x) + y),
     "dequantize": lambda x, y: [
         ops.fp8_dequantize(q.data, q.scale_inv, block=(1, 128))
