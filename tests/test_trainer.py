@@ -123,8 +123,10 @@ def test_bf16_follows_fp32(tmp_path):
     assert narrow.losses == pytest.approx(exact.losses, rel=0.02)
 
 
-def test_signals_are_left_as_they_were():
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_signals_are_left_as_they_were(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    train(small_run(tmp_path, "train.steps=2"))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_events_tell_what_happened(tmp_path):

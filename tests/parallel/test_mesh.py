@@ -49,6 +49,7 @@ def test_expert_ranks_are_neighbours_within_data():
 
 def middle_stage(pipeline):
     mesh = build_mesh(ParallelConfig(pipeline=pipeline))
+    dist.barrier()  # a rank that leaves at once closes connections that the others are still making
     return mesh.pipeline_ends.size, mesh.pipeline_ends.rank
 
 
