@@ -1,15 +1,9 @@
 #include "dropout/op.h"
 
-#include "common/vec.h"
+#include "common/mix.h"
 
 namespace megalm::MEGALM_ISA {
 namespace {
-
-MEGALM_INLINE uint64_t mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-  return x ^ (x >> 31);
-}
 
 MEGALM_INLINE UintVec mix(UintVec h, uint32_t key) {
   h = (h ^ (h >> 16)) * 0x7FEB352Du;
@@ -26,7 +20,7 @@ void run(const DropoutAdd& a, int64_t begin, int64_t end) {
   const bool past = a.y != a.x && a.y != a.residual && streams(a.rows * width, width, a.y);
   for (int64_t row = begin; row < end; ++row) {
     const uint64_t id = uint64_t(a.row_ids ? a.row_ids[row] : row);
-    const uint64_t state = mix(a.seed + kDropoutGolden * (id + 1));
+    const uint64_t state = mix_bits(a.seed + kDropoutGolden * (id + 1));
     const uint32_t low = uint32_t(state) + a.first_column * kDropoutColumn, high = uint32_t(state >> 32);
     const T* x = static_cast<const T*>(a.x) + row * a.size;
     const T* residual = a.residual ? static_cast<const T*>(a.residual) + row * a.size : nullptr;

@@ -4,19 +4,12 @@
 #include <limits>
 #include <vector>
 
-#include "common/vec.h"
+#include "common/mix.h"
 
 namespace megalm::MEGALM_ISA {
 namespace {
 
-constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;
 constexpr int kRounds = 4;
-
-MEGALM_INLINE uint64_t mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-  return x ^ (x >> 31);
-}
 
 MEGALM_INLINE uint64_t parts(uint64_t word) {
   constexpr uint64_t kEven = 0x0000FFFF0000FFFFu;
@@ -25,7 +18,7 @@ MEGALM_INLINE uint64_t parts(uint64_t word) {
 
 MEGALM_INLINE int64_t centred(uint64_t key, uint64_t index) {
   const uint64_t state = index * (2 * kGolden) + key + kGolden;
-  const uint64_t both = parts(mix(state)) + parts(mix(state + kGolden));
+  const uint64_t both = parts(mix_bits(state)) + parts(mix_bits(state + kGolden));
   return 2 * int64_t((both & 0xFFFFFFFFu) + (both >> 32)) - 8 * 65535;
 }
 
@@ -34,8 +27,8 @@ MEGALM_INLINE int64_t walk(uint64_t value, uint64_t size, uint64_t key, int righ
   do {
     uint64_t left = value >> right_bits, right = value & right_mask;
     for (uint64_t round = 0; round < kRounds; ++round) {
-      left ^= mix(right + (key ^ ((2 * round + 1) * kGolden))) & left_mask;
-      right ^= mix(left + (key ^ ((2 * round + 2) * kGolden))) & right_mask;
+      left ^= mix_bits(right + (key ^ ((2 * round + 1) * kGolden))) & left_mask;
+      right ^= mix_bits(left + (key ^ ((2 * round + 2) * kGolden))) & right_mask;
     }
     value = (left << right_bits) | right;
   } while (value >= size);

@@ -3,20 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/vec.h"
+#include "common/mix.h"
 
 namespace megalm::MEGALM_ISA {
 namespace {
 
-constexpr uint64_t kMultiplier = 0x9E3779B97F4A7C15u;
 constexpr int kTogether = 4;                    // registers of minima: their multiplications hide one another's time
 constexpr int64_t kBlock = kTogether * kLanes;  // functions of one pass over a set
-
-MEGALM_INLINE uint64_t mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-  return x ^ (x >> 31);
-}
 
 MEGALM_INLINE UintVec read(const uint32_t* at) {
   UintVec value;
@@ -59,7 +52,7 @@ void minhash(const MinHash& a) {
     for (int64_t k = 0; k < padded; k += kBlock) minima(values, count, factors + k, addends + k, least + k);
     for (int64_t band = 0; band < a.bands; ++band) {
       uint64_t hash = 0;
-      for (int64_t row = 0; row < a.rows; ++row) hash = mix(hash + least[band * a.rows + row] * kMultiplier);
+      for (int64_t row = 0; row < a.rows; ++row) hash = mix_bits(hash + least[band * a.rows + row] * kGolden);
       a.out[band * a.sets + set] = hash;
     }
   }

@@ -3,18 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/vec.h"
+#include "common/mix.h"
 
 namespace megalm::MEGALM_ISA {
 namespace {
-
-constexpr uint64_t kMultiplier = 0x9E3779B97F4A7C15u;
-
-MEGALM_INLINE uint64_t mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-  return x ^ (x >> 31);
-}
 
 // Hashes of the words of one text; returns how many.
 int64_t hash_words(const uint8_t* data, int64_t size, const uint8_t* letters, uint64_t* out) {
@@ -25,13 +17,13 @@ int64_t hash_words(const uint8_t* data, int64_t size, const uint8_t* letters, ui
       ++i;
       continue;
     }
-    uint64_t sum = 0, power = kMultiplier;
+    uint64_t sum = 0, power = kGolden;
     for (;;) {
       sum += (letter + 1) * power;
-      power *= kMultiplier;
+      power *= kGolden;
       if (++i == size || (letter = letters[data[i]]) == 0) break;
     }
-    out[count++] = mix(sum);
+    out[count++] = mix_bits(sum);
   }
   return count;
 }
@@ -42,8 +34,8 @@ int64_t hash_runs(uint64_t* hashes, int64_t count, int64_t words) {
   const int64_t runs = count >= words ? count - words + 1 : 1;
   for (int64_t i = 0; i < runs; ++i) {
     uint64_t sum = 0;
-    for (int64_t j = 0; j < words; ++j) sum = sum * kMultiplier + (i + j < count ? hashes[i + j] : 0);
-    hashes[i] = mix(sum);
+    for (int64_t j = 0; j < words; ++j) sum = sum * kGolden + (i + j < count ? hashes[i + j] : 0);
+    hashes[i] = mix_bits(sum);
   }
   return runs;
 }

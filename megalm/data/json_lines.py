@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 
-from megalm.config.errors import ConfigError
-from megalm.data.documents import BadDocument, Piece, json_line
-from megalm.data.files import broken_file_errors, open_bytes
+from megalm.data.documents import BadDocument, Piece, json_line, reading
+from megalm.data.files import open_bytes
 from megalm.data.suffix import native
 
 BLOCK = 1 << 21  # bytes read at a time; a longer line is read whole
@@ -44,21 +42,9 @@ def read_lines(piece: Piece, field: str) -> Iterator[Lines]:
 
     Errors: ConfigError if the file as a whole cannot be read.
     """
-    with _reading(piece.path), open_bytes(piece.path) as file:
+    with reading(piece.path), open_bytes(piece.path) as file:
         for offset, block in _blocks(file, piece):
             yield parse(block, offset, field)
-
-
-@contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        if "://" not in path and not isinstance(error, broken_file_errors()):
-            raise  # only the clients of stores raise kinds of their own
-        raise ConfigError(f"{path}: cannot be read to its end ({error}). Restore the file, or leave it out.") from error
 
 
 def _blocks(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, bytes]]:
