@@ -65,14 +65,17 @@ def _serve(connection: Connection) -> None:
                 world_size=world_size,
                 timeout=timedelta(seconds=timeout),
             )
-            try:
-                reply = (True, function(*arguments))
-            finally:
-                dist.destroy_process_group()
-            message = pickle.dumps(reply)
+            message = pickle.dumps((True, function(*arguments)))
         except BaseException:
             message = pickle.dumps((False, traceback.format_exc()))
         connection.send_bytes(message)
+        # Groups stay open until every rank has answered: a rank that is done would else close its sockets while a
+        # slower one still connects to it. After a failure the parent kills the workers instead.
+        try:
+            connection.recv_bytes()
+        except EOFError:
+            return
+        dist.destroy_process_group()
 
 
 class RankPool:
@@ -135,6 +138,9 @@ class RankPool:
                     else:
                         failures[rank] = value
                         deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+            if len(results) == world_size:
+                for _, connection in workers:
+                    connection.send_bytes(b"close")
             for rank in waiting.values():
                 failures[rank] = "no answer: still waiting for the other ranks" if failures else f"hung for {timeout} s"
         finally:
