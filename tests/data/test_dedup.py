@@ -1,5 +1,6 @@
 import json
 import random
+import tempfile
 from itertools import combinations
 
 import numpy as np
@@ -20,6 +21,11 @@ from megalm.data.tokens import TokenFile
 from tests.data.corpus import documents, sentences
 from tests.data.test_loader import write
 from tools.dedup.__main__ import main, run_tool, tools
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def corpus(tmp_path, texts, name="c"):
