@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,25 @@ def cuda_home() -> Path | None:
         return None
     import torch
 
-    return Path(nvcc).resolve().parent.parent if torch.version.cuda else None
+    return toolkit(nvcc) if torch.version.cuda else None
+
+
+def toolkit(nvcc: str) -> Path:
+    """The folder of the CUDA toolkit that this nvcc is of: what is on PATH may be a link or a script elsewhere."""
+    said = subprocess.run([nvcc, "--dryrun", "none.cu"], capture_output=True, text=True)
+    found = re.search(r"^#\$ TOP=(.+)$", said.stdout + said.stderr, re.MULTILINE)
+    return (Path(found[1].strip()) if found else Path(nvcc).parent.parent).resolve()
+
+
+def cuda_library_folder(home: Path) -> Path:
+    """Where a toolkit keeps CUDA's static runtime: it has been in each of these. Errors: RuntimeError without one."""
+    names = ("lib64", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", "lib")
+    for folder in (home / name for name in names):
+        if (folder / "libcudart_static.a").exists():
+            return folder
+    raise RuntimeError(
+        f"no libcudart_static.a in {home} ({', '.join(names)}): install the whole CUDA toolkit, or set CUDA_HOME"
+    )
 
 
 def cuda_flags() -> list[str]:
@@ -190,10 +209,7 @@ class Build:
             lines += ["rule nvcc", f"  command = {command}", "  depfile = $out.d", "  deps = gcc"]
             for source in kernels:
                 add(source, rule="nvcc")
-            library = next(
-                (p for p in ("lib64", "targets/x86_64-linux/lib", "lib") if (self.cuda / p).exists()), "lib64"
-            )
-            libraries = f"-L{self.cuda / library} -lcudart_static -ldl -lrt -lpthread"
+            libraries = f"-L{cuda_library_folder(self.cuda)} -lcudart_static -ldl -lrt -lpthread"
         lines += [f"build {self.output}: link {' '.join(objects)}", f"  libraries = {libraries}"]
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "build.ninja"
