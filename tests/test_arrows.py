@@ -14,7 +14,8 @@ LAYERS = ["ops", "parallel", "model", "pipeline", "build", "trainer", "worker", 
 
 ALLOWED = {
     "config": set(),
-    "plan": {"config", "pipeline"},
+    "plan": {"config", "pipeline", "page"},
+    "page": set(),
     "data": {"config", "_C"},
     "hooks": set(),
 }

@@ -34,8 +34,8 @@ class Curve:
 def read_curve(path: Path | str, column: str = "loss") -> Curve:
     """Read a csv (with a header) or jsonl log.
 
-    Steps come from the first column named step, iteration, ..., else rows are counted. An empty cell is a value that was
-    not logged, unless nearly all others are filled: then it stands for NaN, as pandas writes it.
+    Steps come from the first column named step, iteration, ... (in any case), else rows are counted. An empty cell is
+    a value that was not logged, unless nearly all others are filled: then it stands for NaN, as pandas writes it.
     Errors: ConfigError if the file or the column is not there (with the columns it has), or a value is no number.
     """
     path = Path(path)
@@ -44,7 +44,8 @@ def read_curve(path: Path | str, column: str = "loss") -> Curve:
     if column not in columns:
         named = ", ".join(columns) or "none"
         raise ConfigError(f"{path} has no column {column!r}. Its columns: {named}. Choose one with --column.")
-    step_column = next((name for name in STEP_COLUMNS if name in columns), None)
+    known = {name.lower(): name for name in reversed(columns)}
+    step_column = next((known[name] for name in STEP_COLUMNS if name in known), None)
     filled = sum(1 for row in rows if row.get(column) not in (None, ""))
     empty_is_nan = filled > 0.9 * len(rows)
     steps, values = [], []
@@ -97,7 +98,7 @@ def _number(path: Path, row: int, column: str, text: Any) -> float:
         value = float(text)
     except (TypeError, ValueError):
         raise ConfigError(f"{path}, row {row + 1}: column {column!r} holds {text!r}, which is not a number.") from None
-    if column in STEP_COLUMNS and not math.isfinite(value):
+    if column.lower() in STEP_COLUMNS and not math.isfinite(value):
         raise ConfigError(f"{path}, row {row + 1}: step {text!r} is not a number of steps.")
     return value
 

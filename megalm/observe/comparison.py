@@ -49,11 +49,23 @@ class ComparisonHook(Hook):
         self.console.print(comparison_table(plan))
 
 
+TITLE = "planned and measured (medians of this rank)"
+COLUMNS = ("", "planned", "measured", "measured / planned")
+
+
 def comparison_table(plan: dict[str, Any]) -> Table:
-    """Planned, measured and their ratio, for what was measured."""
-    table = Table(title="planned and measured (medians of this rank)", title_justify="left")
-    for name in ("", "planned", "measured", "measured / planned"):
+    """Planned, measured and their ratio, as a table for the terminal."""
+    table = Table(title=TITLE, title_justify="left")
+    for name in COLUMNS:
         table.add_column(name, justify="right" if name else "left")
+    for row in comparison_rows(plan):
+        table.add_row(*row)
+    return table
+
+
+def comparison_rows(plan: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What was measured: its name and unit, planned, measured and their ratio."""
+    rows = []
     units = {
         "step_seconds": ("step, s", 1.0),
         "tokens_per_second": ("tokens/s", 1.0),
@@ -62,11 +74,11 @@ def comparison_table(plan: dict[str, Any]) -> Table:
         "bytes_per_gpu": ("memory of a rank, MiB", 2.0**-20),
     }
     for key, (label, factor) in units.items():
-        planned, measured = plan.get(key), plan["measured"].get(key)
+        planned, measured = plan.get(key), plan.get("measured", {}).get(key)
         if planned and measured is not None:
             shown = (planned * factor, measured * factor)
-            table.add_row(label, f"{shown[0]:,.3g}", f"{shown[1]:,.3g}", f"{measured / planned:.2f}")
-    return table
+            rows.append((label, f"{shown[0]:,.3g}", f"{shown[1]:,.3g}", f"{measured / planned:.2f}"))
+    return rows
 
 
 def peak_bytes(device_type: str) -> int:

@@ -11,6 +11,20 @@ QUIET = {"checkpoint", "start", "end", "observe"}
 """Kinds that tell of an undisturbed run: not shown on curves."""
 
 
+_WORDS = {
+    "onset": "onset {}",
+    "cause": "cause {}",
+    "to_step": "back to step {}",
+    "what": "{}",
+    "device": "on {}",
+    "world_size": "ranks: {}",
+    "torch": "torch {}",
+    "name": "{}",
+    "bytes": "{:,} bytes",
+}
+"""Fields of events that are told as they are."""
+
+
 class EventLog:
     """Appends one JSON object a line, flushed to the disk; on ranks other than the writer it does nothing."""
 
@@ -39,8 +53,14 @@ class EventLog:
 
 def event_text(event: dict[str, Any]) -> str:
     """An event for people: what it was, its onset and cause, what was measured, and what was done."""
-    parts = [f"{event['kind']} at step {event['step']}"]
-    for key, text in (("onset", "onset {}"), ("cause", "cause {}"), ("to_step", "back to step {}"), ("what", "{}")):
+    words = event_words(event)
+    return f"{event['kind']} at step {event['step']}" + (f", {words}" if words else "")
+
+
+def event_words(event: dict[str, Any]) -> str:
+    """What `event_text` says after kind and step."""
+    parts = []
+    for key, text in _WORDS.items():
         if event.get(key) is not None:
             parts.append(text.format(event[key]))
     if event.get("expected") is not None and event.get("loss") is not None:
@@ -54,6 +74,8 @@ def event_text(event: dict[str, Any]) -> str:
         parts.append(f"learning rate x {event['lr_scale']:g}")
     if event.get("seconds") is not None:
         parts.append(f"in {event['seconds']:.3g} s")
+    if event.get("stall_s") is not None:
+        parts.append(f"of which the step waited {event['stall_s']:.2g} s")
     parts += [
         event[key] for key in ("text", "reason") if isinstance(event.get(key), str) and event["kind"] != "give_up"
     ]

@@ -16,10 +16,20 @@ def thin(values: Sequence[float], count: int) -> list[float]:
     return [sum(finite[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def text_plot(values: Sequence[float], *, width: int = 64, height: int = 10, first: int = 1, title: str = "") -> str:
+def text_plot(
+    values: Sequence[float],
+    *,
+    width: int = 64,
+    height: int = 10,
+    first: int = 1,
+    last: int | None = None,
+    title: str = "",
+    marks: Sequence[int] = (),
+) -> str:
     """The values over their index, in braille dots, with the range on the left and the steps below.
 
-    Args: width, height: of the picture in characters. first: step number of the first value.
+    Args: width, height: of the picture in characters. first, last: step numbers of the first and the last value.
+    marks: indices of values to point at from below.
     """
     if not values:
         return "(nothing to plot)"
@@ -39,8 +49,11 @@ def text_plot(values: Sequence[float], *, width: int = 64, height: int = 10, fir
         label = f"{high:8.3f} " if number == 0 else f"{low:8.3f} " if number == height - 1 else " " * 9
         lines.append(label + "│" + "".join(chr(0x2800 + cell) for cell in row))
     lines.append(" " * 9 + "└" + "─" * width)
-    last = str(first + len(values) - 1)
-    lines.append(" " * 10 + f"{first:<{width - len(last)}}{last}")
+    if marks:
+        places = {min(mark * width // len(values), width - 1) for mark in marks}
+        lines.append(" " * 10 + "".join("▲" if column in places else " " for column in range(width)).rstrip())
+    end = str(first + len(values) - 1 if last is None else last)
+    lines.append(" " * 10 + f"{first:<{width - len(end)}}{end}")
     return "\n".join(lines)
 
 

@@ -1,42 +1,36 @@
 """report.html: what a run did, on one page that needs nothing beside it."""
 
-import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megalm.hooks import Hook
-from megalm.observe.events import QUIET, event_text, read_json_lines
+from megalm.observe.comparison import COLUMNS, TITLE, comparison_rows
+from megalm.observe.events import QUIET, event_text, event_words, read_json_lines
 from megalm.observe.metrics import last_course
-from megalm.observe.svg import Chart, Line, Mark
+from megalm.page.document import Block, Dot, Facts, Fold, Heading, Table, page
+from megalm.page.plots import Band, Line, Lines, Mark
 
 if TYPE_CHECKING:
     from megalm.trainer import Trainer
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem; padding: 0 1rem; color: #1f2937; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2rem; border-bottom: 1px solid #e5e7eb; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(30rem, 1fr)); gap: 1rem; }
-svg { width: 100%; background: #fff; border: 1px solid #e5e7eb; border-radius: 6px; }
-svg text { font: 11px system-ui, sans-serif; fill: #4b5563; } svg .title { font-size: 13px; fill: #111827; }
-svg .grid { stroke: #f3f4f6; }
-table { border-collapse: collapse; } td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-pre { background: #f9fafb; padding: 1rem; overflow: auto; border-radius: 6px; white-space: pre-wrap; }
-"""
-
 MARK_COLOURS = {
-    "spike": "#f59e0b",
-    "skip": "#f59e0b",
-    "rollback": "#dc2626",
-    "lr_adjust": "#9333ea",
-    "give_up": "#111827",
+    "spike": "#d9802b",
+    "skip": "#c9a227",
+    "replay": "#4aa3a8",
+    "rollback": "#c0392b",
+    "recovered": "#4f9d69",
+    "lr_adjust": "#8063ab",
+    "give_up": "#7d3030",
 }
+OTHER_COLOUR = "#7d8894"
 WATCHED = (
-    ("update_rms", "size of the update", "largest root mean square of a tensor's change"),
+    ("update_rms", "size of the update", "largest RMS of a tensor's change"),
     ("attention_logit", "largest attention logit", "on a sample of queries"),
 )
+MOST_EVENTS = 500
+"""Events in the table: the first and the last half of so many. All of them are in events.jsonl."""
 
 
 class ReportHook(Hook):
@@ -53,71 +47,65 @@ def write_report(folder: Path) -> Path:
     """Make `report.html` from a run's folder: metrics, events, configuration, plan and sample, as far as they are there."""
     metrics = read_json_lines(folder / "metrics.jsonl")
     events = read_json_lines(folder / "events.jsonl")
-    page = folder / "report.html"
-    page.write_text(render(folder.name, metrics, events, _extras(folder)), encoding="utf-8")
-    return page
+    texts = {name: _text_of(folder / name) for name in ("sample.txt", "plan.json", "config.yaml")}
+    file = folder / "report.html"
+    file.write_text(render(folder.name, metrics, events, texts), encoding="utf-8")
+    return file
 
 
-def render(name: str, metrics: list[dict[str, Any]], events: list[dict[str, Any]], extras: dict[str, str]) -> str:
-    """The page's text. `extras`: further sections, title to preformatted text."""
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def render(name: str, metrics: list[dict[str, Any]], events: list[dict[str, Any]], texts: dict[str, str]) -> str:
+    """The page's text. `texts`: contents of sample.txt, plan.json and config.yaml, as far as they are there."""
     metrics, abandoned = last_course(metrics)
-    marks = [
-        Mark(event["step"], event_text(event), MARK_COLOURS.get(event["kind"], "#6b7280"))
-        for event in events
-        if event["kind"] not in QUIET
-    ]
-    charts = "\n".join(f"<div>{chart.svg()}</div>" for chart in charts_of(metrics, marks, abandoned))
-    sections = [f"<h2>{html.escape(title)}</h2><pre>{html.escape(text)}</pre>" for title, text in extras.items()]
-    rows = "".join(
-        f"<tr><th>{html.escape(label)}</th><td class=number>{html.escape(value)}</td></tr>"
-        for label, value in summary(metrics).items()
-    )
-    happened = "".join(
-        f"<tr><td class=number>{event['step']}</td><td>{html.escape(event['kind'])}</td>"
-        f"<td>{html.escape(_details(event))}</td></tr>"
-        for event in events
-    )
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(name)}</title><style>{STYLE}</style>"
-        f"<h1>{html.escape(name)}</h1><table>{rows}</table><div class=charts>{charts}</div>"
-        f"<h2>Events</h2><table><tr><th>step</th><th>event</th><th>details</th></tr>{happened}</table>"
-        + "".join(sections)
-        + "</html>\n"
-    )
+    blocks: list[Block] = [Facts(summary(metrics))]
+    if texts.get("plan.json"):
+        rows = comparison_rows(json.loads(texts["plan.json"]))
+        blocks += [Table(TITLE, COLUMNS, rows)] if rows else []
+    blocks += plots_of(metrics, _marks(events), _bands(events), abandoned)
+    blocks += [Heading("Events"), *_events(events)]
+    if texts.get("sample.txt"):
+        blocks += [Heading("What the model writes"), Fold("sample.txt", texts["sample.txt"], opened=True)]
+    blocks.append(Heading("How it was set"))
+    blocks += [Fold(file, texts[file]) for file in ("plan.json", "config.yaml") if texts.get(file)]
+    return page(name, blocks)
 
 
-def charts_of(
-    metrics: list[dict[str, Any]], marks: list[Mark], abandoned: Sequence[list[dict[str, Any]]] = ()
-) -> list[Chart]:
-    """Loss (with held-out loss), gradient norm, learning rate and throughput over steps; pale: what was gone back on."""
+def plots_of(
+    metrics: list[dict[str, Any]],
+    marks: Sequence[Mark],
+    bands: Sequence[Band] = (),
+    abandoned: Sequence[list[dict[str, Any]]] = (),
+) -> list[Lines]:
+    """Loss (with held-out loss), gradient norm, learning rate, ... over steps; pale: what was gone back on."""
 
-    def line(label: str, key: str) -> Line:
-        held = [record for record in metrics if record.get(key) is not None]
-        return Line(label, [record["step"] for record in held], [record[key] for record in held])
+    def line(label: str, key: str, records: list[dict[str, Any]] = metrics, pale: bool = False) -> Line:
+        return Line(label, [(r["step"], r[key]) for r in records if r.get(key) is not None], pale)
 
-    def left(key: str) -> list[Line]:
-        measured = [[record for record in stretch if record.get(key) is not None] for stretch in abandoned]
-        return [Line("abandoned", [r["step"] for r in held], [r[key] for r in held], pale=True) for held in measured]
+    def plot(title: str, unit: str, lines: list[Line], *keys: str, log: str = "") -> Lines:
+        left = [line("", key, stretch, pale=True) for key in keys for stretch in abandoned]
+        return Lines(title, "step", unit, lines + left, log, marks, bands)
 
-    losses, norms = [line("training", "loss"), line("held-out", "eval/loss")], [line("gradient norm", "grad_norm")]
-    charts = [
-        Chart("loss", "nats a token", losses + left("loss"), marks),
-        Chart("gradient norm", "L2, before clipping", norms + left("grad_norm"), marks, log=True),
-        Chart("learning rate", "per step", [line("learning rate", "lr")], marks),
-        Chart("throughput", "tokens a second", [line("tokens/s", "tokens_per_s")], marks),
-    ]
+    losses = [line("training", "loss"), line("held-out", "eval/loss")]
+    plots = [plot("loss", "nats a token", [each for each in losses if each.points], "loss")]
     sources = list(dict.fromkeys(key for record in metrics for key in record if key.startswith("loss/")))
     if sources:
-        by_source = [line(key.removeprefix("loss/"), key) for key in sources]
-        charts.insert(1, Chart("loss by source", "nats a token", by_source, marks))
+        plots.append(plot("loss by source", "nats a token", [line(key.removeprefix("loss/"), key) for key in sources]))
+    plots += [
+        plot("gradient norm", "L2, before clipping", [line("gradient norm", "grad_norm")], "grad_norm", log="y"),
+        plot("learning rate", "learning rate", [line("learning rate", "lr")]),
+        plot("throughput", "tokens a second", [line("tokens/s", "tokens_per_s")]),
+    ]
     for key, title, unit in WATCHED:
         if any(record.get(key) is not None for record in metrics):
-            charts.append(Chart(title, unit, [line(title, key), *left(key)], marks, log=True))
+            plots.append(plot(title, unit, [line(title, key)], key, log="y"))
     if any(record.get("mfu") is not None for record in metrics):
-        charts.append(
-            Chart("utilisation", "of the matrix peak", [line("model", "mfu"), line("hardware", "hfu")], marks)
-        )
-    return charts
+        both = any(record.get("hfu") != record["mfu"] for record in metrics if record.get("mfu") is not None)
+        lines = [line("model", "mfu"), *([line("hardware", "hfu")] if both else [])]
+        plots.append(plot("utilisation", "of the matrix peak", lines))
+    return plots
 
 
 def summary(metrics: list[dict[str, Any]]) -> dict[str, str]:
@@ -140,16 +128,36 @@ def summary(metrics: list[dict[str, Any]]) -> dict[str, str]:
     return numbers
 
 
-def _details(event: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in event.items() if key not in ("time", "step", "kind"))
+def _marks(events: list[dict[str, Any]]) -> list[Mark]:
+    return [
+        Mark(event["step"], event["kind"], event_text(event), MARK_COLOURS.get(event["kind"], OTHER_COLOUR))
+        for event in events
+        if event["kind"] not in QUIET
+    ]
 
 
-def _extras(folder: Path) -> dict[str, str]:
-    sections = {}
-    if (folder / "sample.txt").exists():
-        sections["What the model writes"] = (folder / "sample.txt").read_text(encoding="utf-8")
-    if (folder / "plan.json").exists():
-        sections["Plan"] = json.dumps(json.loads((folder / "plan.json").read_text(encoding="utf-8")), indent=2)
-    if (folder / "config.yaml").exists():
-        sections["Configuration"] = (folder / "config.yaml").read_text(encoding="utf-8")
-    return sections
+def _bands(events: list[dict[str, Any]]) -> list[Band]:
+    """The steps that were taken back, or made again to look for the cause."""
+    return [
+        Band(event["to_step"], event["step"], "taken back", event_text(event))
+        for event in events
+        if event["kind"] in ("rollback", "replay") and event.get("to_step") is not None
+    ]
+
+
+def _events(events: list[dict[str, Any]]) -> list[Block]:
+    rows = [
+        (
+            str(event["step"]),
+            Dot(event["kind"], MARK_COLOURS.get(event["kind"], OTHER_COLOUR)),
+            event_words(event),
+            Fold("all of it", json.dumps({k: v for k, v in event.items() if k not in ("step", "kind")}, indent=1)),
+        )
+        for event in events
+    ]
+    left_out = len(rows) - MOST_EVENTS
+    if left_out > 0:
+        half = MOST_EVENTS // 2
+        rows = rows[:half] + rows[-half:]
+    note = f"{left_out} events between these are in events.jsonl alone." if left_out > 0 else None
+    return [Table("", ("step", "event", "what happened", ""), rows, note)]

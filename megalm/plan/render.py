@@ -1,29 +1,12 @@
-"""Plans and tables for people: rich in the terminal, one self-contained HTML page with SVG plots."""
+"""Plans and tables for people, in the terminal."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from megalm.page.axis import number
+
 if TYPE_CHECKING:
     from megalm.plan.summary import Plan
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A count with its thousands, millions, ... as a letter: 6.65B."""
-    if value is None:
-        return "-"
-    for limit, letter in (
-        (1e24, "Y"),
-        (1e21, "Z"),
-        (1e18, "E"),
-        (1e15, "P"),
-        (1e12, "T"),
-        (1e9, "B"),
-        (1e6, "M"),
-        (1e3, "k"),
-    ):
-        if abs(value) >= limit:
-            return f"{value / limit:.{digits}g}{letter}"
-    return f"{value:.{digits}g}"
 
 
 def duration(seconds: float | None) -> str:

@@ -54,7 +54,7 @@ def test_the_last_course_is_what_counts(run):
     back = outcome.of("rollback")[0]["to_step"]
     assert [r["attempt"] for r in kept] == [0] * back + [2] * (END - back)
     page = render("run", records, outcome.events, {})
-    assert page.count('opacity="0.6"') >= 2 * len(abandoned) and f"back to step {back}" in page
+    assert page.count('class="pale"') >= 2 * len(abandoned) and f"back to step {back}" in page
 
 
 def test_reseeding_changes_the_rest_of_the_data_and_the_moments(run):

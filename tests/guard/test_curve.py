@@ -52,6 +52,26 @@ def test_text_ends_with_a_summary(curve, capsys):
     assert status == 0 and "nonfinite" in out and "1 rollbacks" in out.splitlines()[-1]
 
 
+def test_a_page_shows_the_alarms(curve, capsys, tmp_path):
+    status, _, _ = replay(capsys, curve(shifted()), "--html", str(tmp_path / "page.html"), "--json")
+    page = (tmp_path / "page.html").read_text()
+    assert (
+        status == 0 and page.count("<svg") == 1 and ">shift: rollback</text>" in page and "<td>nonfinite</td>" in page
+    )
+    status, _, err = replay(capsys, curve(shifted()), "--html", str(tmp_path / "none" / "page.html"))
+    assert status == 2 and "cannot be written" in err
+
+
+@pytest.mark.parametrize("name", ["Step", "ITERATION"])
+def test_the_steps_are_found_as_other_tools_write_them(tmp_path, capsys, name):
+    path = tmp_path / "exported.csv"
+    path.write_text(
+        f"Wall time,{name},Value\n" + "".join(f"{i / 7},{100 * i},{3.0}\n" for i in range(50)) + "9,5000,nan\n"
+    )
+    status, out, _ = replay(capsys, str(path), "--column", "Value", "--json")
+    assert status == 0 and [alarm["step"] for alarm in json.loads(out)["alarms"]] == [5000]
+
+
 def test_another_column_and_every_hundredth_step(curve, capsys):
     values = healthy(400, 2, noise=0.01)
     values[300:308] *= 2

@@ -6,7 +6,12 @@ import sys
 from pathlib import Path
 
 from megalm.config.errors import ConfigError
-from megalm.guard.curve import alarms, read_curve
+from megalm.guard.curve import Alarm, Curve, alarms, read_curve
+from megalm.observe.plot import text_plot
+from megalm.page.document import Block, Facts, Table, page
+from megalm.page.plots import Line, Lines, Mark
+
+COLOUR_OF_ACTION = {"none": "#7d8894", "skip": "#c9a227", "rollback": "#c0392b"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     replay.add_argument("curve", metavar="CURVE", help="csv file with a header, or a run's metrics.jsonl")
     replay.add_argument("--column", default="loss", help="column to watch (default: loss)")
     replay.add_argument("--json", action="store_true", help="print one JSON object")
+    replay.add_argument("--html", metavar="PAGE", help="also draw the curve with its alarms as a page for a browser")
     samples = commands.add_parser("samples", help="print the text of the samples of a step")
     samples.add_argument("run", metavar="RUN", help="folder of a run")
     samples.add_argument("--step", type=int, required=True, metavar="N", help="step whose batch to print")
@@ -35,15 +41,45 @@ def main(argv: list[str] | None = None) -> int:
 def _replay(arguments: argparse.Namespace) -> int:
     curve = read_curve(arguments.curve, arguments.column)
     found = alarms(curve)
+    if arguments.html:
+        _write_page(arguments.html, arguments.curve, arguments.column, curve, found)
     if arguments.json:
         print(json.dumps({"steps": len(curve.steps), "alarms": [alarm.as_dict() for alarm in found]}))
         return 0
+    if sys.stdout.isatty():
+        place = {step: index for index, step in enumerate(curve.steps)}
+        first, last, marks = curve.steps[0], curve.steps[-1], [place[alarm.step] for alarm in found]
+        print(text_plot(curve.values, width=96, first=first, last=last, title=arguments.column, marks=marks))
     for alarm in found:
         print(f"step {alarm.step:>8}  {alarm.kind:<9}  {alarm.action:<8}  z {alarm.z:8.2f}  onset {alarm.onset}")
     rollbacks = sum(alarm.action == "rollback" for alarm in found)
     skips = sum(alarm.action == "skip" for alarm in found)
     print(f"{len(curve.steps)} steps: {len(found)} alarms, {rollbacks} rollbacks, {skips} refused updates")
     return 0
+
+
+def _write_page(file: str, source: str, column: str, curve: Curve, found: list[Alarm]) -> None:
+    text = "step {}: {} (z {:.1f}), onset {}: {}"
+    marks = [
+        Mark(
+            alarm.step,
+            f"{alarm.kind}: {alarm.action}",
+            text.format(alarm.step, alarm.kind, alarm.z, alarm.onset, alarm.action),
+            COLOUR_OF_ACTION[alarm.action],
+        )
+        for alarm in found
+    ]
+    line = Line(column, list(zip(curve.steps, curve.values, strict=True)))
+    rows = [(str(a.step), a.kind, a.action, f"{a.z:.2f}", str(a.onset)) for a in found]
+    blocks: list[Block] = [
+        Facts({"steps": f"{len(curve.steps):,}", "alarms": str(len(found))}),
+        Lines(column, "step", column, [line], marks=marks, height=360),
+        Table("alarms", ("step", "kind", "action of the default policy", "z", "onset"), rows),
+    ]
+    try:
+        Path(file).write_text(page(source, blocks), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--html {file}: cannot be written ({error.strerror}).") from None
 
 
 def _samples(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from megalm.config.errors import ConfigError
 from megalm.config.phases import quantity
+from megalm.page.document import Table
+from megalm.page.plots import Bars
 from megalm.plan.mixture import (
     MOST_EPOCHS,
     Mixture,
@@ -18,7 +20,7 @@ from megalm.plan.mixture import (
     source_from_word,
 )
 from megalm.plan.render import number
-from megalm.plan.report import Bars, Report, Table
+from megalm.plan.report import Report
 from tools.subcommands import run_reporting
 
 EPILOG = """examples:

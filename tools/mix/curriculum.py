@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from megalm.config.errors import ConfigError
+from megalm.page.document import Table
+from megalm.page.plots import Bars, Lines
 from megalm.plan.mixture import MOST_EPOCHS, WARN_EPOCHS
-from megalm.plan.report import Bars, Curves, Report, Table
+from megalm.plan.report import Report
 
 
 def curriculum_report(overrides: Sequence[str], most_epochs: float = MOST_EPOCHS) -> Report:
@@ -73,7 +75,7 @@ def curriculum_report(overrides: Sequence[str], most_epochs: float = MOST_EPOCHS
         (span.phase.name, [(row["source"], 100 * row["share"]) for row in rows if row["phase"] == span.phase.name])
         for span in found
     ]
-    blocks: list[Table | Bars | Curves | str] = [
+    blocks: list[Table | Bars | Lines | str] = [
         Table(
             f"curriculum: {sum(span.tokens for span in found):,} tokens in {found[-1].end_step:,} steps{stop}",
             ("phase", "steps", "tokens", "sequence", "batch", "learning rate", "from - to"),

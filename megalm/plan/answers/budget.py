@@ -3,10 +3,12 @@
 from typing import Any
 
 from megalm.config import ConfigError
+from megalm.page.document import Table
+from megalm.page.plots import Line, Lines
 from megalm.plan.budget import LAWS, TOKENS_PER_PARAMETER, Choice, Law, choices
 from megalm.plan.models import models, scaled_model
 from megalm.plan.render import dollars, number
-from megalm.plan.report import Curves, Report, Table
+from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
 from megalm.plan.shapes import parameters
 
@@ -90,18 +92,18 @@ def answer(request: Request) -> Report:
     )
     sizes = [found_choices[0].parameters * 10 ** (i / 20) for i in range(-24, 21)]
     line = [(n, law.loss(n, flops / 6 / n)) for n in sizes]
-    series = [("training takes the whole budget", line)]
+    series = [Line("training takes the whole budget", line)]
     if served:
         kept = [(n, flops / (6 * n) - served * mfu / serving / 3) for n in sizes]
-        series.append(("budget pays serving, too", [(n, law.loss(n, d)) for n, d in kept if d > 0]))
+        series.append(Line("budget pays serving, too", [(n, law.loss(n, d)) for n, d in kept if d > 0]))
     return Report(
         "budget",
         data,
         [
             Table(title + f" at {100 * mfu:.0f}% MFU", headers, rows, _note(served)),
             Table("beside published models", ("model", "parameters", "tokens", "tokens a parameter"), ratios),
-            Curves("predicted loss against model size, for this budget", "parameters", "loss (nats)", series, log="x",
-                   points=[(c.name.split(",")[0], c.parameters, c.loss) for c in found_choices]),
+            Lines("predicted loss against model size, for this budget", "parameters", "loss (nats)", series, log="x",
+                   dots=[(c.name.split(",")[0], c.parameters, c.loss) for c in found_choices]),
         ],
     )  # fmt: skip
 

@@ -4,11 +4,13 @@ import re
 from typing import Any
 
 from megalm.config import ConfigError, ModelConfig
+from megalm.page.document import Table
+from megalm.page.plots import Line, Lines
 from megalm.plan import cost
 from megalm.plan.machine import Machine
 from megalm.plan.models import models
 from megalm.plan.render import dollars, number
-from megalm.plan.report import Curves, Report, Table
+from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine, positive
 from megalm.plan.shapes import parameters
 
@@ -143,7 +145,7 @@ def _gpu_time(request: Request, size: float | None, data: dict[str, Any], rows: 
     return bill
 
 
-def cost_by_size(model: ModelConfig, found: Machine, peak: float, mfu: float) -> Curves:
+def cost_by_size(model: ModelConfig, found: Machine, peak: float, mfu: float) -> Lines:
     """Dollars (or GPU-days without a price) of compute-optimal training against model size, at one utilisation."""
     price = found.price
     unit = "cost ($)" if price is not None else "GPU-days"
@@ -155,10 +157,11 @@ def cost_by_size(model: ModelConfig, found: Machine, peak: float, mfu: float) ->
     sizes = [1e8 * 10 ** (i / 6) for i in range(19)]
     own = float(parameters(model).active)
     marks = [(name, float(parameters(m).active)) for name, m in models().items() if re.fullmatch(r"\d+[mb]", name)]
-    return Curves(
+    return Lines(
         f"cost against model size at {100 * mfu:.0f}% MFU on {found.accelerator.name}",
         "parameters",
         unit,
-        [(f"{ratio} tokens a parameter", [(n, amount(n, ratio)) for n in sizes]) for ratio in (20, 100, 300)],
-        points=[(name, n, amount(n, 20)) for name, n in marks if n >= 1e8] + [(model.name, own, amount(own, 20))],
+        [Line(f"{ratio} tokens a parameter", [(n, amount(n, ratio)) for n in sizes]) for ratio in (20, 100, 300)],
+        log="xy",
+        dots=[(name, n, amount(n, 20)) for name, n in marks if n >= 1e8] + [(model.name, own, amount(own, 20))],
     )

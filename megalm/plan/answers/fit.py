@@ -3,9 +3,11 @@
 from typing import Any
 
 from megalm.config import ConfigError
+from megalm.page.document import Table
+from megalm.page.plots import Line, Lines
 from megalm.plan.budget import Law
 from megalm.plan.render import number
-from megalm.plan.report import Curves, Report, Table
+from megalm.plan.report import Report
 from megalm.plan.request import Request
 from megalm.plan.scaling import fit, read_points
 from megalm.plan.shapes import parameters
@@ -82,13 +84,13 @@ def answer(request: Request) -> Report:
         )
     measured = sorted((6 * p.parameters * p.tokens, p.loss, law.predict(p.parameters, p.tokens)) for p in points)
     blocks.append(
-        Curves(
+        Lines(
             "loss against compute",
             "FLOPs (6 N D)",
             "loss (nats)",
-            [("fitted", [(c, fitted) for c, _, fitted in measured])],
+            [Line("fitted", [(c, fitted) for c, _, fitted in measured])],
             log="x",
-            points=[("", c, loss) for c, loss, _ in measured],
+            dots=[("", c, loss) for c, loss, _ in measured],
         )
     )  # fmt: skip
     return Report("scaling law", data, blocks)

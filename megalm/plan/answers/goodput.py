@@ -1,8 +1,10 @@
 """Failures, checkpoint interval and spares."""
 
+from megalm.page.document import Table
+from megalm.page.plots import Line, Lines
 from megalm.plan.goodput import checkpoint_loss, goodput
 from megalm.plan.render import duration
-from megalm.plan.report import Curves, Report, Table
+from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, failures, machine
 from megalm.plan.summary import checkpoint_stall
 
@@ -76,12 +78,13 @@ def answer(request: Request) -> Report:
         ]
         chosen = ("chosen", result.interval / 60, 100 * result.checkpoint_share)
         blocks.append(
-            Curves(
+            Lines(
                 "time lost against the checkpoint interval",
                 "interval (minutes)",
                 "lost (%)",
-                [("saving + repeating", line)],
-                points=[chosen],
+                [Line("saving + repeating", line)],
+                log="xy",
+                dots=[chosen],
             )
         )
     return Report("goodput", data, blocks)

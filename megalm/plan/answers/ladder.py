@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.cluster import CONF
+from megalm.page.document import Table
+from megalm.page.plots import Line, Lines
 from megalm.plan import cost
 from megalm.plan.budget import LAWS
 from megalm.plan.ladder import ladder, write
 from megalm.plan.render import dollars, number
-from megalm.plan.report import Curves, Report, Table
+from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
 
 
@@ -68,6 +70,7 @@ def answer(request: Request) -> Report:
             f"wrote {len(files)} experiments to {folder}; {hint}",
             f"then: python -m tools.plan fit runs/{config.model.name}-ladder-* parameters={rungs[-1].parameters}"
             f" tokens={rungs[-1].tokens:.4g}",
-            Curves("cost of the rungs", "parameters", "GPU-days", [("rungs", [(r["parameters"], r["gpu_days"]) for r in data])]),
+            Lines("cost of the rungs", "parameters", "GPU-days",
+                  [Line("rungs", [(r["parameters"], r["gpu_days"]) for r in data])], log="xy"),
         ],
     )  # fmt: skip

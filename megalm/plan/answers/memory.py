@@ -2,13 +2,15 @@
 
 from typing import Any
 
+from megalm.page.document import Table
+from megalm.page.plots import Bars
 from megalm.plan.activations import korthikanti, layer_activations
 from megalm.plan.answers.resolve import resolve_layout
 from megalm.plan.fit import nearest_fitting
 from megalm.plan.layout import divisibility
 from megalm.plan.memory import PARTS, estimate_layout, guard_snapshots
 from megalm.plan.render import gib
-from megalm.plan.report import Bars, Report, Table
+from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
 from megalm.plan.shapes import parameters
 

@@ -3,13 +3,15 @@
 from typing import Any
 
 from megalm.config import Config, ConfigError
+from megalm.page.document import Table
+from megalm.page.plots import Bars
 from megalm.plan import cost, flops
 from megalm.plan.answers.flops import check_convention, hardware_flops
 from megalm.plan.answers.resolve import resolve_layout
 from megalm.plan.layout import divisibility
 from megalm.plan.machine import Machine
 from megalm.plan.render import dollars, duration, number
-from megalm.plan.report import Bars, Report, Table
+from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
 from megalm.plan.shapes import parameters
 from megalm.plan.time import PARTS, step_time
