@@ -64,6 +64,7 @@ def cross_entropy_statistics(
 def _statistics(logits: Tensor, labels: Tensor, first: int, columns: int, with_sum: bool) -> Tensor:
     """The rows of `Statistics`, [3 or 4, N]."""
     parts = _statistics_fake(logits, labels, first, columns, with_sum)
+    labels = labels.contiguous()
     loaded_library().cross_entropy_forward(
         *place(logits),
         DTYPE_CODES[logits.dtype],
@@ -72,7 +73,7 @@ def _statistics(logits: Tensor, labels: Tensor, first: int, columns: int, with_s
         logits.stride(0),
         first,
         address(logits),
-        address(labels.contiguous()),
+        address(labels),
         *map(address, parts.unbind()),
         *(() if with_sum else (0,)),
     )
@@ -163,6 +164,8 @@ def _gradient_into(
     smoothing: float,
     uniform: float,
 ) -> None:
+    # Held by name: a copy that nobody holds is gone, or another's, before the kernel reads it.
+    labels, log_z, scale, weight = (t.contiguous() for t in (labels, log_z, scale, weight))
     loaded_library().cross_entropy_backward(
         *place(logits),
         DTYPE_CODES[logits.dtype],
@@ -173,10 +176,10 @@ def _gradient_into(
         smoothing,
         uniform,
         address(logits),
-        address(labels.contiguous()),
-        address(log_z.contiguous()),
-        address(scale.contiguous()),
-        address(weight.contiguous()),
+        address(labels),
+        address(log_z),
+        address(scale),
+        address(weight),
         address(result),
     )
 

@@ -121,3 +121,15 @@ def test_bad_arguments_are_named(kernels):
         ops.cross_entropy(logits, torch.zeros(2, dtype=torch.int32))
     with pytest.raises(ConfigError, match="5 columns count"):
         ops.cross_entropy_statistics(logits, torch.zeros(2, dtype=torch.int64), columns=5)
+
+
+def test_strided_arguments_of_the_gradient(kernels):
+    """Copies of several strided arguments must all live until the kernel has read them."""
+    logits = torch.randn(64, 50, device=kernels.device)
+    numbers = torch.randn(3, 64, device=kernels.device)
+    labels = torch.randint(0, 50, (64,), device=kernels.device)
+    want = ops.cross_entropy_gradient(logits, labels, *numbers)
+    pairs = torch.stack([labels, labels.flip(0)], 1)
+    columns = numbers.t().contiguous()  # each argument a column: strided
+    got = ops.cross_entropy_gradient(logits, pairs[:, 0], columns[:, 0], columns[:, 1], columns[:, 2])
+    assert torch.equal(got, want)
