@@ -3,7 +3,8 @@
 from dataclasses import field
 from typing import Any
 
-from omegaconf import MISSING
+MISSING = "???"
+"""What Hydra's configurations hold where a value must be given; the kernels' and the model's users need no Hydra."""
 
 
 def choice(default: str, *others: str) -> Any:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 
 import xxhash
-import zstandard
 
 from megalm.config.errors import ConfigError
 
@@ -46,6 +45,8 @@ def compress(name: str, data: bytes) -> bytes:
     kind, level = compression_of(name) or ("", None)
     if kind != "zstd":
         raise ValueError(f"compression {name!r} is not written: only zstd")
+    import zstandard
+
     return zstandard.ZstdCompressor(level=3 if level is None else level).compress(data)
 
 
@@ -65,6 +66,8 @@ def decompress(name: str, data: bytes, size: int) -> bytes:
 
 
 def _zstd(data: bytes, size: int) -> bytes:
+    import zstandard
+
     if zstandard.frame_content_size(data) not in (size, -1):
         raise ValueError(f"it says that it holds another number of bytes than {size}")
     return zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
