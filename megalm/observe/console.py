@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 MOST_SOURCES = 8
 """Losses by source on a console line; all of them are in metrics.jsonl and the report."""
 
+BAR = 10
+BESIDE_THE_NUMBERS = BAR + 40
+"""Characters of the progress line: of its bar, and of all but a step's numbers."""
+
 UNTOLD = QUIET | {"resume", "load_weights"}
 """Kinds of events without a line of their own: quiet ones, and what the first line says."""
 
@@ -45,7 +49,7 @@ class ConsoleHook(Hook):
             self._progress = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),
-                BarColumn(),
+                BarColumn(BAR),
                 TextColumn("{task.description}"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
@@ -60,7 +64,8 @@ class ConsoleHook(Hook):
         self._losses.append(record["loss"])
         self._shown_after += 1
         if self._progress is not None:
-            self._progress.update(self._task, completed=record["step"], description=describe(record))
+            room = self.console.width - BESIDE_THE_NUMBERS
+            self._progress.update(self._task, completed=record["step"], description=describe(record, room))
         self._by_source.update({key[5:]: value for key, value in record.items() if key.startswith("loss/")})
         evaluated = "eval/loss" in record
         logged = self.log_every > 0 and (record["step"] % self.log_every == 0 or record["step"] == self._first_step)
@@ -100,14 +105,22 @@ class ConsoleHook(Hook):
             )
 
 
-def describe(record: dict[str, Any]) -> str:
-    """The numbers of a step in one short line."""
-    mfu = f"  mfu {100 * record['mfu']:4.1f}%" if record.get("mfu") is not None else ""
-    skipped = "  update refused" if record["skipped"] else ""
-    return (
-        f"loss {record['loss']:.4f}  grad {record['grad_norm']:.2f}  lr {record['lr']:.2e}  "
-        f"{record['tokens_per_s']:,.0f} tokens/s{mfu}{skipped}"
-    )
+def describe(record: dict[str, Any], room: int | None = None) -> str:
+    """The numbers of a step in one short line; of at most `room` characters, for which the less telling ones give way."""
+    parts = {
+        "loss": f"loss {record['loss']:.4f}",
+        "grad": f"grad {record['grad_norm']:.2f}",
+        "lr": f"lr {record['lr']:.2e}",
+        "speed": f"{record['tokens_per_s']:,.0f} tokens/s",
+    }
+    if record.get("mfu") is not None:
+        parts["mfu"] = f"mfu {100 * record['mfu']:4.1f}%"
+    if record["skipped"]:
+        parts["skipped"] = "update refused"
+    for name in ("lr", "mfu", "grad", "speed"):
+        if room is not None and len("  ".join(parts.values())) > room:
+            parts.pop(name, None)
+    return "  ".join(parts.values())
 
 
 def format_seconds(seconds: float) -> str:
