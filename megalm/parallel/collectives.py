@@ -246,6 +246,9 @@ def exchange_async(tensors: list[Tensor], axis: Axis, to: int, source: int) -> C
 
 
 # ---------------------------------------------------------------------------------------------------------------- autog
+_Collective = Callable[[Tensor, Axis, int], Tensor]
+
+
 class _Copy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
@@ -267,26 +270,17 @@ class _Reduce(torch.autograd.Function):
         return grad, None
 
 
-class _Gather(torch.autograd.Function):
+class _Along(torch.autograd.Function):
+    """A collective along one dimension, and in backward another: its transpose."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        ctx.axis, ctx.dim = axis, dim
-        return all_gather(x, axis, dim)
+    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int, there: _Collective, back: _Collective) -> Tensor:
+        ctx.axis, ctx.dim, ctx.back = axis, dim, back
+        return there(x, axis, dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return reduce_scatter(grad, ctx.axis, ctx.dim), None, None
-
-
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        ctx.axis, ctx.dim = axis, dim
-        return reduce_scatter(x, axis, dim)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return all_gather(grad, ctx.axis, ctx.dim), None, None
+        return ctx.back(grad, ctx.axis, ctx.dim), None, None, None, None
 
 
 def _own_part(x: Tensor, axis: Axis, dim: int) -> Tensor:
@@ -294,28 +288,6 @@ def _own_part(x: Tensor, axis: Axis, dim: int) -> Tensor:
         raise ValueError(f"dim {dim} of shape {tuple(x.shape)} cannot be split over {axis.size} {axis.name} ranks")
     part = x.shape[dim] // axis.size
     return x.narrow(dim, axis.rank * part, part).contiguous()
-
-
-class _Split(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        ctx.axis, ctx.dim = axis, dim
-        return _own_part(x, axis, dim)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return all_gather(grad, ctx.axis, ctx.dim), None, None
-
-
-class _Join(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        ctx.axis, ctx.dim = axis, dim
-        return all_gather(x, axis, dim)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return _own_part(grad, ctx.axis, ctx.dim), None, None
 
 
 def copy(x: Tensor, axis: Axis) -> Tensor:
@@ -331,20 +303,20 @@ def reduce(x: Tensor, axis: Axis) -> Tensor:
 def gather(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
     """Enter a region from sharded activations. Shapes: [S/n, ..] -> [S, ..]. Comm: all-gather; backward
     reduce-scatter."""
-    return x if axis.size == 1 else _Gather.apply(x, axis, dim)
+    return x if axis.size == 1 else _Along.apply(x, axis, dim, all_gather, reduce_scatter)
 
 
 def scatter(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
     """Leave it to sharded activations: sum, keep own part. Shapes: [S, ..] -> [S/n, ..]. Comm: reduce-scatter;
     backward all-gather."""
-    return x if axis.size == 1 else _Scatter.apply(x, axis, dim)
+    return x if axis.size == 1 else _Along.apply(x, axis, dim, reduce_scatter, all_gather)
 
 
 def split(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
     """Own part of a tensor that all ranks hold alike. Shapes: [S, ..] -> [S/n, ..]. Comm: backward all-gather."""
-    return x if axis.size == 1 else _Split.apply(x, axis, dim)
+    return x if axis.size == 1 else _Along.apply(x, axis, dim, _own_part, all_gather)
 
 
 def join(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
     """Whole tensor whose use is the same on all ranks. Shapes: [S/n, ..] -> [S, ..]. Comm: forward all-gather."""
-    return x if axis.size == 1 else _Join.apply(x, axis, dim)
+    return x if axis.size == 1 else _Along.apply(x, axis, dim, all_gather, _own_part)
