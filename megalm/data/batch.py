@@ -28,9 +28,14 @@ class Batch:
     """int64 [B]: number of the source that each row is of; given where there is more than one source."""
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in moved.items() if t is not None})
+        """The same batch on another device; a GPU takes it up when it gets there, the host goes on at once."""
+        device = torch.device(device)
+        moved = {f.name: t for f in fields(self) if (t := getattr(self, f.name)) is not None}
+        if device.type == "cuda":
+            # From pageable memory the host would wait until all that was launched before is done. torch gives page-locked
+            # memory to nobody else before the copy from it is over.
+            moved = {name: t.pin_memory() if t.device.type == "cpu" else t for name, t in moved.items()}
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in moved.items()})
 
     @property
     def token_count(self) -> float:

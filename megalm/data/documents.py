@@ -6,22 +6,22 @@ do any piece.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, BinaryIO
 
 from megalm.config.errors import ConfigError
+from megalm.data.archives import COMPRESSIONS, DamagedArchive, read_some
 from megalm.data.files import (
-    COMPRESSIONS,
     ENDINGS,
-    broken_file_errors,
     compression_of,
     ending_of,
     list_files,
@@ -31,6 +31,7 @@ from megalm.data.files import (
 
 SMALLEST_PIECE, LARGEST_PIECE = 4 << 20, 64 << 20  # bytes of one file that are read at a time by one process
 PIECES = 256  # that a large input is cut into at least: enough for all processes to end together
+DEALT = 64  # a compressed file of more than such a share of the input is dealt out in blocks as it is unpacked
 LONGEST_TEXT = 8 << 20  # a text file above this is cut at line ends into documents of TEXT_PIECE: a worker needs about
 TEXT_PIECE = 4 << 20  # fifteen times a document's size
 ROWS = 128  # of a table that are held as Python objects
@@ -51,11 +52,22 @@ class Piece:
     start: int = 0
     stop: int = -1
     name: str = ""
-    """What reports and skip lists call it; empty: the path."""
+    """What reports and skip lists call it, if not by its path."""
     source: str = ""
     """What the report counts it under."""
     stamp: str = ""
     """Changes when the file does."""
+    base: int = 0
+    """Where the file begins in what it was unpacked from."""
+    block: int = 0
+    """Of a compressed file that is dealt out (megalm/data/blocks.py): bytes of a block; 0: it is read as it is."""
+    broken: tuple[str, str] = ("", "")
+    """Place of, and reason for, what could not be unpacked behind this piece; its path is empty."""
+
+    @property
+    def label(self) -> str:
+        """What reports and errors call it."""
+        return self.name or self.path
 
 
 @dataclass(frozen=True)
@@ -106,19 +118,21 @@ def piece_bytes(files: Sequence[Piece]) -> int:
 
 def cut_into_pieces(files: Sequence[Piece]) -> list[Piece]:
     """One piece for each file, several for large plain text, JSON lines and Parquet; depends on names and sizes
-    only."""
+    only. A compressed one with a large share of the input is marked to be dealt out in blocks."""
     pieces = []
     each = piece_bytes(files)
+    share = max(sum(file.size for file in files) // DEALT, SMALLEST_PIECE)
     tables = [f.path for f in files if ending_of(f.path) == ".parquet" and not compression_of(f.path)]
     row_groups = _all_row_groups(tables) if tables else {}
     for file in files:
         ending = ending_of(file.path)
         lines = ending in (".jsonl", ".ndjson")
-        if file.path in row_groups:
-            groups = row_groups[file.path]
+        if groups := row_groups.get(file.path, 0):
             pieces += [replace(file, size=file.size // groups, start=g, stop=g + 1) for g in range(groups)]
-        elif compression_of(file.path) or ending in (".json", ".csv", ".arrow", ".parquet"):
+        elif ending in (".json", ".csv", ".arrow", ".parquet"):
             pieces.append(file)
+        elif compression_of(file.path):
+            pieces.append(replace(file, block=each) if file.size > share else file)
         elif file.size > (each if lines else LONGEST_TEXT):
             step = each if lines else TEXT_PIECE
             for start in range(0, file.size, step):
@@ -136,20 +150,37 @@ def read_piece(
 
     field: a key or column, a path such as meta.text, or a template such as "{title}\\n\\n{body}". others: what else of the
     fields will be asked for, so that the remaining columns of a table need not be read; None: everything.
-    Errors: ConfigError if the file as a whole cannot be read. A broken line is a BadDocument.
+    Errors: ConfigError if the file is not there or cannot be read. A broken line is a BadDocument, and so is all that
+    follows where the file is damaged or cut off.
     """
+    with reading(piece.label):
+        if piece.broken[0]:
+            yield BadDocument(*piece.broken)
+            return
+        try:
+            yield from _documents(piece, field, others)
+        except DamagedArchive as error:
+            yield damaged(error)
+
+
+def damaged(error: DamagedArchive) -> BadDocument:
+    """What is missing of a compressed file."""
+    what = "is cut off" if error.cut else f"is damaged here or before ({error}), look at what it gave before you use it"
+    return BadDocument(f"byte {error.at}", f"the compressed file {what}; the rest of it is left out")
+
+
+def _documents(piece: Piece, field: str, others: Sequence[str] | None) -> Iterator[Document | BadDocument]:
     ending = ending_of(piece.path)
-    with reading(piece.path):
-        if ending in (".jsonl", ".ndjson"):
-            yield from _json_lines(piece, field)
-        elif ending == ".json":
-            yield from _json(piece, field)
-        elif ending == ".csv":
-            yield from _csv(piece, field)
-        elif ending in (".parquet", ".arrow"):
-            yield from _table(piece, field, others, ending)
-        else:
-            yield from _text(piece)
+    if ending in (".jsonl", ".ndjson"):
+        yield from _json_lines(piece, field)
+    elif ending == ".json":
+        yield from _json(piece, field)
+    elif ending == ".csv":
+        yield from _csv(piece, field)
+    elif ending in (".parquet", ".arrow"):
+        yield from _table(piece, field, others, ending)
+    else:
+        yield from _text(piece)
 
 
 @contextlib.contextmanager
@@ -160,13 +191,13 @@ def reading(path: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        if "://" not in path and not isinstance(error, broken_file_errors()):
+        if "://" not in path and not isinstance(error, OSError):
             raise  # only the clients of stores raise kinds of their own
-        raise ConfigError(f"{path}: cannot be read to its end ({error}). Restore the file, or leave it out.") from error
+        raise ConfigError(f"{path}: cannot be read ({error}). Restore the file, or leave it out.") from error
 
 
 def _lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
-    """(offset, line) of every line that begins inside the piece."""
+    """(offset, line) of every line that begins inside the piece; the offset is that in what was unpacked."""
     with open_bytes(piece.path) as file:
         offset = 0
         if piece.start:
@@ -176,7 +207,7 @@ def _lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
             line = file.readline()
             if not line:
                 return
-            yield offset, line
+            yield piece.base + offset, line
             offset += len(line)
 
 
@@ -190,14 +221,16 @@ def _decode(data: bytes, place: int) -> str | BadDocument:
 
 def _text(piece: Piece) -> Iterator[Document | BadDocument]:
     if compression_of(piece.path) is not None:
-        yield from _unpacked_text(piece)
+        with open_bytes(piece.path) as file:
+            for start, data in text_parts(file):
+                yield _text_document(data, start)
         return
     with open_bytes(piece.path) as file:
         start, stop = _edge(file, piece.start), _edge(file, piece.stop) if piece.stop >= 0 else -1
         file.seek(start)
         data = file.read(stop - start if stop >= 0 else -1)
     if data or start == 0:  # else a line goes on through the whole piece
-        yield _text_document(data, start)
+        yield _text_document(data, piece.base + start)
 
 
 def _text_document(data: bytes, start: int) -> Document | BadDocument:
@@ -224,26 +257,26 @@ def _cut(ahead: bytes) -> int:
     return cut
 
 
-def _unpacked_text(piece: Piece) -> Iterator[Document | BadDocument]:
-    """A compressed text of unknown length: whole, or cut where a plain one of that length would be."""
+def text_parts(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """(where it begins, bytes) of the parts of a text of unknown length: whole, or cut where a file of that length would
+    be."""
     data, start, next_cut, more = bytearray(), 0, TEXT_PIECE, True
-    with open_bytes(piece.path) as file:
-        while more:
-            block = file.read(1 << 20)
-            data += block
-            more = bool(block)
-            if start + len(data) <= LONGEST_TEXT:
-                continue
-            while start + len(data) >= next_cut + LONGEST_LINE or (not more and start + len(data) > next_cut):
-                at = next_cut - 1 - start
-                if at >= 0:  # else a line went on beyond this place
-                    end = at + _cut(bytes(data[at : at + LONGEST_LINE]))
-                    yield _text_document(bytes(data[:end]), start)
-                    del data[:end]
-                    start += end
-                next_cut += TEXT_PIECE
+    while more:
+        block = read_some(file, 1 << 20)
+        data += block
+        more = bool(block)
+        if start + len(data) <= LONGEST_TEXT:
+            continue
+        while start + len(data) >= next_cut + LONGEST_LINE or (not more and start + len(data) > next_cut):
+            at = next_cut - 1 - start
+            if at >= 0:  # else a line went on beyond this place
+                end = at + _cut(bytes(data[at : at + LONGEST_LINE]))
+                yield start, bytes(data[:end])
+                del data[:end]
+                start += end
+            next_cut += TEXT_PIECE
     if data or start == 0:
-        yield _text_document(bytes(data), start)
+        yield start, bytes(data)
 
 
 def _json_lines(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
@@ -313,16 +346,29 @@ def _surrogate(text: str) -> str | None:
 
 def _json(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
     with open_bytes(piece.path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         number = -1
         try:
-            for number, record in enumerate(_json_values(text)):
+            for number, record in enumerate(_json_values(_reader_of_characters(file))):
                 yield _from_record(record, field, f"item {number}")
         except (ValueError, RecursionError) as error:
             yield BadDocument(f"item {number + 1}", f"not JSON ({error}); the rest of the file is left out")
 
 
-def _json_values(file: io.TextIOWrapper) -> Iterator[Any]:
+def _reader_of_characters(file: BinaryIO) -> Callable[[int], str]:
+    """A function that gives the characters of about so many more bytes; none at the end."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+
+    def read(size: int) -> str:
+        while True:
+            data = read_some(file, size)
+            text = decoder.decode(data, not data)
+            if text or not data:
+                return text
+
+    return read
+
+
+def _json_values(read: Callable[[int], str]) -> Iterator[Any]:
     """The values of a file one after another, and those in an array one by one; no more than one is held.
 
     Errors: ValueError where the text is not JSON.
@@ -332,7 +378,7 @@ def _json_values(file: io.TextIOWrapper) -> Iterator[Any]:
     expected = ""  # what must come before the next value of an array
     while True:
         if not ended and len(buffer) - at < least:
-            block = file.read(max(BLOCK, least))
+            block = read(max(BLOCK, least))
             ended = not block
             buffer, at = buffer[at:] + block, 0
             continue
@@ -397,14 +443,19 @@ def _all_row_groups(paths: Sequence[str]) -> dict[str, int]:
 
 
 def _row_groups(path: str) -> int:
+    """How many; 0 where the file does not say so."""
     pyarrow = _pyarrow()
     try:
         with open_seekable(path) as file:
             return pyarrow.parquet.ParquetFile(file).num_row_groups
-    except (pyarrow.ArrowException, *UNREADABLE) as error:
-        raise ConfigError(
-            f"{path}: not a readable Parquet file ({error}). Restore the file, or leave it out."
-        ) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise ConfigError(
+                f"{path}: cannot be read ({error.strerror}). Restore the file, or leave it out."
+            ) from error
+        return 0
+    except (pyarrow.ArrowException, *UNREADABLE):
+        return 0  # reading it says why
 
 
 def _table(piece: Piece, field: str, others: Sequence[str] | None, ending: str) -> Iterator[Document | BadDocument]:
@@ -427,7 +478,10 @@ def _table(piece: Piece, field: str, others: Sequence[str] | None, ending: str) 
                     bad = isinstance(record, BadDocument)
                     yield replace(record, place=place) if bad else _from_record(record, field, place)
     except (pyarrow.ArrowException, *UNREADABLE) as error:
-        raise ConfigError(f"{piece.path}: row {row}: {error}. Restore the file, or leave it out.") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the file is not damaged, but out of reach
+        rest = "row group" if piece.stop >= 0 else "file"
+        yield BadDocument(f"row {row}", f"cannot be read ({error}); the rest of the {rest} is left out")
 
 
 def _arrow_batches(pyarrow: Any, file: BinaryIO, field: str, others: Sequence[str] | None) -> Iterator[Any]:

@@ -12,7 +12,7 @@ import importlib
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,8 +69,8 @@ class Engine:
     def __init__(self, workers: int):
         self.workers = max(workers, 1)
 
-    def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """The results as they come, each once.
+    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        """The results as they come, each once. Tasks are asked for when a worker will soon be free for them.
 
         Errors: ConfigError as a task raised it, or if a task's workers die again and again.
         """
@@ -103,38 +103,46 @@ class LocalEngine(Engine):
             for _ in range(self.workers):
                 self._running().submit(_import, module)
 
-    def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        if self.workers == 1 or (len(tasks) <= 1 and self._pool is None):
-            yield from (_checked(_call(function, task)) for task in tasks)
+    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        queue = iter(tasks)
+        first = list(itertools.islice(queue, 2))
+        queue = itertools.chain(first, queue)
+        if self.workers == 1 or (len(first) <= 1 and self._pool is None):
+            yield from (_checked(_call(function, task)) for task in queue)
             return
         from concurrent.futures.process import BrokenProcessPool
 
-        left = dict(enumerate(tasks))
-        deaths = 0
-        while left:
+        begun: dict[int, Task] = {}  # and not done
+        numbered, deaths = enumerate(queue), 0
+        while True:
             try:
-                for number, result in self._pooled(function, dict(left)):
-                    del left[number]
+                for number, result in self._pooled(function, begun, numbered):
+                    del begun[number]
                     deaths = 0
                     yield _checked(result)
+                return
             except BrokenProcessPool as error:
                 self._drop()
                 deaths += 1
                 if deaths == ATTEMPTS:
                     raise ConfigError(
-                        f"a worker process was killed {ATTEMPTS} times, at {_labels(list(left.values()))}. The machine may "
+                        f"a worker process was killed {ATTEMPTS} times, at {_labels(list(begun.values()))}. The machine may "
                         "be out of memory: pass fewer --workers; what is done is kept, and the same command goes on from "
                         "there."
                     ) from error
 
-    def _pooled(self, function: Callable[[Task], Result], tasks: dict[int, Task]) -> Iterator[tuple[int, Any]]:
+    def _pooled(
+        self, function: Callable[[Task], Result], begun: dict[int, Task], more: Iterator[tuple[int, Task]]
+    ) -> Iterator[tuple[int, Any]]:
+        """(number, result) of the tasks that had begun, and of more; each is among the begun ones until it is taken."""
         from concurrent.futures import FIRST_COMPLETED, wait
 
-        queue = iter(tasks.items())
+        queue = itertools.chain(list(begun.items()), more)
         running: dict[Any, int] = {}
         try:
             while True:
                 for number, task in itertools.islice(queue, 2 * self.workers - len(running)):
+                    begun[number] = task
                     running[self._running().submit(_call, function, task)] = number
                 if not running:
                     return
@@ -202,10 +210,9 @@ class SparkEngine(Engine):
         context.setLogLevel("OFF" if "PYSPARK_GATEWAY_PORT" not in os.environ else "WARN")
         self.workers = max(context.defaultParallelism, 1)
 
-    def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        context = self._session.sparkContext
-        for start in range(0, len(tasks), WAVE * self.workers):
-            wave = tasks[start : start + WAVE * self.workers]
+    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        context, queue = self._session.sparkContext, iter(tasks)
+        while wave := list(itertools.islice(queue, WAVE * self.workers)):
             try:
                 results = context.parallelize(wave, len(wave)).map(partial(_call, function)).collect()
             except Exception as error:  # Py4JJavaError: a task failed in all its attempts
@@ -247,7 +254,7 @@ class RayEngine(Engine):
         if address:
             self.workers = max(int(ray.cluster_resources().get("CPU", 1)), 1)
 
-    def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         remote = self._ray.remote(max_retries=ATTEMPTS, num_cpus=1)(_call)
         queue = iter(tasks)
         running: dict[Any, Task] = {}

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import glob
-import gzip
 import hashlib
-import io
 import json
-import lzma
 import os
 import shutil
 import stat
@@ -19,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from megalm.config.errors import ConfigError
+from megalm.data.archives import COMPRESSIONS, MAGICS, damage, unpacked
 
 TEXT_ENDINGS = (".txt", ".md", ".rst", ".py")
 ENDINGS = (*TEXT_ENDINGS, ".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow")
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-MAGICS = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz"}
 HEAD = 1 << 16  # bytes by which a stream without a name is recognized
 
 
@@ -108,15 +103,7 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
         else:
             raw = stack.enter_context(open(path, "rb", buffering=1 << 20))
         kind = compression_of(path)
-        if kind == "gzip":
-            raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
-        elif kind == "bz2":
-            raw = stack.enter_context(bz2.BZ2File(raw))
-        elif kind == "xz":
-            raw = stack.enter_context(lzma.LZMAFile(raw))
-        elif kind == "zstd":
-            raw = stack.enter_context(io.BufferedReader(_ZstandardReader(raw), 1 << 20))
-        yield raw
+        yield raw if kind is None else stack.enter_context(unpacked(raw, kind))
 
 
 @contextlib.contextmanager
@@ -130,47 +117,6 @@ def open_seekable(path: str) -> Iterator[BinaryIO]:
             shutil.copyfileobj(raw, whole, 1 << 20)
             whole.seek(0)
             yield whole
-
-
-def broken_file_errors() -> tuple[type[Exception], ...]:
-    """What reading a damaged or vanished file raises."""
-    import zlib
-
-    import zstandard
-
-    return OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError
-
-
-class _ZstandardReader(io.RawIOBase):
-    """Frames one after another; unlike the library's own reader it notices a last frame that is cut off."""
-
-    def __init__(self, source: BinaryIO):
-        import zstandard
-
-        self._new = zstandard.ZstdDecompressor().decompressobj
-        self._source = source
-        self._frame: Any = None
-        self._input = b""
-        self._output = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._output:
-            self._input = self._input or self._source.read(1 << 17)
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError("the compressed file ends inside a frame")
-                return 0
-            self._frame = self._frame or self._new()
-            self._output = memoryview(self._frame.decompress(self._input))
-            self._input = b""
-            if self._frame.eof:
-                self._input, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._output))
-        buffer[:count], self._output = self._output[:count], self._output[count:]
-        return count
 
 
 def is_stream(item: str) -> bool:
@@ -208,7 +154,7 @@ def spool(item: str, stem: str) -> Found:
     try:
         with open_bytes(aside) as file:
             head = file.read(HEAD)
-    except broken_file_errors():
+    except damage():
         head = b""  # reading the documents will say so
     path = f"{stem}{'.jsonl' if _is_json_lines(head) else '.txt'}{packed}"
     os.replace(aside, path)

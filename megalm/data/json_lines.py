@@ -8,7 +8,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from megalm.data.documents import BadDocument, Piece, json_line, reading
+from megalm.data.archives import DamagedArchive, read_some
+from megalm.data.documents import BadDocument, Piece, damaged, json_line, reading
 from megalm.data.files import open_bytes
 from megalm.data.suffix import native
 
@@ -40,11 +41,16 @@ class Lines:
 def read_lines(piece: Piece, field: str) -> Iterator[Lines]:
     """The documents of a piece of JSON lines, the same as `documents.read_piece` gives, some megabytes at a time.
 
-    Errors: ConfigError if the file as a whole cannot be read.
+    Errors: ConfigError if the file is not there or cannot be read.
     """
-    with reading(piece.path), open_bytes(piece.path) as file:
-        for offset, block in _blocks(file, piece):
-            yield parse(block, offset, field)
+    with reading(piece.label):
+        try:
+            with open_bytes(piece.path) as file:
+                for offset, block in _blocks(file, piece):
+                    yield parse(block, piece.base + offset, field)
+        except DamagedArchive as error:
+            none = np.empty(0, np.int64)
+            yield Lines(np.empty(0, np.uint8), none, np.empty(0, bool), none, none, [(0, damaged(error))])
 
 
 def _blocks(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, bytes]]:
@@ -54,11 +60,16 @@ def _blocks(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, bytes]]:
         file.seek(piece.start - 1)
         offset += len(file.readline()) - 1  # the line before belongs to the piece before
     while piece.stop < 0 or offset < piece.stop:
-        block = file.read(BLOCK if piece.stop < 0 else min(BLOCK, piece.stop - offset))
+        block = read_some(file, BLOCK if piece.stop < 0 else min(BLOCK, piece.stop - offset))
         if not block:
             return
         if not block.endswith(b"\n"):
-            block += file.readline()
+            try:
+                block += file.readline()
+            except DamagedArchive:
+                if b"\n" in block:
+                    yield offset, block[: block.rindex(b"\n") + 1]
+                raise
         yield offset, block
         offset += len(block)
 

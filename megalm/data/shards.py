@@ -16,12 +16,13 @@ SHARD_PIECES = 512
 
 
 def make_shards(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """Consecutive pieces, up to `piece_bytes` and SHARD_PIECES together."""
+    """Consecutive pieces, up to `piece_bytes` and SHARD_PIECES together; one that is dealt out in blocks alone."""
     shards: list[list[Piece]] = []
     each = piece_bytes(pieces)
     held = 0
     for piece in pieces:
-        if not shards or held + piece.size > each or len(shards[-1]) >= SHARD_PIECES:
+        dealt = piece.block or (shards and shards[-1][-1].block)
+        if not shards or dealt or held + piece.size > each or len(shards[-1]) >= SHARD_PIECES:
             shards.append([])
             held = 0
         shards[-1].append(piece)
@@ -44,8 +45,15 @@ def prepare_folder(folder: str, recipe: dict[str, Any]) -> bool:
     emptied."""
     mark = Path(folder, "recipe")
     if mark.exists() and mark.read_text() == digest(recipe):
+        remove_partial(folder)
         return True
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
     mark.write_text(digest(recipe))
     return False
+
+
+def remove_partial(folder: str) -> None:
+    """Removes the files that tasks which were killed have begun."""
+    for path in Path(folder).glob("*.partial"):
+        path.unlink(missing_ok=True)

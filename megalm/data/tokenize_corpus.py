@@ -2,7 +2,8 @@
 order.
 
 A shard is a list of pieces that depends only on the input; its tokens are written aside under its number and renamed
-when whole. So the result does not depend on the number of workers, an interrupted run goes on where it was, and a
+when whole. A large compressed file gives a shard for each block of it, made when a worker will soon be free for it, and
+removed behind it. So the result does not depend on the number of workers, an interrupted run goes on where it was, and a
 lost worker costs its shard.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 import xxhash
 
 from megalm.config.errors import ConfigError
+from megalm.data.blocks import Blocks
 from megalm.data.documents import BadDocument, Document, Piece, read_piece
 from megalm.data.engine import Engine
 from megalm.data.store import LocalFile
@@ -194,14 +196,13 @@ def _wanted_documents(pieces: Sequence[Piece], settings: Settings, result: Shard
     """(source and language, text) of what is to be encoded; what is left out is counted in the result."""
     others = [settings.language_field] if settings.language_field else []
     for piece in pieces:
-        name = piece.name or piece.path
+        name = piece.label
         for document in read_piece(piece, settings.field, others):
             if isinstance(document, BadDocument):
                 if not settings.skip_bad:
                     raise ConfigError(
-                        f"{name}: {document.place}: {document.reason}. Mend the document, or pass --skip-bad to "
-                        f"leave out and list "
-                        "such ones."
+                        f"{name}: {document.place}: {document.reason}. Mend it, or pass --skip-bad to leave out and list "
+                        "what cannot be read."
                     )
                 result.bad += 1
                 if len(result.listed) < LISTED:
@@ -239,7 +240,7 @@ class ShardTask:
     @property
     def label(self) -> str:
         """What errors call it."""
-        return self.pieces[0].name or self.pieces[0].path
+        return self.pieces[0].label
 
 
 _tokenizers: dict[Settings, Tokenizer] = {}  # of this process
@@ -270,10 +271,7 @@ class ShardRun:
         max_documents: int | None = None,
     ):
         self._engine, self._progress, self._most = engine, progress, max_documents
-        finished = (_finished(folder, number) for number in range(len(shards)))
-        self._done = {result.shard: result for result in finished if result is not None}
-        missing = [number for number in range(len(shards)) if number not in self._done]
-        if len(missing) > 1:
+        if len(shards) > 1 or any(piece.block for shard in shards for piece in shard):
             engine.prepare(__name__)  # workers start while the tokenizer proves itself here
         tokenizer = check_tokenizer(settings)
         tokenizer.prove(_first_texts(shards, settings))
@@ -281,28 +279,70 @@ class ShardRun:
         self.vocab_size, self.backend = tokenizer.vocab_size, tokenizer.backend
         _tokenizers.clear()
         _tokenizers[settings] = tokenizer
-        self._shards, self._settings, self._folder, self._missing = shards, settings, folder, missing
+        self._shards, self._settings, self._folder = shards, settings, folder
+        self._done: dict[int, ShardResult] = {}
+        self._pieces: dict[int, tuple[Piece, ...]] = {}  # of the shards that have begun
 
     def _task(self, number: int, most: int | None) -> ShardTask:
-        return ShardTask(number, tuple(self._shards[number]), self._settings, self._folder, most)
+        return ShardTask(number, self._pieces[number], self._settings, self._folder, most)
+
+    def _manifest(self) -> Iterator[tuple[int, tuple[Piece, ...], ShardResult | None]]:
+        """(number, pieces, its result if an interrupted run left that) of every shard; a block is there when it comes."""
+        number = 0
+        for shard in self._shards:
+            if not shard[0].block:
+                yield number, tuple(shard), _finished(self._folder, number)
+                number += 1
+                continue
+            with contextlib.closing(Blocks(shard[0], shard[0].block)) as blocks:
+                while True:
+                    found = _finished(self._folder, number)
+                    unneeded = found is not None and self._most is None  # else it may have to be cut short
+                    block = blocks.next(None if unneeded else self._block(number))
+                    if block is None:
+                        break
+                    yield number, (block,), found
+                    number += 1
+
+    def _tasks(self) -> Iterator[ShardTask]:
+        for number, pieces, found in self._manifest():
+            self._pieces[number] = pieces
+            if found is None:
+                yield self._task(number, self._most)
+            else:
+                self._done[number] = found
+                self._progress(found)
 
     def __iter__(self) -> Iterator[ShardResult]:
-        done, self._done = self._done, {}
         following, left = 0, sys.maxsize if self._most is None else self._most
-        tasks = [self._task(number, self._most) for number in self._missing]
-        with contextlib.closing(self._engine.map(encode_shard, tasks)) as coming:  # type: ignore[type-var]
-            for result in itertools.chain(list(done.values()), coming):
-                done[result.shard] = result
-                self._progress(result)
-                while left and following in done:
-                    found = done.pop(following)
-                    if found.documents > left:  # it could not know how many come before it
-                        found = encode_shard(self._task(following, left))
-                    yield found
-                    left -= found.documents
-                    following += 1
-                if not left:
-                    return
+        try:
+            with contextlib.closing(self._engine.map(encode_shard, self._tasks())) as coming:  # type: ignore[type-var]
+                for result in itertools.chain(coming, [None]):
+                    if result is not None:
+                        self._done[result.shard] = result
+                        self._progress(result)
+                    while left and following in self._done:
+                        found = self._done.pop(following)
+                        if found.documents > left:  # it could not know how many come before it
+                            found = encode_shard(self._task(following, left))
+                        yield found
+                        self._forget(following)
+                        left -= found.documents
+                        following += 1
+                    if not left:
+                        return
+        finally:
+            for number in list(self._pieces):
+                self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        """The shard will not be asked for again: a block of it goes."""
+        for piece in self._pieces.pop(number):
+            if piece.path.startswith(self._block(number)):
+                os.unlink(piece.path)
+
+    def _block(self, number: int) -> str:
+        return os.path.join(self._folder, f"{number:06d}.block")
 
 
 def _finished(folder: str, number: int) -> ShardResult | None:

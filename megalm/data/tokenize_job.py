@@ -128,7 +128,8 @@ def _run(
     settings = replace(job.settings, tokenizer=tokenizer_path)
     shards = make_shards(pieces)
     folder = f"{output}.parts"
-    if prepare_folder(folder, {**recipe, "tokenizer": fingerprint_of(tokenizer_path)}):
+    cut = digest([[len(shard), shard[0].block] for shard in shards])
+    if prepare_folder(folder, {**recipe, "tokenizer": fingerprint_of(tokenizer_path), "cut": cut}):
         progress.say("going on with an interrupted run")
     progress.start(sum(piece.size for piece in pieces))
     with engine() if engine else LocalEngine(job.workers) as running:

@@ -6,16 +6,18 @@ counts, and from then on every document has its number in the whole corpus, whoe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
 from megalm.config.errors import ConfigError
+from megalm.data.blocks import Blocks
 from megalm.data.dedup.files import dealt_to, save, shard_path
 from megalm.data.dedup.places import PLACE, bad_record, place_record
 from megalm.data.dedup.stages import Progress, Stages, recipe_of
@@ -51,7 +53,7 @@ class CorpusShard:
                 if bad and not self.skip_bad:
                     wrong = bad[0][1]
                     raise ConfigError(
-                        f"{piece.path}: {wrong.place}: {wrong.reason}. Mend it, or pass --skip-bad to leave such out."
+                        f"{piece.label}: {wrong.place}: {wrong.reason}. Mend it, or pass --skip-bad to leave such out."
                     )
                 yield texts, places, [bad_record(number, before, found) for before, found in bad]
 
@@ -103,7 +105,7 @@ class ShardStage:
     @property
     def label(self) -> str:
         """What errors call it."""
-        return self.shard.pieces[0].path
+        return self.shard.pieces[0].label
 
     def path(self, part: str) -> str:
         """The name of a file that belongs to this shard."""
@@ -124,7 +126,7 @@ class ShardStage:
             if len(texts):
                 yield texts
         if not known:
-            for part, content in (("paths", [piece.path for piece in self.shard.pieces]), ("bad", all_bad)):
+            for part, content in (("paths", [piece.label for piece in self.shard.pieces]), ("bad", all_bad)):
                 save(self.path(part), np.frombuffer(json.dumps(content).encode(), np.uint8))
             save(self.path("places"), np.concatenate(all_places))
 
@@ -147,8 +149,30 @@ class PartStage:
                 yield self.starts[shard], records
 
 
+@dataclass(frozen=True)
+class _Unpacking:
+    """A task: a compressed file that is to lie in the folder as it was."""
+
+    number: int
+    piece: Piece
+    folder: str
+
+    @property
+    def label(self) -> str:
+        return self.piece.label
+
+
+def _unpack(task: _Unpacking) -> list[dict[str, Any]]:
+    """Leaves the content; the piece for it, and another one where the file is damaged."""
+    with contextlib.closing(Blocks(task.piece)) as blocks:
+        found = iter(lambda: blocks.next(shard_path(task.folder, task.number, "unpacked")), None)
+        return [asdict(piece) | {"size": os.path.getsize(piece.path) if piece.path else 0} for piece in found]
+
+
 class Corpus:
     """The documents of files, cut into shards that depend on the input only.
+
+    A compressed file with a large share of the input is unpacked first, so that several workers can read it.
 
     Stages leave their files in `folder`; without one, in a temporary one. `close` removes it. With a `command`, its name
     and options, the folder of an interrupted run of the same is gone on with, and an error leaves it.
@@ -166,17 +190,32 @@ class Corpus:
     ):
         files = find_files(list(inputs))
         pieces = cut_into_pieces(files)
-        self.shards = [
-            CorpusShard(number, tuple(shard), field, skip_bad) for number, shard in enumerate(make_shards(pieces))
-        ]
         recipe = None
         if folder and command:
             options = {**command[1], "field": field, "skip_bad": skip_bad}
-            recipe = recipe_of(command[0], options, [*stamps(files), [len(shard.pieces) for shard in self.shards]])
+            recipe = recipe_of(command[0], options, [*stamps(files), [len(shard) for shard in make_shards(pieces)]])
         self._resumable = recipe is not None
         self.stages = Stages(folder or tempfile.mkdtemp(prefix="dedup-"), engine, recipe, progress)
         self.folder = self.stages.folder
+        try:
+            shards = make_shards(self._unpacked(files, pieces))
+        except BaseException:
+            self.close(failed=True)
+            raise
+        self.shards = [CorpusShard(number, tuple(shard), field, skip_bad) for number, shard in enumerate(shards)]
         self.starts: tuple[int, ...] = ()
+
+    def _unpacked(self, files: list[Piece], pieces: list[Piece]) -> list[Piece]:
+        """The pieces; those of compressed files that are to be dealt out, of what they hold."""
+        tasks = [_Unpacking(n, piece, self.folder) for n, piece in enumerate(pieces) if piece.block]
+        if not tasks:
+            return pieces
+        results = self.stages.run(_unpack, tasks, "unpacking", [float(task.piece.size) for task in tasks])
+        found = {
+            task.piece.path: [Piece(**{**content, "broken": tuple(content["broken"])}) for content in result]
+            for task, result in zip(tasks, results, strict=True)
+        }
+        return cut_into_pieces([content for file in files for content in found.get(file.path, [file])])
 
     def each_shard(
         self, function: Callable[[ShardStage], Result], argument: Any = None, stage: str = ""

@@ -123,7 +123,7 @@ def bad_rows(stage: ShardStage) -> Callable[[int], list[bytes]]:
         lines = []
         while following is not None and following[1] <= number:
             piece, _, place, reason = following
-            path = stage.shard.pieces[piece].path
+            path = stage.shard.pieces[piece].label
             lines.append(json_row({"file": path, "place": place, "why": f"cannot be read: {reason}"}))
             following = next(rows, None)
         return lines
@@ -245,7 +245,7 @@ def unread(corpus: Corpus) -> tuple[int, tuple[str, ...]]:
     for shard in corpus.shards:
         for piece, _, place, reason in read_bad(corpus.folder, shard.number):
             if count < LISTED:
-                listed.append(f"{shard.pieces[piece].path}: {place}: {reason}")
+                listed.append(f"{shard.pieces[piece].label}: {place}: {reason}")
             count += 1
     return count, tuple(listed)
 
