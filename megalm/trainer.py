@@ -1,5 +1,6 @@
 """The training run, readable top to bottom: build, resume, step, evaluate, save. Everything else hooks in."""
 
+import os
 import random
 import time
 from dataclasses import asdict, replace
@@ -57,7 +58,8 @@ class Trainer:
         self.is_writer = mesh.rank == 0
         self.events = EventLog(folder / "events.jsonl", writes=self.is_writer)
 
-        _seed_everything(config.train.seed, mesh, config.train.deterministic)
+        _seed_everything(config.train.seed, mesh)
+        choose_algorithms(config.train.deterministic, mesh.device)
         self.model_chunks = build_chunks(config, mesh)
         self.optimizer = build_optimizer(self.model_chunks, config.optim, config.precision, mesh, config.parallel)
         self.executor = Executor(
@@ -292,10 +294,21 @@ class Trainer:
             hook.on_step_end(self, record)
 
 
-def _seed_everything(seed: int, mesh: Mesh, deterministic: bool) -> None:
+def _seed_everything(seed: int, mesh: Mesh) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     seed_ranks(seed, mesh)
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def choose_algorithms(deterministic: bool, device: torch.device) -> None:
+    """Whether this process' algorithms give the same bits in every run.
+
+    On a GPU an operation that cannot is then an error: where torch may only warn, its attention computes gradients in
+    an order that changes (seen in torch 2.11), and a replay of the guard's would find a machine to blame.
+    """
+    if deterministic and device.type == "cuda":
+        # cuBLAS asks for a workspace of its own for each stream, which it reads before its first product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=device.type != "cuda")
     # A debugging aid that costs a write of every new tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

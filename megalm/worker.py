@@ -23,7 +23,7 @@ from megalm.observe.report import ReportHook
 from megalm.observe.sample import SampleHook
 from megalm.observe.tensorboard import TensorBoardHook
 from megalm.ops.backend import library
-from megalm.parallel.mesh import build_mesh
+from megalm.parallel.mesh import build_mesh, local_device
 from megalm.plan.machine import machine_for
 from megalm.trainer import Trainer
 from megalm.world import World, device_type
@@ -62,12 +62,12 @@ def _run(config: Config, folder: Path, world: World, meeting: Path | None) -> in
              platform.python_version(), world.rank, world.size, kind)  # fmt: skip
     ops.set_backend(config.ops.backend)
     if kind == "cuda":
-        torch.cuda.set_device(world.local_rank)
+        torch.cuda.set_device(local_device(kind, world.local_rank))
     else:
         ops.keep_freed_memory()
     if world.size > 1 or world.external:
         _join(config, world, kind, meeting)
-    mesh = build_mesh(config.parallel, kind)
+    mesh = build_mesh(config.parallel, kind, _timeout(config))
     baseline_bytes = peak_bytes(kind)
     trainer = Trainer(config, mesh, folder, peak_flops=machine_for(config).peak(config.precision.dtype))
     if trainer.is_writer:
@@ -93,8 +93,12 @@ def _join(config: Config, world: World, kind: str, meeting: Path | None) -> None
         init_method=f"file://{meeting}" if meeting is not None else "env://",
         rank=world.rank,
         world_size=world.size,
-        timeout=timedelta(minutes=config.resilience.timeout_minutes),
+        timeout=_timeout(config),
     )
+
+
+def _timeout(config: Config) -> timedelta:
+    return timedelta(minutes=config.resilience.timeout_minutes)
 
 
 def _hooks(config: Config, folder: Path, trainer: Trainer, baseline_bytes: int) -> list[Hook]:

@@ -37,12 +37,23 @@ def find_world(config: Config, environment: Mapping[str, str]) -> World:
     elif config.dry_run:
         return World(size=config.world_size or _product(config))
     else:
-        return World(size=config.world_size or accelerator_count(config) or _product(config))
+        return World(size=_local_size(config))
     if config.world_size not in (None, found.size):
         raise ConfigError(
             f"world_size={config.world_size}, but the launcher started {found.size} ranks: leave world_size out."
         )
     return found
+
+
+def _local_size(config: Config) -> int:
+    """Ranks to start on this machine."""
+    gpus = accelerator_count(config)
+    if gpus and config.world_size is not None and config.world_size > gpus:
+        raise ConfigError(
+            f"world_size={config.world_size}, but torch sees {gpus} GPU{'s' * (gpus > 1)} here, and each rank needs one of its "
+            f"own: set world_size to at most {gpus}, or device=cpu."
+        )
+    return config.world_size or gpus or _product(config)
 
 
 def accelerator_count(config: Config) -> int:

@@ -153,6 +153,14 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_local_ranks_are_as_many_as_there_are_gpus_at_most(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert find_world(Config(), {}).size == 2 and find_world(Config(world_size=1), {}).size == 1
+    assert find_world(Config(world_size=3, device="cpu"), {}).size == 3
+    with pytest.raises(ConfigError, match="torch sees 2 GPUs here"):
+        find_world(Config(world_size=3), {})
+
+
 def test_two_local_ranks_are_interrupted_and_go_on(tmp_path):
     """Ctrl-C reaches every process of the terminal; the run saves, exits with 130, and the same command ends it."""
     arguments = [*small_run(tmp_path), "world_size=2", "train.steps=400", "train.eval_every=0", "checkpoint.every=0"]

@@ -1,6 +1,7 @@
 """The training run: it learns, resumes bitwise, and gives the same losses on one rank and on two."""
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -12,7 +13,7 @@ from megalm.config.compose import compose_config
 from megalm.config.resolve import resolve
 from megalm.hooks import Hook
 from megalm.parallel.mesh import Mesh, build_mesh
-from megalm.trainer import Trainer
+from megalm.trainer import Trainer, choose_algorithms
 from tests.corpus import small_run
 from tests.distributed import run_ranks
 
@@ -146,3 +147,18 @@ def test_an_error_at_the_start_is_the_one_that_is_seen(tmp_path):
 
     with pytest.raises(RuntimeError, match="no disk"):
         train(small_run(tmp_path), Broken(), Ended())
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_on_a_gpu_what_is_not_deterministic_is_an_error(wanted, monkeypatch):
+    """torch's attention computes its gradients in a fixed order only if nondeterminism is an error, not a warning."""
+    before = torch.get_deterministic_debug_mode()
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        choose_algorithms(wanted, torch.device("cuda", 0))
+        assert torch.get_deterministic_debug_mode() == (2 if wanted else 0)
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if wanted else None)
+        choose_algorithms(wanted, torch.device("cpu"))
+        assert torch.get_deterministic_debug_mode() == (1 if wanted else 0)
+    finally:
+        torch.set_deterministic_debug_mode(before)

@@ -134,6 +134,10 @@ class Attention(nn.Module):
             k, v = self.cache.append(k, v)
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
         grouped = q.shape[1] != k.shape[1]
+        if grouped and q.is_cuda and (where.mask is not None or q.dtype == torch.float32):
+            # The kernel that serves masks and fp32 on GPUs knows no groups: without this all scores would be in memory.
+            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+            grouped = False
         mixed = F.scaled_dot_product_attention(
             q, k, v, attn_mask=where.mask, is_causal=where.mask is None, enable_gqa=grouped, scale=self.head_dim**-0.5
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Protocol
 
 import torch
@@ -92,10 +93,11 @@ class Mesh:
         return Mesh(rank=0, world_size=1, device=torch.device(device), **{name: Axis(name) for name in names})
 
 
-def build_mesh(parallel: ParallelSizes, device_type: str = "cpu") -> Mesh:
+def build_mesh(parallel: ParallelSizes, device_type: str = "cpu", timeout: timedelta | None = None) -> Mesh:
     """The mesh of this process in the initialised default process group (or of one process without any).
 
     Every rank must call it, at the same point: making groups is collective.
+    timeout: of an operation on one of the groups; None: the process library's, which is not the default group's.
     Errors: ConfigError when the world's size is not divisible by tensor x context x pipeline, or data by expert.
     """
     device = local_device(device_type)
@@ -116,7 +118,7 @@ def build_mesh(parallel: ParallelSizes, device_type: str = "cpu") -> Mesh:
     data = world_size // (tensor * context * pipeline)
     if data % expert:
         raise ConfigError(f"parallel.expert={expert} must divide the data axis, which is {data} here.")
-    maker = _GroupMaker(rank, world_size)
+    maker = _GroupMaker(rank, world_size, timeout)
 
     def world_rank(p: int, d: int, c: int, t: int) -> int:
         return ((p * data + d) * context + c) * tensor + t
@@ -178,18 +180,22 @@ def build_mesh(parallel: ParallelSizes, device_type: str = "cpu") -> Mesh:
     )
 
 
-def local_device(device_type: str) -> torch.device:
-    """This process' device: the CPU, or the accelerator numbered by LOCAL_RANK."""
+def local_device(device_type: str, local_rank: int | None = None) -> torch.device:
+    """This process' device: the CPU, or the accelerator numbered by its local rank (default: LOCAL_RANK).
+
+    Where a launcher lets each process see only its own accelerators, they are counted from 0 again.
+    """
     if device_type == "cpu":
         return torch.device("cpu")
-    return torch.device(device_type, int(os.environ.get("LOCAL_RANK", "0")))
+    number = int(os.environ.get("LOCAL_RANK", "0")) if local_rank is None else local_rank
+    return torch.device(device_type, number % max(1, torch.accelerator.device_count()))
 
 
 class _GroupMaker:
     """Makes each distinct set of ranks into one process group; all ranks walk the same lists in the same order."""
 
-    def __init__(self, rank: int, world_size: int) -> None:
-        self.rank = rank
+    def __init__(self, rank: int, world_size: int, timeout: timedelta | None) -> None:
+        self.rank, self.timeout = rank, timeout
         self.groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {tuple(range(world_size)): dist.group.WORLD}
 
     def axis(self, name: str, lines: Sequence[Sequence[int]]) -> Axis:
@@ -198,7 +204,7 @@ class _GroupMaker:
         for line in lines:
             ranks = tuple(line)
             if len(ranks) > 1 and ranks not in self.groups:
-                made = dist.new_group(list(ranks))
+                made = dist.new_group(list(ranks), timeout=self.timeout)
                 self.groups[ranks] = made if self.rank in ranks else None
             if self.rank in ranks and len(ranks) > 1:
                 mine = Axis(name, len(ranks), ranks.index(self.rank), ranks, self.groups[ranks])

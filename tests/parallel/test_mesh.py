@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from megalm.config import ConfigError, ParallelConfig
 from megalm.parallel.collectives import all_reduce
-from megalm.parallel.mesh import Mesh, build_mesh
+from megalm.parallel.mesh import Mesh, build_mesh, local_device
 from tests.distributed import run_ranks
 
 AXES = ("data", "context", "tensor", "pipeline", "expert", "data_context", "expert_data", "pipeline_ends", "world")
@@ -90,3 +90,13 @@ def refused(layout):
 def test_layouts_that_do_not_fit_the_world_are_refused():
     assert "4 ranks cannot be split into tensor=3" in run_ranks(4, refused, dict(tensor=3))[0]
     assert "parallel.expert=3 must divide the data axis" in run_ranks(4, refused, dict(expert=3))[0]
+
+
+def test_device_of_a_local_rank(monkeypatch):
+    assert local_device("cpu", 3) == torch.device("cpu")
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    assert local_device("cuda", 3) == torch.device("cuda", 3)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert local_device("cuda") == torch.device("cuda", 2)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)  # bound to one of its own
+    assert local_device("cuda") == torch.device("cuda", 0)
