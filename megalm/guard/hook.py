@@ -276,7 +276,12 @@ class GuardHook(Hook):
             return
         self.warned_at = logit
         hints = [hint for hint in advice(trainer.config) if "attention" in hint]
-        trainer.events.write("warning", step=step, what="attention_logit", attention_logit=logit, advice=hints)
+        text = f"attention logits reach {logit:.0f}, as they do long before a run diverges"
+        if hints:
+            text += f"; what keeps them down in a new run: {' or '.join(hint.partition(':')[0] for hint in hints)}"
+        trainer.events.write(
+            "warning", step=step, what="attention_logit", attention_logit=logit, text=text, advice=hints
+        )
 
     # ----------------------------------------------------------------------------------------------------------- repair
     def _carry_out(self, trainer: Trainer, decision: Decision) -> None:

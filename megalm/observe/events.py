@@ -61,7 +61,7 @@ def event_words(event: dict[str, Any]) -> str:
     """What `event_text` says after kind and step."""
     parts = []
     for key, text in _WORDS.items():
-        if event.get(key) is not None:
+        if event.get(key) is not None and not (key == "what" and "text" in event):
             parts.append(text.format(event[key]))
     if event.get("expected") is not None and event.get("loss") is not None:
         parts.append(f"loss {event['loss']:.4f} where {event['expected']:.4f} was expected")

@@ -5,6 +5,7 @@ import torch
 
 from megalm.guard.probe import other_weights
 from megalm.hooks import Hook
+from megalm.observe.events import event_text
 from tests.guard.runs import END, STEP, Crash, overrides, train
 
 
@@ -172,3 +173,15 @@ def test_looking_at_an_older_state_leaves_every_bit_as_it_was(folder, precision)
     name = f"run.name=look_{precision}"
     train(overrides(folder, "clean", name, f"precision={precision}", steps=21), Look())
     assert compared["used"] and compared["same"] and compared["again"] and compared["training"]
+
+
+def test_growing_attention_logits_are_told_once_and_at_each_doubling(tmp_path):
+    run = train(overrides(tmp_path, "clean", "guard.attention_warning=1e-4", "optim.lr=0.02", steps=30))
+    warned = run.of("warning")
+    sizes = [event["attention_logit"] for event in warned]
+    assert warned[0]["step"] == 1 and 2 <= len(warned) < 12
+    assert all(later >= 2 * earlier for earlier, later in zip(sizes, sizes[1:], strict=False))
+    seen = [record["attention_logit"] for record in run.records]
+    assert sizes[-1] > max(seen) / 2, "none was left out"
+    told = event_text(warned[-1])
+    assert f"attention logits reach {sizes[-1]:.0f}" in told and "model.qk_norm=true or optim.qk_clip=100" in told
