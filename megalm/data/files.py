@@ -141,10 +141,13 @@ def spool(item: str, stem: str) -> Found:
     with contextlib.ExitStack() as stack:
         source = sys.stdin.buffer if item == "-" else stack.enter_context(open(item, "rb"))
         target = stack.enter_context(open(aside, "wb"))
+        whole = stack.enter_context(contextlib.ExitStack())
+        whole.callback(os.unlink, aside)
         while block := source.read(1 << 20):
             digest.update(block)
             target.write(block)
         size = target.tell()
+        whole.pop_all()
     with open(aside, "rb") as file:
         start = file.read(8)
     packed = next((ending for magic, ending in MAGICS.items() if start.startswith(magic)), "")

@@ -17,7 +17,7 @@ from megalm.data import python_corpus
 from megalm.data.documents import Piece, cut_into_pieces, find_files
 from megalm.data.engine import Engine, LocalEngine
 from megalm.data.files import is_stream, spool
-from megalm.data.shards import digest, make_shards, prepare_folder, stamps
+from megalm.data.shards import WorkFolder, digest, make_shards, stamps
 from megalm.data.tokenize_corpus import (
     Settings,
     ShardResult,
@@ -127,15 +127,17 @@ def _run(
         _train(job, pieces, tokenizer_path, recipe, progress)
     settings = replace(job.settings, tokenizer=tokenizer_path)
     shards = make_shards(pieces)
-    folder = f"{output}.parts"
     cut = digest([[len(shard), shard[0].block] for shard in shards])
-    if prepare_folder(folder, {**recipe, "tokenizer": fingerprint_of(tokenizer_path), "cut": cut}):
+    work = WorkFolder(f"{output}.parts", {**recipe, "tokenizer": fingerprint_of(tokenizer_path), "cut": cut})
+    whole = ends.enter_context(contextlib.ExitStack())
+    whole.callback(work.close, keep=True)
+    if work.kept:
         progress.say("going on with an interrupted run")
     progress.start(sum(piece.size for piece in pieces))
     with engine() if engine else LocalEngine(job.workers) as running:
         try:
-            stage = ShardRun(shards, settings, folder, running, progress.shard, job.max_documents)
-            results = merge(folder, stage, prefix, stage.vocab_size)
+            stage = ShardRun(shards, settings, work.path, running, progress.shard, job.max_documents)
+            results = merge(work.path, stage, prefix, stage.vocab_size)
         finally:
             progress.finish()
     if not any(result.documents for result in results):
@@ -145,7 +147,8 @@ def _run(
     outcome = _outcome(results, prefix, tokenizer_path, stage.backend, stage.vocab_size)
     sizes = {name: os.path.getsize(f"{prefix}.{name}") for name in ("bin", "idx")}
     _write_json(recipe_path, {"recipe": recipe, "sizes": sizes, "outcome": asdict(outcome)})
-    shutil.rmtree(folder, ignore_errors=True)
+    whole.pop_all()
+    work.close(keep=False)
     Path(f"{tokenizer_path}.recipe").unlink(missing_ok=True)
     return outcome
 

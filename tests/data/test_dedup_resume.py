@@ -11,7 +11,7 @@ from megalm.data import documents as documents_module
 from megalm.data.dedup import stages as stages_module
 from tests.data.corpus import documents
 from tests.data.test_loader import write
-from tools.dedup.__main__ import run_tool, tools
+from tools.dedup.__main__ import main, run_tool, tools
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_an_interruption_from_the_keyboard_says_how_to_go_on(source, tmp_path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(stages_module, "_call", call)
-        assert run_tool(tools.dedup, command) == 130
+        assert main(command) == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert (tmp_path / "kept.jsonl.parts").exists() and not (tmp_path / "kept.jsonl").exists()
     assert run_tool(tools.dedup, command) == 0 and not (tmp_path / "kept.jsonl.parts").exists()

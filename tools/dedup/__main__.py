@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import tools.dedup
+from tools.interruption import INTERRUPTED, prompt_interruption
 from tools.subcommands import run_tool
 
 
@@ -25,7 +26,12 @@ def with_command(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 wrong input, 130 interrupted (the same command goes on)."""
-    return run_tool(tools.dedup, with_command(sys.argv[1:] if arguments is None else arguments))
+    arguments = with_command(sys.argv[1:] if arguments is None else arguments)
+    with prompt_interruption():
+        status = run_tool(tools.dedup, arguments)
+    if status == INTERRUPTED and any(item.startswith(("--output", "--removed")) for item in arguments):
+        print("interrupted; the same command goes on from what is done", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

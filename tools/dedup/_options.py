@@ -121,12 +121,7 @@ def corpus_of(args: argparse.Namespace, command: str, **options: Any) -> Iterato
             ConsoleProgress(),
         ) as corpus,
     ):
-        try:
-            yield corpus
-        except KeyboardInterrupt:
-            if target:
-                print("interrupted; the same command goes on from what is done", file=sys.stderr)
-            raise
+        yield corpus
 
 
 def finish(args: argparse.Namespace, corpus: Corpus, removals: Removals, more: dict[str, Any] | None = None) -> int:

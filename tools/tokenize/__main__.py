@@ -17,6 +17,7 @@ from megalm.data.tokenize_job import Job, Outcome, Progress, fertility_table, ru
 from megalm.data.tokenizer import FAST_BACKENDS
 from megalm.data.tokenizer_training import TRAINING_MEGABYTES
 from tools.engine_options import add_worker_arguments
+from tools.interruption import INTERRUPTED, prompt_interruption
 from tools.subcommands import run_reporting
 
 
@@ -227,7 +228,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             show(outcome, args.report, time.monotonic() - start)
         return 0
 
-    return run_reporting(action)
+    with prompt_interruption():
+        status = run_reporting(action)
+    if status == INTERRUPTED and args.output:
+        print("interrupted; the same command goes on from what is done", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,6 +21,20 @@ def save(path: str, array: np.ndarray) -> None:
     with open(partial, "wb") as file:
         file.write(np.ascontiguousarray(array).data)
     os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def written_whole(path: str) -> Iterator[BinaryIO]:
+    """A file for a result, which is there when it was written to its end."""
+    partial = f"{path}.partial"
+    try:
+        with open(partial, "wb") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
 
 
 def load(path: str, dtype: Any, start: int = 0, stop: int = -1) -> np.ndarray:

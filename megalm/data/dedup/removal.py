@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from megalm.data.dedup.corpus import Corpus, ShardStage, holds_lines
-from megalm.data.dedup.files import load, save, shard_path
+from megalm.data.dedup.files import load, save, shard_path, written_whole
 from megalm.data.dedup.places import PLACE, Places
 from megalm.data.documents import BOM, Document, Piece, read_piece
 from megalm.data.files import compression_of, open_bytes
@@ -232,11 +232,10 @@ def write_lists(corpus: Corpus, removals: Removals, output: str | None, removed:
 
 def join(corpus: Corpus, part: str, name: str) -> None:
     """The shards' files of this kind, one after another, as one file."""
-    with open(f"{name}.partial", "wb") as whole:
+    with written_whole(name) as whole:
         for shard in corpus.shards:
             with open(shard_path(corpus.folder, shard.number, part), "rb") as file:
                 shutil.copyfileobj(file, whole, 1 << 20)
-    os.replace(f"{name}.partial", name)
 
 
 def unread(corpus: Corpus) -> tuple[int, tuple[str, ...]]:

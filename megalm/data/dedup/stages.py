@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megalm.data.engine import Engine, LocalEngine
-from megalm.data.shards import digest, prepare_folder
+from megalm.data.shards import WorkFolder, digest
 
 
 class Progress:
@@ -45,15 +44,12 @@ class Stages:
         recipe: dict[str, Any] | None = None,
         progress: Progress | None = None,
     ):
-        self.folder = os.path.abspath(folder)
         self.engine, self.progress = engine or LocalEngine(1), progress or Progress()
-        there = os.path.exists(os.path.join(self.folder, "recipe"))
-        if recipe is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            os.makedirs(self.folder)
-        elif prepare_folder(self.folder, recipe):
+        self._work = WorkFolder(folder, recipe)
+        self.folder = self._work.path
+        if self._work.kept:
             self.progress.say(f"going on with an interrupted run ({self.folder})")
-        elif there:
+        elif self._work.of_another:
             self.progress.say(
                 f"{self.folder} is of another command, or the input has changed since: beginning from the start"
             )
@@ -99,8 +95,7 @@ class Stages:
 
     def close(self, keep: bool = False) -> None:
         """Removes what the stages left; `keep`: not if there is something to go on with."""
-        if not (keep and self.begun):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self._work.close(keep and self.begun)
 
 
 def recipe_of(command: str, options: dict[str, Any], files: Sequence[Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.data.dedup.files import save
+from megalm.data.dedup.files import save, written_whole
 from megalm.data.dedup.spans import Symbols, find_spans
 from megalm.data.dedup.stages import Progress, Stages
 from megalm.data.engine import Engine
@@ -89,12 +89,12 @@ def cut_spans(file: TokenFile, spans: list[Span], output: str, removed: str | No
         if writer.num_documents == 0:
             raise ConfigError(f"{file.prefix}: nothing is left without its repeated spans. Pass a larger --length.")
     if removed:
-        with open(removed, "w", encoding="utf-8") as out:
+        with written_whole(removed) as out:
             for span in spans:
                 row = {"document": span.document, "token": span.start, "tokens": span.stop - span.start}
                 origin = file.document_at(span.first)
                 row["duplicate_of"] = {"document": origin, "token": span.first}  # type: ignore[assignment]
-                out.write(json.dumps(row) + "\n")
+                out.write(json.dumps(row).encode() + b"\n")
     cut = sum(span.stop - span.start for span in spans)
     return {
         "documents": file.num_documents,
