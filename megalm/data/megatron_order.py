@@ -24,31 +24,38 @@ from megalm.data.tokens import TokenFile
 SPARE = 1.005  # each source of a blend is asked for half a percent more than its share
 
 
+def normalized(weights: Sequence[float]) -> list[float]:
+    """Shares of the whole. numpy's sum, as in Megatron: another way to add would differ in the last bit, and so would the
+    order where two sources are equally far behind."""
+    values = np.array(weights, np.float64)
+    return (values / np.sum(values)).tolist()
+
+
 def split_bounds(split: Sequence[float], size: int) -> list[tuple[int, int]]:
     """Ranges of sequences for training, validation and test. Python's round: halves go to the even number."""
-    total = sum(split)
-    edges = [0.0, *accumulate(part / total for part in split)]
+    edges = [0.0, *accumulate(normalized(split))]
     return [(int(round(a * float(size))), int(round(b * float(size)))) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 class SampleIndex:
     """Which tokens make up which sample of one source.
 
-    Of the sequences [first, stop) of the file, `wanted` samples of `seq_length` + 1 tokens; the last is the next one's first.
+    Of the sequences [first, stop) of the file, `wanted` samples of `seq_length` + 1 tokens, or those of one epoch; a
+    sample's last token is the next one's first.
     """
 
-    def __init__(self, lengths: np.ndarray, first: int, stop: int, wanted: int, seq_length: int, seed: int):
+    def __init__(self, lengths: np.ndarray, first: int, stop: int, wanted: int | None, seq_length: int, seed: int):
         self.seq_length = seq_length
         sizes = np.asarray(lengths[first:stop], np.int64)
         epoch_tokens = int(sizes.sum())
         if epoch_tokens == 0:
             raise ConfigError(f"sequences {first} to {stop} hold no token: there is nothing to order. Give more text.")
         epochs = 1
-        while epochs * epoch_tokens < wanted * seq_length + 1:
+        while wanted is not None and epochs * epoch_tokens < wanted * seq_length + 1:
             epochs += 1
         without_last = ((epochs - 1) * epoch_tokens - 1) // seq_length if epochs > 1 else 0
         in_epoch = (epoch_tokens - 1) // seq_length
-        separate = epochs > 1 and wanted - without_last < int(0.8 * in_epoch)
+        separate = wanted is not None and epochs > 1 and wanted - without_last < int(0.8 * in_epoch)
         random = np.random.RandomState(seed)
         documents = np.arange(first, stop, dtype=np.int32)
         parts = [np.tile(documents, epochs - 1), documents.copy()] if separate else [np.tile(documents, epochs)]
@@ -117,14 +124,23 @@ class MegatronSource(TokenSource):
     """A token file whose samples are put together as Megatron does."""
 
     def __init__(
-        self, name: str, file: TokenFile, seq_length: int, weight: float, split: Sequence[float], wanted: int, seed: int
+        self,
+        name: str,
+        file: TokenFile,
+        seq_length: int,
+        weight: float | None,
+        split: Sequence[float],
+        wanted: int | None,
+        seed: int,
     ):
         train, valid = split_bounds([*split, 0, 0][:3], file.num_sequences)[:2]
-        super().__init__(name, file, seq_length, weight, 0.0)
+        super().__init__(name, file, seq_length, weight or 0.0, 0.0)
         file.verify_index()  # every length is used, and the compiled walk over them trusts them
         self.train_tokens, end = self._token(train[1]), self._token(valid[1])
         self.samples = SampleIndex(file.lengths, *train, wanted, seq_length, seed)
         self.num_samples = self.samples.size
+        self.weighted = weight is not None
+        self.weight = float(self.num_samples) if weight is None else weight
         self.num_held_out = max(0, math.ceil((end - self.train_tokens - 1) / seq_length))
         self.held_out_end = end
 
@@ -164,7 +180,7 @@ class MegatronSource(TokenSource):
 
 
 def blend(weights: Sequence[float], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy blending: sample i goes to the source that is furthest behind; the first of equals.
+    """Greedy blending: sample i goes to the source that is furthest behind its share; the first of equals.
 
     Shapes: -> source int16 [size], index inside the source int64 [size]
     """
@@ -172,8 +188,7 @@ def blend(weights: Sequence[float], size: int) -> tuple[np.ndarray, np.ndarray]:
         raise ConfigError(
             f"{len(weights)} sources cannot be blended in Megatron's order: it numbers 1 to 32767 of them."
         )
-    total = sum(weights)
-    shares = [weight / total for weight in weights]
+    shares = normalized(weights)
     sources, indices = np.empty(size, np.int16), np.empty(size, np.int64)
     native = library()
     if native is None:
@@ -203,8 +218,14 @@ class MegatronStream:
     def __init__(self, sources: Sequence[MegatronSource], wanted: int):
         self.sources, self.wanted = list(sources), wanted
         self.end = wanted if len(sources) > 1 else max(wanted, sources[0].num_samples)
+        whole = sum(source.num_samples for source in sources)
         if len(sources) == 1:
             self._order = None
+        elif wanted > whole and not sources[0].weighted:
+            raise ConfigError(
+                f"data.order=megatron without data.weights takes every sample once, {whole} in all, and the run asks for "
+                f"{wanted} (train.steps x train.global_batch_size): give fewer steps, or data.weights."
+            )
         else:
             self._order = blend([source.weight for source in sources], wanted)
             for source, used in zip(sources, np.bincount(self._order[0], minlength=len(sources)), strict=True):
@@ -247,21 +268,25 @@ class MegatronStream:
 def open_megatron_sources(data: DataConfig, seq_length: int, wanted: int, seed: int) -> list[MegatronSource]:
     """The sources of `data.train` with the number of samples that Megatron asks of each.
 
-    Errors: ConfigError if several sources come without weights, or the split is not numbers.
+    With weights each gives its share and half a percent, also a single one; without, several give an epoch each, and one
+    all that is wanted.
+
+    Errors: ConfigError if there is not a weight for each source, or the split is not numbers.
     """
-    if len(data.train) > 1 and (data.weights is None or len(data.weights) != len(data.train)):
+    if data.weights is not None and len(data.weights) != len(data.train):
         raise ConfigError(
-            f"data.order=megatron needs data.weights with a number for each of the {len(data.train)} sources: give "
-            f"those of the "
-            "run that moves over."
+            f"data.weights has {len(data.weights)} numbers for {len(data.train)} sources: give those of the run that moves "
+            "over, or none if it had none."
         )
     split = _split(data)
-    total = sum(data.weights or [1.0])
+    shares = normalized(data.weights) if data.weights else None
     sources = []
     for number, (name, prefix) in enumerate(zip(source_names(data.train), data.train, strict=True)):
-        weight = data.weights[number] if data.weights else 1.0
-        asked = wanted if len(data.train) == 1 else math.ceil(math.ceil(wanted * (weight / total)) * SPARE)
-        sources.append(MegatronSource(name, open_tokens(prefix, data), seq_length, weight, split, asked, seed))
+        share = shares[number] if shares else None
+        asked = None if len(data.train) > 1 else wanted
+        if share is not None:
+            asked = math.ceil(math.ceil(wanted * share) * SPARE)
+        sources.append(MegatronSource(name, open_tokens(prefix, data), seq_length, share, split, asked, seed))
     return sources
 
 

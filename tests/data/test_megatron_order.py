@@ -8,7 +8,7 @@ import pytest
 from megalm.config.errors import ConfigError
 from megalm.data import megatron_order
 from megalm.data.loader import Loader
-from megalm.data.megatron_order import SampleIndex, blend, sample_starts, split_bounds
+from megalm.data.megatron_order import SampleIndex, blend, normalized, sample_starts, split_bounds
 from megalm.data.native import library
 from tests.data.test_loader import axis, config, write
 
@@ -210,6 +210,35 @@ def test_held_out_is_the_validation_split(two):
     assert held == {int(t) for d in range(40, 50) for t in file.document(d)} - {int(file.tokens[-1])}
 
 
-def test_several_sources_need_weights(two):
-    with pytest.raises(ConfigError, match="data.weights"):
-        Loader(megatron(two, weights=None), axis())
+def test_without_weights_every_sample_of_an_epoch_comes_in_proportion_to_the_sizes(two):
+    loader = Loader(megatron(two, weights=None), axis())
+    sizes = [source.num_samples for source in loader.sources]
+    assert sizes == [(int(source.file.lengths[:40].sum()) - 1) // 8 for source in loader.sources]
+    source, index = loader._stream._order
+    assert all(np.array_equal(a, b) for a, b in zip((source, index), blend(sizes, 48), strict=True))
+    longer = megatron(two, weights=None)
+    longer.train.steps = sum(sizes) // 12 + 1
+    with pytest.raises(ConfigError, match="takes every sample once"):
+        Loader(longer, axis())
+    with pytest.raises(ConfigError, match="data.weights has 1 numbers for 2 sources"):
+        Loader(megatron(two, weights=[1.0]), axis())
+
+
+def test_a_weight_for_a_single_source_asks_for_the_margin_too(tmp_path):
+    """As `--data-path 1 PREFIX` does: here the margin makes a second epoch."""
+    prefix = write(tmp_path / "a", [np.arange(10 if k < 30 else 9) + 10 * k for k in range(50)])  # 390 to train on
+    loaders = [Loader(megatron([prefix], weights=weights), axis()) for weights in (None, [3.0])]
+    assert [source.samples.size for loader in loaders for source in loader.sources] == [48, 97]
+
+
+def test_shares_are_normalized_as_megatron_does_it():
+    """Once where the shares are asked for and once where they are blended: 1/49 and its like change their last bit."""
+    weights = [float(w) for w in (3, 7, 11, 5, 13, 17, 2, 23, 29)]
+    once = np.array(weights) / np.sum(np.array(weights))
+    twice = once / np.sum(once)
+    assert normalized(weights) == once.tolist()
+    counts, expected = np.zeros(9), []
+    for i in range(3000):
+        expected.append(int(np.argmax(twice * max(i, 1.0) - counts)))
+        counts[expected[-1]] += 1
+    assert blend(normalized(weights), 3000)[0].tolist() == expected
