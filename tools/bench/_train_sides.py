@@ -22,7 +22,7 @@ WARM_UP = {"cpu": 1, "cuda": 3}
 class Job:
     """What every side trains."""
 
-    shape: dict[str, int]
+    shape: dict[str, Any]
     micro_batch: int
     dtype: str
     device: str

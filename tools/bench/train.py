@@ -15,7 +15,7 @@ from tools.bench._train_sides import SIDES, Job, Side, SideEnded, our_config
 
 HELP = "train a Llama shape in Hugging Face transformers and in megalm, in turns: tokens/s, MFU, memory and their ratio"
 
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "50m": {
         "num_layers": 8,
         "hidden_size": 512,
