@@ -1,6 +1,7 @@
 """The order against the algorithm written as Megatron runs it: step by step, one token boundary after another."""
 
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -242,3 +243,74 @@ def test_shares_are_normalized_as_megatron_does_it():
         expected.append(int(np.argmax(twice * max(i, 1.0) - counts)))
         counts[expected[-1]] += 1
     assert blend(normalized(weights), 3000)[0].tolist() == expected
+
+
+def made(folder, case):
+    """Sources, weights and split of a case, the same on every machine."""
+    rng = np.random.RandomState(case)
+    count, prefixes, at = 1 + case % 9, [], 0
+    for number in range(count):
+        lengths = rng.randint(1, 40, rng.randint(20, 80))
+        documents = np.split(np.arange(at, at + lengths.sum()) % 10000, np.cumsum(lengths)[:-1])
+        prefixes.append(write(folder / f"{case}.{number}", documents))
+        at += int(lengths.sum())
+    weights = [None, rng.randint(1, 9, count).astype(float).tolist(), (rng.rand(count) + 0.01).tolist()][case % 3]
+    wanted = 12 if weights is None and count > 1 else 12 * int(rng.randint(1, 30))
+    return prefixes, weights, ["100,0,0", "80,20,0", "70,20,10", "1"][case % 4], wanted
+
+
+def rows_of(prefixes, weights, split, wanted, seed):
+    made = config(prefixes, order="megatron", weights=weights)
+    made.data.split, made.train.seed, made.train.steps = split, seed, wanted // made.train.global_batch_size
+    loader = Loader(made, axis())
+    batches = [batch for _ in range(made.train.steps) for batch in loader.next()]
+    return np.concatenate([np.column_stack((batch.tokens, batch.labels[:, -1])) for batch in batches])
+
+
+# crc32 of the samples that megatron-core 0.16.1 gives for these cases
+RECORDED = {
+    0: 4218718,
+    1: 321540872,
+    2: 3033669955,
+    4: 3622797912,
+    5: 3601082175,
+    6: 1518869880,
+    7: 3112591505,
+    8: 2337978305,
+}
+
+
+@pytest.mark.parametrize("case", RECORDED)
+def test_samples_are_those_that_megatron_core_gave(tmp_path, case):
+    assert zlib.crc32(rows_of(*made(tmp_path, case), case).astype("<i8").tobytes()) == RECORDED[case]
+
+
+@pytest.mark.parametrize("case", range(12))
+def test_samples_are_those_of_megatron_core(tmp_path, monkeypatch, case):
+    """Beside the library itself, where it is installed: `pip install --no-deps megatron-core`."""
+    pytest.importorskip("megatron.core.datasets.gpt_dataset")
+    import torch
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+    class Names:
+        eod, pad, vocab_size = 0, -1, 10000
+        unique_identifiers: dict = {}
+
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda *_: 0)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda *_: None)
+    prefixes, weights, split, wanted = made(tmp_path, case)
+    names = ("reset_position_ids", "reset_attention_mask", "eod_mask_loss", "create_attention_mask")
+    asked = GPTDatasetConfig(
+        random_seed=case,
+        sequence_length=8,
+        blend=(prefixes, weights),
+        split=split,
+        tokenizer=Names(),
+        path_to_cache=str(tmp_path / "cache"),
+        **dict.fromkeys(names, False),
+    )
+    train = BlendedMegatronDatasetBuilder(GPTDataset, [wanted, 0, 0], lambda: True, asked).build()[0]
+    samples = [train[i] for i in range(wanted)]
+    expected = np.array([[*sample["tokens"].tolist(), int(sample["labels"][-1])] for sample in samples])
+    assert np.array_equal(rows_of(prefixes, weights, split, wanted, case), expected)
