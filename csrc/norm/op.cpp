@@ -1,6 +1,7 @@
 #include "norm/op.h"
 
 #include <cmath>
+#include <type_traits>
 
 #include "common/vec.h"
 
@@ -9,65 +10,115 @@ namespace {
 
 static_assert(kNormSlack >= kPageFloats);
 
-constexpr int64_t kHeld = 8192;
+// Rows of up to this many elements with a residual are kept in fp32, in the nearest cache: h is written once, beside y.
+constexpr int64_t kKept = 8192;
+// Bytes of the longest row whose sums are taken before the row ahead of it is written: the processor goes on with one
+// while the other waits for the end of a sum. Two longer ones would crowd the nearest cache.
+constexpr int64_t kShortRow = 4096;
 
-template <typename T, bool kLayerNorm>
-void forward_rows(const NormForward& a, int64_t begin, int64_t end) {
-  const T* weight = static_cast<const T*>(a.weight);
-  const T* bias = static_cast<const T*>(a.bias);
-  const float scale = 1.f / float(a.size);
-  const int64_t size = a.size, width = size * int64_t(sizeof(T));
-  const bool past = a.residual ? streams(2 * a.rows * width, width, a.h, a.y) : streams(a.rows * width, width, a.y);
-  // Rows of up to kHeld elements are kept in fp32, in the nearest cache: x and residual are read and h is written once.
-  alignas(64) float room[kHeld + kPageFloats];
-  const bool held = size <= kHeld;
-  for (int64_t row = begin; row < end; ++row) {
-    const T* x = static_cast<const T*>(a.x) + row * size;
-    const T* residual = a.residual ? static_cast<const T*>(a.residual) + row * size : nullptr;
-    T* h = static_cast<T*>(a.h) + (residual ? row * size : 0);
-    T* y = static_cast<T*>(a.y) + row * size;
-    float* copy = at_page_place_of(x, room);
-    const auto again = [&](int64_t i, auto load) {
-      return held ? load(copy + i) : load(residual ? static_cast<const T*>(h) + i : x + i);
-    };
+// The passes over one row. Again: what it is read again as: fp32 from the copy, else T from x or h.
+template <typename T, bool kLayerNorm, bool kResidual, bool kCopied>
+struct ForwardRow {
+  using Again = std::conditional_t<kCopied, float, T>;
+  const NormForward& a;
+  const bool past;
+
+  // The sum of h or, for RMSNorm, of its squares. With a residual h goes to `again`.
+  MEGALM_INLINE float sum_up(int64_t row, Again* again) const {
+    const T* x = static_cast<const T*>(a.x) + row * a.size;
+    const T* residual = static_cast<const T*>(a.residual) + (kResidual ? row * a.size : 0);
     Vec sums[4] = {};
-    for_each_vec_in_turn(size, [&](int64_t i, auto load, auto store, int turn) {
+    for_each_vec_in_turn(a.size, [&](int64_t i, auto load, auto store, int turn) {
       Vec v = load(x + i);
-      if (residual) {
+      if constexpr (kResidual) {
         v = rounded<T>(v + load(residual + i));
-        if (!held) store(h + i, v);
+        store(again + i, Exact{v});
       }
-      if (held) store(copy + i, v);
       sums[turn] += kLayerNorm ? v : v * v;
     });
-    float mean = 0.f, mean_square = sum(sums) * scale;
-    if constexpr (kLayerNorm) {
-      // The deviations are summed apart: no cancellation when |mean| is large.
-      mean = mean_square;
-      Vec deviations[4] = {};
-      const int64_t whole = size / kLanes * kLanes;
-      for_each_vec_in_turn(whole, [&](int64_t i, auto load, auto, int turn) {
-        const Vec d = again(i, load) - mean;
-        deviations[turn] += d * d;
-      });
-      float tail = 0.f;
-      for (int64_t i = whole; i < size; ++i) {
-        const float d = (held ? copy[i] : to_float(residual ? h[i] : x[i])) - mean;
-        tail += d * d;
-      }
-      mean_square = (sum(deviations) + tail) * scale;
-      a.mean[row] = mean;
+    return sum(sums);
+  }
+
+  // The deviations are summed apart: no cancellation when |mean| is large.
+  MEGALM_INLINE float sum_deviations(const Again* again, float mean) const {
+    Vec sums[4] = {};
+    const int64_t whole = a.size / kLanes * kLanes;
+    for_each_vec_in_turn(whole, [&](int64_t i, auto load, auto, int turn) {
+      const Vec d = load(again + i) - mean;
+      sums[turn] += d * d;
+    });
+    float tail = 0.f;
+    for (int64_t i = whole; i < a.size; ++i) {
+      const float d = to_float(again[i]) - mean;
+      tail += d * d;
     }
-    const float rstd = 1.f / std::sqrt(mean_square + a.eps);
-    a.rstd[row] = rstd;
-    for_each_vec(size, past, [&](int64_t i, auto load, auto store) {
-      const Vec in = again(i, load), hat = kLayerNorm ? (in - mean) * rstd : in * rstd;
-      if (residual && held) store(h + i, in);
+    return sum(sums) + tail;
+  }
+
+  template <bool kBias>
+  MEGALM_INLINE void write(int64_t row, const Again* again, float mean, float rstd) const {
+    const T* weight = static_cast<const T*>(a.weight);
+    const T* bias = static_cast<const T*>(a.bias);
+    T* y = static_cast<T*>(a.y) + row * a.size;
+    T* h = static_cast<T*>(a.h) + (kResidual ? row * a.size : 0);
+    for_each_vec(a.size, past, [&](int64_t i, auto load, auto store) {
+      const Vec in = load(again + i), hat = kLayerNorm ? (in - mean) * rstd : in * rstd;
+      if constexpr (kCopied) store(h + i, Exact{in});
       Vec v = hat * load(weight + i);
-      if (bias) v += load(bias + i);
+      if constexpr (kBias) v += load(bias + i);
       store(y + i, v);
     });
   }
+};
+
+template <typename T, bool kLayerNorm, bool kResidual, bool kCopied>
+void forward_rows(const NormForward& a, int64_t begin, int64_t end) {
+  using Row = ForwardRow<T, kLayerNorm, kResidual, kCopied>;
+  using Again = typename Row::Again;
+  const int64_t size = a.size, width = size * int64_t(sizeof(T));
+  const bool past =
+      kResidual ? kCopied && streams(2 * a.rows * width, width, a.h, a.y) : streams(a.rows * width, width, a.y);
+  const Row run{a, past};
+  const bool ahead = width <= kShortRow;
+  // The copies of two rows that are on their way together lie apart, and by whole pages.
+  constexpr int64_t kApart = kShortRow / int64_t(sizeof(T)) + kPageFloats;
+  static_assert(kApart % kPageFloats == 0 && 2 * kApart <= kKept + kPageFloats);
+  alignas(64) float room[kCopied ? kKept + kPageFloats : 1];
+  const auto where = [&](int64_t row) -> Again* {
+    if constexpr (kCopied) {
+      float* place = at_page_place_of(static_cast<const T*>(a.x) + row * size, room);
+      return place + (ahead && row % 2 ? kApart : 0);
+    } else {
+      return static_cast<Again*>(kResidual ? a.h : const_cast<void*>(a.x)) + row * size;
+    }
+  };
+  const float scale = 1.f / float(size);
+  float total = run.sum_up(begin, where(begin)), mean = 0.f;
+  for (int64_t row = begin; row < end; ++row) {
+    Again* const again = where(row);
+    if constexpr (kLayerNorm) {
+      a.mean[row] = mean = total * scale;
+      total = run.sum_deviations(again, mean);
+    }
+    const float rstd = 1.f / std::sqrt(total * scale + a.eps);
+    a.rstd[row] = rstd;
+    const bool more = row + 1 < end;
+    if (more && ahead) total = run.sum_up(row + 1, where(row + 1));
+    if (a.bias) {
+      run.template write<true>(row, again, mean, rstd);
+    } else {
+      run.template write<false>(row, again, mean, rstd);
+    }
+    if (more && !ahead) total = run.sum_up(row + 1, where(row + 1));
+  }
+}
+
+template <typename T, bool kLayerNorm>
+void forward_any(const NormForward& a, int64_t begin, int64_t end) {
+  if (begin == end) return;
+  if (!a.residual) return forward_rows<T, kLayerNorm, false, false>(a, begin, end);
+  if (a.size <= kKept) return forward_rows<T, kLayerNorm, true, true>(a, begin, end);
+  forward_rows<T, kLayerNorm, true, false>(a, begin, end);
 }
 
 // One row at a time: more of them would share each reading of the sums, but their streams crowd the nearest cache.
@@ -78,21 +129,22 @@ MEGALM_INLINE void backward_row(const NormBackward& a, int64_t row, bool past, f
   const T* h = static_cast<const T*>(a.h) + row * a.size;
   const T* dh = a.dh ? static_cast<const T*>(a.dh) + row * a.size : nullptr;
   T* dx = static_cast<T*>(a.dx) + row * a.size;
-  const float scale = 1.f / float(a.size), rstd = a.rstd[row], mean = kLayerNorm ? a.mean[row] : 0.f;
+  const float rstd = a.rstd[row], mean = kLayerNorm ? a.mean[row] : 0.f, scale = rstd / float(a.size);
   Vec dots[4] = {}, sums[4] = {};
   for_each_vec_in_turn(a.size, [&](int64_t i, auto load, auto store, int turn) {
-    const Vec up = load(dy + i), hat = (load(h + i) - mean) * rstd, g = up * load(weight + i);
-    dots[turn] += g * hat;
-    store(dweight + i, load(dweight + i) + up * hat);
+    const Vec up = load(dy + i), deviation = load(h + i) - mean, g = up * load(weight + i);
+    dots[turn] += g * deviation;
+    store(dweight + i, load(dweight + i) + up * (deviation * rstd));
     if (kLayerNorm) {
       sums[turn] += g;
       store(dbias + i, load(dbias + i) + up);
     }
   });
-  const float dot = sum(dots) * scale, g_mean = kLayerNorm ? sum(sums) * scale : 0.f;
+  // dx = rstd (g - mean(g) - hat mean(g hat)), with what is the same for the whole row multiplied out.
+  const float slope = sum(dots) * scale * rstd * rstd, level = kLayerNorm ? sum(sums) * scale : 0.f;
   for_each_vec(a.size, past, [&](int64_t i, auto load, auto store) {
-    const Vec hat = (load(h + i) - mean) * rstd;
-    Vec v = rstd * (load(dy + i) * load(weight + i) - g_mean - hat * dot);
+    const Vec shared = (load(h + i) - mean) * slope + level;
+    Vec v = load(dy + i) * load(weight + i) * rstd - shared;
     if (dh) v += load(dh + i);
     store(dx + i, v);
   });
@@ -120,9 +172,9 @@ void norm_forward(const NormForward& a) {
     using T = decltype(type);
     parallel_for(a.rows, a.rows * a.size, [&](int64_t begin, int64_t end) {
       if (a.layer_norm) {
-        forward_rows<T, true>(a, begin, end);
+        forward_any<T, true>(a, begin, end);
       } else {
-        forward_rows<T, false>(a, begin, end);
+        forward_any<T, false>(a, begin, end);
       }
     });
   });
