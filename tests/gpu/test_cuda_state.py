@@ -1,0 +1,154 @@
+"""State on a GPU: snapshots beside other work, weights lent and given back, attention's memory, streams, batches."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from megalm import ops
+from megalm.config import ModelConfig, ParallelConfig
+from megalm.data.batch import Batch
+from megalm.guard.snapshots import SnapshotRing
+from megalm.model.attention import Attention
+from megalm.model.positions import Where
+from megalm.ops import backend
+from megalm.parallel.context import _CudaFlash, _Plain
+from megalm.parallel.mesh import Mesh
+from megalm.parallel.slices import Box
+
+
+def busy(device):
+    """Keep the device at work for some milliseconds, so that what is launched next has not been done yet."""
+    if device.type == "cuda":
+        torch.cuda._sleep(20_000_000)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_snapshot_is_restored_bitwise_whatever_ran_beside_it(device, dtype):
+    tensors = [torch.randn(size, device=device).to(dtype) for size in (3, 1 << 20, 5_000_001)]
+    boxes = [Box(f"t{i}", tuple(t.shape), (0,), t) for i, t in enumerate(tensors)]
+    ring = SnapshotRing([1, 4])
+    kept = []
+    for step in range(6):
+        busy(device)
+        kept.append([t.clone() for t in tensors])
+        ring.capture(step, boxes, {"step": step})
+        busy(device)
+        ring.settle()  # as before an update; without it the next line would be in the snapshot
+        for tensor in tensors:
+            tensor.add_(1.0)
+    for latest in (5, 4):
+        snapshot = ring.choose(latest)
+        ring.restore(snapshot, boxes)
+        for tensor, expected in zip(tensors, kept[snapshot.step], strict=True):
+            assert torch.equal(tensor, expected), snapshot.step
+
+
+def test_kernels_run_on_the_stream_that_is_current(device):
+    if device.type != "cuda" or backend.library() is None or not backend.library().has_cuda:
+        pytest.skip("needs the CUDA kernels")
+    weight = torch.ones(256, device=device)
+    x = torch.zeros(64, 512, device=device)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        busy(device)
+        x.fill_(1.0)
+        y = ops.rms_norm(ops.swiglu(x), weight, 0.0)
+    side.synchronize()
+    torch.testing.assert_close(y, torch.ones_like(y))
+
+
+@pytest.mark.parametrize(
+    "case", ["causal", "grouped", "masked", "grouped masked", "fp32", "grouped fp32", "grouped documents"]
+)
+def test_attention_keeps_no_scores(device, case):
+    """Of 4,096 positions they would be 256 MiB a copy for 8 heads in 16 bits; the fused kernels need a few MiB."""
+    if device.type != "cuda":
+        pytest.skip("about the GPU's kernels")
+    length, heads, size = 4096, 8, 64
+    dtype = torch.float32 if "fp32" in case else torch.bfloat16
+    groups = 2 if "grouped" in case else heads
+    config = ModelConfig(
+        num_layers=1,
+        hidden_size=heads * size,
+        num_heads=heads,
+        num_kv_heads=groups,
+        head_dim=size,
+        vocab_size=64,
+        seq_length=length,
+    )
+    made = {"device": device, "dtype": dtype}
+    layer = Attention(config, Mesh.single(device), ParallelConfig(), name="layers.0.attention", **made)
+    mask = None
+    if "masked" in case:
+        rows = torch.arange(length, device=device)
+        mask = (
+            torch.where(rows[:, None] >= rows, -0.01 * (rows[:, None] - rows), -torch.inf)
+            .to(dtype)
+            .expand(heads, -1, -1)
+        )
+    if "documents" in case:
+        mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+    width = (heads + 2 * groups) * size
+    qkv = torch.randn(length, 1, width, **made, requires_grad=True)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    layer.attend(qkv, Where(mask=mask)).float().square().mean().backward()
+    used = torch.cuda.max_memory_allocated() - before
+    assert qkv.grad.isfinite().all()
+    scores = heads * length**2 * dtype.itemsize
+    assert used < scores / 2, f"{used / 2**20:.0f} MiB"
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_flash_attention_of_a_block_is_the_plain_one(device, causal):
+    """What context parallelism joins: output, log-sum-exp, and gradients given those of the whole row."""
+    if device.type != "cuda":
+        pytest.skip("about the GPU's kernels")
+    q, k, v, grad = (torch.randn(2, 4, 128, 64, device=device).bfloat16() for _ in range(4))
+    out, lse = _CudaFlash.forward(q, k, v, causal, None, 0.125)
+    wide = [t.float() for t in (q, k, v)]
+    expected, expected_lse = _Plain.forward(*wide, causal, None, 0.125)
+    torch.testing.assert_close(out.float(), expected, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(lse.float(), expected_lse, rtol=1e-3, atol=1e-3)
+    got = _CudaFlash.backward(grad, q, k, v, out, lse, causal, None, 0.125)
+    want = _Plain.backward(grad.float(), *wide, expected, expected_lse, causal, None, 0.125)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.float(), b, rtol=5e-2, atol=5e-2)
+
+
+def test_a_batch_arrives_whole_though_the_host_goes_on(device):
+    for value in range(8):
+        busy(device)
+        tokens = torch.full((64, 4096), value)
+        moved = Batch(tokens, tokens + 1, loss_mask=torch.ones(64, 4096)).to(device)
+        tokens.fill_(-1)  # the loader's memory is used again
+        assert moved.tokens.device.type == device.type
+        if device.type == "cuda":
+            assert bool((moved.tokens == value).all()) and bool((moved.labels == value + 1).all())
+
+
+def test_random_states_come_back(device):
+    from megalm.checkpoint.random_state import random_state, restore_random_state
+
+    state = random_state()
+    first = torch.rand(5, device=device), torch.rand(5)
+    restore_random_state(state)
+    again = torch.rand(5, device=device), torch.rand(5)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_weights_are_lent_and_given_back_bitwise(device):
+    from megalm.guard.probe import other_weights
+
+    weight = torch.randn(1000, device=device)
+    weight[3] = float("nan")
+    before = weight.clone()
+    box = Box("w", (1000,), (0,), weight)
+    seen = []
+    optimizer = SimpleNamespace(wait_weights=lambda: None, gather_parameters=lambda: seen.append(weight.clone()))
+    with other_weights(SimpleNamespace(optimizer=optimizer, model_chunks=[]), [box], [torch.zeros(1000)]):
+        assert torch.equal(weight, torch.zeros(1000, device=device))
+    assert seen and torch.equal(weight.view(torch.int32), before.view(torch.int32))
