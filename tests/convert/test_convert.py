@@ -47,7 +47,6 @@ def test_through_a_run_and_back_changes_no_bit(name, tmp_path):
         ["--tensor", "2", "--names", "legacy"],
         ["--pipeline", "2", "--names", "legacy-2.6"],
         ["--torch-dist"],
-        ["--torch-dist", "--names", "plain"],
     ],
 )
 @pytest.mark.parametrize("name", ["llama-linear-scaling", "llama3", "qwen2", "gpt2", "qwen3"])

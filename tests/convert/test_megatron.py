@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan
 
 from megalm.checkpoint.convert.formats import open_source
 from megalm.checkpoint.convert.megatron_dist import write_dist
@@ -140,7 +142,8 @@ def test_written_torch_dist_is_read_by_torch_and_by_us(name, tmp_path):
     def load(folder):
         reader = dcp.FileSystemReader(folder / "iter_0000300")
         entries = reader.read_metadata().state_dict_metadata
-        state = {key: torch.empty(entry.size) for key, entry in entries.items() if not key.startswith("optimizer")}
+        tensors = {key: entry for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+        state = {key: torch.empty(entry.size) for key, entry in tensors.items() if not key.startswith("optimizer")}
         dcp.load(state, storage_reader=reader, no_dist=True)
         return state
 
@@ -240,7 +243,7 @@ def test_a_metadata_file_that_would_run_code_is_refused(tmp_path):
         open_source(folder)
 
 
-def test_objects_of_megatrons_own_classes_do_not_stand_in_the_way(tmp_path):
+def test_objects_of_megatrons_own_classes_do_not_stand_in_the_way(tmp_path, monkeypatch):
     """Enums, random states and the like are passed over without importing what defines them."""
     names = ["megatron", "megatron.core", "megatron.core.enums"]
     modules = {name: types.ModuleType(name) for name in names}
@@ -248,14 +251,12 @@ def test_objects_of_megatrons_own_classes_do_not_stand_in_the_way(tmp_path):
     rng = [{"np_rng_state": np.random.get_state(), "random_rng_state": (3, (1, 2), None)}]
     model = make_model()
     weights = random_weights(model)
-    sys.modules.update(modules)
-    try:
-        kind = modules[names[-1]].ModelType()
-        kind.value = 1
+    kind = modules[names[-1]].ModelType()
+    kind.value = 1
+    with monkeypatch.context() as patched:
+        for name, module in modules.items():
+            patched.setitem(sys.modules, name, module)
         folder = write_ranks(tmp_path, weights, model, rng_state=rng, model_type=kind)
-    finally:
-        for name in names:
-            del sys.modules[name]
     same(open_source(folder, vocab_size=50), weights)
 
 
@@ -276,3 +277,37 @@ def test_models_that_megatron_cannot_hold(change, message, tmp_path):
             Source(Path("x"), "memory", model, MemoryWeights(weights), len(weights)), tmp_path, tensor=2, pipeline=2
         )
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_torch_dist_has_names_of_its_own(tmp_path):
+    model = make_model()
+    source = Source(Path("x"), "memory", model, MemoryWeights(random_weights(model)), 0)
+    with pytest.raises(ConfigError, match="--names plain is not what torch_dist uses"):
+        write_dist(source, tmp_path / "ours", spelling="plain")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_plans_that_megatron_keeps_in_the_metadata_are_read_past(tmp_path):
+    """Since core 0.12 the index holds each rank's plan, and objects of Megatron's own classes may be among them."""
+    model = make_model()
+    weights = random_weights(model)
+    folder = write_torch_dist(tmp_path, weights, model)
+    file = folder / "iter_0000300" / ".metadata"
+    metadata = pickle.loads(file.read_bytes())
+    metadata.planner_data = SavePlan([], planner_data={"kind": np.dtype("int8")})
+    metadata.all_local_plans = [SavePlan([])]
+    file.write_bytes(pickle.dumps(metadata))
+    same(open_source(folder, vocab_size=50), weights)
+
+
+class Declared:
+    pass
+
+
+def test_what_other_libraries_declared_safe_is_not_built_and_stays_declared(tmp_path):
+    model = make_model()
+    folder = write_ranks(tmp_path, random_weights(model), model, optimizer=Declared())
+    with torch.serialization.safe_globals([Declared]):
+        with pytest.raises(ConfigError, match="refused, it holds .*Declared"):
+            open_source(folder)
+        assert Declared in torch.serialization.get_safe_globals()

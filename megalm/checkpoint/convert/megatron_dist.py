@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -41,6 +42,12 @@ from megalm.config.errors import ConfigError
 
 COMMON_FILE = "common.pt"
 COMMON_OBJECT = "common_state/shard_0_1"
+_STACK = "decoder.layers."
+_WITH_STATE = (
+    *("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2"),
+    *("self_attention.core_attention", "self_attention.q_layernorm", "self_attention.k_layernorm"),
+)
+"""Modules of a layer that have a state beside their weights: Megatron's own linear ones, and those of Transformer Engine."""
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 # Not weights: what only Megatron's own trainer reads.
 KINDS = ("param", "exp_avg", "exp_avg_sq")
@@ -264,8 +271,8 @@ def write_dist(
 
     Megatron loads it on any layout; `pad_vocabulary` should be its --make-vocab-size-divisible-by times tensor ranks.
     """
-    if spelling not in ("te", "plain"):
-        raise ConfigError(f"names {spelling!r} are older than torch_dist; allowed: te, plain")
+    if spelling != "te":
+        raise ConfigError(f"--names {spelling} is not what torch_dist uses: Megatron core stores its names there, te.")
     model = source.model
     padded = padded_vocabulary(model.vocab_size, pad_vocabulary, 1)
     args = write_args(model, tensor=1, pipeline=1, virtual=1, padded_vocab_size=padded)
@@ -284,6 +291,7 @@ def write_dist(
             tensor = tensor.to(dtype or tensor.dtype)
             _write_chunk(stream, entries, places, spell(rule.foreign, spelling), tensor, model.num_layers)
             progress(rule.foreign, tensor.nbytes)
+        objects = _write_extra_states(stream, places, model.num_layers)
         for kind, part in zip(KINDS, optimizer.parts().values() if optimizer else (), strict=False):
             for rule in table:
                 tensor = rule.join([part.read(piece.name) for piece in rule.parts])
@@ -305,9 +313,23 @@ def write_dist(
     }
     (target / "metadata.json").write_text(json.dumps(backend))
     with open(target / ".metadata", "wb") as stream:
-        pickle.dump(Metadata(state_dict_metadata=dict(entries), storage_data=places), stream)
+        pickle.dump(Metadata(state_dict_metadata={**entries, **objects}, storage_data=places), stream)
     (folder / TRACKER).write_text(f"{source.step}" if source.step else "release")
     return len(table) * (1 + len(KINDS) * (optimizer is not None))
+
+
+def _write_extra_states(
+    stream: IO[bytes], places: dict[MetadataIndex, _StorageInfo], layers: int
+) -> dict[str, BytesStorageMetadata]:
+    """Appends the states, empty without fp8, that Megatron's modules ask for by name when they are loaded."""
+    names = [f"{_STACK}{module}._extra_state/shard_{i}_{layers}" for module in _WITH_STATE for i in range(layers)]
+    data = io.BytesIO()
+    torch.save([None], data)
+    names.append("decoder.final_layernorm._extra_state/shard_0_1")
+    for name in names:
+        places[MetadataIndex(name)] = _StorageInfo("__0_0.distcp", stream.tell(), data.tell())
+        stream.write(data.getbuffer())
+    return dict.fromkeys(names, BytesStorageMetadata())
 
 
 def _write_chunk(

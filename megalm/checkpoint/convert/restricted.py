@@ -9,9 +9,11 @@ of any other module is refused.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import enum
 import io
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,11 @@ def load(file: Path | io.BytesIO) -> Any:
 
     ConfigError if it holds an object of a module that is neither PyTorch's nor on the list of placeholders.
     """
+    with _without_declared():
+        return _load(file)
+
+
+def _load(file: Path | io.BytesIO) -> Any:
     mapped = isinstance(file, Path)
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
@@ -62,12 +69,24 @@ def load(file: Path | io.BytesIO) -> Any:
             # A class of its own for each name: the loader goes by the class.
             allowed.append((type(name.rsplit(".", 1)[-1], (Placeholder,), {}), name))
     try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped or None)
+        torch.serialization.add_safe_globals(allowed)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped or None)
     except pickle.UnpicklingError as error:
         raise _refused(file, error) from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
         raise _damaged(file, error) from None
+
+
+@contextlib.contextmanager
+def _without_declared() -> Iterator[None]:
+    """Classes that other libraries declared safe are not built meanwhile, and are declared again at the end."""
+    declared = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(declared)
 
 
 def _refused(file: Path | io.BytesIO, error: Exception) -> ConfigError:
@@ -88,9 +107,12 @@ def _damaged(file: Path | io.BytesIO, error: Exception) -> ConfigError:
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """The index of a torch.distributed.checkpoint: its own dataclasses and torch's dtypes, sizes and layouts."""
+    """The index of a torch.distributed.checkpoint: its own dataclasses and torch's dtypes, sizes and layouts.
 
-    ALLOWED_MODULES = ("torch.distributed.checkpoint.metadata",)
+    Megatron keeps the plans of all ranks in it, too: they are dataclasses of torch's planner.
+    """
+
+    ALLOWED_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.planner")
     ALLOWED = {
         ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
         ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
@@ -117,6 +139,8 @@ class _MetadataUnpickler(pickle.Unpickler):
                 hasattr(found, "__dataclass_fields__") or issubclass(found, enum.Enum)
             ):
                 found = None
+        elif module.split(".")[0] in PLACEHOLDER_MODULES:
+            found = type(name.rsplit(".", 1)[-1], (Placeholder,), {})
         if found is None:
             raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
         return found
