@@ -152,3 +152,33 @@ def test_weights_are_lent_and_given_back_bitwise(device):
     with other_weights(SimpleNamespace(optimizer=optimizer, model_chunks=[]), [box], [torch.zeros(1000)]):
         assert torch.equal(weight, torch.zeros(1000, device=device))
     assert seen and torch.equal(weight.view(torch.int32), before.view(torch.int32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("counts", [[30, 0, 50, 10], [0, 0, 0, 100], [20, 20, 0, 0]], ids=str)
+def test_products_of_runs_of_rows(device, dtype, counts):
+    """bf16 takes torch's grouped product: the same as one product a run, zeros behind the last."""
+    x, weight = torch.randn(100, 64, device=device).to(dtype), torch.randn(4, 96, 64, device=device).to(dtype)
+    x.requires_grad_(), weight.requires_grad_()
+    grad, runs = torch.randn(100, 96, device=device).to(dtype), torch.tensor(counts, device=device)
+    results = []
+    for choice in ("auto", "reference"):
+        with backend.use_backend(choice):
+            y = ops.grouped_mm(x, weight, runs)
+            results.append([y.detach(), *torch.autograd.grad(y, [x, weight], grad)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-1)
+
+
+def test_a_compiled_full_graph_takes_the_same_kernels(device):
+    def block(x, residual, weight):
+        y, h = ops.add_rms_norm(x, residual, weight, 1e-5)
+        return ops.swiglu(y) + h[..., :8]
+
+    torch._dynamo.reset()
+    inputs = [torch.randn(shape, device=device, requires_grad=True) for shape in ((6, 16), (6, 16), (16,))]
+    want = block(*inputs)
+    got = torch.compile(block, fullgraph=True, backend="aot_eager")(*inputs)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    for a, b in zip(torch.autograd.grad(got.sum(), inputs), torch.autograd.grad(want.sum(), inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

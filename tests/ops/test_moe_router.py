@@ -111,7 +111,10 @@ def test_any_part_of_the_gradient(kernels):
                 with use_backend(backend):
                     value = ops.moe_router(logits, 3, score=score, normalize=True)[part]
                     outputs.append(
-                        torch.autograd.grad((value * torch.arange(1, value.numel() + 1).view_as(value)).sum(), [logits])
+                        torch.autograd.grad(
+                            (value * torch.arange(1, value.numel() + 1, device=value.device).view_as(value)).sum(),
+                            [logits],
+                        )
                     )
             torch.testing.assert_close(*outputs)
 
