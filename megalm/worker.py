@@ -68,7 +68,7 @@ def _run(config: Config, folder: Path, world: World, meeting: Path | None) -> in
     if world.size > 1 or world.external:
         _join(config, world, kind, meeting)
     mesh = build_mesh(config.parallel, kind, _timeout(config))
-    baseline_bytes = peak_bytes(kind)
+    baseline_bytes = peak_bytes(kind) if kind == "cpu" else 0
     trainer = Trainer(config, mesh, folder, peak_flops=machine_for(config).peak(config.precision.dtype))
     if trainer.is_writer:
         trainer.events.write("start", step=0, **_environment(config, world, kind))

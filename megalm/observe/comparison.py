@@ -82,10 +82,13 @@ def comparison_rows(plan: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def peak_bytes(device_type: str) -> int:
-    """Most memory that this rank held: of the accelerator, or of the process on a CPU (Python and libraries included)."""
+    """Most memory that this rank held: of its GPU, with what contexts and libraries take there, as a plan counts it; or of
+    the process on a CPU (Python and libraries included)."""
     if device_type == "cuda":
         import torch
 
-        return torch.cuda.max_memory_allocated()
+        free, total = torch.cuda.mem_get_info()
+        beside = max(0, total - free - torch.cuda.memory_reserved())  # a rank has its GPU for itself
+        return torch.cuda.max_memory_reserved() + beside
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
