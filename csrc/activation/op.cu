@@ -43,12 +43,16 @@ __global__ void __launch_bounds__(256) forward_kernel(ActivationForward a) {
   const int64_t i = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
   if (i >= a.size) return;
   const T* x = static_cast<const T*>(a.x) + int64_t(blockIdx.x) * a.size * (kGated ? 2 : 1) + i;
-  Pack<T, N> p = load_pack<N>(x);
+  const Words<T, N> first = load_words<N>(x);
+  Pack<T, N> p;
   if constexpr (kGated) {
-    const Pack<T, N> up = load_pack<N>(x + a.size);
+    const Words<T, N> second = load_words<N>(x + a.size);
+    const Pack<T, N> up = widen(second);
+    p = widen(first);
 #pragma unroll
     for (int j = 0; j < N; ++j) p.v[j] = F::both(p.v[j]).value * up.v[j];
   } else {
+    p = widen(first);
     if (a.bias) {
       const Pack<T, N> b = load_pack<N>(static_cast<const T*>(a.bias) + i);
 #pragma unroll
@@ -93,10 +97,19 @@ __global__ void __launch_bounds__(256) backward_bias_kernel(ActivationBackward a
   if (i >= a.size) return;
   const Pack<T, N> bias = load_pack<N>(static_cast<const T*>(a.bias) + i);
   float sums[N] = {};
+  // The next row's are on their way while one is worked on.
+  Words<T, N> dy{}, x{};
+  const auto fetch = [&](int64_t row) {
+    if (row >= a.rows) return;
+    dy = load_words<N>(static_cast<const T*>(a.dy) + row * a.size + i);
+    x = load_words<N>(static_cast<const T*>(a.x) + row * a.size + i);
+  };
+  fetch(blockIdx.x);
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
     const int64_t at = row * a.size + i;
-    const Pack<T, N> g = load_pack<N>(static_cast<const T*>(a.dy) + at);
-    Pack<T, N> p = load_pack<N>(static_cast<const T*>(a.x) + at);
+    const Pack<T, N> g = widen(dy);
+    Pack<T, N> p = widen(x);
+    fetch(row + gridDim.x);
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       p.v[j] = g.v[j] * F::both(p.v[j] + bias.v[j]).slope;

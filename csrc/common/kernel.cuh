@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "common/op.h"
 #include "common/portable_cuda.h"
@@ -24,14 +25,33 @@ struct alignas(kCount * sizeof(T)) RawPack {
   T v[kCount];
 };
 
+// The same as it lies in memory, in whole registers: they stay untouched while the load is on its way. (16-bit elements
+// are split right behind the load, which waits for it.)
+template <typename T, int kCount>
+struct alignas(kCount * sizeof(T)) Words {
+  using Word = std::conditional_t<kCount * sizeof(T) % 4 == 0, uint32_t, uint16_t>;
+  Word v[kCount * sizeof(T) / sizeof(Word)];
+};
+
 template <int kCount, typename T>
-__device__ __forceinline__ Pack<T, kCount> load_pack(const T* address) {
+__device__ __forceinline__ Words<T, kCount> load_words(const T* address) {
   CHECK_ALIGNED(address, kCount * sizeof(T));
-  const RawPack<T, kCount> raw = *reinterpret_cast<const RawPack<T, kCount>*>(address);
+  return *reinterpret_cast<const Words<T, kCount>*>(address);
+}
+
+template <typename T, int kCount>
+__device__ __forceinline__ Pack<T, kCount> widen(const Words<T, kCount>& words) {
+  RawPack<T, kCount> raw;
+  memcpy(&raw, &words, sizeof raw);
   Pack<T, kCount> pack;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) pack.v[i] = static_cast<float>(raw.v[i]);
   return pack;
+}
+
+template <int kCount, typename T>
+__device__ __forceinline__ Pack<T, kCount> load_pack(const T* address) {
+  return widen(load_words<kCount>(address));
 }
 
 template <typename T, int kCount>
@@ -95,6 +115,7 @@ __global__ void __launch_bounds__(kWarp* kSumRows) sum_rows_kernel(const float* 
   T* to = blockIdx.y ? second : first;
   float total = 0.f;
   if (column < size) {
+#pragma unroll 4
     for (int64_t b = threadIdx.y; b < blocks; b += kSumRows) total += from[b * stride + column];
   }
   sums[threadIdx.y * kWarp + threadIdx.x] = total;

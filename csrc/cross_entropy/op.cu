@@ -34,8 +34,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(CrossEntropyForward a
   Running running{-INFINITY, 0.f};
   float plain = 0.f;
   const int64_t whole = a.columns / N * N;
-  for (int64_t i = int64_t(threadIdx.x) * N; i < whole; i += int64_t(blockDim.x) * N) {
-    const Pack<T, N> p = load_pack<N>(x + i);
+  const auto take = [&](const Pack<T, N>& p) {
     float top = p.v[0];
 #pragma unroll
     for (int j = 0; j < N; ++j) top = fmaxf(top, p.v[j]);
@@ -52,6 +51,16 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(CrossEntropyForward a
 #pragma unroll
       for (int j = 0; j < N; ++j) running.total += power(p.v[j] - running.peak);
     }
+  };
+  // Two accesses are on their way before the first is used.
+  const int64_t step = int64_t(blockDim.x) * N;
+  for (int64_t i = int64_t(threadIdx.x) * N; i < whole; i += 2 * step) {
+    const bool more = i + step < whole;
+    const Words<T, N> first = load_words<N>(x + i);
+    Words<T, N> second{};
+    if (more) second = load_words<N>(x + i + step);
+    take(widen(first));
+    if (more) take(widen(second));
   }
   for (int64_t i = whole + threadIdx.x; i < a.columns; i += blockDim.x) {
     const float value = static_cast<float>(x[i]);
@@ -80,18 +89,24 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(CrossEntropyBackward
   const float log_z = a.log_z[row], scale = a.scale[row], weight = a.weight[row];
   const float uniform = weight * a.uniform, hit = weight * (1.f - a.smoothing);
   const int64_t label = a.labels[row] - a.first;
-  for (int64_t i = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N; i < a.stride;
-       i += int64_t(gridDim.y) * blockDim.x * N) {
-    Pack<T, N> p{};
-    if (i < a.columns && (scale != 0.f || weight != 0.f)) {
-      p = load_pack<N>(x + i);
+  const int64_t step = int64_t(gridDim.y) * blockDim.x * N;
+  const bool any = scale != 0.f || weight != 0.f;
+  const auto write = [&](int64_t i, Pack<T, N> p) {
 #pragma unroll
-      for (int j = 0; j < N; ++j) {
-        const float value = scale * expf(p.v[j] - log_z) - uniform - (i + j == label ? hit : 0.f);
-        p.v[j] = i + j < a.columns ? value : 0.f;
-      }
+    for (int j = 0; j < N; ++j) {
+      const float value = scale * expf(p.v[j] - log_z) - uniform - (i + j == label ? hit : 0.f);
+      p.v[j] = any && i + j < a.columns ? value : 0.f;
     }
     store_pack(out + i, p);
+  };
+  // Two accesses are on their way before the first is used.
+  for (int64_t i = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N; i < a.stride; i += 2 * step) {
+    const int64_t next = i + step;
+    Words<T, N> first{}, second{};
+    if (any && i < a.columns) first = load_words<N>(x + i);
+    if (any && next < a.columns) second = load_words<N>(x + next);
+    write(i, widen(first));
+    if (next < a.stride) write(next, widen(second));
   }
 }
 

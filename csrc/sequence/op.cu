@@ -4,7 +4,7 @@
 namespace megalm::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kTogether = 4;
 
 // Grid: rows [n0, n1] along x, parts of the n2 runs along y. W: the widest access that every run begins and ends on.
 template <typename W>
@@ -12,13 +12,35 @@ __global__ void __launch_bounds__(kThreads) move_kernel(Move a) {
   const int64_t i = blockIdx.x / a.n[1], j = blockIdx.x % a.n[1], packs = a.run / int64_t(sizeof(W));
   const char* from = a.from + i * a.from_stride[0] + j * a.from_stride[1];
   char* to = a.to + i * a.to_stride[0] + j * a.to_stride[1];
-  for (int64_t at = int64_t(blockIdx.y) * blockDim.x + threadIdx.x; at < a.n[2] * packs;
-       at += int64_t(gridDim.y) * blockDim.x) {
-    const int64_t k = at / packs, offset = at % packs * int64_t(sizeof(W));
-    CHECK_ALIGNED(from + k * a.from_stride[2] + offset, sizeof(W));
-    CHECK_ALIGNED(to + k * a.to_stride[2] + offset, sizeof(W));
-    *reinterpret_cast<W*>(to + k * a.to_stride[2] + offset) =
-        *reinterpret_cast<const W*>(from + k * a.from_stride[2] + offset);
+  // From access to access by addition: a division of 64 bits takes longer than the copy.
+  const int64_t step = int64_t(gridDim.y) * blockDim.x, runs = step / packs, rest = step % packs;
+  const int64_t start = int64_t(blockIdx.y) * blockDim.x + threadIdx.x;
+  int64_t k = start / packs, pack = start % packs;
+  // kTogether accesses are on their way before the first is used.
+  while (k < a.n[2]) {
+    W words[kTogether];
+    char* places[kTogether];
+    int count = 0;
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) {
+      if (k >= a.n[2]) break;
+      const char* source = from + k * a.from_stride[2] + pack * int64_t(sizeof(W));
+      places[n] = to + k * a.to_stride[2] + pack * int64_t(sizeof(W));
+      CHECK_ALIGNED(source, sizeof(W));
+      CHECK_ALIGNED(places[n], sizeof(W));
+      words[n] = *reinterpret_cast<const W*>(source);
+      ++count;
+      k += runs;
+      pack += rest;
+      if (pack >= packs) {
+        pack -= packs;
+        ++k;
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) {
+      if (n < count) *reinterpret_cast<W*>(places[n]) = words[n];
+    }
   }
 }
 
@@ -46,7 +68,7 @@ void move(const Move& a, void* stream) {
   for (int d = 0; d < 3; ++d) bits |= uint64_t(a.from_stride[d]) | uint64_t(a.to_stride[d]);
   const auto run = [&](auto word) {
     const int64_t packs = a.n[2] * a.run / int64_t(sizeof(word));
-    int64_t parts = (packs + 4 * kThreads - 1) / (4 * kThreads);  // about four accesses a thread
+    int64_t parts = (packs + kTogether * kThreads - 1) / (kTogether * kThreads);
     parts = parts < 65535 ? parts : 65535;
     LAUNCH((move_kernel<decltype(word)>), dim3(unsigned(rows), unsigned(parts)), kThreads, stream, a);
   };

@@ -40,13 +40,29 @@ def test_layer_norm_of_a_large_mean_does_not_cancel(kernels):
 
 @pytest.mark.parametrize("size", [8192, 8201])
 def test_rows_longer_than_what_is_held(kernels, size):
-    if kernels.place == "emulated":
-        pytest.skip("about the CPU's row buffer")
     for dtype in (torch.float32, torch.bfloat16):
         x, residual, weight, bias = (leaf(s, dtype, kernels.device) for s in ((3, size), (3, size), (size,), (size,)))
         gradients = [torch.randn(3, size, device=kernels.device) for _ in range(2)]
         check_against_reference(ops.add_layer_norm, ops.add_layer_norm, [x, residual, weight, bias, 1e-5], gradients)
         check_against_reference(ops.rms_norm, ops.rms_norm, [x, weight, 1e-5], gradients[:1])
+
+
+def test_copies_of_two_rows_lie_apart(kernels, dtype):
+    """The longest rows of which a CPU has two on their way, 4 KB, and one element more."""
+    for size in (4096 // dtype.itemsize, 4096 // dtype.itemsize + 1):
+        x, residual, weight = (leaf(s, dtype, kernels.device) for s in ((5, size), (5, size), (size,)))
+        y, h = ops.add_rms_norm(x, residual, weight, 1e-5)
+        assert torch.equal(h, x + residual)
+        with backend.use_backend("reference"):
+            torch.testing.assert_close(y, ops.add_rms_norm(x, residual, weight, 1e-5)[0])
+
+
+def test_more_rows_than_a_warp_has_statistics_at_hand(kernels):
+    """A CUDA block takes every 264th row, and each lane of a warp has the statistics of one of the next 32."""
+    rows = 264 * 32 + 3
+    x, weight, bias = (leaf(s, torch.float32, kernels.device) for s in ((rows, 4), (4,), (4,)))
+    inputs = [x, weight, bias, 1e-5]
+    check_against_reference(ops.layer_norm, ops.layer_norm, inputs, [torch.randn(rows, 4, device=kernels.device)])
 
 
 def test_only_one_output_used(kernels):
