@@ -45,6 +45,12 @@ def run_reporting(action) -> int:
         return 2
     except BrokenPipeError:
         return 0
+    except PermissionError as error:
+        print(
+            f"error: {error.filename}: {error.strerror}. Change who may use it, or choose another place.",
+            file=sys.stderr,
+        )
+        return 2
     except OSError as error:
         explained = full_disk(error)
         if explained is None:

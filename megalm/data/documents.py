@@ -91,14 +91,19 @@ class BadDocument:
     reason: str
 
 
-def find_files(inputs: Sequence[str]) -> list[Piece]:
-    """Every data file behind files, folders, globs and URLs, whole; sorted inside each input, each once.
+def find_files(inputs: Sequence[str], say: Callable[[str], None] = lambda message: None) -> list[Piece]:
+    """Every data file behind files, folders, globs and URLs, whole; sorted inside each input, each once. `say` is told
+    what folders hold besides.
 
     Errors: ConfigError for an input that names nothing.
     """
     found: dict[str, Piece] = {}
     for item in inputs:
-        matches = list_files(item)
+        ignored: list[str] = []
+        matches = list_files(item, ignored)
+        if ignored:
+            names = ", ".join(sorted(ignored)[:5]) + (", ..." if len(ignored) > 5 else "")
+            say(f"{item}: {len(ignored)} files are of no known format and are left out: {names}")
         if not matches:
             raise ConfigError(
                 f"input {item!r} names no file. Give files, folders, globs or URLs of {', '.join(ENDINGS)} "
@@ -322,7 +327,8 @@ def _from_record(record: Any, field: str, place: str) -> Document | BadDocument:
         value = _value(record, name)
         if not isinstance(value, str):
             keys = ", ".join(map(str, list(record)[:8]))
-            return BadDocument(place, f"field {name!r} is {type(value).__name__}, not text; there are: {keys}")
+            what = "missing, or null" if value is None else f"{type(value).__name__}, not text"
+            return BadDocument(place, f"field {name!r} is {what}; there are: {keys}")
         values[name] = value
     text = values[names[0]]
     if "{" in field:
@@ -417,7 +423,9 @@ def _json_values(read: Callable[[int], str]) -> Iterator[Any]:
 def _csv(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
     csv.field_size_limit(LONGEST_VALUE)
     with open_bytes(piece.path) as file:
-        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+        reader = csv.DictReader(
+            io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""), strict=True
+        )
         try:
             for record in reader:
                 yield _from_record(record, field, f"line {reader.line_num}")

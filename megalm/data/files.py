@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -31,28 +31,59 @@ class Found:
     stamp: str
 
 
-def list_files(item: str) -> list[Found]:
-    """The files behind a path, folder, glob or URL, sorted; empty where there are none."""
-    return _list_remote(item) if "://" in item else _list_local(item)
+def list_files(item: str, ignored: list[str] | None = None) -> list[Found]:
+    """The files behind a path, folder, glob or URL, sorted; empty where there are none.
+
+    `ignored` receives what a folder holds besides, whose endings are of no format that is read.
+    """
+    return _list_remote(item, ignored) if "://" in item else _list_local(item, ignored)
 
 
-def _list_local(item: str) -> list[Found]:
+def _known(paths: Iterable[str], ignored: list[str] | None) -> list[str]:
+    found = []
+    for path in paths:
+        if ending_of(path) in ENDINGS:
+            found.append(path)
+        elif ignored is not None and not os.path.basename(path).startswith("."):
+            ignored.append(path)
+    return found
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """All files below, also through links to folders; a folder that is linked to twice comes once."""
+    seen = set()
+    for inside, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(inside)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort(
+            key=lambda name: (os.path.islink(os.path.join(inside, name)), name)
+        )  # the folder before links to it
+        yield from (os.path.join(inside, name) for name in names)
+
+
+def _list_local(item: str, ignored: list[str] | None) -> list[Found]:
     if os.path.isdir(item):
-        paths = [
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(item)
-            for name in names
-            if ending_of(name) in ENDINGS
-        ]
+        paths = _known(_walk(item), ignored)
     elif os.path.exists(item):
         paths = [item]
     else:
         paths = [path for path in glob.glob(item, recursive=True) if os.path.isfile(path)]
-    stats = ((path, os.stat(path)) for path in sorted(paths))
-    return [Found(path, status.st_size, str(status.st_mtime_ns)) for path, status in stats]
+    found = []
+    for path in sorted(paths):
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: {error.strerror} (a link that points nowhere?). Mend it or remove it."
+            ) from error
+        found.append(Found(path, status.st_size, str(status.st_mtime_ns)))
+    return found
 
 
-def _list_remote(item: str) -> list[Found]:
+def _list_remote(item: str, ignored: list[str] | None) -> list[Found]:
     import fsspec
 
     try:
@@ -60,7 +91,8 @@ def _list_remote(item: str) -> list[Found]:
         if any(character in path for character in "*?["):
             details = system.glob(path, detail=True)
         elif system.isdir(path):
-            details = {k: v for k, v in system.find(path, detail=True).items() if ending_of(k) in ENDINGS}
+            below = system.find(path, detail=True)
+            details = {name: below[name] for name in _known(below, ignored)}
         else:
             details = {path: system.info(path)}
         return [

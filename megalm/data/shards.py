@@ -43,6 +43,22 @@ def stamps(files: Sequence[Piece]) -> list[tuple[str, int, str]]:
     return [(file.path, file.size, file.stamp) for file in files]
 
 
+def check_unchanged(files: Sequence[Piece]) -> None:
+    """Errors: ConfigError if a file of this machine is not what it was when it was found."""
+    for file in files:
+        if "://" in file.path or file.name or not file.stamp:
+            continue
+        try:
+            status = os.stat(file.path)
+        except OSError:
+            status = None
+        if status is None or (status.st_size, str(status.st_mtime_ns)) != (file.size, file.stamp):
+            raise ConfigError(
+                f"{file.path} changed while it was read: the result would be of neither the old nor the new content. Give "
+                "the command again when nothing writes to it."
+            )
+
+
 class WorkFolder:
     """A folder for what waits until a job is done. What an interrupted run of the same recipe left is kept, anything
     else removed; without a recipe nothing is kept.

@@ -376,8 +376,15 @@ def _first_texts(
                 break
 
 
-def merge(folder: str, results: Iterable[ShardResult], prefix: str, vocab_size: int) -> list[ShardResult]:
-    """Joins the shards' files into PREFIX.bin and PREFIX.idx as they come; memory does not grow with their size.
+def merge(
+    folder: str,
+    results: Iterable[ShardResult],
+    prefix: str,
+    vocab_size: int,
+    check: Callable[[], None] = lambda: None,
+) -> list[ShardResult]:
+    """Joins the shards' files into PREFIX.bin and PREFIX.idx as they come; memory does not grow with their size. `check`
+    may refuse them at the end.
 
     Returns the results, if there was any document; else nothing is written.
     """
@@ -393,6 +400,7 @@ def merge(folder: str, results: Iterable[ShardResult], prefix: str, vocab_size: 
                     for start, stop in _parts(chunk):
                         part = chunk[start:stop]
                         writer.add_documents(np.fromfile(tokens, dtype, int(part.sum())), part)
+        check()
     except BaseException:
         writer.abort()
         raise

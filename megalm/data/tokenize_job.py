@@ -17,7 +17,7 @@ from megalm.data import python_corpus
 from megalm.data.documents import Piece, cut_into_pieces, find_files
 from megalm.data.engine import Engine, LocalEngine
 from megalm.data.files import is_stream, spool
-from megalm.data.shards import WorkFolder, digest, make_shards, stamps
+from megalm.data.shards import WorkFolder, check_unchanged, digest, make_shards, stamps
 from megalm.data.tokenize_corpus import (
     Settings,
     ShardResult,
@@ -100,7 +100,12 @@ def run_job(job: Job, progress: Progress | None = None, engine: Callable[[], Eng
         )
     if job.max_documents is not None and job.max_documents < 1:
         raise ConfigError(f"--max-documents is {job.max_documents}: at least one document must be left.")
-    Path(job.output).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(job.output).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output {job.output}: {error.filename}: {error.strerror}. Choose another place."
+        ) from error
     with contextlib.ExitStack() as ends:
         return _run(job, job.output, progress, engine, ends)
 
@@ -113,7 +118,7 @@ def _run(
     own_corpus = tuple(job.inputs) == (python_corpus.NAME,)
     if python_corpus.NAME in job.inputs and not own_corpus:
         raise ConfigError(f"{python_corpus.NAME} is an input of its own: tokenize other text in another run.")
-    files = [] if own_corpus else _files(job.inputs, output, ends)
+    files = [] if own_corpus else _files(job.inputs, output, ends, progress)
     recipe = _recipe(job, files)
     recipe_path = f"{output}_recipe.json"
     done = _already_done(recipe_path, recipe, prefix, tokenizer_path)
@@ -133,15 +138,22 @@ def _run(
     whole.callback(work.close, keep=True)
     if work.kept:
         progress.say("going on with an interrupted run")
+    elif work.of_another:
+        progress.say(f"{work.path} is of another command, or the input has changed since: beginning from the start")
     progress.start(sum(piece.size for piece in pieces))
     with engine() if engine else LocalEngine(job.workers) as running:
         try:
             stage = ShardRun(shards, settings, work.path, running, progress.shard, job.max_documents)
-            results = merge(work.path, stage, prefix, stage.vocab_size)
+            results = merge(work.path, stage, prefix, stage.vocab_size, lambda: check_unchanged(files))
         finally:
             progress.finish()
     if not any(result.documents for result in results):
-        raise ConfigError(f"no document with text in {', '.join(job.inputs)}. Look at --field and the filters.")
+        left_out = {name: sum(getattr(result, name) for result in results) for name in ("empty", "filtered", "bad")}
+        counts = ", ".join(f"{count} {name}" for name, count in left_out.items() if count) or "there is none"
+        first = next((f" ({line})" for result in results for line in result.listed), "")
+        raise ConfigError(
+            f"no document with text in {', '.join(job.inputs)}: {counts}{first}. Look at --field and the filters."
+        )
     if job.mds:
         _write_mds(prefix, f"{output}_mds")
     outcome = _outcome(results, prefix, tokenizer_path, stage.backend, stage.vocab_size)
@@ -230,7 +242,7 @@ def _outcome(results: Sequence[ShardResult], prefix: str, tokenizer: str, backen
     return Outcome(prefix, tokenizer, backend, vocab_size, listed=listed, tallies=tallies, **total)
 
 
-def _files(inputs: Sequence[str], output: str, ends: contextlib.ExitStack) -> list[Piece]:
+def _files(inputs: Sequence[str], output: str, ends: contextlib.ExitStack, progress: Progress) -> list[Piece]:
     """The input's files; a stream, which can be read only once, becomes a file beside the output until the end."""
     spooled = {}
     for number, item in enumerate(inputs):
@@ -240,7 +252,7 @@ def _files(inputs: Sequence[str], output: str, ends: contextlib.ExitStack) -> li
             spooled[item] = found
     name = {found.path: "standard input" if item == "-" else item for item, found in spooled.items()}
     stamp = {found.path: found.stamp for found in spooled.values()}
-    files = find_files([spooled[item].path if item in spooled else item for item in inputs])
+    files = find_files([spooled[item].path if item in spooled else item for item in inputs], progress.say)
     return [
         replace(f, name=name[f.path], source=name[f.path], stamp=stamp[f.path]) if f.path in name else f for f in files
     ]

@@ -222,7 +222,9 @@ def test_candidates_share_a_bucket():
     for count in (0, 1, 2, 500):
         numbers = np.sort(rng.choice(10**6, count, replace=False))
         hashes = values[rng.integers(0, 60, (3, count)) * (rng.random((3, count)) < 0.7)]
-        assert [tuple(pair) for pair in near._candidates(hashes, numbers).tolist()] == by_buckets(hashes, numbers)
+        assert [tuple(p) for part in near._candidates(hashes, numbers) for p in part.tolist()] == by_buckets(
+            hashes, numbers
+        )
 
 
 def test_near_duplicates_are_the_same_without_the_extension(tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def test_lines_without_repeats_stay_as_they_are(tmp_path, capsys):
         "--removed",
         str(gone),
     ]
-    assert run_tool(tools.dedup, [*command, "--json", "--workers", "1", "--memory", "16"]) == 0
+    assert run_tool(tools.dedup, [*command, "--json", "--workers", "1", "--memory", "150"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["documents"], answer["documents_gone"], answer["spans"]) == (4, 1, 2)
     kept = out.read_text().splitlines()

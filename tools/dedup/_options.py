@@ -33,6 +33,13 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out and list documents that cannot be read, instead of stopping"
     )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="MB",
+        help="that all processes of this machine may take together: less means more and smaller parts on disk, the result "
+        "is the same (default: 500 for each worker)",
+    )
     add_worker_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
@@ -103,6 +110,11 @@ def check_targets(args: argparse.Namespace) -> None:
         raise ConfigError(f"--output and --removed are both {args.output}: give two files.")
 
 
+def memory_of(args: argparse.Namespace) -> int | None:
+    """`--memory` in bytes."""
+    return None if args.memory is None else int(args.memory * 1e6)
+
+
 @contextlib.contextmanager
 def corpus_of(args: argparse.Namespace, command: str, **options: Any) -> Iterator[Corpus]:
     """The input, and what runs the stages over it; their files lie beside the result until the end. `options`: what
@@ -119,6 +131,7 @@ def corpus_of(args: argparse.Namespace, command: str, **options: Any) -> Iterato
             f"{target}.parts" if target else None,
             (command, {"output": bool(args.output), "removed": bool(args.removed), **options}),
             ConsoleProgress(),
+            memory_of(args),
         ) as corpus,
     ):
         yield corpus

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from tools.dedup._options import add_corpus_arguments, corpus_of, finish
+from tools.dedup._options import add_corpus_arguments, corpus_of, finish, memory_of
 
 HELP = "training documents that share a run of words with evaluation text; also as --against EVAL, without a command"
 
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
             corpus.stages.engine,
             os.path.join(corpus.folder, "evaluation"),
             ("evaluation", options),
+            memory=memory_of(args),
         ) as evaluation,
     ):
         removals, short = contaminated(corpus, evaluation, args.words)

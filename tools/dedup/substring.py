@@ -4,7 +4,14 @@ import argparse
 import json
 import os
 
-from tools.dedup._options import ConsoleProgress, add_result_arguments, check_targets, corpus_of, print_skipped
+from tools.dedup._options import (
+    ConsoleProgress,
+    add_result_arguments,
+    check_targets,
+    corpus_of,
+    memory_of,
+    print_skipped,
+)
 
 HELP = "spans of bytes of a text, or of tokens of a token file, that occurred before; they are cut out"
 
@@ -20,30 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--length", type=int, default=50, help="tokens of the shortest span in a token file (%(default)s)"
     )
-    parser.add_argument(
-        "--memory",
-        type=float,
-        metavar="MB",
-        help="of one process: so much more of the input is sorted at a time, a byte or token in 11 bytes (default 180)",
-    )
     add_result_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from megalm.config.errors import ConfigError
-    from megalm.data.dedup.spans import BYTES_A_SYMBOL
-
-    if args.memory is not None and args.memory < 16:
-        raise ConfigError(f"--memory is {args.memory:g}: give at least 16 MB.")
-    chunk = int(args.memory * 1e6 / BYTES_A_SYMBOL) if args.memory else None
-    return _cut_tokens(args, chunk) if args.bytes is None else _cut_texts(args, chunk)
+    return _cut_tokens(args) if args.bytes is None else _cut_texts(args)
 
 
-def _cut_texts(args: argparse.Namespace, chunk: int | None) -> int:
+def _cut_texts(args: argparse.Namespace) -> int:
+    from megalm.data.dedup.spans import chunk_of
     from megalm.data.dedup.text_spans import cut_repeated_text
 
-    with corpus_of(args, "substring", bytes=args.bytes, chunk=chunk) as corpus:
-        cuts = cut_repeated_text(corpus, args.bytes, args.output, args.removed, chunk)
+    with corpus_of(args, "substring", bytes=args.bytes) as corpus:
+        cuts = cut_repeated_text(corpus, args.bytes, args.output, args.removed, chunk_of(corpus.share))
     result = {
         name: getattr(cuts, name) for name in ("documents", "documents_gone", "bytes", "spans", "bytes_cut", "bad")
     }
@@ -58,8 +54,10 @@ def _cut_texts(args: argparse.Namespace, chunk: int | None) -> int:
     return 0
 
 
-def _cut_tokens(args: argparse.Namespace, chunk: int | None) -> int:
+def _cut_tokens(args: argparse.Namespace) -> int:
     from megalm.config.errors import ConfigError
+    from megalm.data.dedup.corpus import share_of
+    from megalm.data.dedup.spans import chunk_of
     from megalm.data.dedup.substring import cut_spans, repeated_token_spans
     from megalm.data.engine import make_engine
     from megalm.data.tokens import TokenFile
@@ -77,6 +75,7 @@ def _cut_tokens(args: argparse.Namespace, chunk: int | None) -> int:
         raise ConfigError(f"--output is the input {file.prefix}: write the result to another prefix.")
     folder = f"{args.output}.parts" if args.output else None
     with make_engine(args.engine, args.workers, args.engine_address) as engine:
+        chunk = chunk_of(share_of(memory_of(args), engine))
         spans = repeated_token_spans(file, args.length, engine, folder, chunk, ConsoleProgress())
     cut = sum(span.stop - span.start for span in spans)
     result = {"documents": file.num_documents, "tokens": file.num_tokens, "spans": len(spans), "tokens_cut": cut}

@@ -24,11 +24,15 @@ from megalm.data.dedup.stages import Progress, Stages, recipe_of
 from megalm.data.dedup.texts import Texts
 from megalm.data.documents import BadDocument, Piece, cut_into_pieces, find_files, read_piece
 from megalm.data.engine import Engine
-from megalm.data.files import ending_of
+from megalm.data.files import ending_of, is_stream
 from megalm.data.json_lines import read_lines
 from megalm.data.shards import make_shards, stamps
 
 BATCH_CHARACTERS = 1 << 21  # of text held at a time
+BATCH_TEXTS = 1 << 14
+DEFAULT_MEMORY = 500_000_000  # bytes, for each worker
+PROCESS_MEMORY = 110_000_000  # of a process: Python and its libraries, and the text of a batch with what is made of it
+LEAST_SHARE = 20_000_000
 Result = TypeVar("Result")
 
 
@@ -87,7 +91,7 @@ def _texts_of(piece: Piece, shard: CorpusShard) -> Iterator[_Read]:
         texts.append(document.text)
         places.append(place_record(0, document.place))
         held += len(document.text)
-        if held >= BATCH_CHARACTERS:
+        if held >= BATCH_CHARACTERS or len(texts) == BATCH_TEXTS:
             yield Texts.of(texts), np.array(places, PLACE), bad
             texts, places, bad, held = [], [], [], 0
     if texts or bad:
@@ -114,21 +118,22 @@ class ShardStage:
     def batches(self) -> Iterator[Texts]:
         """The texts, some megabytes at a time. The first time that a shard is read, it is written down where each document
         lies, and what could not be read: the files `places`, `paths` and `bad`."""
-        known = os.path.exists(self.path("places"))
-        all_places = [np.empty(0, PLACE)]
+        if os.path.exists(self.path("places")):
+            yield from (texts for texts, _, _ in self.shard.read() if len(texts))
+            return
         all_bad: list[list[Any]] = []
         documents = 0
-        for texts, places, bad in self.shard.read():
-            if not known:
-                all_places.append(places)
+        partial = f"{self.path('places')}.{os.getpid()}.partial"
+        with open(partial, "wb") as file:
+            for texts, places, bad in self.shard.read():
+                file.write(places.data)
                 all_bad += [[piece, documents + before, place, why] for piece, before, place, why in bad]
-            documents += len(texts)
-            if len(texts):
-                yield texts
-        if not known:
-            for part, content in (("paths", [piece.label for piece in self.shard.pieces]), ("bad", all_bad)):
-                save(self.path(part), np.frombuffer(json.dumps(content).encode(), np.uint8))
-            save(self.path("places"), np.concatenate(all_places))
+                documents += len(texts)
+                if len(texts):
+                    yield texts
+        for part, content in (("paths", [piece.label for piece in self.shard.pieces]), ("bad", all_bad)):
+            save(self.path(part), np.frombuffer(json.dumps(content).encode(), np.uint8))
+        os.replace(partial, self.path("places"))
 
 
 @dataclass(frozen=True)
@@ -141,10 +146,12 @@ class PartStage:
     """Number of each shard's first document, and of documents in all."""
     argument: Any
 
-    def dealt(self, kind: str, dtype: Any) -> Iterator[tuple[int, np.ndarray]]:
-        """What each shard dealt to this part: (number of the shard's first document, records)"""
+    def dealt(
+        self, kind: str, dtype: Any, first: int | None = None, stop: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """What each shard dealt to this part, or to parts [first, stop): (number of the shard's first document, records)"""
         for shard in range(len(self.starts) - 1):
-            records = dealt_to(shard_path(self.folder, shard, kind), self.part, dtype)
+            records = dealt_to(shard_path(self.folder, shard, kind), self.part if first is None else first, dtype, stop)
             if len(records):
                 yield self.starts[shard], records
 
@@ -169,10 +176,31 @@ def _unpack(task: _Unpacking) -> list[dict[str, Any]]:
         return [asdict(piece) | {"size": os.path.getsize(piece.path) if piece.path else 0} for piece in found]
 
 
+def share_of(memory: int | None, engine: Engine | None) -> int:
+    """What is left for a task of each worker, when every process has what it needs to begin with.
+
+    Errors: ConfigError if that is too little to work with.
+    """
+    workers = engine.workers if engine else 1
+    processes = workers + 1 if workers > 1 else 1
+    if memory is None:
+        return DEFAULT_MEMORY - 3 * PROCESS_MEMORY // 2  # an interrupted run goes on with any number of workers
+    share = (memory - processes * PROCESS_MEMORY) // workers
+    if share < LEAST_SHARE:
+        least = workers * LEAST_SHARE + processes * PROCESS_MEMORY
+        raise ConfigError(
+            f"--memory {memory / 1e6:g} is too little for {workers} workers: give at least {least / 1e6:.0f} (MB), or fewer "
+            "--workers."
+        )
+    return share
+
+
 class Corpus:
     """The documents of files, cut into shards that depend on the input only.
 
     A compressed file with a large share of the input is unpacked first, so that several workers can read it.
+
+    memory: bytes that all processes of this machine may take together; None: DEFAULT_MEMORY for each worker.
 
     Stages leave their files in `folder`; without one, in a temporary one. `close` removes it. With a `command`, its name
     and options, the folder of an interrupted run of the same is gone on with, and an error leaves it.
@@ -187,12 +215,21 @@ class Corpus:
         folder: str | None = None,
         command: tuple[str, dict[str, Any]] | None = None,
         progress: Progress | None = None,
+        memory: int | None = None,
     ):
-        files = find_files(list(inputs))
+        self.share = share_of(memory, engine)
+        """Bytes that a task may take besides what its process always needs."""
+        for item in inputs:
+            if is_stream(item):
+                raise ConfigError(
+                    f"input {item!r} can be read only once, and deduplication reads its input again: write it to a file first."
+                )
+        files = find_files(list(inputs), progress.say if progress else lambda message: None)
+        self.files = files
         pieces = cut_into_pieces(files)
         recipe = None
         if folder and command:
-            options = {**command[1], "field": field, "skip_bad": skip_bad}
+            options = {**command[1], "field": field, "skip_bad": skip_bad, "share": self.share}
             recipe = recipe_of(command[0], options, [*stamps(files), [len(shard) for shard in make_shards(pieces)]])
         self._resumable = recipe is not None
         self.stages = Stages(folder or tempfile.mkdtemp(prefix="dedup-"), engine, recipe, progress)

@@ -2,15 +2,17 @@
 
 Sets of runs of words and the hashes of their signatures' bands are made in C++ (csrc/shingle, csrc/minhash). Each shard
 leaves its sets and its band hashes on disk; the hashes are compared by bands, in parts by their value where there are
-many; candidate pairs are dealt out by their first document, so that each is verified once. Memory: 40 bytes for each of
-PART_HASHES hashes in a stage and 16 for each candidate pair among them; where the clusters are joined, 100 bytes for each
-pair of near-duplicates.
+many; candidate pairs are dealt out by their second document, so that each is verified once. A task takes as many hashes,
+pairs and sets at a time as fit into its share of the memory; where the clusters are joined, 100 bytes for each pair of
+near-duplicates are needed besides.
 Source: Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, ch. 3.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from megalm.config.errors import ConfigError
 from megalm.data.dedup.corpus import Corpus, PartStage, ShardStage
-from megalm.data.dedup.files import deal, dealt_to, load, save, shard_path
+from megalm.data.dedup.files import deal, dealt_count, dealt_to, load, save, shard_path
 from megalm.data.dedup.removal import RECORD, Removals, save_records, table
 from megalm.data.dedup.shingles import band_hashes, jaccard, shingles
 from megalm.data.mixing import mix
@@ -27,8 +29,9 @@ from megalm.data.suffix import native
 # 21 bands of 6: a pair of similarity 0.8 shares a bucket with probability 0.998, one of 0.7 with 0.92, one of 0.4 with 0.08
 BANDS, ROWS = 21, 6
 ALL_PAIRS = 32  # in a larger bucket each document is compared with the first and with its neighbour only
-PART_HASHES = 1 << 22  # compared at a time
-CHUNK = 1 << 20  # pairs verified at a time
+# What a task needs in bytes: for each hash that it compares, for each candidate pair where it is found or verified
+HASH_BYTES, PAIR_BYTES = 72, 160
+PAIRS = 4  # for each document, for how many parts to deal the pairs to; more come in several turns
 EDGE = np.dtype([("first", "<i8"), ("second", "<i8"), ("similarity", "<f8")])
 WHY = "Jaccard similarity {value:.3f} to document {other} of the same cluster"
 # The hash functions of the signatures: multiply and add modulo 2^32, by odd multipliers.
@@ -54,12 +57,17 @@ def near_duplicates(corpus: Corpus, threshold: float = 0.8, words: int = 5) -> t
         )
     wanted = _Near(threshold, words)
     corpus.each_shard(_sign_shard, wanted, "signatures")
-    together = min(max(PART_HASHES // max(corpus.documents, 1), 1), BANDS)  # bands in a task
-    splits = max(1, -(-corpus.documents // PART_HASHES))
+    half = corpus.share // 2
+    hashes = max(half // HASH_BYTES, 1)  # compared at a time
+    together = min(max(hashes // max(corpus.documents, 1), 1), BANDS)  # bands in a task
+    splits = max(1, -(-corpus.documents // hashes))
     dealers = -(-BANDS // together) * splits
     parts = max(min(4, len(corpus.shards)), len(corpus.shards) // 4)  # that candidate pairs are dealt to
-    corpus.each_part(_pair_part, dealers, (together, splits, parts), "candidates")
-    corpus.each_part(_verify_part, parts, (wanted, dealers), "verifying")
+    parts = max(parts, -(-PAIRS * corpus.documents * PAIR_BYTES // half))
+    turns = corpus.each_part(_pair_part, dealers, (together, splits, parts, half), "candidates")
+    lists = [f"pairs.{dealer:06d}.{turn}" for dealer, count in enumerate(turns) for turn in range(count)]
+    save(os.path.join(corpus.folder, "lists"), np.frombuffer("\n".join(lists).encode(), np.uint8))
+    corpus.each_part(_verify_part, parts, (wanted, parts, half), "verifying")
     edges = np.concatenate([load(os.path.join(corpus.folder, f"edges.{part:06d}"), EDGE) for part in range(parts)])
     edges = edges[np.lexsort((edges["second"], edges["first"]))]
     save_records(os.path.join(corpus.folder, "near.removals"), cluster(edges))
@@ -68,25 +76,32 @@ def near_duplicates(corpus: Corpus, threshold: float = 0.8, words: int = 5) -> t
 
 def _sign_shard(stage: ShardStage) -> int:
     """Leaves the shard's sets, where each document's set ends, and its band hashes [BANDS, documents]."""
-    ends: list[np.ndarray] = [np.zeros(1, np.int64)]
-    hashes: list[np.ndarray] = [np.empty((BANDS, 0), np.uint64)]
-    partial = stage.path(f"sets.{os.getpid()}.partial")
-    with open(partial, "wb") as sets:
+    names = [stage.path(f"{part}.{os.getpid()}.partial") for part in ("sets", "ends", *map(str, range(BANDS)))]
+    documents = end = 0
+    with contextlib.ExitStack() as files:
+        sets, ends, *bands = (files.enter_context(open(name, "wb")) for name in names)
+        ends.write(np.zeros(1, "<i8").data)
         for texts in stage.batches():
             values, offsets = shingles(texts, stage.argument.words)
             sets.write(values.data)
-            hashes.append(band_hashes(values, offsets, _FACTORS, _ADDENDS))
-            ends.append(offsets[1:] + ends[-1][-1])
-    os.replace(partial, stage.path("sets"))
-    bounds = np.concatenate(ends)
-    save(stage.path("ends"), bounds.astype("<i8"))
-    save(stage.path("bands"), np.concatenate(hashes, axis=1))
-    return len(bounds) - 1
+            ends.write((offsets[1:] + end).astype("<i8").data)
+            for band, hashes in zip(bands, band_hashes(values, offsets, _FACTORS, _ADDENDS), strict=True):
+                band.write(np.ascontiguousarray(hashes).data)
+            documents, end = documents + len(texts), end + int(offsets[-1])
+    first = names[2]
+    with open(first, "ab") as whole:  # the bands one after another
+        for name in names[3:]:
+            with open(name, "rb") as part_of_it:
+                shutil.copyfileobj(part_of_it, whole, 1 << 20)
+            os.unlink(name)
+    for name, part in ((names[0], "sets"), (names[1], "ends"), (first, "bands")):
+        os.replace(name, stage.path(part))
+    return documents
 
 
 def _pair_part(task: PartStage) -> int:
-    """Candidate pairs of some bands among the hashes of one split, dealt to the parts that verify them."""
-    together, splits, parts = task.argument
+    """Candidate pairs of some bands among the hashes of one split, dealt to the parts that verify them, in so many turns."""
+    together, splits, parts, room = task.argument
     group, split = divmod(task.part, splits)
     bands = range(group * together, min((group + 1) * together, BANDS))
     none = band_hashes(np.empty(0, np.uint64), np.zeros(2, np.int64), _FACTORS, _ADDENDS)[bands[0], 0]
@@ -100,14 +115,17 @@ def _pair_part(task: PartStage) -> int:
             mine &= mix(rows[0]) % np.uint64(splits) == np.uint64(split)
         numbers.append(np.flatnonzero(mine) + first)
         hashes.append(rows[:, mine])
-    pairs = _candidates(np.concatenate(hashes, axis=1), np.concatenate(numbers))
-    deal(pairs[:, 0] % parts, parts, pairs, os.path.join(task.folder, f"pairs.{task.part:06d}"))
-    return len(pairs)
+    whole = np.concatenate(hashes, axis=1)
+    del hashes
+    turn = -1
+    for turn, pairs in enumerate(_candidates(whole, np.concatenate(numbers), max(room // PAIR_BYTES, 1))):
+        deal(pairs[:, 1] % parts, parts, pairs, os.path.join(task.folder, f"pairs.{task.part:06d}.{turn}"))
+    return turn + 1
 
 
-def _candidates(hashes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Pairs that share a bucket of any band, the smaller number first, each once. Documents are known by the first bits
-    of their hashes, so that a few pairs more than need be may be among them.
+def _candidates(hashes: np.ndarray, numbers: np.ndarray, most: int = 1 << 62) -> Iterator[np.ndarray]:
+    """Pairs that share a bucket of any band, the smaller number first, about `most` at a time, among which each is once.
+    Documents are known by the first bits of their hashes, so that a few pairs more than need be may be among them.
 
     Shapes: uint64 [bands, documents], int64 [documents] ascending -> int64 [pairs, 2]
     """
@@ -119,13 +137,19 @@ def _candidates(hashes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     new[:, 1:] = keys[:, 1:] >> bits != keys[:, :-1] >> bits
     starts = np.flatnonzero(new)
     sizes = np.diff(starts, append=keys.size)
-    documents = (keys & ((np.uint64(1) << bits) - np.uint64(1))).ravel()
-    found = [np.empty(0, np.uint64)]
-    for a, b in _places_of_pairs(starts[sizes > 1], sizes[sizes > 1]):
-        found.append(documents[a] << bits | documents[b])
-    pairs = np.sort(np.concatenate(found))
-    pairs = pairs[np.append(pairs[1:] != pairs[:-1], True)[: len(pairs)]]
-    return np.stack((numbers[pairs >> bits], numbers[pairs & ((np.uint64(1) << bits) - np.uint64(1))]), axis=1)
+    starts, sizes = starts[sizes > 1], sizes[sizes > 1]
+    low = (np.uint64(1) << bits) - np.uint64(1)
+    documents = (keys & low).ravel()
+    counts = np.cumsum(np.where(sizes > ALL_PAIRS, 2 * sizes, sizes * (sizes - 1) // 2))
+    at = 0
+    while at < len(starts):
+        before = int(counts[at - 1]) if at else 0
+        stop = max(at + 1, int(np.searchsorted(counts, before + most, side="right")))
+        found = [documents[a] << bits | documents[b] for a, b in _places_of_pairs(starts[at:stop], sizes[at:stop])]
+        pairs = np.sort(np.concatenate(found))
+        pairs = pairs[np.append(pairs[1:] != pairs[:-1], True)[: len(pairs)]]
+        yield np.stack((numbers[pairs >> bits], numbers[pairs & low]), axis=1)
+        at = stop
 
 
 def _places_of_pairs(starts: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -173,6 +197,10 @@ class _Sets:
                 self._values[shard] = np.memmap(shard_path(self._folder, shard, "sets"), "<u8", "r")
         return shards, begins, ends
 
+    def sizes(self, pairs: np.ndarray) -> np.ndarray:
+        """Bytes of the sets of both. Shapes: int64 [pairs, 2] -> int64 [pairs]"""
+        return 8 * sum(ends - begins for _, begins, ends in (self._locate(numbers) for numbers in pairs.T))
+
     def similarities(self, pairs: np.ndarray) -> np.ndarray:
         """Shapes: int64 [pairs, 2] of documents with words -> float64 [pairs]"""
         located = [self._locate(numbers) for numbers in pairs.T]
@@ -198,24 +226,40 @@ class _Sets:
 
 def _verify_part(task: PartStage) -> int:
     """The candidate pairs of this part that are similar enough, each once."""
-    wanted, dealers = task.argument
+    wanted, parts, room = task.argument
+    lists = load(os.path.join(task.folder, "lists"), np.uint8).tobytes().decode().split()
+    paths = [os.path.join(task.folder, name) for name in lists]
     pair = np.dtype(("<i8", 2))
-    found = [dealt_to(os.path.join(task.folder, f"pairs.{dealer:06d}"), task.part, pair) for dealer in range(dealers)]
-    pairs = np.concatenate([part.reshape(-1, 2) for part in found])
-    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-    if len(found) > 1:
-        pairs = pairs[np.append(True, (np.diff(pairs, axis=0) != 0).any(axis=1))[: len(pairs)]]
+    turns = max(1, -(-sum(dealt_count(path, task.part) for path in paths) * PAIR_BYTES // room))
     edges = [np.empty(0, EDGE)]
-    for start in range(0, len(pairs), CHUNK):
-        part = pairs[start : start + CHUNK]
-        similarity = _Sets(task.folder, task.starts).similarities(part)
-        near = similarity >= wanted.threshold
-        rows = np.empty(int(near.sum()), EDGE)
-        rows["first"], rows["second"], rows["similarity"] = part[near, 0], part[near, 1], similarity[near]
-        edges.append(rows)
+    for turn in range(turns):
+        found = [np.empty((0, 2), np.int64)]
+        for path in paths:
+            pairs = dealt_to(path, task.part, pair).reshape(-1, 2)
+            found.append(pairs if turns == 1 else pairs[pairs[:, 1] // parts % turns == turn])
+        pairs = np.concatenate(found)
+        pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+        pairs = pairs[np.append(True, (np.diff(pairs, axis=0) != 0).any(axis=1))[: len(pairs)]]
+        edges += _verified(task, pairs, wanted.threshold, room)
     whole = np.concatenate(edges)
     save(os.path.join(task.folder, f"edges.{task.part:06d}"), whole)
     return len(whole)
+
+
+def _verified(task: PartStage, pairs: np.ndarray, threshold: float, room: int) -> Iterator[np.ndarray]:
+    """The pairs that are similar enough, some at a time: those whose sets together take the room."""
+    sizes = np.cumsum(_Sets(task.folder, task.starts).sizes(pairs) + PAIR_BYTES) if len(pairs) else np.empty(0)
+    start = 0
+    while start < len(pairs):
+        before = int(sizes[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(sizes, before + room, side="right")))
+        part = pairs[start:stop]
+        similarity = _Sets(task.folder, task.starts).similarities(part)  # which unmaps what the last ones looked at
+        near = similarity >= threshold
+        rows = np.empty(int(near.sum()), EDGE)
+        rows["first"], rows["second"], rows["similarity"] = part[near, 0], part[near, 1], similarity[near]
+        yield rows
+        start = stop
 
 
 def cluster(edges: np.ndarray) -> np.ndarray:

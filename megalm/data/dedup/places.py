@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
-from megalm.data.dedup.files import load, shard_path
+from megalm.data.dedup.files import mapped, shard_path
 from megalm.data.documents import BadDocument
 
 KINDS = ("byte", "row", "line", "item")  # what a document's place counts
@@ -29,16 +29,17 @@ def bad_record(piece: int, before: int, bad: BadDocument) -> list[Any]:
     return [piece, before, bad.place, bad.reason]
 
 
+def _opened(folder: str, shard: int) -> tuple[np.ndarray, list[str]]:
+    with open(shard_path(folder, shard, "paths"), encoding="utf-8") as file:
+        return mapped(shard_path(folder, shard, "places"), PLACE), json.load(file)
+
+
 class Places:
     """File and place of any document of a corpus, from what its first stage left in the folder."""
 
     def __init__(self, folder: str, starts: Sequence[int]):
-        self._folder, self._starts = folder, np.array(starts)
-        self._shard = lru_cache(maxsize=64)(self._opened)
-
-    def _opened(self, shard: int) -> tuple[np.ndarray, list[str]]:
-        with open(shard_path(self._folder, shard, "paths"), encoding="utf-8") as file:
-            return load(shard_path(self._folder, shard, "places"), PLACE), json.load(file)
+        self._starts = np.array(starts)
+        self._shard = lru_cache(maxsize=4)(partial(_opened, folder))  # what was looked at in them is in memory
 
     def of(self, numbers: np.ndarray) -> list[dict[str, str]]:
         """Of documents by their numbers in the corpus."""

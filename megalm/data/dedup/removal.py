@@ -17,7 +17,9 @@ from megalm.data.dedup.files import load, save, shard_path, written_whole
 from megalm.data.dedup.places import PLACE, Places
 from megalm.data.documents import BOM, Document, Piece, read_piece
 from megalm.data.files import compression_of, open_bytes
+from megalm.data.shards import check_unchanged
 
+WRITTEN = 1 << 12  # rows of the list that are held as Python objects
 LISTED = 1000  # documents that could not be read and are named in the outcome; all are counted
 # number: the document that goes; of: the one that stays (-1: evaluation text); value and other: what the reason names
 RECORD = np.dtype([("number", "<i8"), ("of", "<i8"), ("other", "<i8"), ("value", "<f8")])
@@ -136,16 +138,18 @@ def _write_removed(stage: ShardStage, wanted: _Lists, rows: np.ndarray, file: Bi
     places = Places(stage.folder, wanted.starts)
     evaluation = wanted.removals.evaluation and Places(*wanted.removals.evaluation)
     bad = bad_rows(stage)
-    mine, kept = places.of(rows["number"]), iter(places.of(rows["of"][rows["of"] >= 0]))
-    others = evaluation.of(rows["other"]) if evaluation else []
-    for index, (number, of, other, value) in enumerate(rows.tolist()):
-        file.writelines(bad(number - first))
-        row: dict[str, Any] = {**mine[index], "number": number, "why": wanted.removals.reason(other, value)}
-        if of >= 0:
-            row["duplicate_of"] = {"number": of, **next(kept)}
-        if evaluation:
-            row["evaluation"] = {"number": other, **others[index]}
-        file.write(json_row(row))
+    for start in range(0, len(rows), WRITTEN):
+        some = rows[start : start + WRITTEN]
+        mine, kept = places.of(some["number"]), iter(places.of(some["of"][some["of"] >= 0]))
+        others = evaluation.of(some["other"]) if evaluation else []
+        for index, (number, of, other, value) in enumerate(some.tolist()):
+            file.writelines(bad(number - first))
+            row: dict[str, Any] = {**mine[index], "number": number, "why": wanted.removals.reason(other, value)}
+            if of >= 0:
+                row["duplicate_of"] = {"number": of, **next(kept)}
+            if evaluation:
+                row["evaluation"] = {"number": other, **others[index]}
+            file.write(json_row(row))
     file.writelines(bad(sys.maxsize))
 
 
@@ -231,7 +235,11 @@ def write_lists(corpus: Corpus, removals: Removals, output: str | None, removed:
 
 
 def join(corpus: Corpus, part: str, name: str) -> None:
-    """The shards' files of this kind, one after another, as one file."""
+    """The shards' files of this kind, one after another, as one file.
+
+    Errors: ConfigError if the input has changed since the beginning.
+    """
+    check_unchanged(corpus.files)
     with written_whole(name) as whole:
         for shard in corpus.shards:
             with open(shard_path(corpus.folder, shard.number, part), "rb") as file:

@@ -16,7 +16,7 @@ import numpy as np
 
 from megalm.config.errors import ConfigError
 from megalm.data.dedup.corpus import Corpus, PartStage, ShardStage
-from megalm.data.dedup.files import deal, load, save
+from megalm.data.dedup.files import deal_some, load, save
 from megalm.data.dedup.removal import RECORD, Removals, save_records, table
 from megalm.data.dedup.shingles import mix, shingles
 from megalm.data.dedup.texts import Texts
@@ -27,6 +27,7 @@ SAMPLE = 1 << 16  # vectors that clusters are learned on
 PER_CLUSTER = 2000  # documents, if the number of clusters is not given
 ITERATIONS = 10
 FEATURES = 1 << 15  # projected at a time: 16 MB
+ROWS = 1 << 13  # vectors copied at a time
 BLOCK = 2048  # documents of a cluster compared at a time with those before them
 KEEP = ("first", "far", "near")
 WHY = "cosine {value:.4f} to document {other}"
@@ -142,16 +143,27 @@ def _embed_shard(stage: ShardStage) -> tuple[int, int]:
     start, stop = task.starts[stage.shard.number : stage.shard.number + 2]
     if task.embeddings is None:
         weights = load(os.path.join(stage.folder, "weights"), "<f4")
-        parts = [embed(texts, weights) for texts in stage.batches()]
-        vectors = np.concatenate(parts) if parts else np.empty((0, DIMENSIONS), np.float32)
+        parts = (embed(texts, weights) for texts in stage.batches())
+        dimensions = DIMENSIONS
     else:
-        rows = np.asarray(np.load(task.embeddings, mmap_mode="r")[start:stop], np.float32)
-        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        if len(bad):
-            raise ConfigError(f"{task.embeddings}: row {start + bad[0]} holds a number that is not finite. Mend it.")
-        vectors = _unit(rows)
-    save(stage.path("vectors"), vectors)
-    return stop - start, vectors.shape[1]
+        given = np.load(task.embeddings, mmap_mode="r")
+        parts = (_own(given[at : min(at + ROWS, stop)], at, task.embeddings) for at in range(start, stop, ROWS))
+        dimensions = given.shape[1]
+    partial = f"{stage.path('vectors')}.{os.getpid()}.partial"
+    with open(partial, "wb") as file:
+        for vectors in parts:
+            file.write(vectors.data)
+    os.replace(partial, stage.path("vectors"))
+    return stop - start, dimensions
+
+
+def _own(rows: np.ndarray, start: int, path: str) -> np.ndarray:
+    """The user's rows as unit vectors."""
+    rows = np.asarray(rows, np.float32)
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        raise ConfigError(f"{path}: row {start + bad[0]} holds a number that is not finite. Mend it.")
+    return _unit(rows)
 
 
 def _vectors(folder: str, shard: int, dimensions: int) -> np.ndarray:
@@ -200,11 +212,15 @@ def _assign_shard(stage: ShardStage) -> int:
     task, dimensions, clusters = stage.argument
     vectors = _vectors(stage.folder, stage.shard.number, dimensions)
     centres = load(os.path.join(stage.folder, "centres"), "<f4").reshape(clusters, dimensions)
-    rows = np.empty(len(vectors), _record(dimensions))
-    rows["number"], rows["vector"] = np.arange(len(vectors)), vectors
     nearest = _nearest(vectors, centres)
-    deal(nearest, clusters, rows, stage.path("semantic"))
-    return len(rows)
+
+    def rows(numbers: np.ndarray) -> np.ndarray:
+        some = np.empty(len(numbers), _record(dimensions))
+        some["number"], some["vector"] = numbers, vectors[numbers]
+        return some
+
+    deal_some(nearest, clusters, rows, ROWS, stage.path("semantic"))
+    return len(vectors)
 
 
 def _compare_cluster(stage: PartStage) -> str:

@@ -19,8 +19,13 @@ from megalm.data.dedup.stages import Stages
 from megalm.data.suffix import repeats, suffix_array
 
 CHUNK = 1 << 24  # symbols sorted at a time, in about 180 MB
-BYTES_A_SYMBOL = 11  # of memory, in a chunk
+BYTES_A_SYMBOL = 20  # of memory at most, in a chunk
 PAIR = np.dtype(("<i8", 2))
+
+
+def chunk_of(share: int) -> int:
+    """How many symbols a task may sort in so many bytes of memory."""
+    return max(share // BYTES_A_SYMBOL, 1 << 16)
 
 
 @dataclass(frozen=True)
