@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
 
 from megalm.checkpoint.convert.formats import open_source
-from megalm.checkpoint.convert.megatron_dist import write_dist
+from megalm.checkpoint.convert.megatron_dist import RESHARDABLE, write_dist
 from megalm.checkpoint.convert.megatron_legacy import write_legacy
 from megalm.checkpoint.convert.source import Source
 from megalm.checkpoint.convert.weights import MemoryWeights
@@ -22,8 +23,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     pytest.importorskip("megatron.core.dist_checkpointing")
     from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
     from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -122,3 +126,98 @@ def test_it_loads_the_rank_file_that_we_write(name, tmp_path, alone):
     theirs = their_model(model)
     theirs.load_state_dict(state["model"])
     compare(open_source(tmp_path, vocab_size=50), theirs, 50)
+
+
+class OnCpu(TorchFunctionMode):
+    """What is asked to be made on CUDA is made on the CPU."""
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        named = dict(named or {})
+        if str(named.get("device")).startswith("cuda"):
+            named["device"] = "cpu"
+        return function(*arguments, **named)
+
+
+def set_states(self, parameter, tensors):
+    """Theirs asks for a `step` among the tensors, which only the optimizers of apex and Transformer Engine do without."""
+    group, place = self.model_param_group_index_map[parameter]
+    main = self.optimizer.param_groups[group]["params"][place]
+    states = {"param": main.data, **self.optimizer.state[main]}
+    for name in tensors:
+        states[name].copy_(tensors[name])
+
+
+@pytest.fixture
+def their_optimizer(alone, monkeypatch):
+    """Makes (model, its distributed optimizer) of theirs, trained for some steps."""
+    kind_of = torch.Tensor.type
+    monkeypatch.setattr(
+        torch.Tensor,
+        "type",
+        lambda self, *a, **k: kind_of(self, *a, **k) if a or k else "torch.cuda." + kind_of(self).split(".")[-1],
+    )
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self, *_, **__: self)
+    monkeypatch.setattr(DistributedOptimizer, "_set_main_param_and_optimizer_states", set_states)
+
+    def make(m, steps, seed):
+        model = their_model(m).train()
+        wrapped = DistributedDataParallel(
+            model.config, DistributedDataParallelConfig(use_distributed_optimizer=True), model
+        )
+        settings = dict(optimizer="adam", lr=0.01, weight_decay=0.1, adam_beta2=0.95, use_distributed_optimizer=True)
+        optimizer = get_megatron_optimizer(OptimizerConfig(**settings), [wrapped])
+        places, hidden = (
+            torch.arange(16).expand(2, 16),
+            torch.ones(16, 16, dtype=torch.bool).triu(1).expand(2, 1, 16, 16),
+        )
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            wrapped.zero_grad_buffer()
+            optimizer.zero_grad()
+            tokens = torch.randint(0, 50, (2, 16), generator=generator)
+            wrapped(tokens, places, hidden, labels=tokens).mean().backward()
+            wrapped.finish_grad_sync()
+            optimizer.step()
+        return model, optimizer
+
+    with OnCpu():
+        yield make
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_optimizers_state_comes_over_and_goes_back_bit_for_bit(name, tmp_path, their_optimizer):
+    m = make_model(**MODELS[name])
+    model, optimizer = their_optimizer(m, 3, 1)
+    state = model.sharded_state_dict()
+    state["optimizer"] = optimizer.sharded_state_dict(state, metadata=RESHARDABLE)
+    folder = tmp_path / "theirs" / "iter_0000003"
+    folder.mkdir(parents=True)
+    common = {"args": arguments(m, consumed_train_samples=6), "iteration": 3, "checkpoint_version": 3.0}
+    dist_checkpointing.save({**state, **common}, str(folder), content_metadata=RESHARDABLE)
+    (folder.parent / "latest_checkpointed_iteration.txt").write_text("3")
+    source = open_source(folder.parent, vocab_size=PADDED)
+    ours = source.optimizer
+    assert (ours.step, ours.tokens) == (3, 6 * m.seq_length)
+    assert (ours.lr, ours.betas, ours.eps, ours.weight_decay) == (0.01, (0.9, 0.95), 1e-8, 0.1)
+
+    write_dist(source, tmp_path / "ours", pad_vocabulary=PADDED, optimizer=ours)
+    other, fresh = their_optimizer(m, 1, 2)
+    state = other.sharded_state_dict()
+    names = list(state)
+    folder = tmp_path / "ours" / "iter_0000003"
+    metadata = dist_checkpointing.load_content_metadata(str(folder))
+    assert metadata == RESHARDABLE
+    state["optimizer"] = fresh.sharded_state_dict(state, is_loading=True, metadata=metadata)
+    loaded = dist_checkpointing.load(state, str(folder))
+    other.load_state_dict({key: loaded[key] for key in names})
+    fresh.load_state_dict(loaded["optimizer"])
+    (one,), (two,) = optimizer.chained_optimizers, fresh.chained_optimizers
+    compared = 0
+    for group, again in zip(one.optimizer.param_groups, two.optimizer.param_groups, strict=True):
+        assert all(again[key] == group[key] for key in ("wd_mult", "lr", "max_lr", "betas", "eps"))
+        for a, b in zip(group["params"], again["params"], strict=True):
+            assert torch.equal(a, b)
+            for key, value in one.optimizer.state[a].items():
+                assert torch.equal(value, two.optimizer.state[b][key]), key
+                compared += value.numel() > 1 and bool(value.any())
+    assert compared >= 2 * m.num_layers * 6

@@ -40,6 +40,12 @@ from megalm.checkpoint.convert.rules import Rule
 from megalm.checkpoint.convert.source import OptimizerState, RuleReader, Source, check_none_left, check_shapes
 from megalm.config.errors import ConfigError
 
+RESHARDABLE = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": False,
+    "chained_optim_avoid_prefix": True,
+}
+"""What Megatron keeps of how the optimizer's state was saved, and asks for before it loads it."""
 COMMON_FILE = "common.pt"
 COMMON_OBJECT = "common_state/shard_0_1"
 _STACK = "decoder.layers."
@@ -108,7 +114,8 @@ class DistributedFiles:
             )
         self.args: Namespace = common["args"]
         self.iteration = int(common.get("iteration", 0) or 0)
-        self.updates = _updates(common.get("optimizer")) or self.iteration
+        groups = _groups(common.get("optimizer"))
+        self.updates, self.settings = _updates(groups) or self.iteration, _settings(groups)
 
     def _add(self, key: str, entry: TensorStorageMetadata, name: str, kind: str) -> None:
         name = re.sub(r"^(module\.|model\.)+", "", name)
@@ -205,12 +212,38 @@ class _Part:
         return self.files.read(name, self.kind)
 
 
-def _updates(optimizer: Any) -> int:
-    """The updates made, as the optimizer's parameter groups say; 0 where they do not."""
+def _groups(optimizer: Any) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups; none where they are not as Megatron writes them."""
     groups = optimizer.get("optimizer", optimizer) if isinstance(optimizer, dict) else {}
     groups = groups.get("param_groups") if isinstance(groups, dict) else None
-    steps = [group.get("step") for group in groups or [] if isinstance(group, dict)]
+    return [group for group in groups or [] if isinstance(group, dict)]
+
+
+def _updates(groups: Sequence[dict[str, Any]]) -> int:
+    """The updates made, as the groups say; 0 where they do not."""
+    steps = [group.get("step") for group in groups]
     return max((int(step) for step in steps if isinstance(step, int | float | Tensor)), default=0)
+
+
+def _settings(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the groups, and first that whose weights decay, say of an OptimizerState's settings."""
+    first = max(groups, key=lambda group: float(group.get("wd_mult", 0.0)), default={})
+    found = {key: float(first[key]) for key in ("lr", "eps", "weight_decay") if isinstance(first.get(key), int | float)}
+    betas = first.get("betas")
+    return {**found, **({"betas": (float(betas[0]), float(betas[1]))} if betas else {})}
+
+
+def _written_groups(state: OptimizerState) -> list[dict[str, Any]]:
+    """Groups for all weights that Megatron tells apart: with and without decay, and a learning rate of their own."""
+    return [
+        {
+            "wd_mult": decay, "lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": decoupled,
+            "step": state.step, "lr": state.lr, "max_lr": state.lr, "min_lr": 0.0, "bias_correction": True,
+            "betas": state.betas, "eps": state.eps, "weight_decay": state.weight_decay * decay,
+        }
+        for decay in (1.0, 0.0)
+        for decoupled in (False, True)
+    ]  # fmt: skip
 
 
 def _optimizer_state(files: DistributedFiles, table: Sequence[Rule], seq_length: int) -> OptimizerState | None:
@@ -221,7 +254,7 @@ def _optimizer_state(files: DistributedFiles, table: Sequence[Rule], seq_length:
         return None
     weights, exp_avg, exp_avg_sq = (RuleReader(part, table) for part in parts)
     samples = int(getattr(files.args, "consumed_train_samples", 0) or 0)
-    return OptimizerState(weights, exp_avg, exp_avg_sq, files.updates, samples * seq_length)
+    return OptimizerState(weights, exp_avg, exp_avg_sq, files.updates, samples * seq_length, **files.settings)
 
 
 def open_dist(folder: Path, vocab_size: int | None = None) -> Source:
@@ -302,7 +335,9 @@ def write_dist(
         os.fsync(stream.fileno())
     common: dict[str, Any] = {"args": args, "checkpoint_version": 3.0, "iteration": source.step}
     if optimizer is not None:
-        common["optimizer"] = {"optimizer": {"param_groups": [{"step": optimizer.step}]}}
+        common["optimizer"] = {"optimizer": {"param_groups": _written_groups(optimizer)}}
+        common["optimizer"]["param_state_sharding_type"] = RESHARDABLE["distrib_optim_sharding_type"]
+        common["content_metadata"] = RESHARDABLE
         args.consumed_train_samples = optimizer.tokens // model.seq_length
     torch.save(common, target / COMMON_FILE)
     backend = {

@@ -95,11 +95,11 @@ def open_native(path: Path) -> Source:
         files=files,
         config_json=read_json(kept / "config.json") if (kept / "config.json").is_file() else None,
         step=reader.step,
-        optimizer=_optimizer_state(reader),
+        optimizer=_optimizer_state(reader, config),
     )
 
 
-def _optimizer_state(reader: CheckpointReader) -> OptimizerState | None:
+def _optimizer_state(reader: CheckpointReader, config: Config) -> OptimizerState | None:
     """The AdamW state of a checkpoint that has one."""
     names = reader.names()
     moments = [f"optimizer.{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq") for name in names]
@@ -112,6 +112,10 @@ def _optimizer_state(reader: CheckpointReader) -> OptimizerState | None:
         exp_avg_sq=CheckpointWeights(reader, prefix="optimizer.exp_avg_sq."),
         step=state.get("optimizer", {}).get("step", reader.step),
         tokens=state.get("tokens", 0),
+        lr=config.optim.lr,
+        betas=(config.optim.betas[0], config.optim.betas[1]),
+        eps=config.optim.eps,
+        weight_decay=config.optim.weight_decay,
     )
 
 

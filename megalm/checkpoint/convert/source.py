@@ -18,13 +18,20 @@ from megalm.config.errors import ConfigError
 
 @dataclass
 class OptimizerState:
-    """AdamW's state under the weights' own names: fp32 weights, first and second moments, and the updates made."""
+    """AdamW's state under the weights' own names: fp32 weights, first and second moments, and the updates made.
+
+    The settings are those that the updates were made with; Megatron's loader wants them beside the state.
+    """
 
     weights: WeightReader
     exp_avg: WeightReader
     exp_avg_sq: WeightReader
     step: int
     tokens: int = 0
+    lr: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
 
     def parts(self) -> dict[str, WeightReader]:
         """The three by the prefix that a checkpoint of megalm's gives their names."""
