@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -260,10 +261,7 @@ def _squares(
     factor: float,
 ) -> Tensor:
     library = loaded_library()
-    size = torch.tensor(lengths)
-    starts = torch.cat((size.new_zeros(1), ((size + library.ADAMW_BLOCK - 1) // library.ADAMW_BLOCK).cumsum(0)))
-    blocks = int(starts[-1])
-    ends, starts = size.cumsum(0).to(grad.device), starts.to(grad.device)
+    ends, starts, blocks = _bounds(tuple(lengths), library.ADAMW_BLOCK, grad.device)
     partial = grad.new_empty(blocks, dtype=torch.float64)
     result = grad.new_empty(len(lengths), dtype=torch.float64)
     library.adamw_squares(
@@ -283,6 +281,15 @@ def _squares(
         address(result),
     )
     return result
+
+
+@lru_cache(maxsize=1024)
+def _bounds(lengths: tuple[int, ...], block: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """Where tensors end, and where their blocks begin, on the device; and how many blocks there are. Kept, since a run asks
+    for the same ones in each step, and copying them to a GPU would wait for it."""
+    size = torch.tensor(lengths)
+    starts = torch.cat((size.new_zeros(1), ((size + block - 1) // block).cumsum(0)))
+    return size.cumsum(0).to(device), starts.to(device), int(starts[-1])
 
 
 _SQUARES = torch.library.custom_op("megalm::update_squares", _squares, mutates_args=())

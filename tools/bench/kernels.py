@@ -67,6 +67,19 @@ def _seconds(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - begin
 
 
+def _waits(run: Callable[[], object]) -> bool:
+    """Whether it makes the host wait for the device. A graph of that fails, and torch's allocator would be left as if the
+    capture went on."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
 # Runs in a graph, each behind a pass over more memory than a GPU's cache holds: their inputs come from memory.
 _GRAPH_RUNS, _FLUSH_BYTES = 5, 256 * 2**20
 
@@ -84,6 +97,8 @@ class _Timer:
         if device != "cuda":
             return
         self.flushed = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
+        if _waits(run):
+            return
         try:
             self.graph, self.passes = self._capture(run), self._capture(lambda: None)
             self.captured = True
