@@ -102,8 +102,9 @@ def _block(block: Block) -> str:
     if isinstance(block, Lines | Bars):
         return f"<figure><figcaption>{_text(block.title)}</figcaption>{block.svg()}</figure>"
     if isinstance(block, Table):
+        numeric = [all(is_number(row[i]) for row in block.rows) for i in range(len(block.headers))]
         head = "".join(f"<th>{_text(header)}</th>" for header in block.headers)
-        body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in block.rows)
+        body = "".join("<tr>" + "".join(map(_cell, row, numeric)) + "</tr>" for row in block.rows)
         note = f"<small>{_text(block.note)}</small>" if block.note else ""
         return f"<table><caption>{_text(block.title)}</caption><tr>{head}</tr>{body}</table>{note}"
     if isinstance(block, Fold):
@@ -126,14 +127,18 @@ def _fold(fold: Fold) -> str:
     return f"<details{opened}><summary>{_text(fold.title)}</summary><pre>{_text(fold.text)}</pre></details>"
 
 
-def _cell(value: Any) -> str:
+def is_number(cell: Any) -> bool:
+    """Whether a table's cell is a number, or nothing: columns of them stand to the right."""
+    text = str(cell).strip()
+    return not text or text == "-" or text[0] in "+-$<~0123456789."
+
+
+def _cell(value: Any, numeric: bool) -> str:
     if isinstance(value, Fold):
         return f"<td>{_fold(value)}</td>"
     if isinstance(value, Dot):
         return f'<td><i class=dot style="background:{value.colour}"></i>{_text(value.text)}</td>'
-    text = str(value)
-    numeric = text[:1] != "" and text[0] in "+-$0123456789."
-    return f"<td{' class=n' if numeric else ''}>{_text(text)}</td>"
+    return f"<td{' class=n' if numeric else ''}>{_text(value)}</td>"
 
 
 def _text(value: Any) -> str:

@@ -13,7 +13,7 @@ from megalm.page.axis import Axis, number, placeable
 COLOURS = ("#3b6fb6", "#d9802b", "#4f9d69", "#b6524f", "#8063ab", "#4aa3a8", "#c9a227", "#7d8894")
 FEW_POINTS = 1200
 """A line of more points is thinned before it is drawn: about two for each pixel."""
-LETTER = 6.6
+LETTER = 7.2
 """About the width of a letter of the legend."""
 
 

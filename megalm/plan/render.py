@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from megalm.page.axis import number
+from megalm.page.document import is_number
 
 if TYPE_CHECKING:
     from megalm.plan.summary import Plan
@@ -129,17 +130,12 @@ def grid(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> A
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE_HEAVY, title_justify="left")
-    numeric = [all(_looks_numeric(row[i]) for row in rows) for i in range(len(headers))]
+    numeric = [all(is_number(row[i]) for row in rows) for i in range(len(headers))]
     for header, right in zip(headers, numeric, strict=True):
         table.add_column(header, justify="right" if right else "left")
     for row in rows:
         table.add_row(*[str(cell) for cell in row])
     return table
-
-
-def _looks_numeric(cell: Any) -> bool:
-    text = str(cell).strip()
-    return not text or text == "-" or text[0] in "+-$<~0123456789."
 
 
 def console(width: int | None = None) -> Any:

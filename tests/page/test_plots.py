@@ -131,5 +131,5 @@ def test_a_page_escapes_all_it_is_given_and_loads_nothing():
 
 
 def test_numbers_stand_to_the_right():
-    text = page("t", [Table("t", ("a", "b"), [("-1.5", "word"), ("$3", "7 steps")])])
-    assert text.count("<td class=n>") == 3 and "<td>word</td>" in text
+    text = page("t", [Table("t", ("a", "b"), [("-1.5", "word"), ("$3", "7 steps"), ("", "-")])])
+    assert text.count("<td class=n>") == 3 and "<td>word</td>" in text and "<td>7 steps</td>" in text
