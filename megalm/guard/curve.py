@@ -32,7 +32,7 @@ class Curve:
 
 
 def read_curve(path: Path | str, column: str = "loss") -> Curve:
-    """Read a csv (with a header) or jsonl log.
+    """Read a csv (with a header; commas, semicolons or tabs between the cells) or jsonl log.
 
     Steps come from the first column named step, iteration, ... (in any case), else rows are counted. An empty cell is
     a value that was not logged, unless nearly all others are filled: then it stands for NaN, as pandas writes it.
@@ -74,8 +74,12 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{path} is empty: give a csv file with a header, or a run's metrics.jsonl.")
     if text.lstrip().startswith("{"):
         return _json_rows(path, text)
-    rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
-    return [{(key or "").strip(): value for key, value in row.items() if key is not None} for row in rows]
+    lines = text.splitlines()
+    rows = csv.DictReader(lines, skipinitialspace=True, delimiter=max(",;\t", key=lines[0].count))
+    found = [{(key or "").strip(): value for key, value in row.items() if key is not None} for row in rows]
+    if not found:
+        raise ConfigError(f"{path} has the columns {', '.join(rows.fieldnames or [])}, and no row below them.")
+    return found
 
 
 def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:

@@ -107,3 +107,14 @@ def test_empty_cells_are_gaps_in_a_sparse_column_and_nan_in_a_full_one(tmp_path,
     path.write_text("step,loss\n" + "".join(f"{i},{v if i != 200 else ''}\n" for i, v in enumerate(values)))
     answer = json.loads(replay(capsys, str(path), "--json")[1])
     assert answer["steps"] == 300 and [a["step"] for a in answer["alarms"] if a["kind"] == "nonfinite"] == [200]
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_cells_are_parted_as_spreadsheets_do(tmp_path, capsys, mark):
+    path = tmp_path / "curve.txt"
+    path.write_text(f"step{mark}loss\n" + "".join(f"{i}{mark}2.5\n" for i in range(40)))
+    status, out, _ = replay(capsys, str(path), "--json")
+    assert status == 0 and json.loads(out) == {"steps": 40, "alarms": []}
+    path.write_text(f"step{mark}loss\n")
+    status, _, err = replay(capsys, str(path))
+    assert status == 2 and "has the columns step, loss, and no row below them" in err
