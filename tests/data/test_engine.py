@@ -1,9 +1,11 @@
 """The same result from every engine, also with a worker killed on the way. Spark and Ray start on this machine."""
 
+import gzip
 import json
 import os
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from megalm.config.errors import ConfigError
 from megalm.data import documents as documents_module
 from megalm.data import tokenize_corpus
-from megalm.data.dedup import near
+from megalm.data.dedup import contamination, exact, near, semantic
 from megalm.data.dedup.corpus import Corpus
 from megalm.data.dedup.removal import write_lists
 from megalm.data.dedup.substring import repeated_token_spans
@@ -23,6 +25,8 @@ from megalm.data.tokenize_job import Job, run_job
 from megalm.data.tokens import TokenFile
 from tests.data.corpus import documents
 from tests.data.test_loader import write
+from tools.dedup import _options as options_module
+from tools.dedup.__main__ import main as dedup
 
 
 def double(number):
@@ -121,6 +125,61 @@ def test_near_duplicates_are_the_same_with_a_worker_killed(engine, tmp_path, mon
     plain = lists("plain", LocalEngine(1))
     monkeypatch.setattr(near, "_verify_part", fragile_part)
     assert lists("engine", engine) == plain and (tmp_path / "engine" / "killed").exists()
+
+
+WAYS = {
+    "exact": ([], exact, "_compare_parts"),
+    "semantic": (["--clusters", "4", "--threshold", "0.9"], semantic, "_compare_cluster"),
+    "against": (["--evaluation", "EVALUATION", "--words", "6"], contamination, "_search_shard"),
+}
+STAGES = {way: getattr(module, name) for way, (_, module, name) in WAYS.items()}
+
+
+def fragile_stage(way, task):
+    """Kills its process at the second task, once."""
+    mark = Path(task.folder, "..", "killed")
+    if (task.part if hasattr(task, "part") else task.shard.number) == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return STAGES[way](task)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_gives_the_same_with_a_worker_killed(engine, way, tmp_path, monkeypatch):
+    """Through the tool, on the engine that is there."""
+    monkeypatch.setattr(documents_module, "SMALLEST_PIECE", 12_000)
+    texts = documents(100)
+    for name, content in (("in.jsonl", [*texts, *texts[20:60]]), ("evaluation.jsonl", texts[5:15])):
+        (tmp_path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in content))
+    options, module, stage = WAYS[way]
+    options = [str(tmp_path / "evaluation.jsonl") if option == "EVALUATION" else option for option in options]
+
+    def lists(name, runs):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(options_module, "make_engine", lambda *_: Unclosed(runs))
+        paths = [str(tmp_path / name / part) for part in ("kept", "gone")]
+        results = ["--output", paths[0], "--removed", paths[1], "--json"]
+        assert dedup([way, str(tmp_path / "in.jsonl"), *options, *results]) == 0
+        return [Path(path).read_bytes() for path in paths]
+
+    plain = lists("plain", LocalEngine(1))
+    assert plain[1].count(b"\n") >= 10
+    fragile = partial(fragile_stage, way)
+    fragile.__name__ = stage  # by which an interrupted run knows it
+    monkeypatch.setattr(module, stage, fragile)
+    assert lists("engine", engine) == plain and (tmp_path / "engine" / "killed").exists()
+
+
+def test_a_compressed_file_is_dealt_out_by_every_engine(engine, tokenizer_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(documents_module, "SMALLEST_PIECE", 3000)
+    source, packed = tmp_path / "in.jsonl", tmp_path / "in.jsonl.gz"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(120)))
+    packed.write_bytes(gzip.compress(source.read_bytes()))
+    run_job(Job((str(source),), str(tmp_path / "plain"), Settings(tokenizer_file)))
+    run_job(Job((str(packed),), str(tmp_path / "engine"), Settings(tokenizer_file)), None, lambda: Unclosed(engine))
+    for part in ("bin", "idx"):
+        mine, other = (Path(f"{tmp_path}/{name}_text_document.{part}").read_bytes() for name in ("plain", "engine"))
+        assert mine == other
 
 
 def test_repeated_spans_are_the_same(engine, tmp_path):
