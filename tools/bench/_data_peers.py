@@ -92,6 +92,30 @@ def megatron_style(prefix: str, folder: Path, seq_length: int, batch: int) -> Ca
     return lambda: sum(len(b["tokens"]) for b in loader)
 
 
+def megatron_core(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[[], int]:
+    """An epoch of Megatron core's own GPTDataset through torch's DataLoader, without masks and positions."""
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+    from megatron.core.datasets.utils import Split
+    from torch.utils.data import DataLoader
+
+    from megalm.data.tokens import TokenFile
+
+    class Tokenizer:
+        eod, pad, vocab_size = 0, -1, 1 << 16
+        unique_identifiers: dict[str, str] = {}
+
+    file = IndexedDataset(str(TokenFile(prefix).prefix))
+    config = GPTDatasetConfig(
+        random_seed=1, sequence_length=seq_length, split="1", tokenizer=Tokenizer(),
+        reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False,
+    )  # fmt: skip
+    whole = np.arange(len(file), dtype=np.int32)
+    data = GPTDataset(file, prefix, whole, None, Split.train, config)
+    loader: DataLoader = DataLoader(data, batch_size=batch)  # type: ignore[arg-type]
+    return lambda: sum(len(b["tokens"]) for b in loader)
+
+
 def litdata(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[[], int]:
     """The same tokens as litdata's chunks of tokens, shuffled."""
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader

@@ -188,7 +188,8 @@ def _loader(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     sides = {"megalm": ours, "megatron_style_map": peers.megatron_style(prefix, folder, args.seq_length, batch)}
     result: dict[str, Any] = {"seq_length": args.seq_length, "samples_per_epoch": steps * batch}
-    for name, package in (("litdata", "litdata"), ("mosaicml_streaming", "mosaicml-streaming")):
+    packages = {"litdata": "litdata", "mosaicml_streaming": "mosaicml-streaming", "megatron_core": "megatron-core"}
+    for name, package in packages.items():
         try:
             sides[name] = getattr(peers, name)(prefix, folder, args.seq_length, batch)
             result[f"{name}_version"] = metadata.version(package)
