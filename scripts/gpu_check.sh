@@ -109,10 +109,10 @@ build() {
     "$python" -c "from megalm.ops.backend import library, why_missing; m = library(); assert m and m.has_cuda, why_missing() or 'built without CUDA'"
 }
 
-# What is left of the time over $1, at least a minute: the share of one of so many that are to come.
+# What is left of the time over $1: the share of one of so many that are to come.
 share() {
   local left=$(((seconds - SECONDS) / $1))
-  echo $((left > 60 ? left : 60))
+  echo $((left > 1 ? left : 1))
 }
 
 check() {

@@ -61,6 +61,7 @@ class _Comparison:
         self.end = time.monotonic() + args.seconds
         self.every = max(2, args.steps // 6)
         self.corpus = _write_corpus(folder)
+        self.started: list[subprocess.Popen] = []
 
     def run(self) -> dict[str, Any]:
         device = self.args.device
@@ -74,7 +75,8 @@ class _Comparison:
                 self._finish("killed", self._start("killed", device, "fp32"), failed)
             self._finish("cpu", cpu, failed)
         finally:
-            _end(cpu)
+            for process in self.started:
+                _end(process)
         return self._compare(killed, failed)
 
     def _start(self, name: str, device: str, dtype: str) -> subprocess.Popen:
@@ -87,7 +89,8 @@ class _Comparison:
             *self.args.override,
         ]
         with open(self.folder / f"{name}.log", "a", encoding="utf-8") as log:
-            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            self.started.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True))
+        return self.started[-1]
 
     def _finish(self, name: str, process: subprocess.Popen, failed: dict[str, str]) -> None:
         try:
@@ -180,9 +183,9 @@ def _fell(losses: dict[int, float]) -> bool:
 
 def _end(process: subprocess.Popen) -> None:
     """As a machine's failure ends it, with whatever it started."""
-    with contextlib.suppress(ProcessLookupError):
+    if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        process.wait()
 
 
 def _write_corpus(folder: Path) -> str:
