@@ -14,8 +14,8 @@
 #              installed, then with torch.compile, which takes minutes
 #   sanitize   compute-sanitizer's memcheck, racecheck and synccheck on the kernels (MEGALM_SANITIZE_SECONDS each, 150)
 #
-# Results go to FOLDER (default benchmarks/results) as JSON, a line or a round at a time; with --results each stage's
-# output, too, as STAGE.log. --seconds: a stage that is running then is stopped, and what it has written stays (default:
+# Results go to FOLDER (default benchmarks/results) as DEVICE-DATE-COMMIT-*.json (MEGALM_COMMIT: where this is no git
+# checkout), a line or a round at a time; with --results each stage's output, too, as STAGE.log. --seconds: a stage that is running then is stopped, and what it has written stays (default:
 # an hour). `test` takes at most an equal share of the time that is left for it and the stages behind it, so do the
 # measurements of `train`; `bench` takes the rest.
 #
@@ -127,7 +127,7 @@ check() {
 stem() {
   local device commit
   device="$("$python" -c "import torch; print(torch.cuda.get_device_name().lower().replace(' ', '-'))")"
-  commit="$(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+  commit="${MEGALM_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}"
   echo "$results/$device-$(date +%Y-%m-%d)-$commit"
 }
 
