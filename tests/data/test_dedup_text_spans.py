@@ -123,7 +123,7 @@ def test_what_cannot_be_asked_for_is_explained(tmp_path, capsys):
         (["--bytes", "1"], "at least 2 bytes"),
         (["--bytes", "9", "--field", "{a} {b}"], "must be one key"),
         ([], "--bytes 200"),
-        (["--bytes", "9", "--memory", "1"], "at least 16 MB"),
+        (["--bytes", "9", "--memory", "1"], "at least 130 (MB)"),
         (["--bytes", "9", "--output", str(path)], "is an input"),
     ):
         assert run_tool(tools.dedup, ["substring", str(path), "--workers", "1", *arguments]) == 2

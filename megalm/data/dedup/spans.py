@@ -116,7 +116,7 @@ def _sort_chunk(chunk: _Chunk) -> int:
         begin = max(begin, end)
         if begin >= chunk.stop:
             break
-    places = order[inside[order]].astype(np.uint32)
+    places = order[inside[order]].astype(np.int32, copy=False).view(np.uint32)
     save(_file(chunk, "order"), places)
     return len(places)
 
