@@ -15,9 +15,9 @@
 #   sanitize   compute-sanitizer's memcheck, racecheck and synccheck on the kernels (MEGALM_SANITIZE_SECONDS each, 150)
 #
 # Results go to FOLDER (default benchmarks/results) as DEVICE-DATE-COMMIT-*.json (MEGALM_COMMIT: where this is no git
-# checkout), a line or a round at a time; with --results each stage's output, too, as STAGE.log. --seconds: a stage that is running then is stopped, and what it has written stays (default:
-# an hour). `test` takes at most an equal share of the time that is left for it and the stages behind it, so do the
-# measurements of `train`; `bench` takes the rest.
+# checkout), a line or a round at a time; with --results each stage's output, too, as STAGE.log. --seconds: a stage that
+# is running then is stopped, and what it has written stays (default: an hour). `test` takes at most an equal share of the
+# time that is left for it and the stages behind it, so do the measurements of `train`; `bench` takes the rest.
 #
 # --wheels: wheels of what a run needs and this machine lacks: a bare torch lacks hydra-core, omegaconf,
 # antlr4-python3-runtime (and, to read compressed data, zstandard). They are unpacked into a temporary folder, for this
