@@ -208,7 +208,8 @@ def _document_cases() -> Callable[[random.Random], Callable[[], None]]:
 
     import zstandard
 
-    from megalm.data.documents import cut_into_pieces, find_files, read_piece
+    from megalm.config.errors import ConfigError
+    from megalm.data.documents import BadDocument, cut_into_pieces, find_files, read_piece
 
     rows = [{"text": "né " * (i % 5), "n": i, "meta": {"lang": "en"}} for i in range(12)]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -250,9 +251,11 @@ def _document_cases() -> Callable[[random.Random], Callable[[], None]]:
         def read() -> None:
             Path(path).write_bytes(damaged)
             try:
-                for piece in cut_into_pieces(find_files([path])):
-                    for found in read_piece(piece, "text", ["meta.lang"]):
-                        str(found)
+                pieces = cut_into_pieces(find_files([path]))
+                found = [item for piece in pieces for item in read_piece(piece, "text", ["meta.lang"])]
+                bad = [item for item in found if isinstance(item, BadDocument)]
+                if bad:
+                    raise ConfigError(f"{bad[0].place}: {bad[0].reason}")
             finally:
                 os.unlink(path)
 
