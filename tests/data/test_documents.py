@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import zstandard
 from megalm.config.errors import ConfigError
 from megalm.data import documents as module
 from megalm.data.documents import BadDocument, cut_into_pieces, find_files, read_piece
+from megalm.data.shards import check_unchanged
 from tests.data.corpus import documents
 
 
@@ -307,3 +309,35 @@ def test_a_store_that_fails_in_its_own_way_is_explained(monkeypatch):
     monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
     with pytest.raises(ConfigError, match="s3://bucket/a.jsonl.*Unable to locate credentials.*Check the address"):
         find_files(["s3://bucket/a.jsonl"])
+
+
+def test_folders_are_searched_through_links_and_say_what_they_leave_out(tmp_path):
+    for name in ("real/a.txt", "real/b.docx", "real/.hidden", "in/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "round").symlink_to(tmp_path / "in")
+    said = []
+    assert [os.path.basename(piece.path) for piece in find_files([str(tmp_path / "in")], said.append)] == [
+        "c.txt",
+        "a.txt",
+    ]
+    assert len(said) == 1 and "1 files are of no known format" in said[0] and said[0].endswith("b.docx")
+    (tmp_path / "in" / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    with pytest.raises(ConfigError, match=r"gone\.txt: No such file.*a link that points nowhere"):
+        find_files([str(tmp_path / "in")])
+
+
+def test_a_quote_that_does_not_end_swallows_no_rows(tmp_path):
+    (tmp_path / "a.csv").write_text('text,n\n"one, two\nthree",1\n"open,2\nmore,3\n')
+    first, bad = read([tmp_path / "a.csv"])
+    assert first.text == "one, two\nthree" and "not CSV (unexpected end of data)" in bad.reason
+
+
+def test_input_that_changes_is_noticed(tmp_path):
+    (tmp_path / "a.txt").write_text("before")
+    files = find_files([str(tmp_path)])
+    check_unchanged(files)
+    (tmp_path / "a.txt").write_text("after it")
+    with pytest.raises(ConfigError, match=r"a\.txt changed while it was read"):
+        check_unchanged(files)
