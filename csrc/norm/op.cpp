@@ -129,22 +129,22 @@ MEGALM_INLINE void backward_row(const NormBackward& a, int64_t row, bool past, f
   const T* h = static_cast<const T*>(a.h) + row * a.size;
   const T* dh = a.dh ? static_cast<const T*>(a.dh) + row * a.size : nullptr;
   T* dx = static_cast<T*>(a.dx) + row * a.size;
-  const float rstd = a.rstd[row], mean = kLayerNorm ? a.mean[row] : 0.f, scale = rstd / float(a.size);
+  const float rstd = a.rstd[row], mean = kLayerNorm ? a.mean[row] : 0.f;
+  const float scale = 1.f / float(a.size);
   Vec dots[4] = {}, sums[4] = {};
   for_each_vec_in_turn(a.size, [&](int64_t i, auto load, auto store, int turn) {
-    const Vec up = load(dy + i), deviation = load(h + i) - mean, g = up * load(weight + i);
-    dots[turn] += g * deviation;
-    store(dweight + i, load(dweight + i) + up * (deviation * rstd));
+    const Vec up = load(dy + i), hat = (load(h + i) - mean) * rstd, g = up * load(weight + i);
+    dots[turn] += g * hat;
+    store(dweight + i, load(dweight + i) + up * hat);
     if (kLayerNorm) {
       sums[turn] += g;
       store(dbias + i, load(dbias + i) + up);
     }
   });
-  // dx = rstd (g - mean(g) - hat mean(g hat)), with what is the same for the whole row multiplied out.
-  const float slope = sum(dots) * scale * rstd * rstd, level = kLayerNorm ? sum(sums) * scale : 0.f;
+  const float dot = sum(dots) * scale, g_mean = kLayerNorm ? sum(sums) * scale : 0.f;
   for_each_vec(a.size, past, [&](int64_t i, auto load, auto store) {
-    const Vec shared = (load(h + i) - mean) * slope + level;
-    Vec v = load(dy + i) * load(weight + i) * rstd - shared;
+    const Vec hat = (load(h + i) - mean) * rstd;
+    Vec v = rstd * (load(dy + i) * load(weight + i) - g_mean - hat * dot);
     if (dh) v += load(dh + i);
     store(dx + i, v);
   });
