@@ -62,7 +62,7 @@ spike: .venv/.installed data/python_text_document.idx   ## damage a small run on
 cuda-check: .venv/.installed   ## compile every CUDA kernel with nvcc; registers, shared memory, spills
 	$(RUN) scripts/cuda_check.py
 
-gpu-check:       ## on a machine with a GPU: build, test, sanitize, measure
+gpu-check:       ## on a machine with a GPU: build, test, train, measure, sanitize
 	bash scripts/gpu_check.sh
 
 clean:           ## remove builds (not .venv, data and runs)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,11 +86,15 @@ def launch(arguments: Sequence[str]) -> int:
     folder = run_folder(config)
     _check_same_model(config, folder)
     console.print(planned)
-    if world.rank == 0:
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-        write_aside(folder / "config.yaml", config_yaml(config))
-        write_aside(folder / "plan.json", json.dumps(planned.as_dict(), indent=2) + "\n")
-    return _start(config, folder, world)
+    if world.rank != 0:
+        return _start(config, folder, world)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    texts = {
+        "config.yaml": config_yaml(config),
+        "plan.json": json.dumps(planned.as_dict(), indent=2) + "\n",
+    }
+    with _written(folder, texts):
+        return _start(config, folder, world)
 
 
 def what_it_takes(config: Config) -> str:
@@ -133,6 +137,20 @@ def write_aside(path: Path, text: str) -> None:
     aside = path.with_name(path.name + ".new")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
+
+
+@contextlib.contextmanager
+def _written(folder: Path, texts: dict[str, str]) -> Iterator[None]:
+    """Files of a run that starts; where it is refused, the folder tells again of the run that it holds."""
+    before = {name: (folder / name).read_text(encoding="utf-8") for name in texts if (folder / name).exists()}
+    for name, text in texts.items():
+        write_aside(folder / name, text)
+    try:
+        yield
+    except ConfigError:
+        for name, text in before.items():
+            write_aside(folder / name, text)
+        raise
 
 
 def _start(config: Config, folder: Path, world: World) -> int:

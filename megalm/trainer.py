@@ -304,7 +304,7 @@ def choose_algorithms(deterministic: bool, device: torch.device) -> None:
     """Whether this process' algorithms give the same bits in every run.
 
     On a GPU an operation that cannot is then an error: where torch may only warn, its attention computes gradients in
-    an order that changes (seen in torch 2.11), and a replay of the guard's would find a machine to blame.
+    an order that changes (so it warns in torch 2.11), and a replay of the guard's would find a machine to blame.
     """
     if deterministic and device.type == "cuda":
         # cuBLAS asks for a workspace of its own for each stream, which it reads before its first product.

@@ -206,3 +206,14 @@ def test_a_run_of_another_model_is_refused_before_its_folder_is_touched(tmp_path
     assert config.read_text() == before
     state = CheckpointReader(config.parent).state()  # what a checkpoint was trained with goes with it
     assert config_from(state["config"], "here").model == load_config(config).model
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_refused_start_leaves_the_run_as_it_was(tmp_path, capsys, ranks):
+    arguments = small_run(tmp_path, "train.steps=1", f"world_size={ranks}")
+    assert launch.main(arguments) == 0
+    (folder,) = (path.parent for path in tmp_path.glob("**/config.yaml"))
+    before = {name: (folder / name).read_text() for name in ("config.yaml", "plan.json")}
+    assert launch.main([*arguments, "data.shuffle_window=64", "train.steps=2"]) == 2
+    assert "data.shuffle_window was 0 when the checkpoint was written" in capsys.readouterr().err
+    assert {name: (folder / name).read_text() for name in before} == before

@@ -12,6 +12,7 @@ import pytest
 
 from megalm.data.dedup import near
 from tests.data.corpus import documents
+from tools.bench.dedup_memory import held
 from tools.dedup.__main__ import main
 
 psutil = pytest.importorskip("psutil")
@@ -25,7 +26,7 @@ def peak(command):
         sizes = []
         for one in [tool, *tool.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):  # it has just ended
-                sizes.append(one.memory_info().rss)
+                sizes.append(held(one))
         most = max(most, sum(sizes))
         time.sleep(0.02)
     assert process.returncode == 0
