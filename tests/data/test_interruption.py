@@ -1,5 +1,6 @@
 """Signals to the data tools: they return at once, leave nothing but what is done, and nobody behind."""
 
+import functools
 import json
 import os
 import signal
@@ -26,9 +27,10 @@ def command(tmp_path, tokenizer_file):
 @pytest.fixture
 def running(command, tmp_path):
     """The tool, as soon as it has done a part of the work, and its workers."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tools.tokenize", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    # What runs in the background of a shell inherits that interrupts are ignored, and so would the tool.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    arguments = [sys.executable, "-m", "tools.tokenize", *command]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heard)
     while process.poll() is None and not list(tmp_path.glob("o.parts/*.json")):
         time.sleep(0.02)
     assert process.poll() is None
