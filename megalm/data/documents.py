@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any, BinaryIO
 
 from megalm.config.errors import ConfigError
+from megalm.data import tables
 from megalm.data.archives import COMPRESSIONS, DamagedArchive, read_some
 from megalm.data.files import (
     ENDINGS,
@@ -26,7 +27,6 @@ from megalm.data.files import (
     ending_of,
     list_files,
     open_bytes,
-    open_seekable,
 )
 
 SMALLEST_PIECE, LARGEST_PIECE = 4 << 20, 64 << 20  # bytes of one file that are read at a time by one process
@@ -34,11 +34,9 @@ PIECES = 256  # that a large input is cut into at least: enough for all processe
 DEALT = 64  # a compressed file of more than such a share of the input is dealt out in blocks as it is unpacked
 LONGEST_TEXT = 8 << 20  # a text file above this is cut at line ends into documents of TEXT_PIECE: a worker needs about
 TEXT_PIECE = 4 << 20  # fifteen times a document's size
-ROWS = 128  # of a table that are held as Python objects
 LONGEST_LINE = 1 << 20  # after so many bytes without a line end a text is cut where it is
 BLOCK = 1 << 20  # of a JSON file that is looked at together
 LONGEST_VALUE = 64 << 20  # characters of a value in JSON or CSV: beyond it, it is taken for one that does not end
-UNREADABLE = (OSError, ValueError, MemoryError, OverflowError)  # what else pyarrow raises for damaged files
 BOM = b"\xef\xbb\xbf"
 
 
@@ -127,8 +125,8 @@ def cut_into_pieces(files: Sequence[Piece]) -> list[Piece]:
     pieces = []
     each = piece_bytes(files)
     share = max(sum(file.size for file in files) // DEALT, SMALLEST_PIECE)
-    tables = [f.path for f in files if ending_of(f.path) == ".parquet" and not compression_of(f.path)]
-    row_groups = _all_row_groups(tables) if tables else {}
+    parquet = [f.path for f in files if ending_of(f.path) == ".parquet" and not compression_of(f.path)]
+    row_groups = tables.row_groups(parquet) if parquet else {}
     for file in files:
         ending = ending_of(file.path)
         lines = ending in (".jsonl", ".ndjson")
@@ -433,101 +431,7 @@ def _csv(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
             yield BadDocument(f"line {reader.line_num + 1}", f"not CSV ({error}); the rest of the file is left out")
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.ipc
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError("reading .parquet and .arrow needs pyarrow: `pip install pyarrow`.") from error
-    return pyarrow
-
-
-def _all_row_groups(paths: Sequence[str]) -> dict[str, int]:
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(8) as pool:  # far away each takes a while
-        return dict(zip(paths, pool.map(_row_groups, paths), strict=True))
-
-
-def _row_groups(path: str) -> int:
-    """How many; 0 where the file does not say so."""
-    pyarrow = _pyarrow()
-    try:
-        with open_seekable(path) as file:
-            return pyarrow.parquet.ParquetFile(file).num_row_groups
-    except OSError as error:
-        if error.errno is not None:
-            raise ConfigError(
-                f"{path}: cannot be read ({error.strerror}). Restore the file, or leave it out."
-            ) from error
-        return 0
-    except (pyarrow.ArrowException, *UNREADABLE):
-        return 0  # reading it says why
-
-
 def _table(piece: Piece, field: str, others: Sequence[str] | None, ending: str) -> Iterator[Document | BadDocument]:
-    pyarrow = _pyarrow()
-    row = 0
-    try:
-        with open_seekable(piece.path) as file:
-            if ending == ".parquet":
-                table = pyarrow.parquet.ParquetFile(file, buffer_size=BLOCK)  # else whole columns are held
-                groups = range(piece.start, piece.stop if piece.stop >= 0 else table.num_row_groups)
-                row = sum(table.metadata.row_group(g).num_rows for g in range(piece.start))
-                columns = _columns(table.schema_arrow.names, field, others)
-                batches = table.iter_batches(ROWS, row_groups=list(groups), columns=columns)
-            else:
-                batches = _arrow_batches(pyarrow, file, field, others)
-            for batch in batches:
-                for record in _rows(batch):
-                    place = f"row {row}"
-                    row += 1
-                    bad = isinstance(record, BadDocument)
-                    yield replace(record, place=place) if bad else _from_record(record, field, place)
-    except (pyarrow.ArrowException, *UNREADABLE) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the file is not damaged, but out of reach
-        rest = "row group" if piece.stop >= 0 else "file"
-        yield BadDocument(f"row {row}", f"cannot be read ({error}); the rest of the {rest} is left out")
-
-
-def _arrow_batches(pyarrow: Any, file: BinaryIO, field: str, others: Sequence[str] | None) -> Iterator[Any]:
-    head = file.read(6)
-    file.seek(0)
-    if head == b"ARROW1":
-        reader = pyarrow.ipc.open_file(file)
-        batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-    else:
-        reader = batches = pyarrow.ipc.open_stream(file)
-    columns = _columns(reader.schema.names, field, others)
-    for batch in batches:
-        whole = batch if columns is None else batch.select(columns)
-        yield from (whole.slice(start, ROWS) for start in range(0, len(whole), ROWS))
-
-
-def _columns(names: Sequence[str], field: str, others: Sequence[str] | None) -> list[str] | None:
-    """Those that are needed; None, all, where one is missing: the message then tells which there are."""
-    if others is None:
-        return None
-    wanted = [name if name in names else name.split(".")[0] for name in (*_names(field), *others)]
-    needed = {name for name in wanted if name in names}
-    return sorted(needed) if all(name in needed for name in wanted[: len(_names(field))]) else None
-
-
-def _rows(batch: Any) -> list[Any]:
-    """The records of a batch; where it is damaged, those of the rows that are whole. Unchecked, offsets that point
-    anywhere would be followed."""
-    try:
-        batch.validate(full=True)
-        return batch.to_pylist()
-    except ValueError:  # which pyarrow's own error is
-        return [_row(batch.slice(number, 1)) for number in range(len(batch))]
-
-
-def _row(batch: Any) -> Any:
-    try:
-        batch.validate(full=True)
-        return batch.to_pylist()[0]
-    except ValueError as error:
-        return BadDocument("", f"invalid UTF-8, or a value that cannot be read ({error})")
+    stop = None if piece.stop < 0 else piece.stop
+    for row, record, wrong in tables.records(piece.path, ending, piece.start, stop, _names(field), others):
+        yield BadDocument(f"row {row}", wrong) if wrong else _from_record(record, field, f"row {row}")
