@@ -114,6 +114,18 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(NormForward a) {
   for (int i = me + kHeld * step; i < packs; i += step) write(i, row.load_again(i));
 }
 
+// Adds a pack's part to the row's two sums that dx needs: of dy w (h - mean) rstd, and of dy w.
+template <typename T, int N>
+__device__ void add_sums(const Pack<T, N>& h, const Pack<T, N>& dy, const Pack<T, N>& weight, float mean, float rstd,
+                         float& dot, float& g_mean) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    const float g = dy.v[j] * weight.v[j];
+    dot += g * (h.v[j] - mean) * rstd;
+    g_mean += g;
+  }
+}
+
 // A block takes every gridDim.x-th row and sums its share of dweight and dbias. A row has at most kAhead accesses of a
 // thread, which stay in registers from the first use to the last, and the next row's are on their way meanwhile:
 // between them a block always waits for a reduction. The bound's 1 lets the compiler take the registers that it needs.
@@ -171,12 +183,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(NormBackward a) {
     for (int k = 0; k < kAhead; ++k) {
       if (me + k * step >= packs) continue;
       const Pack<T, N> hp = widen(row_h[k]), gp = widen(row_dy[k]), wp = widen(weight[k]);
-#pragma unroll
-      for (int j = 0; j < N; ++j) {
-        const float g = gp.v[j] * wp.v[j];
-        dot += g * (hp.v[j] - mean) * rstd;
-        g_mean += g;
-      }
+      add_sums(hp, gp, wp, mean, rstd, dot, g_mean);
     }
     dot = block_reduce<Sum>(dot, scratch) / float(a.size);
     g_mean = kLayerNorm ? block_reduce<Sum>(g_mean, scratch + kWarp) / float(a.size) : 0.f;
@@ -234,12 +241,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_long_kernel(NormBackward
     for (int i = me; i < packs; i += step) {
       const Pack<T, N> hp = load_pack<N>(h + int64_t(i) * N), gp = load_pack<N>(dy + int64_t(i) * N),
                        wp = load_pack<N>(weight + int64_t(i) * N);
-#pragma unroll
-      for (int j = 0; j < N; ++j) {
-        const float g = gp.v[j] * wp.v[j];
-        dot += g * (hp.v[j] - mean) * rstd;
-        g_mean += g;
-      }
+      add_sums(hp, gp, wp, mean, rstd, dot, g_mean);
     }
     dot = block_reduce<Sum>(dot, scratch) / float(a.size);
     g_mean = kLayerNorm ? block_reduce<Sum>(g_mean, scratch + kWarp) / float(a.size) : 0.f;
