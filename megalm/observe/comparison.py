@@ -76,9 +76,12 @@ def comparison_rows(plan: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     for key, (label, factor) in units.items():
         planned, measured = plan.get(key), plan.get("measured", {}).get(key)
         if planned and measured is not None:
-            shown = (planned * factor, measured * factor)
-            rows.append((label, f"{shown[0]:,.3g}", f"{shown[1]:,.3g}", f"{measured / planned:.2f}"))
+            rows.append((label, _shown(planned * factor), _shown(measured * factor), f"{measured / planned:.2f}"))
     return rows
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def peak_bytes(device_type: str) -> int:

@@ -63,7 +63,7 @@ def plan_rows(plan: "Plan") -> list[tuple[str, str]]:
         (
             "speed",
             f"{plan.tokens_per_second:,.0f} tokens/s, MFU {100 * plan.mfu:.1f}%, HFU {100 * plan.hfu:.1f}%"
-            f" of {number(plan.peak)}FLOP/s a rank",
+            f" of {plan.peak / 1e12:,.3g} TFLOP/s a rank",
         ),
     ]
     if plan.days is not None:

@@ -64,15 +64,23 @@ def test_very_many_events_are_cut_in_the_middle():
     assert f">{MOST_EVENTS + 6}</td>" in page
 
 
+PLAN = {
+    "step_seconds": 0.2,
+    "tokens_per_second": 3510.4,
+    "measured": {"step_seconds": 0.1, "tokens_per_second": 12345678.0},
+}
+
+
 def test_the_page_of_a_folder(tmp_path):
     lines = [record(1), record(2, **{"eval/loss": 2.5})]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "lo')
-    (tmp_path / "plan.json").write_text(json.dumps({"step_seconds": 0.2, "measured": {"step_seconds": 0.1}}))
+    (tmp_path / "plan.json").write_text(json.dumps(PLAN))
     (tmp_path / "config.yaml").write_text("model:\n  name: <tiny>\n")
     (tmp_path / "sample.txt").write_text("Once & again")
     page = write_report(tmp_path).read_text()
     assert "<dt>held-out loss</dt><dd>2.5000</dd>" in page and "<dt>steps</dt><dd>2</dd>" in page
     assert "<td>step, s</td><td class=n>0.2</td><td class=n>0.1</td><td class=n>0.50</td>" in page
+    assert "<td>tokens/s</td><td class=n>3,510</td><td class=n>12,345,678</td>" in page
     assert "&lt;tiny&gt;" in page and "<details open><summary>sample.txt</summary><pre>Once &amp; again" in page
 
 
