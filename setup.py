@@ -15,7 +15,7 @@ from scripts.build_extension import BuildExtension, extension  # noqa: E402
 setup(
     packages=[*find_packages(include=["megalm*", "tools*"]), "megalm.conf"],
     package_dir={"megalm.conf": "conf"},
-    package_data={"megalm.conf": ["**/*.yaml"], "tools.mix": ["examples/*"]},
+    package_data={"megalm.conf": ["**/*.yaml"], "tools.mix": ["examples/*"], "tools.bench.checkpoint": ["fault.c"]},
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension},
 )

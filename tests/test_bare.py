@@ -7,11 +7,11 @@ CODE = """
 import sys
 
 sys.modules.update(dict.fromkeys(("hydra", "omegaconf", "antlr4", "zstandard")))  # None: not found
-import megalm.ops, megalm.trainer, megalm.worker
-import tools.bench.kernels, tools.bench.moe_kernels, tools.bench.train
+import megalm.ops, megalm.train.trainer, megalm.launch.worker
+import tools.bench.kernels.kernels, tools.bench.kernels.moe_kernels, tools.bench.train.train
 from megalm.config import Config, ModelConfig
 from megalm.parallel.mesh import Mesh
-from megalm.build import build_chunks
+from megalm.train.build import build_chunks
 
 config = Config(model=ModelConfig(num_layers=1, hidden_size=8, num_heads=2, vocab_size=16, seq_length=8))
 config.model.num_kv_heads, config.model.head_dim, config.model.ffn_hidden_size = 2, 4, 16

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from megalm.data.engine import ENGINES
+from megalm.corpus.engine import ENGINES
 
 
 def add_worker_arguments(parser: argparse.ArgumentParser) -> None:

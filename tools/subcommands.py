@@ -1,4 +1,4 @@
-"""How a tool finds its subcommands: each module of its folder that has HELP, add_arguments(parser) and run(args)."""
+"""How a tool finds its subcommands: each module of its folder, or of a folder in it, with HELP, add_arguments and run."""
 
 import argparse
 import importlib
@@ -10,9 +10,14 @@ from types import ModuleType
 from megalm.config.errors import ConfigError, full_disk
 
 
-def modules(package: ModuleType) -> list[str]:
-    """Names of the subcommands in the tool's folder."""
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+def modules(package: ModuleType) -> dict[str, str]:
+    """Name of each subcommand -> the module that is it, from the tool's folder and the folders in it."""
+    found = {}
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        name = module.name.rpartition(".")[2]
+        if not module.ispkg and not name.startswith("_"):
+            found[name] = module.name
+    return dict(sorted(found.items()))
 
 
 def run_tool(package: ModuleType, argv: Sequence[str] | None = None) -> int:
@@ -28,7 +33,7 @@ def run_tool(package: ModuleType, argv: Sequence[str] | None = None) -> int:
     available = modules(package)
     loaded = {}
     for command in available if wanted not in available else [wanted]:
-        module = importlib.import_module(f"{name}.{command}")
+        module = importlib.import_module(available[command])
         loaded[command] = module
         subparser = subparsers.add_parser(command, help=module.HELP, description=module.HELP)
         module.add_arguments(subparser)

@@ -1,4 +1,4 @@
-// Sets of runs of words, as sorted hashes, for deduplication; megalm/data/dedup/shingles.py defines them.
+// Sets of runs of words, as sorted hashes, for deduplication; megalm/corpus/dedup/shingles.py defines them.
 //
 // A word is a longest run of bytes that `letters` has an entry for: what the byte counts as (a capital as the small
 // letter); 0 is what separates words. With M = 0x9E3779B97F4A7C15 and mix as in csrc/index:

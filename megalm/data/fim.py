@@ -19,7 +19,7 @@ import numpy as np
 from megalm.config.data import DataConfig
 from megalm.config.errors import ConfigError
 from megalm.data.order import derive_key, mix
-from megalm.data.tokenizer import load_tokenizer
+from megalm.tokenizer.tokenizer import load_tokenizer
 
 SHORTEST = 8  # tokens of a document below which there is no middle worth filling
 _GOLDEN = 0x9E3779B97F4A7C15

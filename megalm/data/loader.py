@@ -20,9 +20,10 @@ from megalm.data.batch import Batch
 from megalm.data.blend import Tree
 from megalm.data.fim import fill_in_the_middle
 from megalm.data.megatron_order import MegatronStream, open_megatron_sources
+from megalm.data.openers import open_held_out, open_sources
 from megalm.data.order import Samples, Source, resolve
 from megalm.data.phases import Curriculum, Phase, make_curriculum, single_phase
-from megalm.data.sources import TokenSource, open_held_out, open_sources
+from megalm.data.sources import TokenSource
 from megalm.data.stream import Stream, advance, merge_ranges, take
 
 SLOW_ROW_S = 5e-5  # to read a row takes a few microseconds from memory, and more than this from any disk

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from megalm.data.order import derive_key, permute
-from megalm.data.tokenizer import Tokenizer, load_tokenizer
 from megalm.data.tokens import TokenFile
+from megalm.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 COUNTED_TOKENS = (
     4_000_000  # of a larger file, repeated spans are counted in evenly spaced stretches of this size together

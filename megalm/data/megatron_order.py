@@ -17,8 +17,9 @@ import numpy as np
 from megalm.config.data import DataConfig
 from megalm.config.errors import ConfigError
 from megalm.data.native import library
+from megalm.data.openers import open_tokens, source_names
 from megalm.data.order import Samples
-from megalm.data.sources import TokenSource, open_tokens, source_names
+from megalm.data.sources import TokenSource
 from megalm.data.tokens import TokenFile
 
 SPARE = 1.005  # each source of a blend is asked for half a percent more than its share

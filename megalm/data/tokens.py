@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.data.store import Bytes, Cache, Store, is_url, open_bytes
+from megalm.data.formats.store import Bytes, Cache, Store, is_url, open_bytes
 
 MAGIC = b"MMIDIDX\0\0"
 HEADER = struct.Struct("<9sQBQQ")

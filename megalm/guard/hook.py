@@ -23,15 +23,15 @@ from megalm.guard.advice import advice
 from megalm.guard.detect import Observation, SpikeDetector
 from megalm.guard.policy import Decision, Policy
 from megalm.guard.probe import Probe, other_weights, verdict, weights_are_broken
-from megalm.guard.provoke import Provoker
 from megalm.guard.recover import Recovery, measured
 from megalm.guard.replay import History, StepRecord, differing, gather_fingerprints, minority
 from megalm.guard.snapshots import Snapshot, SnapshotRing, check_memory
-from megalm.hooks import Hook, Signals
 from megalm.parallel.collectives import all_gather
+from megalm.train.hooks import Hook
+from megalm.train.signals import Signals
 
 if TYPE_CHECKING:
-    from megalm.trainer import Trainer
+    from megalm.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,6 @@ class GuardHook(Hook):
         self.history = History()
         self.ring = SnapshotRing(config.snapshot_lags if config.act and config.rungs else ())
         self.recovery = Recovery(config, self.ring, self.policy, self.history)
-        self.provoker = Provoker(config.provoke)
         self.probe: Probe | None = None
         self.probe_known: float | None = None
         """Where there are no snapshots: the probe's loss when the run was last seen to be well."""
@@ -64,7 +63,6 @@ class GuardHook(Hook):
     # ------------------------------------------------------------------------------------------------------ life cycle
     def on_train_start(self, trainer: Trainer) -> None:
         """Check the memory, take up a recovery that a crash interrupted, and take the first snapshot."""
-        self.provoker.attach(trainer)
         if not self.config.enabled:
             return
         self.replica_step = trainer.step
@@ -89,9 +87,8 @@ class GuardHook(Hook):
         if self.config.enabled and self.config.act:
             trainer.lr_scale = self.policy.lr_scale(trainer.step)
         self._position = int(trainer.loader.next_positions()[0])
-        if self.provoker.config.kind != "none":
-            self.ring.settle()
-        self.provoker.before_step(trainer)
+        if self.config.provoke.kind != "none":
+            self.ring.settle()  # the damage comes next, and must not reach a snapshot that is still being copied
 
     def on_gradients(self, trainer: Trainer, signals: Signals) -> bool:
         """Judge the step; False refuses its update."""
@@ -118,7 +115,6 @@ class GuardHook(Hook):
 
     def on_step_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Go back where that was decided; else keep the snapshots fresh."""
-        self.provoker.after_step(trainer)
         if not self.config.enabled:
             return
         if self.pending is not None:

@@ -20,12 +20,12 @@ from megalm.guard.advice import advice
 from megalm.guard.policy import Decision, Policy
 from megalm.guard.replay import History
 from megalm.guard.snapshots import Snapshot, SnapshotRing
-from megalm.observe.events import read_events
+from megalm.journal import read_events
 from megalm.parallel.random import seed_ranks
 
 if TYPE_CHECKING:
-    from megalm.hooks import Signals
-    from megalm.trainer import Trainer
+    from megalm.train.signals import Signals
+    from megalm.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megalm.hooks import Hook
-from megalm.observe.events import QUIET, event_text
+from megalm.journal import QUIET, event_text
 from megalm.observe.plot import text_plot
+from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
-    from megalm.trainer import Trainer
+    from megalm.train.trainer import Trainer
 
 MOST_SOURCES = 8
 """Losses by source on a console line; all of them are in metrics.jsonl and the report."""

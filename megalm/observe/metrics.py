@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megalm.hooks import Hook
-from megalm.observe.events import read_json_lines
+from megalm.journal import read_json_lines
+from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
-    from megalm.trainer import Trainer
+    from megalm.train.trainer import Trainer
 
 
 Record = dict[str, Any]

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megalm.hooks import Hook
+from megalm.journal import QUIET, event_text, event_words, read_json_lines
 from megalm.observe.comparison import COLUMNS, TITLE, comparison_rows
-from megalm.observe.events import QUIET, event_text, event_words, read_json_lines
 from megalm.observe.metrics import last_course
 from megalm.page.document import Block, Dot, Facts, Fold, Heading, Table, page
 from megalm.page.plots import Band, Line, Lines, Mark
+from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
-    from megalm.trainer import Trainer
+    from megalm.train.trainer import Trainer
 
 MARK_COLOURS = {
     "spike": "#d9802b",

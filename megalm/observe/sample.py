@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from megalm.data.tokenizer import load_tokenizer
-from megalm.evaluate.generate import generate
-from megalm.hooks import Hook
+from megalm.generate.generate import generate
+from megalm.tokenizer.tokenizer import load_tokenizer
+from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
-    from megalm.trainer import Trainer
+    from megalm.train.trainer import Trainer
 
 
 class SampleHook(Hook):

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megalm.hooks import Hook
-from megalm.observe.events import QUIET, event_text
+from megalm.journal import QUIET, event_text
+from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
-    from megalm.trainer import Trainer
+    from megalm.train.trainer import Trainer
 
 
 class TensorBoardHook(Hook):

@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from megalm.config.errors import ConfigError
+from megalm.config.layout import deal
 from megalm.parallel import collectives
-from megalm.parallel.layout import deal
 from megalm.parallel.mesh import Axis
 from megalm.parallel.slices import Piece, Slice, attach, replicated
 from megalm.parallel.weight_gradient import weight_gradient

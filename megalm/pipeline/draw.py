@@ -2,7 +2,7 @@
 
 from html import escape
 
-from megalm.pipeline.schedule import Kind
+from megalm.pipeline.actions import Kind
 from megalm.pipeline.simulate import Simulation
 
 _NAMES = {Kind.F: "forward", Kind.B: "backward", Kind.I: "input gradient", Kind.W: "weight gradient"}

@@ -10,7 +10,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from megalm.config.errors import ConfigError
 from megalm.parallel import collectives, deferred
-from megalm.pipeline.schedule import Action, Kind, Schedule, build_schedule, forward_schedule
+from megalm.pipeline.actions import Action, Kind
+from megalm.pipeline.schedule import Schedule, build_schedule, forward_schedule
 
 if TYPE_CHECKING:
     from megalm.parallel.mesh import Axis

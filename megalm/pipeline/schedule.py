@@ -9,87 +9,12 @@ to be sent and received follows from the placement of stages and is added by `wi
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from operator import itemgetter
-from typing import NamedTuple
 
 from megalm.config.errors import ConfigError
+from megalm.pipeline.actions import Action, Kind, Placement
 from megalm.pipeline.timeline import timeline
-
-
-class Kind(StrEnum):
-    """What one action does."""
-
-    F = "F"
-    """forward"""
-    B = "B"
-    """full backward: gradients of the input and of the weights"""
-    I = "I"  # noqa: E741  (the literature's letter)
-    """input-gradient half of backward"""
-    W = "W"
-    """weight-gradient half of backward"""
-    SEND_ACTIVATION = "SA"
-    """this chunk's output, to the next stage"""
-    RECEIVE_ACTIVATION = "RA"
-    """this chunk's input, from the previous stage"""
-    SEND_GRADIENT = "SG"
-    """gradient of this chunk's input, to the previous stage"""
-    RECEIVE_GRADIENT = "RG"
-    """gradient of this chunk's output, from the next stage"""
-
-    # Enum's own hash runs in Python; schedules of hundreds of ranks are looked up millions of times
-    __hash__ = str.__hash__
-
-    @property
-    def is_communication(self) -> bool:
-        """Whether this sends or receives."""
-        return self in _COMMUNICATION
-
-
-_COMMUNICATION = frozenset(kind for kind in Kind if len(kind) == 2)
-
-
-class Action(NamedTuple):
-    """One thing a rank does: `kind`, for one micro-batch, on one of its own chunks."""
-
-    kind: Kind
-    micro_batch: int
-    chunk: int
-
-
-class Placement(NamedTuple):
-    """Which stage each rank's chunks are.
-
-    loop: chunk c of rank r is stage c * ranks + r.
-    v:    odd chunks run the other way, so that the first and the last stage of two chunks share rank 0.
-    """
-
-    ranks: int
-    chunks: int = 1
-    shape: str = "loop"
-
-    @property
-    def stages(self) -> int:
-        return self.ranks * self.chunks
-
-    def stage(self, rank: int, chunk: int) -> int:
-        """The stage that chunk `chunk` of rank `rank` is."""
-        turned = self.shape == "v" and chunk % 2 == 1
-        return chunk * self.ranks + (self.ranks - 1 - rank if turned else rank)
-
-    def rank(self, stage: int) -> int:
-        """The rank that holds a stage."""
-        chunk, place = divmod(stage, self.ranks)
-        return self.ranks - 1 - place if self.shape == "v" and chunk % 2 == 1 else place
-
-    def chunk(self, stage: int) -> int:
-        """The index, among its rank's chunks, of a stage."""
-        return stage // self.ranks
-
-    def of_rank(self, rank: int) -> list[int]:
-        """The stages of a rank, by chunk."""
-        return [self.stage(rank, chunk) for chunk in range(self.chunks)]
 
 
 @dataclass(frozen=True)
@@ -110,7 +35,7 @@ class Schedule:
     @cached_property
     def computation(self) -> tuple[tuple[Action, ...], ...]:
         """Each rank's actions without communication."""
-        return tuple(tuple(a for a in rank if a.kind not in _COMMUNICATION) for rank in self.actions)
+        return tuple(tuple(a for a in rank if not a.kind.is_communication) for rank in self.actions)
 
     def to_json(self) -> dict:
         """A plain structure: actions are written as KIND:micro_batch:chunk."""

@@ -2,8 +2,9 @@
 
 from dataclasses import asdict, dataclass
 
-from megalm.pipeline.schedule import Action, Kind, Schedule
-from megalm.pipeline.timeline import Costs, ScheduleError, Timeline, describe, timeline
+from megalm.pipeline.actions import Action, Kind, ScheduleError, describe
+from megalm.pipeline.schedule import Schedule
+from megalm.pipeline.timeline import Costs, Timeline, timeline
 
 __all__ = ["Costs", "ScheduleError", "Simulation", "check", "simulate"]
 

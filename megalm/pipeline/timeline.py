@@ -2,14 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from megalm.pipeline.schedule import Action, Placement
-
-
-class ScheduleError(Exception):
-    """A schedule that is incomplete, out of order, or cannot finish."""
+from megalm.pipeline.actions import Action, Placement, ScheduleError, describe
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Timeline:
 
 
 def timeline(
-    orders: "Sequence[Sequence[Action]]", where: "Placement", micro_batches: int, costs: Costs | None = None
+    orders: Sequence[Sequence[Action]], where: Placement, micro_batches: int, costs: Costs | None = None
 ) -> Timeline:
     """Run orders of computation against the clock: each rank does its next action when its inputs are there.
 
@@ -116,8 +110,3 @@ def timeline(
         said = "; ".join(f"rank {rank} cannot do {describe(orders[rank][position[rank]])}" for rank in stuck[:8])
         raise ScheduleError(f"deadlock: {len(stuck)} of {where.ranks} ranks wait for ever: {said}.")
     return Timeline(starts, ends)
-
-
-def describe(action: "Action") -> str:
-    """An action in words."""
-    return f"{action.kind.value} of micro-batch {action.micro_batch} on its chunk {action.chunk}"

@@ -1,11 +1,15 @@
 """Dollars: GPU-hours, people's data, checkpoints in object storage."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from megalm.config import ConfigError
+from megalm.config import ConfigError, ModelConfig
 from megalm.config.cluster import prices
-from megalm.plan.shapes import ParameterCounts
+from megalm.page.plots import Line, Lines
+from megalm.plan.machine import Machine
+from megalm.plan.models import models
+from megalm.plan.shapes import ParameterCounts, parameters
 
 CHECKPOINT_BYTES = 12.0
 """Bytes a parameter in a checkpoint: fp32 master and the two moments of Adam."""
@@ -56,3 +60,25 @@ def checkpoint_storage(counts: ParameterCounts | int, kept: int, days: float) ->
     months = days / 30.4375
     dollars = size / 1e9 * kept * months * float(entry["price"])
     return StorageCost(size, kept, months, dollars, f"{entry['source']} ({entry['date']})")
+
+
+def cost_by_size(model: ModelConfig, found: Machine, peak: float, mfu: float) -> Lines:
+    """Dollars (or GPU-days without a price) of compute-optimal training against model size, at one utilisation."""
+    price = found.price
+    unit = "cost ($)" if price is not None else "GPU-days"
+    scale = 24.0 * price if price is not None else 1.0
+
+    def amount(size: float, ratio: float) -> float:
+        return scale * training_days(6.0 * size * ratio * size, 1, peak, min(1.0, mfu))
+
+    sizes = [1e8 * 10 ** (i / 6) for i in range(19)]
+    own = float(parameters(model).active)
+    marks = [(name, float(parameters(m).active)) for name, m in models().items() if re.fullmatch(r"\d+[mb]", name)]
+    return Lines(
+        f"cost against model size at {100 * mfu:.0f}% MFU on {found.accelerator.name}",
+        "parameters",
+        unit,
+        [Line(f"{ratio} tokens a parameter", [(n, amount(n, ratio)) for n in sizes]) for ratio in (20, 100, 300)],
+        log="xy",
+        dots=[(name, n, amount(n, 20)) for name, n in marks if n >= 1e8] + [(model.name, own, amount(own, 20))],
+    )

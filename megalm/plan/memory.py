@@ -7,8 +7,8 @@ from math import ceil, prod
 from typing import Any
 
 from megalm.config import Config, ModelConfig, ParallelConfig
+from megalm.pipeline.actions import Placement
 from megalm.pipeline.partition import layer_costs
-from megalm.pipeline.schedule import Placement
 from megalm.plan.activations import attention_mask, layer_activations
 from megalm.plan.layout import BYTES, Layout, layout_of
 from megalm.plan.machine import Machine, machine_for

@@ -1,13 +1,9 @@
-"""Plans and tables for people, in the terminal."""
+"""Numbers and tables for people, in the terminal."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from megalm.page.axis import number
 from megalm.page.document import is_number
-
-if TYPE_CHECKING:
-    from megalm.plan.summary import Plan
 
 
 def duration(seconds: float | None) -> str:
@@ -32,96 +28,6 @@ def dollars(value: float | None) -> str:
     if value is None:
         return "-"
     return f"${value:,.0f}" if value >= 10 else f"${value:,.2f}"
-
-
-def plan_rows(plan: "Plan") -> list[tuple[str, str]]:
-    """(question, answer) lines of the one-screen plan."""
-    layout, memory, time = plan.layout, plan.memory, plan.time
-    counts, losses = plan.counts, plan.losses
-    tokens = plan.tokens
-    active = f", {number(counts.active)} active" if counts.active != counts.total else ""
-    rows = [
-        ("what", f"{plan.name}: {counts.total:,} parameters{active} ({number(counts.embedding)} in embeddings)"),
-        ("where", plan.machine.describe()),
-        ("layout", layout.describe()),
-        (
-            "batch",
-            f"{layout.global_batch} x {plan.seq_length} = {number(plan.tokens_per_step)} tokens a step"
-            + (
-                f"; {plan.steps:,} steps = {number(tokens)} tokens ({tokens / counts.active:.1f} a parameter)"
-                if tokens
-                else ""
-            ),
-        ),
-        (
-            "FLOPs",
-            f"{number(plan.flops_per_token)} a token (forward + backward, causal attention),"
-            f" {number(plan.flops_per_token * plan.tokens_per_step)} a step",
-        ),
-        ("memory", f"{gib(memory.bytes_per_gpu)} of {gib(plan.machine.memory)} a rank: {_memory_words(memory.worst)}"),
-        ("step", f"{duration(time.total)}: {_time_words(plan)}"),
-        (
-            "speed",
-            f"{plan.tokens_per_second:,.0f} tokens/s, MFU {100 * plan.mfu:.1f}%, HFU {100 * plan.hfu:.1f}%"
-            f" of {plan.peak / 1e12:,.3g} TFLOP/s a rank",
-        ),
-    ]
-    if plan.days is not None:
-        rows.append(
-            (
-                "how long",
-                duration(plan.days * 86400)
-                + (
-                    f" with failures ({duration(plan.training_seconds)} of training)"
-                    if losses.effective < 0.999
-                    else ""
-                ),
-            )
-        )
-    if plan.dollars is not None:
-        rows.append(
-            (
-                "how much",
-                f"{dollars(plan.dollars)} at ${plan.machine.price:.2f} a GPU-hour; {plan.machine.price_source}",
-            )
-        )
-    if losses.mtti != float("inf"):
-        expected = "" if plan.days is None else f", about {plan.days * 86400 / losses.mtti:.1f} in this run"
-        rows.append(
-            (
-                "failures",
-                f"one in {duration(losses.mtti)}{expected}; save every {duration(losses.interval)}"
-                f" (Young-Daly), {100 * losses.effective:.1f}% of the time trains",
-            )
-        )
-    rows.append(("checkpoint", f"{gib(plan.as_dict()['checkpoint_bytes'])} each (weights and optimizer, fp32)"))
-    return rows
-
-
-def _memory_words(stage: Any) -> str:
-    from megalm.plan.memory import PARTS
-
-    parts = sorted(((getattr(stage, part), part) for part in PARTS), reverse=True)
-    return ", ".join(f"{part} {gib(value)}" for value, part in parts[:4] if value > 0)
-
-
-def _time_words(plan: "Plan") -> str:
-    from megalm.plan.summary import time_shares
-
-    return ", ".join(f"{part.replace('_', ' ')} {100 * share:.0f}%" for part, share in time_shares(plan.time)[:4])
-
-
-def plan_screen(plan: "Plan") -> Any:
-    """The plan as a rich table."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title="plan", box=box.SIMPLE_HEAVY, show_header=False, title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    for question, answer in plan_rows(plan):
-        table.add_row(question, answer)
-    return table
 
 
 def grid(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:

@@ -127,11 +127,6 @@ class Plan:
                 rows.append((name, float(expected), float(value), float(value) / float(expected)))
         return rows
 
-    def __rich__(self) -> Any:
-        from megalm.plan.render import plan_screen
-
-        return plan_screen(self)
-
 
 def plan(config: Config, machine: Machine | None = None) -> Plan:
     """Work out everything about a run; ConfigError where the layout cannot be."""

@@ -14,7 +14,7 @@ from megalm.checkpoint.commit import committed, superseded
 from megalm.checkpoint.manifest import checksum
 from megalm.config import CheckpointConfig, ConfigError
 from megalm.parallel.slices import Box
-from tests.checkpoint.fakes import FakeMesh, Layout, assert_holds, boxes_on, reference, run_threads
+from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout, assert_holds, boxes_on, reference, run_threads
 
 SINGLE = FakeMesh(Layout())
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.checkpoint.crash import enumerate_crashes
+from tools.bench.checkpoint._crash_points import enumerate_crashes
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the fault library is compiled with gcc")
 

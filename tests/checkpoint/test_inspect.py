@@ -9,7 +9,7 @@ import tools.inspect
 from megalm.checkpoint import Checkpointer
 from megalm.config import CheckpointConfig
 from megalm.parallel.slices import Box
-from tests.checkpoint.fakes import FakeMesh, Layout
+from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout
 from tools.subcommands import run_tool
 
 

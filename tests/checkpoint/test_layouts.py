@@ -10,7 +10,7 @@ from megalm.checkpoint import planner as planner_module
 from megalm.checkpoint.planner import BoxLoadPlanner, BoxSavePlanner
 from megalm.config import CheckpointConfig
 from megalm.parallel.slices import Box
-from tests.checkpoint.fakes import FakeMesh, Layout, assert_holds, boxes_on, reference, run_threads
+from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout, assert_holds, boxes_on, reference, run_threads
 
 LAYOUTS = [
     Layout(),

@@ -11,7 +11,15 @@ import torch
 from megalm.checkpoint import Checkpointer, CheckpointError, CheckpointReader, checkpointer, remote, upload
 from megalm.config import CheckpointConfig, ConfigError
 from megalm.parallel.slices import Box
-from tests.checkpoint.fakes import FakeMesh, Layout, ThreadRanks, assert_holds, boxes_on, reference, run_threads
+from tools.bench.checkpoint._fake_ranks import (
+    FakeMesh,
+    Layout,
+    ThreadRanks,
+    assert_holds,
+    boxes_on,
+    reference,
+    run_threads,
+)
 
 SINGLE = FakeMesh(Layout())
 

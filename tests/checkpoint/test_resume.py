@@ -7,9 +7,9 @@ from megalm.checkpoint import CheckpointReader
 from megalm.config import ConfigError
 from megalm.config.compose import compose_config
 from megalm.parallel.mesh import Mesh
-from megalm.trainer import Trainer
-from tools.bench.layouts import Layout, configure, write_tokens
-from tools.bench.resume import measure
+from megalm.train.trainer import Trainer
+from tools.bench.checkpoint.resume import measure
+from tools.bench.layouts.layouts import Layout, configure, write_tokens
 
 
 def test_a_run_goes_on_on_another_layout(tmp_path):

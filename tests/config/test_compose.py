@@ -8,7 +8,7 @@ import pytest
 import megalm.config
 from megalm.config import ConfigError
 from megalm.config.compose import compose_config, config_yaml, groups, load_config
-from megalm.config.resolve import resolve_batch, resolve_length
+from megalm.launch.resolve import resolve_batch, resolve_length
 
 MPT_SHAPES = {
     "125m": (12, 768, 12),

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from megalm.checkpoint import CheckpointReader
-from megalm.checkpoint.convert.formats import open_source
 from megalm.config.compose import compose_config
+from megalm.convert.formats import open_source
 from tests.convert.architectures import NAMES, build, transformers
 from tests.convert.megatron_checkpoints import make_model, random_weights, write_ranks
 from tools.convert.__main__ import main

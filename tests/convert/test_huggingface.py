@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megalm.checkpoint.convert.huggingface import open_folder, write_folder
-from megalm.checkpoint.convert.huggingface_config import ARCHITECTURES, choose_architecture, read_config, write_config
-from megalm.checkpoint.convert.huggingface_names import rules
-from megalm.checkpoint.convert.source import Source
-from megalm.checkpoint.convert.weights import MemoryWeights, SafetensorsReader
 from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
+from megalm.convert.huggingface import open_folder, write_folder
+from megalm.convert.huggingface_config import ARCHITECTURES, choose_architecture, read_config, write_config
+from megalm.convert.huggingface_names import rules
+from megalm.convert.source import Source
+from megalm.convert.weights import MemoryWeights, SafetensorsReader
 from tests.convert.architectures import NAMES, build, tokens, transformers
 
 

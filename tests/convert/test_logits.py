@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from megalm.checkpoint.convert.formats import open_source
-from megalm.evaluate.generate import generate
-from megalm.evaluate.model import build_model, logits
+from megalm.convert.formats import open_source
+from megalm.generate.generate import generate
+from megalm.generate.model import build_model, logits
 from tests.convert.architectures import NAMES, build, tokens
 
 

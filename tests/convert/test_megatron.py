@@ -12,12 +12,12 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan
 
-from megalm.checkpoint.convert.formats import open_source
-from megalm.checkpoint.convert.megatron_dist import write_dist
-from megalm.checkpoint.convert.megatron_legacy import write_legacy
-from megalm.checkpoint.convert.source import Source
-from megalm.checkpoint.convert.weights import MemoryWeights
 from megalm.config.errors import ConfigError
+from megalm.convert.formats import open_source
+from megalm.convert.megatron_dist import write_dist
+from megalm.convert.megatron_legacy import write_legacy
+from megalm.convert.source import Source
+from megalm.convert.weights import MemoryWeights
 from tests.convert.megatron_checkpoints import MODELS, make_model, random_weights, write_ranks, write_torch_dist
 
 

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
-from megalm.checkpoint.convert.formats import open_source
-from megalm.checkpoint.convert.megatron_dist import RESHARDABLE, write_dist
-from megalm.checkpoint.convert.megatron_legacy import write_legacy
-from megalm.checkpoint.convert.source import Source
-from megalm.checkpoint.convert.weights import MemoryWeights
-from megalm.evaluate.model import build_model, logits
+from megalm.convert.formats import open_source
+from megalm.convert.megatron_dist import RESHARDABLE, write_dist
+from megalm.convert.megatron_legacy import write_legacy
+from megalm.convert.source import Source
+from megalm.convert.weights import MemoryWeights
+from megalm.generate.model import build_model, logits
 from tests.convert.megatron_checkpoints import MODELS, PADDED, arguments, make_model, random_weights
 
 with warnings.catch_warnings():

@@ -5,13 +5,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from megalm.checkpoint import CheckpointReader
-from megalm.checkpoint.convert.formats import open_source
 from megalm.config.compose import compose_config
-from megalm.config.resolve import resolve
+from megalm.convert.formats import open_source
+from megalm.launch.resolve import resolve
 from megalm.parallel.mesh import Mesh
-from megalm.trainer import Trainer
+from megalm.train.trainer import Trainer
 from tests.convert.megatron_checkpoints import MODELS, make_model, random_weights, stacked_state, write_torch_dist
-from tools.bench.layouts import write_tokens
+from tools.bench.layouts.layouts import write_tokens
 from tools.convert.__main__ import main as convert
 
 

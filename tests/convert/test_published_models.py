@@ -2,8 +2,8 @@
 
 import pytest
 
-from megalm.checkpoint.convert.huggingface_config import choose_architecture
-from megalm.checkpoint.convert.huggingface_names import rules
+from megalm.convert.huggingface_config import choose_architecture
+from megalm.convert.huggingface_names import rules
 from megalm.plan.models import models
 from megalm.plan.shapes import tensors
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megalm.checkpoint.convert.formats import open_source
 from megalm.config import OptimConfig, ParallelConfig, PrecisionConfig
+from megalm.convert.formats import open_source
 from megalm.data.batch import Batch
-from megalm.evaluate.model import build_model, logits
+from megalm.generate.model import build_model, logits
 from megalm.optim.sharded import ShardedOptimizer
 from megalm.parallel.mesh import Mesh
 from tests.convert.architectures import build, tokens

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from megalm.checkpoint.convert.formats import open_source
 from megalm.config.compose import compose_config, config_yaml
-from megalm.config.resolve import resolve
-from megalm.evaluate.model import build_model, logits
-from megalm.hooks import Hook
+from megalm.convert.formats import open_source
+from megalm.generate.model import build_model, logits
+from megalm.launch.resolve import resolve
 from megalm.parallel.mesh import build_mesh
-from megalm.trainer import Trainer
+from megalm.train.hooks import Hook
+from megalm.train.trainer import Trainer
 from tests.convert.architectures import transformers
-from tests.corpus import small_run
 from tests.distributed import run_ranks
+from tests.small_run import small_run
 from tools.convert.__main__ import main as convert
 
 

@@ -8,10 +8,10 @@ import torch
 from megalm.config.errors import ConfigError
 from megalm.data import loader as module
 from megalm.data.blend import Chairman, Tree
+from megalm.data.formats.store import LocalFile
 from megalm.data.loader import Loader
 from megalm.data.order import Source
 from megalm.data.sources import TokenSource
-from megalm.data.store import LocalFile
 from megalm.data.stream import Stream
 from megalm.data.tokens import TokenFile, TokenWriter
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from megalm.config.compose import compose_config, config_yaml
+from megalm.corpus.tokenize_corpus import Settings
+from megalm.corpus.tokenize_job import Job, run_job
 from megalm.data.loader import Loader
 from megalm.data.look import length_histogram, repeated_spans, window_hashes
-from megalm.data.tokenize_corpus import Settings
-from megalm.data.tokenize_job import Job, run_job
 from megalm.data.tokens import TokenFile
-from tests.data.corpus import documents
 from tests.data.test_loader import axis, write
+from tests.texts import documents
 from tools.inspect.__main__ import run_tool, tools
 
 

@@ -7,8 +7,8 @@ from megalm.config.errors import ConfigError
 from megalm.data.fim import FillInTheMiddle, fill_in_the_middle
 from megalm.data.loader import Loader
 from megalm.data.packing import PackedSource, best_fit, pieces_of
-from megalm.data.tokenizer import load_tokenizer
 from megalm.data.tokens import TokenFile
+from megalm.tokenizer.tokenizer import load_tokenizer
 from tests.data.test_loader import axis, config, write
 
 

@@ -5,7 +5,7 @@ import torch
 
 from megalm import ops
 from megalm.ops import backend
-from tools.bench.kernels import _Timer
+from tools.bench.kernels.kernels import _Timer
 
 
 def test_what_waits_for_the_gpu_is_timed_without_a_graph(device):

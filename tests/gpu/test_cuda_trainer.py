@@ -14,12 +14,12 @@ import torch
 pytest.importorskip("hydra", reason="runs are composed by Hydra")
 
 from megalm.config.compose import compose_config  # noqa: E402
-from megalm.config.resolve import resolve  # noqa: E402
-from megalm.evaluate.generate import generate  # noqa: E402
-from megalm.hooks import Hook  # noqa: E402
+from megalm.generate.generate import generate  # noqa: E402
+from megalm.launch.resolve import resolve  # noqa: E402
 from megalm.parallel.mesh import Mesh  # noqa: E402
-from megalm.trainer import Trainer  # noqa: E402
-from tests.corpus import small_run  # noqa: E402
+from megalm.train.hooks import Hook  # noqa: E402
+from megalm.train.trainer import Trainer  # noqa: E402
+from tests.small_run import small_run  # noqa: E402
 
 SHAPES = {
     "llama": [],

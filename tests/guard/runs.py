@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megalm.config.compose import compose_config
-from megalm.config.resolve import resolve
 from megalm.guard.hook import GuardHook
-from megalm.hooks import Hook
+from megalm.launch.resolve import resolve
 from megalm.ops import use_backend
 from megalm.parallel.mesh import Mesh, build_mesh
-from megalm.trainer import Trainer
-from tests.corpus import small_run
+from megalm.resilience.chaos.provoke import provoke_hooks
+from megalm.train.hooks import Hook
+from megalm.train.trainer import Trainer
+from tests.small_run import small_run
 
 P = "guard.provoke."
 STEP, END = 40, 54
@@ -92,7 +93,7 @@ def train(arguments, *hooks, mesh=None):
 def _train(config, folder, mesh, hooks):
     trainer = Trainer(config, mesh or Mesh.single(), folder, peak_flops=1e11)
     guard, recorder = GuardHook(config.guard), Recorder()
-    trainer.hooks += [guard, recorder, *hooks]
+    trainer.hooks += [guard, *provoke_hooks(config.guard), recorder, *hooks]
     status = trainer.train()
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     return Outcome(status, recorder.records, events, folder, guard)

@@ -5,7 +5,8 @@ import json
 import pytest
 
 import tools.bench
-from tools.bench import _guard_cost, _guard_recipes
+from tools.bench.guard import _cost as _guard_cost
+from tools.bench.guard import _recipes as _guard_recipes
 from tools.subcommands import run_tool
 
 
@@ -62,7 +63,7 @@ def test_bad_arguments_are_explained(capsys, arguments, says):
 
 
 def test_results_are_on_the_disk_as_they_come(tmp_path):
-    from tools.bench.guard import _write
+    from tools.bench.guard.guard import _write
 
     path = tmp_path / "a" / "guard.json"
     for result in ({"cost": []}, {"cost": [], "provoked": {"provoked": []}}):

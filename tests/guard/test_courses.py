@@ -10,12 +10,12 @@ from rich.console import Console
 from megalm.checkpoint.commit import committed, step_of
 from megalm.data.order import Source
 from megalm.data.stream import Stream
-from megalm.guard.samples import samples_of_step
-from megalm.launch import write_aside
+from megalm.journal import EventLog, event_text
+from megalm.launch.__main__ import write_aside
 from megalm.observe.console import ConsoleHook
-from megalm.observe.events import EventLog, event_text
 from megalm.observe.metrics import MetricsWriter, last_course
 from megalm.observe.report import render
+from megalm.observe.samples import samples_of_step
 from tests.guard.runs import END, overrides, train
 
 
@@ -67,7 +67,7 @@ def test_reseeding_changes_the_rest_of_the_data_and_the_moments(run):
 def test_the_samples_of_a_step_after_reseeding_are_those_it_was_made_from(run, monkeypatch):
     """The newest checkpoint knows of the other order, and so do the events."""
     from megalm.config.compose import compose_config, config_yaml
-    from megalm.guard import samples
+    from megalm.observe import samples
 
     outcome, _, arguments = run
     write_aside(outcome.folder / "config.yaml", config_yaml(compose_config(arguments)))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from megalm.guard.probe import other_weights
-from megalm.hooks import Hook
-from megalm.observe.events import event_text
+from megalm.journal import event_text
+from megalm.train.hooks import Hook
 from tests.guard.runs import END, STEP, Crash, overrides, train
 
 

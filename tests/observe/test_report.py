@@ -2,7 +2,7 @@
 
 import json
 
-from megalm.observe.events import event_words
+from megalm.journal import event_words
 from megalm.observe.plot import text_plot
 from megalm.observe.report import MOST_EVENTS, plots_of, render, write_report
 

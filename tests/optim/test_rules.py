@@ -10,14 +10,14 @@ import torch
 from megalm.config import OptimConfig
 from megalm.config.compose import compose_config
 from megalm.config.optim import AdaptiveClipConfig
-from megalm.config.resolve import resolve
-from megalm.hooks import Hook
+from megalm.launch.resolve import resolve
 from megalm.optim.adaptive_clip import AdaGC, ZClip
 from megalm.optim.moments import Rewarming
 from megalm.parallel.mesh import Mesh, build_mesh
-from megalm.trainer import Trainer
-from tests.corpus import small_run
+from megalm.train.hooks import Hook
+from megalm.train.trainer import Trainer
 from tests.distributed import run_ranks
+from tests.small_run import small_run
 
 RULES = {
     "update_clip": ["optim.update_clip=true", "optim.betas=[0.9,0.999]"],

@@ -12,7 +12,7 @@ from megalm.parallel.collectives import count_bytes
 from megalm.parallel.loss import vocabulary_parallel_linear_cross_entropy
 from megalm.parallel.mesh import build_mesh
 from tests.distributed import run_ranks
-from tools.bench.layouts import Layout, compare, configure, merge, train, write_tokens
+from tools.bench.layouts.layouts import Layout, compare, configure, merge, train, write_tokens
 
 S, B, H = 8, 3, 12
 

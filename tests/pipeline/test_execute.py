@@ -12,8 +12,9 @@ from megalm.config.errors import ConfigError
 from megalm.parallel import deferred
 from megalm.parallel.collectives import count_bytes
 from megalm.parallel.mesh import Axis
+from megalm.pipeline.actions import Placement
 from megalm.pipeline.execute import Executor
-from megalm.pipeline.schedule import KINDS, Placement, build_schedule
+from megalm.pipeline.schedule import KINDS, build_schedule
 from tests.distributed import run_ranks
 
 SEQUENCE, BATCH, HIDDEN = 5, 2, 6

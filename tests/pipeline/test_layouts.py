@@ -9,7 +9,7 @@ import torch.distributed as dist
 import tools.bench
 from megalm.pipeline.schedule import KINDS
 from tests.distributed import run_ranks
-from tools.bench.layouts import (
+from tools.bench.layouts.layouts import (
     MODELS,
     STEPS,
     Layout,

@@ -7,18 +7,16 @@ import pytest
 
 from megalm.config.errors import ConfigError
 from megalm.pipeline import schedule as module
+from megalm.pipeline.actions import Action, Kind, Placement, ScheduleError
 from megalm.pipeline.schedule import (
     KINDS,
-    Action,
-    Kind,
-    Placement,
     Schedule,
     build_schedule,
     forward_schedule,
     placement,
     with_communication,
 )
-from megalm.pipeline.simulate import Costs, ScheduleError, check, simulate
+from megalm.pipeline.simulate import Costs, check, simulate
 
 SIZES = list(itertools.product((1, 2, 3, 4, 5, 8), (1, 2, 3, 4, 5, 8, 11)))
 

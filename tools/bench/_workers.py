@@ -48,7 +48,7 @@ def run_world(
     One rank runs without any process group. Errors: RuntimeError with the tracebacks of the ranks that failed, after
     all ranks were ended.
     """
-    _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "megalm.trainer"])
+    _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "megalm.train.trainer"])
     folder = Path(tempfile.mkdtemp(prefix="megalm-bench-"))
     pipes: list[Connection] = []
     processes = []

@@ -21,11 +21,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from megalm.checkpoint.convert.formats import FORMATS
-from megalm.checkpoint.convert.megatron_names import SPELLINGS
-from megalm.checkpoint.convert.run import Options, convert
 from megalm.checkpoint.errors import CheckpointError
 from megalm.config.errors import ConfigError
+from megalm.convert.formats import FORMATS
+from megalm.convert.megatron_names import SPELLINGS
+from megalm.convert.run import Options, convert
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOLERANCE = 1e-3
@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     lines = report.lines()
     status = 0
     if arguments.verify:
-        from megalm.evaluate.compare import largest_difference
+        from megalm.generate.compare import largest_difference
 
         model = source.model
         difference, first, second = largest_difference(
@@ -147,8 +147,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _next_steps(folder: Path, optimizer: bool) -> list[str]:
     """What to type to train on from an imported model."""
-    from megalm.checkpoint.convert.native import MODEL
     from megalm.config.compose import load_config
+    from megalm.convert.native import MODEL
 
     tokenizer = load_config(folder / "config.yaml").data.tokenizer
     lines, data = [], "data.train=[PREFIX] data.tokenizer=FILE"
@@ -161,7 +161,7 @@ def _next_steps(folder: Path, optimizer: bool) -> list[str]:
 
 
 def reshard(arguments: Sequence[str]) -> int:
-    from megalm.checkpoint.convert.native import merge
+    from megalm.convert.native import merge
 
     made = argparse.ArgumentParser(
         "python -m tools.convert reshard",

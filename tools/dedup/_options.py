@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.data.dedup.corpus import Corpus
-from megalm.data.dedup.removal import Removals, write_lists
-from megalm.data.dedup.stages import Progress
-from megalm.data.engine import make_engine
+from megalm.corpus.dedup.corpus import Corpus
+from megalm.corpus.dedup.removal import Removals, write_lists
+from megalm.corpus.dedup.stages import Progress
+from megalm.corpus.engine import make_engine
 from tools.engine_options import add_worker_arguments
 
 SHOWN = 20  # documents that could not be read and are printed; --json and --removed have more

@@ -20,10 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from megalm.data.dedup.contamination import contaminated
-    from megalm.data.dedup.corpus import Corpus
-    from megalm.data.documents import find_files
-    from megalm.data.shards import stamps
+    from megalm.corpus.dedup.contamination import contaminated
+    from megalm.corpus.dedup.corpus import Corpus
+    from megalm.corpus.documents import find_files
+    from megalm.corpus.shards import stamps
 
     field = (args.evaluation_field or args.field).replace("\\n", "\n")
     options = {"words": args.words, "evaluation": [field, *stamps(find_files(args.evaluation))]}

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from megalm.data.dedup.near import near_duplicates
+    from megalm.corpus.dedup.near import near_duplicates
 
     with corpus_of(args, "near", threshold=args.threshold, words=args.words) as corpus:
         removals, pairs = near_duplicates(corpus, args.threshold, args.words)

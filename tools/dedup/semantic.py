@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from megalm.data.dedup.semantic import semantic_duplicates
+    from megalm.corpus.dedup.semantic import semantic_duplicates
 
     options = {name: getattr(args, name) for name in ("threshold", "clusters", "keep")}
     if args.embeddings:

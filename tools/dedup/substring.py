@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _cut_texts(args: argparse.Namespace) -> int:
-    from megalm.data.dedup.spans import chunk_of
-    from megalm.data.dedup.text_spans import cut_repeated_text
+    from megalm.corpus.dedup.spans import chunk_of
+    from megalm.corpus.dedup.text_spans import cut_repeated_text
 
     with corpus_of(args, "substring", bytes=args.bytes) as corpus:
         cuts = cut_repeated_text(corpus, args.bytes, args.output, args.removed, chunk_of(corpus.share))
@@ -56,10 +56,10 @@ def _cut_texts(args: argparse.Namespace) -> int:
 
 def _cut_tokens(args: argparse.Namespace) -> int:
     from megalm.config.errors import ConfigError
-    from megalm.data.dedup.corpus import share_of
-    from megalm.data.dedup.spans import chunk_of
-    from megalm.data.dedup.substring import cut_spans, repeated_token_spans
-    from megalm.data.engine import make_engine
+    from megalm.corpus.dedup.corpus import share_of
+    from megalm.corpus.dedup.spans import chunk_of
+    from megalm.corpus.dedup.substring import cut_spans, repeated_token_spans
+    from megalm.corpus.engine import make_engine
     from megalm.data.tokens import TokenFile
 
     if len(args.inputs) > 1 or (os.path.isfile(args.inputs[0]) and not args.inputs[0].endswith((".bin", ".idx"))):

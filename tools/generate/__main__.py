@@ -68,9 +68,9 @@ class Stream:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from megalm.data.tokenizer import load_tokenizer
-    from megalm.evaluate.generate import generate
-    from megalm.evaluate.model import load_model, tokenizer_file
+    from megalm.generate.generate import generate
+    from megalm.generate.model import load_model, tokenizer_file
+    from megalm.tokenizer.tokenizer import load_tokenizer
 
     for name, low, high in (("max_tokens", 1, None), ("temperature", 0, None), ("top_k", 0, None), ("top_p", 0, 1)):
         value = getattr(arguments, name)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from megalm.config.errors import ConfigError
-from megalm.guard.curve import Alarm, Curve, alarms, read_curve
+from megalm.guard.trial.curve import Alarm, Curve, alarms, read_curve
 from megalm.observe.plot import text_plot
 from megalm.page.document import Block, Facts, Table, page
 from megalm.page.plots import Line, Lines, Mark
@@ -83,7 +83,7 @@ def _write_page(file: str, source: str, column: str, curve: Curve, found: list[A
 
 
 def _samples(arguments: argparse.Namespace) -> int:
-    from megalm.guard.samples import samples_of_step
+    from megalm.observe.samples import samples_of_step
 
     found = samples_of_step(Path(arguments.run), arguments.step)
     if arguments.json:

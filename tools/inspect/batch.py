@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from megalm.guard.samples import look_at_step
+    from megalm.observe.samples import look_at_step
 
     result = look_at_step(args.run, args.step)
     if args.json:

@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     from megalm.config.data import DataConfig
     from megalm.config.errors import ConfigError
     from megalm.data import look
-    from megalm.data.sources import open_tokens
-    from megalm.data.tokenizer import load_tokenizer
+    from megalm.data.openers import open_tokens
+    from megalm.tokenizer.tokenizer import load_tokenizer
 
     if min(args.samples, args.spans) < 0 or min(args.tokens, args.span_length) < 1:
         raise ConfigError("--samples and --spans must be 0 or more, --tokens and --span-length 1 or more.")

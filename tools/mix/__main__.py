@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megalm.config.errors import ConfigError
 from megalm.config.phases import quantity
+from megalm.page.axis import number
 from megalm.page.document import Table
 from megalm.page.plots import Bars
 from megalm.plan.mixture import (
@@ -19,7 +20,6 @@ from megalm.plan.mixture import (
     solve,
     source_from_word,
 )
-from megalm.plan.render import number
 from megalm.plan.report import Report
 from tools.subcommands import run_reporting
 

@@ -16,9 +16,9 @@ def curriculum_report(overrides: Sequence[str], most_epochs: float = MOST_EPOCHS
     """
     from megalm.config.compose import compose_config
     from megalm.config.phases import spans_of
-    from megalm.config.resolve import resolve_length
+    from megalm.data.openers import open_sources
     from megalm.data.phases import make_curriculum, phase_rows
-    from megalm.data.sources import open_sources
+    from megalm.launch.resolve import resolve_length
     from megalm.optim.lr import phased_learning_rate
 
     config = compose_config(overrides)

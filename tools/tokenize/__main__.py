@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.data import python_corpus
-from megalm.data.engine import make_engine
-from megalm.data.tokenize_corpus import Settings, ShardResult
-from megalm.data.tokenize_job import Job, Outcome, Progress, fertility_table, run_job
-from megalm.data.tokenizer import FAST_BACKENDS
-from megalm.data.tokenizer_training import TRAINING_MEGABYTES
+from megalm.corpus import python_corpus
+from megalm.corpus.engine import make_engine
+from megalm.corpus.tokenize_corpus import Settings, ShardResult
+from megalm.corpus.tokenize_job import Job, Outcome, Progress, fertility_table, run_job
+from megalm.corpus.tokenizer_training import TRAINING_MEGABYTES
+from megalm.tokenizer.tokenizer import FAST_BACKENDS
 from tools.engine_options import add_worker_arguments
 from tools.interruption import INTERRUPTED, prompt_interruption
 from tools.subcommands import run_reporting

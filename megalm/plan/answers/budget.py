@@ -3,11 +3,12 @@
 from typing import Any
 
 from megalm.config import ConfigError
+from megalm.page.axis import number
 from megalm.page.document import Table
 from megalm.page.plots import Line, Lines
 from megalm.plan.budget import LAWS, TOKENS_PER_PARAMETER, Choice, Law, choices
 from megalm.plan.models import models, scaled_model
-from megalm.plan.render import dollars, number
+from megalm.plan.render import dollars
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
 from megalm.plan.shapes import parameters

@@ -1,15 +1,12 @@
 """Dollars of pretraining, fine-tuning, people's data and storage."""
 
-import re
 from typing import Any
 
-from megalm.config import ConfigError, ModelConfig
+from megalm.config import ConfigError
+from megalm.page.axis import number
 from megalm.page.document import Table
-from megalm.page.plots import Line, Lines
 from megalm.plan import cost
-from megalm.plan.machine import Machine
-from megalm.plan.models import models
-from megalm.plan.render import dollars, number
+from megalm.plan.render import dollars
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine, positive
 from megalm.plan.shapes import parameters
@@ -116,7 +113,7 @@ def _gpu_time(request: Request, size: float | None, data: dict[str, Any], rows: 
             config = compose(request)
             found = machine(request, config)
             blocks.append(
-                cost_by_size(config.model, found, timed["peak_flops_per_second_per_gpu"], max(timed["mfu"], 1e-6))
+                cost.cost_by_size(config.model, found, timed["peak_flops_per_second_per_gpu"], max(timed["mfu"], 1e-6))
             )
         return float(timed["dollars"])
     if "gpus" not in request.own:
@@ -143,25 +140,3 @@ def _gpu_time(request: Request, size: float | None, data: dict[str, Any], rows: 
             data["utilisation_6nd"] = used
             rows.append(("utilisation that implies", f"{100 * used:.1f}% of {number(peak)}FLOP/s", "", "6 N D"))
     return bill
-
-
-def cost_by_size(model: ModelConfig, found: Machine, peak: float, mfu: float) -> Lines:
-    """Dollars (or GPU-days without a price) of compute-optimal training against model size, at one utilisation."""
-    price = found.price
-    unit = "cost ($)" if price is not None else "GPU-days"
-    scale = 24.0 * price if price is not None else 1.0
-
-    def amount(size: float, ratio: float) -> float:
-        return scale * cost.training_days(6.0 * size * ratio * size, 1, peak, min(1.0, mfu))
-
-    sizes = [1e8 * 10 ** (i / 6) for i in range(19)]
-    own = float(parameters(model).active)
-    marks = [(name, float(parameters(m).active)) for name, m in models().items() if re.fullmatch(r"\d+[mb]", name)]
-    return Lines(
-        f"cost against model size at {100 * mfu:.0f}% MFU on {found.accelerator.name}",
-        "parameters",
-        unit,
-        [Line(f"{ratio} tokens a parameter", [(n, amount(n, ratio)) for n in sizes]) for ratio in (20, 100, 300)],
-        log="xy",
-        dots=[(name, n, amount(n, 20)) for name, n in marks if n >= 1e8] + [(model.name, own, amount(own, 20))],
-    )

@@ -3,10 +3,10 @@
 from typing import Any
 
 from megalm.config import ConfigError
+from megalm.page.axis import number
 from megalm.page.document import Table
 from megalm.page.plots import Line, Lines
 from megalm.plan.budget import Law
-from megalm.plan.render import number
 from megalm.plan.report import Report
 from megalm.plan.request import Request
 from megalm.plan.scaling import fit, read_points

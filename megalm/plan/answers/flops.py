@@ -3,10 +3,10 @@
 from typing import Any
 
 from megalm.config import ConfigError, ModelConfig
+from megalm.page.axis import number
 from megalm.page.document import Table
 from megalm.page.plots import Bars
 from megalm.plan import flops
-from megalm.plan.render import number
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
 from megalm.plan.shapes import parameters

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.cluster import CONF
+from megalm.page.axis import number
 from megalm.page.document import Table
 from megalm.page.plots import Line, Lines
 from megalm.plan import cost
 from megalm.plan.budget import LAWS
 from megalm.plan.ladder import ladder, write
-from megalm.plan.render import dollars, number
+from megalm.plan.render import dollars
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
 

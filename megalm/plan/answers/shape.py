@@ -3,11 +3,11 @@
 from math import prod
 
 from megalm.config import ModelConfig
+from megalm.page.axis import number
 from megalm.page.document import Table
 from megalm.page.plots import Bars
 from megalm.plan.memory import tensors_outside_layers
 from megalm.plan.models import models
-from megalm.plan.render import number
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose
 from megalm.plan.shapes import layer_tensors, parameters

@@ -3,6 +3,7 @@
 from typing import Any
 
 from megalm.config import Config, ConfigError
+from megalm.page.axis import number
 from megalm.page.document import Table
 from megalm.page.plots import Bars
 from megalm.plan import cost, flops
@@ -10,7 +11,7 @@ from megalm.plan.answers.flops import check_convention, hardware_flops
 from megalm.plan.answers.resolve import resolve_layout
 from megalm.plan.layout import divisibility
 from megalm.plan.machine import Machine
-from megalm.plan.render import dollars, duration, number
+from megalm.plan.render import dollars, duration
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
 from megalm.plan.shapes import parameters
@@ -102,7 +103,7 @@ def _by_utilisation(request: Request, config: Config, found: Machine) -> Report:
                 rows,
                 flops.MFU,
             ),
-            _size_curve(config, found, peak, mfu),
+            cost.cost_by_size(config.model, found, peak, mfu),
         ],
     )
 
@@ -160,7 +161,7 @@ def _by_roofline(request: Request, config: Config, found: Machine) -> Report:
                 f"{layout.describe()}; {1e3 * seconds.hidden_communication:.2f} ms of communication hide behind the rest",
             ),
             Bars("one step by part", "ms", [(model.name, [(part, 1e3 * getattr(seconds, part)) for part in PARTS])]),
-            _size_curve(config, found, peak, max(data["mfu"], 1e-6)),
+            cost.cost_by_size(config.model, found, peak, max(data["mfu"], 1e-6)),
         ],
     )
 
@@ -215,9 +216,3 @@ def _table(data: dict[str, Any], title: str) -> Table:
     if data.get("dollars") is not None:
         rows.append(("cost ($)", dollars(data["dollars"]), f"${data['dollars_per_gpu_hour']:.2f} a GPU-hour"))
     return Table(title, ("", "", "how"), rows)
-
-
-def _size_curve(config: Config, found: Machine, peak: float, mfu: float) -> Any:
-    from megalm.plan.answers.cost import cost_by_size
-
-    return cost_by_size(config.model, found, peak, mfu)

@@ -1,0 +1,52 @@
+"""Which format a folder is, and opening it as a Source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megalm.checkpoint.commit import committed
+from megalm.checkpoint.manifest import MANIFEST
+from megalm.config.errors import ConfigError
+from megalm.convert.source import Source
+
+FORMATS = ("huggingface", "megalm", "megatron")
+
+
+def detect(path: Path) -> str:
+    """`huggingface`, `megalm` or `megatron`; ConfigError if the folder is none of them."""
+    from megalm.convert.megatron_legacy import TRACKER
+
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such folder")
+    if (path / MANIFEST).is_file() or committed(path) or (path / "config.yaml").is_file():
+        return "megalm"
+    if (path / TRACKER).is_file() or any(path.glob("mp_rank_*")) or (path / ".metadata").is_file():
+        return "megatron"
+    if (path / "config.json").is_file():
+        return "huggingface"
+    raise ConfigError(
+        f"{path}: neither a run of megalm's (config.yaml and checkpoints/), nor a Hugging Face folder (config.json), nor a "
+        "Megatron-LM checkpoint (latest_checkpointed_iteration.txt, mp_rank_*, or .metadata)"
+    )
+
+
+def open_source(path: Path, format: str | None = None, *, vocab_size: int | None = None) -> Source:
+    """The folder as a Source. `format` None: by what lies in it. `vocab_size` cuts Megatron's padding off."""
+    format = format or detect(path)
+    if vocab_size is not None and format != "megatron":
+        raise ConfigError(f"a vocabulary size is only needed for Megatron-LM checkpoints; {path} is {format}")
+    if format == "huggingface":
+        from megalm.convert.huggingface import open_folder
+
+        return open_folder(path)
+    if format == "megatron":
+        from megalm.convert.megatron_dist import is_torch_dist, open_dist
+        from megalm.convert.megatron_legacy import iteration_folder, open_legacy
+
+        folder = iteration_folder(path)
+        return (open_dist if is_torch_dist(folder) else open_legacy)(folder, vocab_size)
+    if format == "megalm":
+        from megalm.convert.native import open_native
+
+        return open_native(path)
+    raise ConfigError(f"format {format!r} is not known; allowed: {', '.join(FORMATS)}")

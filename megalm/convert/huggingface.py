@@ -1,0 +1,143 @@
+"""Hugging Face model folders, in both directions.
+
+A folder is `config.json`, safetensors files and the tokenizer's files; what is written loads with
+`transformers.AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`. transformers itself is not
+needed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megalm.config import ModelConfig
+from megalm.config.errors import ConfigError
+from megalm.convert import huggingface_names
+from megalm.convert.huggingface_config import function_of, read_config, write_config
+from megalm.convert.huggingface_tokenizer import TOKENIZER_FILES, read_json, write_tokenizer
+from megalm.convert.rules import Rule
+from megalm.convert.source import RuleReader, Source, check_none_left, check_shapes
+from megalm.convert.weights import SafetensorsReader, SafetensorsWriter, TorchFilesReader, WeightReader
+
+Progress = Callable[[str, int], None]
+"""Called with each tensor's name and its bytes once it is written."""
+
+
+def open_folder(folder: Path) -> Source:
+    """A Hugging Face folder as a Source. ConfigError if a tensor is missing or left over."""
+    config_json = read_json(folder / "config.json")
+    model = read_config(config_json)
+    has_safetensors = any(folder.glob("*.safetensors"))
+    stored: WeightReader = SafetensorsReader(folder) if has_safetensors else TorchFilesReader(folder)
+    table, ignored = match_names(folder, stored, huggingface_names.rules(model, config_json["model_type"]), model)
+    return Source(
+        path=folder,
+        format="huggingface",
+        model=model,
+        weights=RuleReader(stored, table),
+        foreign_count=len(stored.names()),
+        ignored=ignored,
+        files=[folder / name for name in TOKENIZER_FILES if (folder / name).is_file()],
+        config_json=config_json,
+    )
+
+
+def match_names(
+    where: Path, stored: WeightReader, table: Sequence[Rule], model: ModelConfig
+) -> tuple[list[Rule], dict[str, str]]:
+    """The table with the names as they are stored, and the stored tensors that are left out with the reason.
+
+    Some folders hold the bare inner model: names without `model.` or `transformer.`. Some hold a copy of a tied
+    embedding, which must then be the same bits.
+    """
+    there = set(stored.names())
+
+    def stored_name(rule: Rule) -> str:
+        candidates = [rule.foreign, *rule.aliases]
+        candidates += [
+            name.split(".", 1)[1]
+            for name in candidates
+            if name.split(".", 1)[0] in ("model", "transformer", "gpt_neox")
+        ]
+        return next((name for name in candidates if name in there), rule.foreign)
+
+    table = [dataclasses.replace(rule, foreign=stored_name(rule)) for rule in table]
+    check_shapes(where, stored, {rule.foreign: rule.shape for rule in table})
+    ignored: dict[str, str] = {}
+    left = []
+    embedding = next(rule.foreign for rule in table if rule.parts[0].name == "embedding.weight")
+    for name in sorted(there - {rule.foreign for rule in table}):
+        if huggingface_names.RECOMPUTED.search(name):
+            ignored[name] = "follows from the configuration"
+        elif model.tie_embeddings and name in huggingface_names.TIED_COPIES:
+            if not torch.equal(stored.read(name), stored.read(embedding)):
+                raise ConfigError(
+                    f"{where}: {name} differs from {embedding} although config.json ties them (tie_word_embeddings)"
+                )
+            ignored[name] = f"is {embedding} again"
+        else:
+            left.append(name)
+    check_none_left(where, left)
+    return table, ignored
+
+
+def config_json_for(source: Source, dtype: torch.dtype, token_ids: dict[str, int | None]) -> dict[str, Any]:
+    """The config.json to write: the one the model came with where it still describes it, else a new one.
+
+    A new one names the control tokens, also those that there are not: transformers would otherwise assume numbers that
+    are ordinary words here.
+    """
+    name = str(dtype).removeprefix("torch.")
+    before = source.config_json
+    if before is not None and function_of(read_config(before)) == function_of(source.model):
+        result = {key: value for key, value in before.items() if key not in ("dtype", "torch_dtype")}
+        return {**result, "dtype" if "dtype" in before else "torch_dtype": name}
+    preferred = before["model_type"] if before else None
+    kept = {key: before[key] for key in token_ids if key in before} if before else {}
+    return {**write_config(source.model, preferred=preferred, dtype=name), **token_ids, **kept}
+
+
+def write_folder(
+    source: Source,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    tokenizer: Path | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    progress: Progress = lambda name, size: None,
+) -> int:
+    """Writes a Source as a Hugging Face folder, tensor by tensor. Returns the number of tensors written.
+
+    `dtype` None keeps each tensor as it is. `tokenizer`: a `tokenizer.json` or a folder with tokenizer files; None:
+    the source's own.
+    """
+    if tokenizer is not None and not tokenizer.exists():
+        raise ConfigError(f"{tokenizer}: no tokenizer here; give a tokenizer.json or a folder that has one")
+    # The embedding's dtype stands for the whole model's.
+    main_dtype = dtype or source.weights.dtype("embedding.weight")
+    folder.mkdir(parents=True, exist_ok=True)
+    token_ids = write_tokenizer(folder, [tokenizer] if tokenizer else source.files, source.model.seq_length)
+    config_json = config_json_for(source, main_dtype, token_ids)
+    table = huggingface_names.rules(source.model, config_json["model_type"])
+    check_none_left(
+        source.path, sorted(set(source.weights.names()) - {part.name for rule in table for part in rule.parts})
+    )
+    check_shapes(source.path, source.weights, {part.name: part.shape for rule in table for part in rule.parts})
+    layout = [(rule.foreign, rule.shape, dtype or source.weights.dtype(rule.parts[0].name)) for rule in table]
+    writer = SafetensorsWriter(folder, layout, max_shard_bytes=max_shard_bytes)
+    try:
+        for rule, (_, _, target_dtype) in zip(table, layout, strict=True):
+            tensor = rule.join([source.weights.read(part.name) for part in rule.parts]).to(target_dtype)
+            writer.write(rule.foreign, tensor)
+            progress(rule.foreign, tensor.nbytes)
+    except BaseException:
+        writer.abort()
+        raise
+    writer.close()
+    (folder / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
+    return len(table)

@@ -1,0 +1,198 @@
+"""The tensors of Hugging Face models, as rules over megalm's global names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from megalm.config import ModelConfig
+from megalm.convert.rules import Part, Rule, grouped_rows, half_split_rows
+
+# Buffers that old versions of transformers stored and that follow from the configuration.
+RECOMPUTED = re.compile(
+    r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias)$"
+)
+
+
+class Shapes:
+    """The global tensors of a model and their shapes, by role."""
+
+    def __init__(self, model: ModelConfig):
+        assert model.num_kv_heads is not None and model.head_dim is not None and model.ffn_hidden_size is not None
+        self.model = model
+        self.hidden = model.hidden_size
+        self.ffn = model.ffn_hidden_size
+        self.head_dim = model.head_dim
+        self.heads = model.num_heads
+        self.kv_heads = model.num_kv_heads
+        self.query = model.num_heads * model.head_dim
+        self.kv = model.num_kv_heads * model.head_dim
+
+    def matrix(self, name: str, rows: int, columns: int, bias: bool) -> dict[str, Part]:
+        """Weight, and bias where there is one, of a linear layer."""
+        parts = {"weight": Part(f"{name}.weight", (rows, columns))}
+        if bias:
+            parts["bias"] = Part(f"{name}.bias", (rows,))
+        return parts
+
+    def norm(self, name: str) -> dict[str, Part]:
+        parts = {"weight": Part(f"{name}.weight", (self.hidden,))}
+        if self.model.norm == "layernorm" and self.model.norm_bias:
+            parts["bias"] = Part(f"{name}.bias", (self.hidden,))
+        return parts
+
+    def query_key_value(self, layer: int) -> list[dict[str, Part]]:
+        bias = self.model.qkv_bias
+        sizes = (("query", self.query), ("key", self.kv), ("value", self.kv))
+        return [self.matrix(f"layers.{layer}.attention.{name}", rows, self.hidden, bias) for name, rows in sizes]
+
+    def attention_output(self, layer: int) -> dict[str, Part]:
+        return self.matrix(f"layers.{layer}.attention.output", self.hidden, self.query, self.model.attention_out_bias)
+
+    def mlp(self, layer: int, name: str) -> dict[str, Part]:
+        rows, columns = (self.hidden, self.ffn) if name == "down" else (self.ffn, self.hidden)
+        return self.matrix(f"layers.{layer}.mlp.{name}", rows, columns, self.model.linear_bias)
+
+    def qk_norms(self, layer: int) -> dict[str, Part]:
+        if not self.model.qk_norm:
+            return {}
+        full = self.model.qk_norm_scope == "full"
+        sizes = {"query": self.query, "key": self.kv} if full else {"query": self.head_dim, "key": self.head_dim}
+        return {name: Part(f"layers.{layer}.attention.{name}_norm.weight", (size,)) for name, size in sizes.items()}
+
+    def embedding(self, name: str = "embedding.weight") -> Part:
+        return Part(name, (self.model.vocab_size, self.hidden))
+
+    def half_split(self, heads: int) -> Callable[[], Tensor] | None:
+        """Row order for a projection of `heads` heads where the model's rotary pairs are interleaved; else None."""
+        if self.model.position != "rope" or not self.model.rope_interleaved:
+            return None
+        return partial(half_split_rows, heads, self.head_dim, int(self.head_dim * self.model.rope_fraction))
+
+
+def _same(foreign: str, parts: dict[str, Part], *, transpose: bool = False) -> Iterator[Rule]:
+    """A layer that differs in name only; `transpose` applies to its weight."""
+    for kind, part in parts.items():
+        yield Rule(f"{foreign}.{kind}", (part,), transpose=transpose and kind == "weight")
+
+
+def _fused(
+    foreign: str, parts: list[dict[str, Part]], *, rows: Callable[[], Tensor] | None = None, transpose: bool = False
+) -> Iterator[Rule]:
+    """Several layers stacked into one."""
+    for kind in parts[0]:
+        yield Rule(f"{foreign}.{kind}", tuple(part[kind] for part in parts), rows, transpose and kind == "weight")
+
+
+def _llama_rules(model: ModelConfig) -> Iterator[Rule]:
+    """Llama, Mistral, Qwen2, Qwen3 and OLMo 2, which share their names but for the norms."""
+    shapes = Shapes(model)
+    norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    if model.norm_placement == "post":
+        norms = {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
+    yield Rule("model.embed_tokens.weight", (shapes.embedding(),))
+    for layer in range(model.num_layers):
+        prefix = f"model.layers.{layer}"
+        for ours, theirs in norms.items():
+            yield from _same(f"{prefix}.{theirs}", shapes.norm(f"layers.{layer}.{ours}"))
+        heads = (shapes.heads, shapes.kv_heads, None)
+        for letter, count, parts in zip("qkv", heads, shapes.query_key_value(layer), strict=True):
+            yield from _fused(
+                f"{prefix}.self_attn.{letter}_proj", [parts], rows=shapes.half_split(count) if count else None
+            )
+        full = model.qk_norm_scope == "full"
+        for name, part in shapes.qk_norms(layer).items():
+            count = {"query": shapes.heads, "key": shapes.kv_heads}[name] if full else 1
+            yield Rule(f"{prefix}.self_attn.{name[0]}_norm.weight", (part,), shapes.half_split(count))
+        yield from _same(f"{prefix}.self_attn.o_proj", shapes.attention_output(layer))
+        for name in ("gate", "up", "down"):
+            yield from _same(f"{prefix}.mlp.{name}_proj", shapes.mlp(layer, name))
+    yield from _same("model.norm", shapes.norm("final_norm"))
+    if not model.tie_embeddings:
+        yield Rule("lm_head.weight", (shapes.embedding("output.weight"),))
+
+
+def _gpt2_rules(model: ModelConfig) -> Iterator[Rule]:
+    """GPT-2: matrices are stored transposed, query, key and value stacked."""
+    shapes = Shapes(model)
+    yield Rule("transformer.wte.weight", (shapes.embedding(),))
+    yield Rule("transformer.wpe.weight", (Part("position_embedding.weight", (model.seq_length, model.hidden_size)),))
+    for layer in range(model.num_layers):
+        prefix = f"transformer.h.{layer}"
+        yield from _same(f"{prefix}.ln_1", shapes.norm(f"layers.{layer}.attention_norm"))
+        yield from _fused(f"{prefix}.attn.c_attn", shapes.query_key_value(layer), transpose=True)
+        yield from _same(f"{prefix}.attn.c_proj", shapes.attention_output(layer), transpose=True)
+        yield from _same(f"{prefix}.ln_2", shapes.norm(f"layers.{layer}.mlp_norm"))
+        yield from _same(f"{prefix}.mlp.c_fc", shapes.mlp(layer, "up"), transpose=True)
+        yield from _same(f"{prefix}.mlp.c_proj", shapes.mlp(layer, "down"), transpose=True)
+    yield from _same("transformer.ln_f", shapes.norm("final_norm"))
+    if not model.tie_embeddings:
+        yield Rule("lm_head.weight", (shapes.embedding("output.weight"),))
+
+
+def _gpt_neox_rules(model: ModelConfig) -> Iterator[Rule]:
+    """GPT-NeoX and Pythia: [query, key, value] of each head together."""
+    shapes = Shapes(model)
+    yield Rule("gpt_neox.embed_in.weight", (shapes.embedding(),))
+    for layer in range(model.num_layers):
+        prefix = f"gpt_neox.layers.{layer}"
+        yield from _same(f"{prefix}.input_layernorm", shapes.norm(f"layers.{layer}.attention_norm"))
+        yield from _same(f"{prefix}.post_attention_layernorm", shapes.norm(f"layers.{layer}.mlp_norm"))
+        order = partial(_neox_rows, shapes)
+        yield from _fused(f"{prefix}.attention.query_key_value", shapes.query_key_value(layer), rows=order)
+        yield from _same(f"{prefix}.attention.dense", shapes.attention_output(layer))
+        yield from _same(f"{prefix}.mlp.dense_h_to_4h", shapes.mlp(layer, "up"))
+        yield from _same(f"{prefix}.mlp.dense_4h_to_h", shapes.mlp(layer, "down"))
+    yield from _same("gpt_neox.final_layer_norm", shapes.norm("final_norm"))
+    if not model.tie_embeddings:
+        yield Rule("embed_out.weight", (shapes.embedding("output.weight"),), aliases=("lm_head.weight",))
+
+
+def _neox_rows(shapes: Shapes) -> Tensor:
+    rows = grouped_rows(shapes.heads, shapes.kv_heads, shapes.head_dim)
+    order = shapes.half_split(shapes.heads + shapes.kv_heads)  # queries and keys turn, values stay
+    if order is None:
+        return rows
+    turned = order()
+    return torch.cat([turned, torch.arange(len(turned), len(rows))])[rows]
+
+
+def _mpt_rules(model: ModelConfig) -> Iterator[Rule]:
+    """MPT: query, key and value stacked; no bias anywhere."""
+    shapes = Shapes(model)
+    yield Rule("transformer.wte.weight", (shapes.embedding(),))
+    for layer in range(model.num_layers):
+        prefix = f"transformer.blocks.{layer}"
+        yield from _same(f"{prefix}.norm_1", shapes.norm(f"layers.{layer}.attention_norm"))
+        yield from _fused(f"{prefix}.attn.Wqkv", shapes.query_key_value(layer))
+        yield from _same(f"{prefix}.attn.out_proj", shapes.attention_output(layer))
+        yield from _same(f"{prefix}.norm_2", shapes.norm(f"layers.{layer}.mlp_norm"))
+        yield from _same(f"{prefix}.ffn.up_proj", shapes.mlp(layer, "up"))
+        yield from _same(f"{prefix}.ffn.down_proj", shapes.mlp(layer, "down"))
+    yield from _same("transformer.norm_f", shapes.norm("final_norm"))
+    if not model.tie_embeddings:
+        yield Rule("lm_head.weight", (shapes.embedding("output.weight"),))
+
+
+TABLES: dict[str, Callable[[ModelConfig], Iterator[Rule]]] = {
+    "llama": _llama_rules,
+    "mistral": _llama_rules,
+    "qwen2": _llama_rules,
+    "qwen3": _llama_rules,
+    "olmo2": _llama_rules,
+    "gpt2": _gpt2_rules,
+    "gpt_neox": _gpt_neox_rules,
+    "mpt": _mpt_rules,
+}
+
+# Tensors that may be stored beside a tied embedding although they are the same matrix.
+TIED_COPIES = ("lm_head.weight", "embed_out.weight")
+
+
+def rules(model: ModelConfig, model_type: str) -> list[Rule]:
+    """The table of an architecture, layer after layer."""
+    return list(TABLES[model_type](model))

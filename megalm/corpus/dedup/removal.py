@@ -1,0 +1,264 @@
+"""Which documents go, and why: a table on disk, and the two lists that are written by it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from megalm.corpus.dedup.corpus import Corpus, ShardStage, holds_lines
+from megalm.corpus.dedup.files import load, save, shard_path, written_whole
+from megalm.corpus.dedup.places import PLACE, Places
+from megalm.corpus.documents import BOM, Document, Piece, read_piece
+from megalm.corpus.files import compression_of, open_bytes
+from megalm.corpus.shards import check_unchanged
+
+WRITTEN = 1 << 12  # rows of the list that are held as Python objects
+LISTED = 1000  # documents that could not be read and are named in the outcome; all are counted
+# number: the document that goes; of: the one that stays (-1: evaluation text); value and other: what the reason names
+RECORD = np.dtype([("number", "<i8"), ("of", "<i8"), ("other", "<i8"), ("value", "<f8")])
+_in_utf8 = json.JSONEncoder(ensure_ascii=False, default=str).encode
+_in_ascii = json.JSONEncoder(default=str).encode
+
+
+@dataclass(frozen=True)
+class Removals:
+    """What one way of deduplication decided: files of records, each sorted by number, no number twice.
+
+    `why` is a sentence with {value} and {other}. `evaluation`: folder and starts of another corpus, whose documents
+    `other` then counts.
+    """
+
+    paths: tuple[str, ...]
+    why: str
+    evaluation: tuple[str, tuple[int, ...]] | None = None
+
+    def __len__(self) -> int:
+        return sum(os.path.getsize(path) for path in self.paths) // RECORD.itemsize
+
+    def records(self, start: int = 0, stop: int = 2**63 - 1) -> np.ndarray:
+        """The records of documents [start, stop), sorted by number."""
+        parts = [np.empty(0, RECORD)]
+        for path in self.paths:
+            if os.path.getsize(path):
+                table = np.memmap(path, RECORD, "r")
+                low, high = np.searchsorted(table["number"], (start, stop))
+                parts.append(np.asarray(table[low:high]))
+        found = np.concatenate(parts)
+        return found[np.argsort(found["number"], kind="stable")]
+
+    def __iter__(self) -> Iterator[tuple[int, int, str]]:
+        """(number, number of the one that stays, reason)"""
+        for number, of, other, value in self.records().tolist():
+            yield number, of, self.reason(other, value)
+
+    def reason(self, other: int, value: float) -> str:
+        """The sentence for one record."""
+        return self.why.format(value=value, other=other)
+
+
+def save_records(path: str, rows: np.ndarray) -> str:
+    """Writes records, sorted by number."""
+    save(path, rows[np.argsort(rows["number"], kind="stable")])
+    return path
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many documents there were, how many stay, and how many could not be read, of which some are named."""
+
+    documents: int
+    removed: int
+    bad: int
+    listed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Lists:
+    removals: Removals
+    starts: tuple[int, ...]
+    keep: bool
+    remove: bool
+
+
+def json_row(record: Any) -> bytes:
+    """A line of JSON; half of a surrogate pair, which UTF-8 cannot hold, as its escape."""
+    try:
+        return _in_utf8(record).encode("utf-8") + b"\n"
+    except UnicodeEncodeError:
+        return _in_ascii(record).encode("ascii") + b"\n"
+
+
+def _write(stage: ShardStage) -> int:
+    """A stage: the shard's part of both lists; how many of its documents go."""
+    wanted: _Lists = stage.argument
+    first, stop = wanted.starts[stage.shard.number : stage.shard.number + 2]
+    rows = wanted.removals.records(first, stop)
+    for part, wants, write in (("removed", wanted.remove, _write_removed), ("kept", wanted.keep, _write_kept)):
+        if wants:
+            partial = f"{stage.path(part)}.{os.getpid()}.partial"
+            with open(partial, "wb", buffering=1 << 20) as file:
+                write(stage, wanted, rows, file)
+            os.replace(partial, stage.path(part))
+    return len(rows)
+
+
+def read_bad(folder: str, shard: int) -> list[list[Any]]:
+    """What could not be read of a shard: piece, number of documents before it, place, reason."""
+    with open(shard_path(folder, shard, "bad"), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def bad_rows(stage: ShardStage) -> Callable[[int], list[bytes]]:
+    """Of what could not be read: the lines for all that come before a document (by its number in the shard), each once."""
+    rows = iter(read_bad(stage.folder, stage.shard.number))
+    following = next(rows, None)
+
+    def before(number: int) -> list[bytes]:
+        nonlocal following
+        lines = []
+        while following is not None and following[1] <= number:
+            piece, _, place, reason = following
+            path = stage.shard.pieces[piece].label
+            lines.append(json_row({"file": path, "place": place, "why": f"cannot be read: {reason}"}))
+            following = next(rows, None)
+        return lines
+
+    return before
+
+
+def _write_removed(stage: ShardStage, wanted: _Lists, rows: np.ndarray, file: BinaryIO) -> None:
+    first = wanted.starts[stage.shard.number]
+    places = Places(stage.folder, wanted.starts)
+    evaluation = wanted.removals.evaluation and Places(*wanted.removals.evaluation)
+    bad = bad_rows(stage)
+    for start in range(0, len(rows), WRITTEN):
+        some = rows[start : start + WRITTEN]
+        mine, kept = places.of(some["number"]), iter(places.of(some["of"][some["of"] >= 0]))
+        others = evaluation.of(some["other"]) if evaluation else []
+        for index, (number, of, other, value) in enumerate(some.tolist()):
+            file.writelines(bad(number - first))
+            row: dict[str, Any] = {**mine[index], "number": number, "why": wanted.removals.reason(other, value)}
+            if of >= 0:
+                row["duplicate_of"] = {"number": of, **next(kept)}
+            if evaluation:
+                row["evaluation"] = {"number": other, **others[index]}
+            file.write(json_row(row))
+    file.writelines(bad(sys.maxsize))
+
+
+def _write_kept(stage: ShardStage, wanted: _Lists, rows: np.ndarray, file: BinaryIO) -> None:
+    places = load(stage.path("places"), PLACE)
+    stays = np.ones(len(places), bool)
+    stays[rows["number"] - wanted.starts[stage.shard.number]] = False
+    bounds = np.searchsorted(places["piece"], np.arange(len(stage.shard.pieces) + 1))
+    for piece, low, high in zip(stage.shard.pieces, bounds[:-1], bounds[1:], strict=True):
+        if not stays[low:high].any():
+            continue
+        if holds_lines(piece):
+            copy_lines(piece, places[low:high][stays[low:high]], file)
+            continue
+        staying = iter(stays[low:high].tolist())
+        for document in read_piece(piece, stage.shard.field):
+            if isinstance(document, Document) and next(staying):
+                file.write(json_row(document.fields or {"text": document.text}))
+
+
+def copy_lines(
+    piece: Piece, places: np.ndarray, file: BinaryIO, texts: Mapping[int, str] | None = None, field: str = "text"
+) -> None:
+    """The lines at these places as they are; one that is a text alone becomes an object. `texts`: by the index of the
+    place, what the field holds instead."""
+    begins, sizes = places["at"], places["size"]
+    ends = begins + np.abs(sizes)
+    alone = sizes < 0
+    alone[list(texts or ())] = True
+    breaks = np.flatnonzero((begins[1:] != ends[:-1]) | alone[1:] | alone[:-1]) + 1
+    firsts, lasts = np.concatenate(([0], breaks)), np.concatenate((breaks, [len(places)])) - 1
+    with open_bytes(piece.path) as source:
+        at = 0
+        for index, begin, end in zip(firsts.tolist(), begins[firsts].tolist(), ends[lasts].tolist(), strict=True):
+            if compression_of(piece.path) is None:
+                source.seek(begin)
+            else:
+                for _ in _parts(source, begin - at):
+                    pass
+            at = end
+            if alone[index]:
+                record = json.loads(source.read(end - begin).removeprefix(BOM if begin == 0 else b""))
+                fields = record if isinstance(record, dict) else {}
+                file.write(
+                    json_row(with_text(fields, field, texts[index]) if texts and index in texts else {"text": record})
+                )
+                continue
+            for content in _parts(source, end - begin):
+                file.write(content)
+            if not content.endswith(b"\n"):
+                file.write(b"\n")
+
+
+def with_text(fields: dict[str, Any], field: str, text: str) -> dict[str, Any]:
+    """The fields with another text in this key, or path of keys; of a text alone, an object."""
+    if not fields:
+        return {"text": text}
+    if field in fields or "." not in field:
+        return {**fields, field: text}
+    key, _, path = field.partition(".")
+    return {**fields, key: with_text(fields[key], path, text)}
+
+
+def _parts(source: BinaryIO, size: int) -> Iterator[bytes]:
+    while size > 0 and (content := source.read(min(size, 1 << 22))):
+        size -= len(content)
+        yield content
+
+
+def write_lists(corpus: Corpus, removals: Removals, output: str | None, removed: str | None) -> Counts:
+    """Writes the documents that stay and the list of those that do not, with the reason.
+
+    A JSON line that stays is copied as it is, another document is written with all its fields; a removed one by its
+    place, and the place of the one that it duplicates. With `skip_bad` those that could not be read are in the list, too.
+    """
+    if output or removed:
+        corpus.each_shard(_write, _Lists(removals, corpus.starts, bool(output), bool(removed)), "writing")
+        for name, part in ((output, "kept"), (removed, "removed")):
+            if name:
+                join(corpus, part, name)
+    bad, listed = unread(corpus)
+    return Counts(corpus.documents, len(removals), bad, listed)
+
+
+def join(corpus: Corpus, part: str, name: str) -> None:
+    """The shards' files of this kind, one after another, as one file.
+
+    Errors: ConfigError if the input has changed since the beginning.
+    """
+    check_unchanged(corpus.files)
+    with written_whole(name) as whole:
+        for shard in corpus.shards:
+            with open(shard_path(corpus.folder, shard.number, part), "rb") as file:
+                shutil.copyfileobj(file, whole, 1 << 20)
+
+
+def unread(corpus: Corpus) -> tuple[int, tuple[str, ...]]:
+    """How many documents could not be read, and the first of them in words."""
+    count, listed = 0, []
+    for shard in corpus.shards:
+        for piece, _, place, reason in read_bad(corpus.folder, shard.number):
+            if count < LISTED:
+                listed.append(f"{shard.pieces[piece].label}: {place}: {reason}")
+            count += 1
+    return count, tuple(listed)
+
+
+def table(
+    corpus: Corpus, paths: list[str], why: str, evaluation: tuple[str, tuple[int, ...]] | None = None
+) -> Removals:
+    """The removals in these files of the corpus' folder."""
+    return Removals(tuple(os.path.join(corpus.folder, path) for path in paths), why, evaluation)

@@ -1,0 +1,437 @@
+"""Reading documents out of files: text, JSON lines, JSON, CSV, Parquet, Arrow; compressed or not; local or by URL.
+
+A piece is a file, or a range of bytes or row groups of one; `read_piece` is a pure function of it, so any process can
+do any piece.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+from megalm.config.errors import ConfigError
+from megalm.corpus import tables
+from megalm.corpus.archives import COMPRESSIONS, DamagedArchive, read_some
+from megalm.corpus.files import (
+    ENDINGS,
+    compression_of,
+    ending_of,
+    list_files,
+    open_bytes,
+)
+
+SMALLEST_PIECE, LARGEST_PIECE = 4 << 20, 64 << 20  # bytes of one file that are read at a time by one process
+PIECES = 256  # that a large input is cut into at least: enough for all processes to end together
+DEALT = 64  # a compressed file of more than such a share of the input is dealt out in blocks as it is unpacked
+LONGEST_TEXT = 8 << 20  # a text file above this is cut at line ends into documents of TEXT_PIECE: a worker needs about
+TEXT_PIECE = 4 << 20  # fifteen times a document's size
+LONGEST_LINE = 1 << 20  # after so many bytes without a line end a text is cut where it is
+BLOCK = 1 << 20  # of a JSON file that is looked at together
+LONGEST_VALUE = 64 << 20  # characters of a value in JSON or CSV: beyond it, it is taken for one that does not end
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file, or the part [start, stop) of it: bytes of plain text and JSON lines, row groups of Parquet; stop -1:
+    the end."""
+
+    path: str
+    size: int
+    start: int = 0
+    stop: int = -1
+    name: str = ""
+    """What reports and skip lists call it, if not by its path."""
+    source: str = ""
+    """What the report counts it under."""
+    stamp: str = ""
+    """Changes when the file does."""
+    base: int = 0
+    """Where the file begins in what it was unpacked from."""
+    block: int = 0
+    """Of a compressed file that is dealt out (megalm/corpus/blocks.py): bytes of a block; 0: it is read as it is."""
+    broken: tuple[str, str] = ("", "")
+    """Place of, and reason for, what could not be unpacked behind this piece; its path is empty."""
+
+    @property
+    def label(self) -> str:
+        """What reports and errors call it."""
+        return self.name or self.path
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with its place: byte offset (text, JSON lines) or row (Parquet, Arrow, CSV, JSON)."""
+
+    text: str
+    place: str
+    fields: dict[str, Any]
+
+    def field(self, name: str) -> Any:
+        """The value of a key or column, or of a path such as meta.language; None where there is none."""
+        return _value(self.fields, name)
+
+
+@dataclass(frozen=True)
+class BadDocument:
+    """What could not be read, where, and why."""
+
+    place: str
+    reason: str
+
+
+def find_files(inputs: Sequence[str], say: Callable[[str], None] = lambda message: None) -> list[Piece]:
+    """Every data file behind files, folders, globs and URLs, whole; sorted inside each input, each once. `say` is told
+    what folders hold besides.
+
+    Errors: ConfigError for an input that names nothing.
+    """
+    found: dict[str, Piece] = {}
+    for item in inputs:
+        ignored: list[str] = []
+        matches = list_files(item, ignored)
+        if ignored:
+            names = ", ".join(sorted(ignored)[:5]) + (", ..." if len(ignored) > 5 else "")
+            say(f"{item}: {len(ignored)} files are of no known format and are left out: {names}")
+        if not matches:
+            raise ConfigError(
+                f"input {item!r} names no file. Give files, folders, globs or URLs of {', '.join(ENDINGS)} "
+                f"(also with {', '.join(COMPRESSIONS)}); a file with another ending is read as text when it is "
+                f"named itself."
+            )
+        for match in matches:
+            once = match.path if "://" in match.path else os.path.abspath(match.path)
+            found.setdefault(once, Piece(match.path, match.size, source=item, stamp=match.stamp))
+    return list(found.values())
+
+
+def piece_bytes(files: Sequence[Piece]) -> int:
+    """How much of this input one process takes at a time."""
+    return min(max(sum(file.size for file in files) // PIECES, SMALLEST_PIECE), LARGEST_PIECE)
+
+
+def cut_into_pieces(files: Sequence[Piece]) -> list[Piece]:
+    """One piece for each file, several for large plain text, JSON lines and Parquet; depends on names and sizes
+    only. A compressed one with a large share of the input is marked to be dealt out in blocks."""
+    pieces = []
+    each = piece_bytes(files)
+    share = max(sum(file.size for file in files) // DEALT, SMALLEST_PIECE)
+    parquet = [f.path for f in files if ending_of(f.path) == ".parquet" and not compression_of(f.path)]
+    row_groups = tables.row_groups(parquet) if parquet else {}
+    for file in files:
+        ending = ending_of(file.path)
+        lines = ending in (".jsonl", ".ndjson")
+        if groups := row_groups.get(file.path, 0):
+            pieces += [replace(file, size=file.size // groups, start=g, stop=g + 1) for g in range(groups)]
+        elif ending in (".json", ".csv", ".arrow", ".parquet"):
+            pieces.append(file)
+        elif compression_of(file.path):
+            pieces.append(replace(file, block=each) if file.size > share else file)
+        elif file.size > (each if lines else LONGEST_TEXT):
+            step = each if lines else TEXT_PIECE
+            for start in range(0, file.size, step):
+                stop = min(start + step, file.size)
+                pieces.append(replace(file, size=stop - start, start=start, stop=stop))
+        else:
+            pieces.append(file)
+    return pieces
+
+
+def read_piece(
+    piece: Piece, field: str = "text", others: Sequence[str] | None = None
+) -> Iterator[Document | BadDocument]:
+    """The documents of a piece, in order.
+
+    field: a key or column, a path such as meta.text, or a template such as "{title}\\n\\n{body}". others: what else of the
+    fields will be asked for, so that the remaining columns of a table need not be read; None: everything.
+    Errors: ConfigError if the file is not there or cannot be read. A broken line is a BadDocument, and so is all that
+    follows where the file is damaged or cut off.
+    """
+    with reading(piece.label):
+        if piece.broken[0]:
+            yield BadDocument(*piece.broken)
+            return
+        try:
+            yield from _documents(piece, field, others)
+        except DamagedArchive as error:
+            yield damaged(error)
+
+
+def damaged(error: DamagedArchive) -> BadDocument:
+    """What is missing of a compressed file."""
+    what = "is cut off" if error.cut else f"is damaged here or before ({error}), look at what it gave before you use it"
+    return BadDocument(f"byte {error.at}", f"the compressed file {what}; the rest of it is left out")
+
+
+def _documents(piece: Piece, field: str, others: Sequence[str] | None) -> Iterator[Document | BadDocument]:
+    ending = ending_of(piece.path)
+    if ending in (".jsonl", ".ndjson"):
+        yield from _json_lines(piece, field)
+    elif ending == ".json":
+        yield from _json(piece, field)
+    elif ending == ".csv":
+        yield from _csv(piece, field)
+    elif ending in (".parquet", ".arrow"):
+        yield from _table(piece, field, others, ending)
+    else:
+        yield from _text(piece)
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """What a damaged file, or a store, raises inside becomes a ConfigError that names the file."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if "://" not in path and not isinstance(error, OSError):
+            raise  # only the clients of stores raise kinds of their own
+        raise ConfigError(f"{path}: cannot be read ({error}). Restore the file, or leave it out.") from error
+
+
+def _lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
+    """(offset, line) of every line that begins inside the piece; the offset is that in what was unpacked."""
+    with open_bytes(piece.path) as file:
+        offset = 0
+        if piece.start:
+            file.seek(piece.start - 1)
+            offset = piece.start - 1 + len(file.readline())  # the line before belongs to the piece before
+        while piece.stop < 0 or offset < piece.stop:
+            line = file.readline()
+            if not line:
+                return
+            yield piece.base + offset, line
+            offset += len(line)
+
+
+def _decode(data: bytes, place: int) -> str | BadDocument:
+    mark = len(BOM) if place == 0 and data.startswith(BOM) else 0
+    try:
+        return data[mark:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        return BadDocument(f"byte {place + mark + error.start}", f"invalid UTF-8 ({error.reason})")
+
+
+def _text(piece: Piece) -> Iterator[Document | BadDocument]:
+    if compression_of(piece.path) is not None:
+        with open_bytes(piece.path) as file:
+            for start, data in text_parts(file):
+                yield _text_document(data, start)
+        return
+    with open_bytes(piece.path) as file:
+        start, stop = _edge(file, piece.start), _edge(file, piece.stop) if piece.stop >= 0 else -1
+        file.seek(start)
+        data = file.read(stop - start if stop >= 0 else -1)
+    if data or start == 0:  # else a line goes on through the whole piece
+        yield _text_document(data, piece.base + start)
+
+
+def _text_document(data: bytes, start: int) -> Document | BadDocument:
+    text = _decode(data, start)
+    return text if isinstance(text, BadDocument) else Document(text, f"byte {start}", {})
+
+
+def _edge(file: BinaryIO, at: int) -> int:
+    """Where a text is cut near a byte: behind the next line end, or between two characters where there is none."""
+    if at == 0:
+        return 0
+    file.seek(at - 1)
+    return at - 1 + _cut(file.read(LONGEST_LINE))
+
+
+def _cut(ahead: bytes) -> int:
+    """The same, in the bytes from the one before the place on."""
+    found = ahead.find(b"\n") + 1
+    if found or len(ahead) < LONGEST_LINE:
+        return found or len(ahead)
+    cut = 1
+    while cut < 5 and ahead[cut] & 0xC0 == 0x80:  # inside a character
+        cut += 1
+    return cut
+
+
+def text_parts(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """(where it begins, bytes) of the parts of a text of unknown length: whole, or cut where a file of that length would
+    be."""
+    data, start, next_cut, more = bytearray(), 0, TEXT_PIECE, True
+    while more:
+        block = read_some(file, 1 << 20)
+        data += block
+        more = bool(block)
+        if start + len(data) <= LONGEST_TEXT:
+            continue
+        while start + len(data) >= next_cut + LONGEST_LINE or (not more and start + len(data) > next_cut):
+            at = next_cut - 1 - start
+            if at >= 0:  # else a line went on beyond this place
+                end = at + _cut(bytes(data[at : at + LONGEST_LINE]))
+                yield start, bytes(data[:end])
+                del data[:end]
+                start += end
+            next_cut += TEXT_PIECE
+    if data or start == 0:
+        yield start, bytes(data)
+
+
+def _json_lines(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
+    for offset, line in _lines(piece):
+        if line.strip():
+            yield json_line(line, offset, field)
+
+
+def json_line(line: bytes, offset: int, field: str) -> Document | BadDocument:
+    """The document of a line that is not empty and begins at this byte of its file."""
+    text = _decode(line, offset)
+    if isinstance(text, BadDocument):
+        return text
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return BadDocument(f"byte {offset}", f"not JSON ({error})")
+    return _from_record(record, field, f"byte {offset}")
+
+
+@lru_cache(maxsize=16)
+def _names(field: str) -> list[str]:
+    return re.findall(r"{([\w.-]+)}", field) or [field]
+
+
+def _value(record: dict[str, Any], name: str) -> Any:
+    if name in record or "." not in name:
+        return record.get(name)
+    value: Any = record
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _from_record(record: Any, field: str, place: str) -> Document | BadDocument:
+    if isinstance(record, str):
+        return Document(record, place, {})
+    if not isinstance(record, dict):
+        return BadDocument(place, f"is {type(record).__name__}, not an object or a string")
+    names = _names(field)
+    values = {}
+    for name in names:
+        value = _value(record, name)
+        if not isinstance(value, str):
+            keys = ", ".join(map(str, list(record)[:8]))
+            what = "missing, or null" if value is None else f"{type(value).__name__}, not text"
+            return BadDocument(place, f"field {name!r} is {what}; there are: {keys}")
+        values[name] = value
+    text = values[names[0]]
+    if "{" in field:
+        text = re.sub(r"{([\w.-]+)}", lambda match: values[match.group(1)], field)
+    wrong = _surrogate(text)
+    return BadDocument(place, wrong) if wrong else Document(text, place, record)
+
+
+def _surrogate(text: str) -> str | None:
+    """Why this is not text, where it is none."""
+    if text.isascii():
+        return None
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        if "\udc80" <= text[error.start] <= "\udcff":  # where a decoder left a byte as it was
+            return "invalid UTF-8, or half of a surrogate pair"
+        return "holds half of a surrogate pair, which is not text"
+    return None
+
+
+def _json(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
+    with open_bytes(piece.path) as file:
+        number = -1
+        try:
+            for number, record in enumerate(_json_values(_reader_of_characters(file))):
+                yield _from_record(record, field, f"item {number}")
+        except (ValueError, RecursionError) as error:
+            yield BadDocument(f"item {number + 1}", f"not JSON ({error}); the rest of the file is left out")
+
+
+def _reader_of_characters(file: BinaryIO) -> Callable[[int], str]:
+    """A function that gives the characters of about so many more bytes; none at the end."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+
+    def read(size: int) -> str:
+        while True:
+            data = read_some(file, size)
+            text = decoder.decode(data, not data)
+            if text or not data:
+                return text
+
+    return read
+
+
+def _json_values(read: Callable[[int], str]) -> Iterator[Any]:
+    """The values of a file one after another, and those in an array one by one; no more than one is held.
+
+    Errors: ValueError where the text is not JSON.
+    """
+    decode, skip = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*").match
+    buffer, at, inside, ended, least = "", 0, False, False, BLOCK
+    expected = ""  # what must come before the next value of an array
+    while True:
+        if not ended and len(buffer) - at < least:
+            block = read(max(BLOCK, least))
+            ended = not block
+            buffer, at = buffer[at:] + block, 0
+            continue
+        at = skip(buffer, at).end()  # type: ignore[union-attr]
+        here = buffer[at : at + 1]
+        if not here:
+            if not ended:
+                continue
+            if inside:
+                raise ValueError("the array does not end")
+            return
+        if not inside and here == "[":
+            inside, expected, at = True, "", at + 1
+        elif inside and here == "]":
+            inside, at = False, at + 1
+        elif inside and expected:
+            if here != expected:
+                raise ValueError(f"{here!r} where a comma should be")
+            expected, at = "", at + 1
+        else:
+            try:
+                value, end = decode(buffer, at)
+            except json.JSONDecodeError as error:
+                whole = ended or (not error.msg.startswith("Unterminated") and error.pos < len(buffer) - 16)
+                if whole or least > LONGEST_VALUE:
+                    raise
+                least *= 2  # the value goes on
+                continue
+            if end == len(buffer) and not ended:  # of a number there may be more
+                least *= 2
+                continue
+            yield value
+            at, least, expected = end, BLOCK, "," if inside else ""
+
+
+def _csv(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
+    csv.field_size_limit(LONGEST_VALUE)
+    with open_bytes(piece.path) as file:
+        reader = csv.DictReader(
+            io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""), strict=True
+        )
+        try:
+            for record in reader:
+                yield _from_record(record, field, f"line {reader.line_num}")
+        except csv.Error as error:
+            yield BadDocument(f"line {reader.line_num + 1}", f"not CSV ({error}); the rest of the file is left out")
+
+
+def _table(piece: Piece, field: str, others: Sequence[str] | None, ending: str) -> Iterator[Document | BadDocument]:
+    stop = None if piece.stop < 0 else piece.stop
+    for row, record, wrong in tables.records(piece.path, ending, piece.start, stop, _names(field), others):
+        yield BadDocument(f"row {row}", wrong) if wrong else _from_record(record, field, f"row {row}")

@@ -1,0 +1,1 @@
+"""Files that training reads: mosaicml-streaming shards and object stores."""

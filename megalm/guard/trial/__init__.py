@@ -1,0 +1,1 @@
+"""How good a spike rule is: recorded curves, other rules, verdicts."""

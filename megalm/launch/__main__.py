@@ -1,0 +1,225 @@
+"""`python -m megalm.launch +model=NAME [group=choice] [key=value ...]`: compose -> validate -> plan -> run."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from megalm.checkpoint.errors import CheckpointError
+from megalm.config import Config, ConfigError, PrecisionConfig
+from megalm.config.compose import compose_config, conf_dir, config_yaml, groups, model_is_given
+from megalm.launch.resolve import resolve
+from megalm.launch.world import World, find_world
+
+USAGE = """usage: python -m megalm.launch +model=NAME [group=choice ...] [key=value ...]
+
+Trains a language model. Exit status: 0 done; 2 the configuration or input is wrong; 3 the run gave up, with a report;
+130 interrupted after a checkpoint (run the same command again to go on).
+
+examples:
+  python -m megalm.launch +model=tiny train.steps=200
+  python -m megalm.launch +model=tiny world_size=2 parallel.tensor=2
+  python -m megalm.launch +model=30b dry_run=true
+
+groups (group=choice), from {conf}:
+{groups}
+Every key with its meaning: the dataclasses in megalm/config; their values in a run: runs/NAME/config.yaml.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if any(argument in ("-h", "--help") for argument in arguments):
+        choices = "".join(
+            f"  {group:<11} {' '.join(names)}\n" for group, names in groups().items() if group != "experiment"
+        )
+        print(USAGE.format(conf=conf_dir(), groups=choices))
+        return 0
+    try:
+        return launch(arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Everything between the command line and the exit status. Errors: ConfigError."""
+    from megalm.plan.fit import check_fits
+    from megalm.plan.machine import machine_for, planned_machine, usual_precision
+    from megalm.plan.screen import plan_screen
+    from megalm.plan.search import expand_auto
+    from megalm.plan.summary import plan
+
+    if not model_is_given(arguments):
+        raise ConfigError(_choose_a_model())
+    config = compose_config(expand_auto(list(arguments)))
+    world = find_world(config, os.environ)
+    resolve(config, world.size)
+    machine = machine_for(config, world.size)
+    if config.dry_run and machine.is_cpu and world.size > machine.cores:
+        machine = planned_machine("h100", world.size)  # no machine is named, and this one cannot be meant
+    config.precision = usual_precision(config, arguments, machine)
+    planned = plan(config, machine)
+    console = Console(quiet=world.rank != 0, width=None if sys.stdout.isatty() else 140)
+    if config.dry_run:
+        from megalm.launch.dry_run import describe_ranks
+
+        console.print(plan_screen(planned))
+        console.print(describe_ranks(config))
+        return 0
+    try:
+        check_fits(config, machine)
+    except ConfigError as error:
+        console.print(plan_screen(planned))
+        raise ConfigError(f"{error}\n\n{what_it_takes(config)}") from None
+    _check_data(config)
+    folder = run_folder(config)
+    _check_same_model(config, folder)
+    console.print(plan_screen(planned))
+    if world.rank != 0:
+        return _start(config, folder, world)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    texts = {
+        "config.yaml": config_yaml(config),
+        "plan.json": json.dumps(planned.as_dict(), indent=2) + "\n",
+    }
+    with _written(folder, texts):
+        return _start(config, folder, world)
+
+
+def what_it_takes(config: Config) -> str:
+    """The smallest numbers of H100s that hold the run, and how long and how much it is on more of them."""
+    from megalm.plan.machine import planned_machine
+    from megalm.plan.render import duration
+    from megalm.plan.search import search
+
+    lines = []
+    for nodes in (1, 2, 4, 8, 16, 32, 64, 128):
+        machine = planned_machine("h100", 8 * nodes)
+        found = search(replace(config, precision=PrecisionConfig(dtype="bf16")), machine, top=1)
+        if not found.best:
+            continue
+        best = found.best[0]
+        assert config.train.steps is not None and machine.price is not None
+        seconds = best.seconds * config.train.steps
+        dollars = seconds / 3600 * machine.gpus * machine.price
+        lines.append(
+            f"  {machine.gpus:>5} H100-80GB   {duration(seconds):>12}   ${dollars:>13,.0f}   {best.layout.describe()}"
+        )
+        if len(lines) == 4:
+            break
+    if not lines:
+        return "Not even 1,024 H100s hold it: see python -m tools.plan search --help."
+    assert config.train.tokens is not None
+    return (
+        f"What it takes, for {config.train.tokens:,.0f} tokens without failures (python -m tools.plan search):\n\n"
+        + "\n".join(lines)
+    )
+
+
+def run_folder(config: Config) -> Path:
+    """runs/NAME."""
+    return Path(config.run.dir) / config.run.name
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    aside = path.with_name(path.name + ".new")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+@contextlib.contextmanager
+def _written(folder: Path, texts: dict[str, str]) -> Iterator[None]:
+    """Files of a run that starts; where it is refused, the folder tells again of the run that it holds."""
+    before = {name: (folder / name).read_text(encoding="utf-8") for name in texts if (folder / name).exists()}
+    for name, text in texts.items():
+        write_aside(folder / name, text)
+    try:
+        yield
+    except ConfigError:
+        for name, text in before.items():
+            write_aside(folder / name, text)
+        raise
+
+
+def _start(config: Config, folder: Path, world: World) -> int:
+    """Run in this process where it is one rank (alone, or started by torchrun, Slurm, ...); else start local ranks."""
+    if world.external or world.size == 1:
+        from megalm.launch.worker import run_rank
+
+        return run_rank(config, folder, world)
+    from megalm.launch.local_ranks import start_local_ranks
+
+    return start_local_ranks(config, folder, world.size)
+
+
+def _choose_a_model() -> str:
+    from megalm.plan.machine import this_machine
+    from megalm.plan.models import table
+    from megalm.plan.render import gib
+
+    machine = this_machine()
+    lines = [f"{'model':<12} {'parameters':>15} {'memory':>11}  fits here"]
+    for row in table(machine):
+        fits = "yes" if row.fits else "no"
+        lines.append(f"{row.name:<12} {row.parameters:>15,} {gib(row.bytes_needed):>11}  {fits}")
+    return (
+        "choose a model with +model=NAME, for example: python -m megalm.launch +model=tiny train.steps=200\n\n"
+        + "\n".join(lines)
+        + f"\n\nmemory: at least, to train on {machine.describe()}"
+    )
+
+
+def _check_same_model(config: Config, folder: Path) -> None:
+    """Before anything of the run's folder is overwritten: what it holds was trained with the same tensors."""
+    from megalm.checkpoint.commit import committed
+    from megalm.checkpoint.load import differing_shapes
+    from megalm.config.compose import load_config
+    from megalm.plan.shapes import tensors
+
+    if not config.checkpoint.resume or not committed(folder / "checkpoints") or not (folder / "config.yaml").is_file():
+        return
+    before, now = dict(tensors(load_config(folder / "config.yaml").model)), dict(tensors(config.model))
+    if difference := differing_shapes(before, now):
+        raise ConfigError(
+            f"{folder} is a run of another model ({difference}\nGive the model that it was trained with, or another run.name."
+        )
+
+
+def _check_data(config: Config) -> None:
+    """Open every data set once, so that a missing or broken file is reported before any process starts."""
+    from megalm.config.phases import spans_of
+    from megalm.data.fim import fill_in_the_middle
+    from megalm.data.openers import open_sources
+    from megalm.data.phases import make_curriculum
+    from megalm.tokenizer.tokenizer import load_tokenizer
+
+    sources = open_sources(config.data, config.model.seq_length)
+    fill_in_the_middle(config.data, config.train.seed, config.model.vocab_size)
+    if config.data.phases:
+        weights = {source.name: source.weight for source in sources}
+        make_curriculum(spans_of(config), weights, {source.name: source.train_tokens for source in sources})
+    if config.data.tokenizer is not None:
+        size = load_tokenizer(config.data.tokenizer).vocab_size
+        if size > config.model.vocab_size:
+            raise ConfigError(
+                f"the tokenizer {config.data.tokenizer} has {size} tokens, more than model.vocab_size="
+                f"{config.model.vocab_size}: set model.vocab_size={-(-size // 128) * 128}, or tokenize with a smaller one."
+            )
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())

@@ -1,0 +1,84 @@
+"""Starts the ranks of one machine, through torch elastic's API, and turns how they ended into one exit status."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from megalm.config import Config, ConfigError
+
+
+def start_local_ranks(config: Config, folder: Path, world_size: int) -> int:
+    """Run `world_size` processes on this machine; returns the run's exit status.
+
+    The ranks find each other through a file and talk over the loopback interface: no port is opened to the outside.
+    Errors: ConfigError with the message of the first rank that had one.
+    """
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world_size)))
+    for stale in (folder / "logs").glob("error-rank-*.json"):
+        stale.unlink()
+    with tempfile.TemporaryDirectory(prefix="megalm-") as meeting:
+        launch = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=world_size,
+            run_id=config.run.name,
+            rdzv_backend="c10d",
+            rdzv_endpoint=str(Path(meeting) / "rendezvous"),
+            rdzv_configs={"store_type": "file"},
+            local_addr="localhost",
+            max_restarts=config.resilience.max_restarts,
+            monitor_interval=0.1,
+            start_method="spawn",
+        )
+        logging.disable(logging.ERROR)  # elastic's own words; what matters is said below
+        try:
+            statuses = elastic_launch(launch, _rank_process)(config, str(folder), meeting)
+        except ChildFailedError as error:
+            return _report_failure(error, folder)
+        except SignalException:
+            return 130
+        finally:
+            logging.disable(logging.NOTSET)
+    return max(statuses.values())
+
+
+def _rank_process(config: Config, folder: str, meeting: str) -> int:
+    from megalm.launch.worker import run_rank
+    from megalm.launch.world import World
+
+    environment = os.environ
+    world = World(int(environment["WORLD_SIZE"]), int(environment["RANK"]), int(environment["LOCAL_RANK"]))
+    attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        return run_rank(config, Path(folder), world, meeting=Path(meeting) / f"ranks-{attempt}")
+    except ConfigError as error:
+        (Path(folder) / "logs" / f"error-rank-{world.rank}.json").write_text(json.dumps(str(error)), encoding="utf-8")
+        sys.exit(2)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # the run is over: nothing is left to interrupt
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _report_failure(error: ChildFailedError, folder: Path) -> int:
+    messages = sorted((folder / "logs").glob("error-rank-*.json"))
+    if messages:
+        raise ConfigError(json.loads(messages[0].read_text(encoding="utf-8"))) from None
+    rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
+    log = folder / "logs" / f"rank-{rank}.log"
+    lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
+    print(
+        f"error: rank {rank} ended with exit code {failure.exitcode}"
+        + (f": {lines[-1]}" if lines else "")
+        + f"\nIts log is {log}. Run the same command again to go on from the newest checkpoint.",
+        file=sys.stderr,
+    )
+    return 1

@@ -1,0 +1,90 @@
+"""What a configuration leaves open, decided: the length in steps and the size of every mesh axis."""
+
+import math
+from dataclasses import replace
+
+from megalm.config.errors import ConfigError
+from megalm.config.phases import spans_of
+from megalm.config.root import Config
+
+TOKENS_PER_PARAMETER = 20
+"""Compute-optimal training length, Hoffmann et al. 2022 (arXiv:2203.15556)."""
+
+
+def resolve(config: Config, world_size: int) -> None:
+    """Fill in `train.steps`, `train.tokens`, `parallel.data` and `world_size`, in place.
+
+    Errors: ConfigError for a layout that the world or the model does not allow, or a batch that does not divide.
+    """
+    from megalm.config.layout import check_layout
+
+    config.parallel = check_layout(config.model, config.parallel, world_size)
+    config.world_size = world_size
+    resolve_batch(config)
+    resolve_length(config)
+
+
+def resolve_batch(config: Config) -> None:
+    """Check that the global batch is made of whole micro-batches, at least one for each data rank."""
+    train, data = config.train, config.parallel.data
+    assert isinstance(data, int)
+    if train.global_batch_size % train.micro_batch_size:
+        divisors = [n for n in range(1, train.global_batch_size + 1) if train.global_batch_size % n == 0]
+        near = sorted(sorted(divisors, key=lambda n: abs(n - train.micro_batch_size))[:4])
+        raise ConfigError(
+            f"train.global_batch_size={train.global_batch_size} is not a multiple of train.micro_batch_size="
+            f"{train.micro_batch_size}. Micro-batch sizes near it that divide: {', '.join(map(str, near))}."
+        )
+    micro_batches = train.global_batch_size // train.micro_batch_size
+    if micro_batches < data:
+        raise ConfigError(
+            f"train.global_batch_size={train.global_batch_size} makes {micro_batches} micro-batches of "
+            f"{train.micro_batch_size}, fewer than the {data} data-parallel ranks: set train.micro_batch_size="
+            f"{max(1, train.global_batch_size // data)} or train.global_batch_size={data * train.micro_batch_size}."
+        )
+
+
+def resolve_length(config: Config) -> None:
+    """Steps from tokens, tokens from steps, or both from the number of parameters."""
+    train = config.train
+    if config.data.phases:
+        _resolve_phases(config)
+        return
+    tokens_per_step = train.global_batch_size * config.model.seq_length
+    if train.steps is None:
+        if train.tokens is None:
+            from megalm.plan.shapes import parameters
+
+            train.tokens = float(TOKENS_PER_PARAMETER * parameters(config.model).total)
+        train.steps = math.ceil(train.tokens / tokens_per_step)
+    train.tokens = float(train.steps * tokens_per_step)
+
+
+def _resolve_phases(config: Config) -> None:
+    """The curriculum's length, or of it what `train.steps` leaves; its batches and sequences fit the layout."""
+    from megalm.config.layout import check_layout
+
+    train, found = config.train, spans_of(config)
+    for span in found:
+        if span.seq_length != config.model.seq_length:
+            check_layout(replace(config.model, seq_length=span.seq_length), config.parallel, config.world_size or 1)
+        micro_batches, data = span.global_batch_size // train.micro_batch_size, config.parallel.data
+        if isinstance(data, int) and micro_batches < data:
+            raise ConfigError(
+                f"data.phases ({span.phase.name}): global_batch_size={span.global_batch_size} makes {micro_batches} "
+                f"micro-batches of {train.micro_batch_size}, fewer than the {data} data-parallel ranks."
+            )
+    total = found[-1].end_step
+    if train.steps is None:
+        train.steps = total
+    if train.steps > total:
+        raise ConfigError(
+            f"train.steps={train.steps}, but data.phases end after {total}: leave train.steps out, or make the last "
+            f"phase ({found[-1].phase.name}) longer."
+        )
+    train.tokens = float(
+        sum(
+            max(0, min(span.end_step, train.steps) - span.first_step) * span.seq_length * span.global_batch_size
+            for span in found
+        )
+    )

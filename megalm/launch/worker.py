@@ -1,0 +1,143 @@
+"""One rank of a run: joins the others, builds the trainer, attaches the hooks, trains."""
+
+import logging
+import os
+import platform
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from megalm import __version__, ops
+from megalm.config import Config, ConfigError
+from megalm.guard.hook import GuardHook
+from megalm.launch.world import World, device_type
+from megalm.observe.comparison import ComparisonHook, peak_bytes
+from megalm.observe.console import ConsoleHook
+from megalm.observe.metrics import MetricsWriter
+from megalm.observe.report import ReportHook
+from megalm.observe.sample import SampleHook
+from megalm.observe.tensorboard import TensorBoardHook
+from megalm.ops.backend import library
+from megalm.parallel.mesh import build_mesh, local_device
+from megalm.plan.machine import machine_for
+from megalm.resilience.chaos.provoke import provoke_hooks
+from megalm.train.hooks import Hook
+from megalm.train.trainer import Trainer
+
+log = logging.getLogger("megalm")
+
+
+def run_rank(config: Config, folder: Path, world: World, *, meeting: Path | None = None) -> int:
+    """Train on this rank; returns the exit status.
+
+    meeting: file through which local ranks find each other; None: the launcher's MASTER_ADDR and MASTER_PORT.
+    """
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "logs" / f"rank-{world.rank}.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        return _run(config, folder, world, meeting)
+    except ConfigError:
+        raise
+    except BaseException:
+        log.exception("rank %d stopped", world.rank)
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        log.removeHandler(handler)
+        handler.close()
+
+
+def _run(config: Config, folder: Path, world: World, meeting: Path | None) -> int:
+    kind = device_type(config)
+    log.info("megalm %s, torch %s, python %s, rank %d of %d on %s", __version__, torch.__version__,
+             platform.python_version(), world.rank, world.size, kind)  # fmt: skip
+    ops.set_backend(config.ops.backend)
+    if kind == "cuda":
+        torch.cuda.set_device(local_device(kind, world.local_rank))
+    else:
+        ops.keep_freed_memory()
+    if world.size > 1 or world.external:
+        _join(config, world, kind, meeting)
+    mesh = build_mesh(config.parallel, kind, _timeout(config))
+    baseline_bytes = peak_bytes(kind) if kind == "cpu" else 0
+    trainer = Trainer(config, mesh, folder, peak_flops=machine_for(config).peak(config.precision.dtype))
+    if trainer.is_writer:
+        trainer.events.write("start", step=0, **_environment(config, world, kind))
+    for hook in _hooks(config, folder, trainer, baseline_bytes):
+        trainer.hooks.append(hook)
+    previous = {number: signal.signal(number, _stopper(trainer)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = trainer.train()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    log.info("ended with status %d at step %d", status, trainer.step)
+    return status
+
+
+def _join(config: Config, world: World, kind: str, meeting: Path | None) -> None:
+    """Meet the other ranks."""
+    if "RANK" not in os.environ:
+        os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
+    dist.init_process_group(
+        "nccl" if kind == "cuda" else "gloo",
+        init_method=f"file://{meeting}" if meeting is not None else "env://",
+        rank=world.rank,
+        world_size=world.size,
+        timeout=_timeout(config),
+    )
+
+
+def _timeout(config: Config) -> timedelta:
+    return timedelta(minutes=config.resilience.timeout_minutes)
+
+
+def _hooks(config: Config, folder: Path, trainer: Trainer, baseline_bytes: int) -> list[Hook]:
+    """What attaches to the run; only rank 0 speaks and writes."""
+    console = Console(soft_wrap=not sys.stdout.isatty()) if trainer.is_writer else None
+    hooks: list[Hook] = [GuardHook(config.guard), *provoke_hooks(config.guard)]
+    if console is not None:
+        voice = ConsoleHook(console, config.train.log_every)
+        trainer.events.listeners.append(voice.tell)
+        hooks += [MetricsWriter(folder / "metrics.jsonl"), voice]
+        hooks.append(ComparisonHook(folder, console, baseline_bytes=baseline_bytes))
+        if config.tracking.tensorboard:
+            hooks.append(TensorBoardHook(folder / "tensorboard"))
+    if config.train.sample and config.train.sample_tokens:
+        hooks.append(SampleHook(folder, console))
+    if console is not None and config.tracking.report:
+        hooks.append(ReportHook(folder))
+    return hooks
+
+
+def _stopper(trainer: Trainer):
+    """Signal handler: the run ends after the step under way, with a checkpoint."""
+
+    def stop(number: int, frame: object) -> None:
+        log.info("signal %d: stopping after this step", number)
+        trainer.stop_requested = True
+
+    return stop
+
+
+def _environment(config: Config, world: World, kind: str) -> dict[str, object]:
+    return {
+        "megalm": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "device": kind,
+        "world_size": world.size,
+        "ops": config.ops.backend,
+        "kernels": library() is not None,
+    }

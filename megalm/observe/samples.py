@@ -1,0 +1,128 @@
+"""Which samples a step of a run was made from, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megalm.checkpoint import CheckpointError, CheckpointReader
+from megalm.config.compose import load_config
+from megalm.config.errors import ConfigError
+from megalm.data.loader import Loader
+from megalm.data.phases import Curriculum
+from megalm.data.stream import advance, merge_ranges, take, take_back
+from megalm.journal import read_events, read_json_lines
+from megalm.parallel.mesh import Axis
+from megalm.tokenizer.tokenizer import load_tokenizer
+
+
+def samples_of_step(run: Path, step: int) -> list[dict[str, Any]]:
+    """Every sample of a step that was made: source, document, offset, position in the stream, and text.
+
+    Errors: ConfigError if there is no such run or step, or its data is gone.
+    """
+    found = look_at_step(run, step)
+    if not found["recorded"]:
+        known = sorted({record["step"] for record in read_json_lines(run / "metrics.jsonl")})
+        span = f"it holds steps {known[0]} to {known[-1]}" if known else "it is not there, or empty"
+        raise ConfigError(f"step {step} is not in {run / 'metrics.jsonl'}: {span}.")
+    return found["samples"]
+
+
+def look_at_step(run: Path, step: int) -> dict[str, Any]:
+    """The samples of a step's global batch with their places and texts; of a step that is not `recorded`, those that it
+    will be made from if nothing else is skipped.
+
+    Where the step was made more than once (after a rollback), the last time counts. Without a tokenizer the text is
+    the token numbers.
+    Errors: ConfigError if there is no such run, the step is below 1, or the data is gone.
+    """
+    if step < 1:
+        raise ConfigError(f"--step is {step}: steps count from 1.")
+    config = load_config(run / "config.yaml")
+    config.data.prefetch = 0
+    state = _saved(run)
+    loader = Loader(config, Axis("data"))
+    try:
+        records, events = read_json_lines(run / "metrics.jsonl"), read_events(run / "events.jsonl")
+        _as_it_was(loader, events, step, state)
+        saved = (int(state["step"]), int(state["loader"]["samples_consumed"])) if state else (0, 0)
+        positions, recorded = positions_of_step(records, events, step, loader.curriculum, saved)
+        tokenizer = load_tokenizer(config.data.tokenizer) if config.data.tokenizer else None
+        samples = []
+        for place, tokens in zip(loader.describe(positions), loader.tokens(positions), strict=True):
+            ids = [int(token) for token in tokens[:-1]]
+            samples.append({**place, "text": tokenizer.decode(ids) if tokenizer else " ".join(map(str, ids))})
+        return {"run": str(run), "step": step, "recorded": recorded, "samples": samples}
+    finally:
+        loader.close()
+
+
+def _saved(run: Path) -> dict[str, Any] | None:
+    """The state of the newest checkpoint, which knows of every change of the mixture before it."""
+    try:
+        state = CheckpointReader(run).state()
+    except (CheckpointError, ConfigError, OSError):
+        return None  # none was saved yet
+    return state if "loader" in state else None
+
+
+def _as_it_was(loader: Loader, events: Sequence[dict[str, Any]], step: int, state: dict[str, Any] | None) -> None:
+    """Gives the loader the stream that the step saw: mixtures and phases, what was left out, orders that the guard
+    changed."""
+    known = set()
+    if state is not None:
+        loader.load_state_dict(state["loader"])
+        known = {(r["seed"], r["position"]) for r in state["loader"]["stream"].get("reseeds", ())}
+    for first, last in skipped_ranges(events, step):  # phases begin later by what was left out before
+        loader.skip(first, last)
+    # Of one decision the last event counts: a run that died while it went back went back again.
+    reseeds = {e["seed"]: e for e in events if e["kind"] == "reseed" and e["to_step"] < step}
+    for event in sorted(reseeds.values(), key=lambda e: e["position"]):
+        if (event["seed"], event["position"]) not in known:
+            loader.reseed(event["seed"], event["position"])
+
+
+def positions_of_step(
+    records: Sequence[dict[str, Any]],
+    events: Sequence[dict[str, Any]],
+    step: int,
+    curriculum: Curriculum,
+    saved: tuple[int, int] = (0, 0),
+) -> tuple[np.ndarray, bool]:
+    """Positions in the stream of the step's global batch, and whether the records say so (else it is not made yet).
+
+    records: of metrics.jsonl; events: of events.jsonl, for what the guard left out; saved: a step and the position in the
+    stream after it, for what lies beyond the records. The curriculum says how many samples a step takes where that does
+    not follow from the records.
+
+    Shapes: -> int64 [global batch]
+    """
+    skipped = skipped_ranges(events, step)
+    count = curriculum.at(step - 1).global_batch_size
+    at = next((i for i in range(len(records) - 1, -1, -1) if records[i]["step"] == step), None)
+    if at is None:
+        before = [(r["step"], r["samples"]) for r in records if r["step"] < step]
+        past = max([(0, 0), before[-1] if before else (0, 0), saved if saved[0] < step else (0, 0)])
+        return take(advance(past[1], curriculum.samples(past[0], step - 1), skipped), count, skipped)[0], False
+    end = int(records[at]["samples"])
+    start = next((int(r["samples"]) for r in reversed(records[:at]) if r["step"] == step - 1), 0 if step == 1 else None)
+    if start is None:
+        return take_back(end, count, skipped), True
+    inside = [(max(a, start), min(b, end)) for a, b in skipped if a < end and b > start]
+    return take(start, end - start - sum(b - a for a, b in inside), skipped)[0], True
+
+
+def skipped_ranges(events: Sequence[dict[str, Any]], step: int) -> list[tuple[int, int]]:
+    """Ranges of the stream that were left out, as far as they were decided before this step was made the last time."""
+    ranges = []
+    for event in events:
+        decision, samples = event.get("decision"), event.get("samples")
+        if not decision or not samples or decision["action"] in ("skip", "replay", "give_up"):
+            continue
+        if event.get("to_step", decision["step"]) < step:
+            ranges.append((int(samples[0]), int(samples[1])))
+    return merge_ranges(ranges)

@@ -1,0 +1,1 @@
+"""Damage on purpose, to see the run recover."""

@@ -1,0 +1,198 @@
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megalm.config.errors import ConfigError
+from megalm.corpus.tokenizer_training import train_byte_level_bpe
+from megalm.tokenizer.proof import proof_texts
+from megalm.tokenizer.tokenizer import FAST_BACKENDS, HuggingFaceTokenizer, load_tokenizer
+from tests.texts import documents, sentences
+
+
+def reference(path):
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(path)
+
+
+def test_trained_bpe_gives_back_every_text(tokenizer_file):
+    tokenizer = load_tokenizer(tokenizer_file)
+    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.bos_id) == (400, 0, None)
+    for text in [*documents(20), *proof_texts()[:60]]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_ids_are_the_librarys_own_except_for_control_tokens(tokenizer_file):
+    tokenizer, native = load_tokenizer(tokenizer_file), reference(tokenizer_file)
+    for text in documents(30, seed=5):
+        if "<|endoftext|>" not in text:
+            assert tokenizer.encode(text).tolist() == native.encode(text).ids
+    poisoned = "a<|endoftext|>b"
+    assert 0 in native.encode(poisoned).ids
+    assert 0 not in tokenizer.encode(poisoned) and tokenizer.decode(tokenizer.encode(poisoned)) == poisoned
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_fast_backends_give_the_same_ids(tokenizer_file, backend):
+    pytest.importorskip(backend)
+    fast, slow = load_tokenizer(tokenizer_file, backend=backend), load_tokenizer(tokenizer_file, backend="tokenizers")
+    assert (fast.backend, slow.backend) == (backend, "tokenizers")
+    texts = documents(50, seed=3)
+    for a, b in zip(fast.encode_batch(texts), slow.encode_batch(texts), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_a_wrong_fast_backend_is_caught_at_the_start(tokenizer_file, monkeypatch):
+    right = reference(tokenizer_file)
+
+    def wrong(self, name):
+        return lambda text: right.encode(text, add_special_tokens=False).ids[: 3 if "  " in text else None]
+
+    monkeypatch.setattr(HuggingFaceTokenizer, "_fast_encoder", wrong)
+    tokenizer = HuggingFaceTokenizer(tokenizer_file)
+    assert tokenizer.choose_backend() == "tokenizers" and "differ" in tokenizer.rejected["gigatoken"]
+    with pytest.raises(ConfigError, match="gigatoken.*differ"):
+        HuggingFaceTokenizer(tokenizer_file, "gigatoken")
+
+
+def test_a_backend_that_panics_on_the_input_is_replaced(tokenizer_file, monkeypatch):
+    slow = load_tokenizer(tokenizer_file, backend="tokenizers")
+
+    class Panic(BaseException):
+        pass
+
+    def fragile(self, name):
+        def encode(text):
+            if "zebra" in text:
+                raise Panic
+            return slow.encode(text)
+
+        return encode
+
+    monkeypatch.setattr(HuggingFaceTokenizer, "_fast_encoder", fragile)
+    tokenizer = HuggingFaceTokenizer(tokenizer_file)
+    assert tokenizer.choose_backend() == FAST_BACKENDS[0]
+    tokenizer.prove(["one zebra"])
+    assert tokenizer.backend == "tokenizers" and tokenizer.encode("zebra").tolist() == slow.encode("zebra").tolist()
+
+
+def test_end_token_is_found_by_name_or_by_the_configuration(tokenizer_file, tmp_path):
+    config = json.loads(Path(tokenizer_file).read_text())
+    config["added_tokens"].append({**config["added_tokens"][0], "id": 400, "content": "<|stop|>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(config))
+    assert load_tokenizer(tmp_path).eos_id == 0
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|stop|>"}}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.eos_id, tokenizer.vocab_size, tokenizer.token_id("<|stop|>")) == (400, 401, 400)
+
+
+def test_sentencepiece(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(sentences(i, 3) for i in range(300)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=300,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    tokenizer = load_tokenizer(tmp_path / "m.model")
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (300, 1, 2)
+    text = sentences(9, 4)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert not {1, 2} & set(tokenizer.encode("a </s> b").tolist())
+    assert tokenizer.token_id("</s>") == 2 and tokenizer.token_id("nonsense") is None
+
+
+def test_tiktoken(tmp_path):
+    pytest.importorskip("tiktoken")
+    ranks = [bytes([i]) for i in range(256)] + [b"th", b"the", b" the", b"in"]
+    content = "\n".join(f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(ranks))
+    (tmp_path / "my_cl100k.tiktoken").write_text(content)
+    tokenizer = load_tokenizer(tmp_path / "my_cl100k.tiktoken")
+    assert tokenizer.encode("the in").tolist() == [257, 32, 259]
+    assert tokenizer.decode(tokenizer.encode("x<|endoftext|>é")) == "x<|endoftext|>é"
+    assert (tokenizer.eos_id, tokenizer.token_id("<|endoftext|>")) == (100257, 100257)
+    (tmp_path / "unknown.tiktoken").write_text(content)
+    with pytest.raises(ConfigError, match="--tiktoken-pattern"):
+        load_tokenizer(tmp_path / "unknown.tiktoken")
+    tokenizer = load_tokenizer(tmp_path / "unknown.tiktoken", tiktoken_pattern=r"\S+|\s+")
+    assert tokenizer.encode("the in").tolist() == [257, 32, 259] and tokenizer.eos_id == 260
+    for damaged, match in (
+        (content + "\nnot a rank\n", "line 261"),
+        (content + "\nYWJj 259\n", "the same number"),
+        (content.split("\n", 1)[1], "255 of the 256"),
+    ):
+        (tmp_path / "unknown.tiktoken").write_text(damaged)
+        with pytest.raises(ConfigError, match=match):
+            load_tokenizer(tmp_path / "unknown.tiktoken", tiktoken_pattern=r"\S+|\s+")
+
+
+def test_sentencepiece_by_a_faster_library_gives_the_same_ids(tmp_path):
+    """Its own control tokens, spelt in a text, are text to both; what it cannot do exactly it is not asked for."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    pytest.importorskip("gigatoken")
+    (tmp_path / "text.txt").write_text("\n".join(sentences(i, 3) for i in range(300)))
+    common = {"input": str(tmp_path / "text.txt"), "minloglevel": 2, "control_symbols": ["[INST]"]}
+    common |= {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "vocab_size": 320}
+    train = sentencepiece.SentencePieceTrainer.train
+    train(model_prefix=str(tmp_path / "m"), remove_extra_whitespaces=False, **common)
+    train(model_prefix=str(tmp_path / "u"), **common)
+    fast, slow = load_tokenizer(tmp_path / "m.model"), load_tokenizer(tmp_path / "m.model", backend="sentencepiece")
+    assert (fast.choose_backend(), slow.choose_backend()) == ("gigatoken", "sentencepiece")
+    for text in [*documents(20), "a [INST]b</s>", *proof_texts(["[INST]"])]:
+        assert fast.encode(text).tolist() == slow.encode(text).tolist()
+    other = load_tokenizer(tmp_path / "u.model")
+    assert other.choose_backend() == "sentencepiece" and "differ" in other.rejected["gigatoken"]
+    with pytest.raises(ConfigError, match="--control-tokens"):
+        load_tokenizer(tmp_path / "m.model", control_tokens=True)
+
+
+@pytest.mark.parametrize("control_tokens", [False, True])
+@pytest.mark.parametrize("name, end", [("cl100k", 100257), ("o200k", 199999), ("r50k", 50256)])
+def test_tiktoken_by_a_faster_library_gives_the_same_ids(tmp_path, name, end, control_tokens):
+    pytest.importorskip("tiktoken")
+    pytest.importorskip("gigatoken")
+    ranks = [bytes([i]) for i in range(256)] + [b"th", b"the", b" the", b"in", b"  ", b"\n\n"]
+    path = tmp_path / f"{name}.tiktoken"
+    path.write_text("\n".join(f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(ranks)))
+    fast = load_tokenizer(path, control_tokens=control_tokens)
+    slow = load_tokenizer(path, backend="tiktoken", control_tokens=control_tokens)
+    assert (fast.choose_backend(), slow.choose_backend()) == ("gigatoken", "tiktoken")
+    for text in [*documents(20), *proof_texts(["<|endoftext|>"])]:
+        assert fast.encode(text).tolist() == slow.encode(text).tolist()
+    assert (end in fast.encode("a<|endoftext|>b")) == control_tokens
+
+
+def test_control_tokens_are_read_out_of_text_when_asked_for(tokenizer_file):
+    native = reference(tokenizer_file)
+    for backend in ("auto", "tokenizers"):
+        tokenizer = load_tokenizer(tokenizer_file, backend=backend, control_tokens=True)
+        for text in ("a<|endoftext|>b", *documents(10)):
+            assert tokenizer.encode(text).tolist() == native.encode(text).ids
+        assert 0 in tokenizer.encode("a<|endoftext|>b")
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"model": 3}', b"\xff\xfe\x00", b"hello", b""])
+def test_broken_files_are_explained(tmp_path, content):
+    pytest.importorskip("sentencepiece")
+    (tmp_path / "t").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"/t: "):
+        load_tokenizer(tmp_path / "t")
+
+
+def test_missing_files_are_explained(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_tokenizer(tmp_path / "none.json")
+    with pytest.raises(ConfigError, match="neither"):
+        load_tokenizer(tmp_path)
+
+
+def test_too_small_a_vocabulary_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="257"):
+        train_byte_level_bpe(["a"], 256, tmp_path / "t.json")

@@ -1,0 +1,1 @@
+"""Saving, resuming, converting, and what a crash leaves."""

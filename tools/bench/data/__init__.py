@@ -1,0 +1,1 @@
+"""Data work beside other data tools."""

@@ -1,0 +1,1 @@
+"""The guard on recorded curves and on runs that are damaged on purpose."""

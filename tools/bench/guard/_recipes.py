@@ -1,0 +1,244 @@
+"""Real runs damaged on purpose, over seeds: was the verdict right, what was done, and what is left of the damage.
+
+For each seed one undisturbed twin is trained; each recipe goes on from the twin's checkpoint of step BRANCH (the guard's
+statistics are in it) and is compared with the twin at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from megalm.config.compose import compose_config, conf_dir
+from megalm.config.errors import ConfigError
+from megalm.launch.resolve import resolve
+from tools.bench._workers import run_world
+
+BRANCH = 290
+"""Step from which the damaged runs leave the twin: early enough for snapshots of several ages before step 360."""
+
+EXPECTED = {
+    "bad_shard": "data",
+    "permuted_tokens": "data",
+    "repeated_token": "data",
+    "zeroed_second_moment": "weights",
+    "learning_rate_jump": "weights",
+    "bit_flip": "hardware",
+    "large_gradients": "data",
+    "one_bad_batch": "data",
+    "ten_bad_batches": "data",
+}
+"""Recipe of experiment=spike/ -> the cause that the guard must name."""
+
+VARIANTS = {
+    "one_bad_batch": ("bad_shard", ["guard.provoke.steps=1"]),
+    "ten_bad_batches": ("bad_shard", ["guard.provoke.steps=10"]),
+}
+"""Batches that heal by themselves: nothing may be rolled back."""
+
+LAYOUTS = {
+    "one process": (1, []),
+    "dp=2": (2, []),
+    "tp=2": (2, ["parallel.tensor=2"]),
+    "pp=2": (2, ["parallel.pipeline=2"]),
+}
+SAME = ("bad_shard", "zeroed_second_moment", "learning_rate_jump", "bit_flip")
+"""Recipes that are repeated on every layout, to compare the decisions."""
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def recipes(names: Sequence[str], seeds: int, data: str, *, jobs: int, layouts: bool, report: Report) -> None:
+    """Run the recipes; `report` gets the whole result so far after every run, so that an interruption loses nothing.
+
+    Errors: ConfigError for an unknown recipe, or missing data.
+    """
+    for name in names:
+        if name not in EXPECTED:
+            raise ConfigError(f"--recipes {name}: there is no such recipe. Recipes: {', '.join(EXPECTED)}.")
+    _config("bad_shard", data)
+    folder = Path(tempfile.mkdtemp(prefix="megalm-guard-"))
+    result: dict[str, Any] = {"provoked": [], "layouts": []}
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    chosen = list(names) or list(EXPECTED)
+    pool = ThreadPoolExecutor(jobs)
+    twins: dict[int, dict[str, Any]] = {}
+    running: dict[Future[list[dict[str, Any]]], tuple[str, int, str]] = {}
+
+    def start(name: str, seed: int, layout: str = "") -> None:
+        size, more = LAYOUTS[layout or "one process"]
+        if layout:  # two data ranks, or two stages, need two micro-batches
+            more = [*more, "train.micro_batch_size=2"]
+        run = folder / f"{name}-{seed}-{layout.replace(' ', '-')}"
+        args = (str(run), name, data, seed, str(folder / f"twin-{seed}-"), size, threads, more)
+        running[pool.submit(_run, *args)] = (name, seed, layout)
+
+    try:
+        for seed in range(1, seeds + 1):
+            start("twin", seed)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name, seed, layout = running.pop(future)
+                outcome = future.result()
+                if name == "twin":
+                    twins[seed] = outcome[0]
+                    for each in chosen:
+                        start(each, seed)
+                    for each in [each for each in SAME if layouts and seed == 1 and each in chosen]:
+                        for where in LAYOUTS:
+                            start(each, seed, where)
+                elif layout:
+                    result["layouts"].append({"recipe": name, "layout": layout, "decisions": _decisions(outcome)})
+                else:
+                    result["provoked"].append(_row(name, seed, outcome[0], twins[seed]))
+                report(result)
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():  # else the command would only end with the runs under way
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(folder: str, name: str, data: str, seed: int, twin: str, size: int, threads: int, more: list[str]) -> list:
+    collected: list[list[dict[str, Any]]] = []
+    run_world(size, _train, folder, name, data, seed, twin, size, threads, more, receive=collected.append, minutes=30)
+    return collected[0]
+
+
+def _train(
+    folder: str, name: str, data: str, seed: int, twin: str, size: int, threads: int, more: list[str]
+) -> Iterator[dict[str, Any]]:
+    """One rank of one run: how it ended, and its events."""
+    import torch
+
+    torch.set_num_threads(threads)
+    where = Path(folder)
+    recipe, variant = VARIANTS.get(name, (name, []))
+    if name == "twin":
+        recipe, variant = "bad_shard", ["guard.provoke.kind=none", f"checkpoint.every={BRANCH}", "checkpoint.keep=2"]
+    elif not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        start = f"step-{BRANCH:08d}"
+        shutil.copytree(Path(twin) / "checkpoints" / start, where / "checkpoints" / start)
+    if size > 1:
+        torch.distributed.barrier()
+    trainer, _ = make_trainer(where, recipe, data, f"train.seed={seed}", *variant, *more, size=size)
+    status = trainer.train()
+    loss = trainer.evaluate().get("eval/loss", float("nan"))
+    events = [json.loads(line) for line in (where / "events.jsonl").read_text().splitlines()]
+    if name != "twin":
+        shutil.rmtree(where / "checkpoints", ignore_errors=True)
+    yield {"status": status, "loss": loss, "events": events}
+
+
+def _config(recipe: str, data: str, *more: str, size: int = 1) -> Any:
+    if not (conf_dir() / "experiment" / "spike" / f"{recipe}.yaml").is_file():
+        raise ConfigError(f"conf/experiment/spike/{recipe}.yaml is not there.")
+    prefix = data if Path(f"{data}.bin").is_file() else f"{data}_text_document"
+    if not Path(f"{prefix}.bin").is_file():
+        raise ConfigError(
+            f"--data {data}: there is no {data}.bin. Make it with `make data`, or name other tokenized data."
+        )
+    overrides = ["+model=tiny", f"+experiment=spike/{recipe}", f"data.train=[{prefix}]", "data.tokenizer=null"]
+    config = compose_config([*overrides, "device=cpu", "checkpoint.every=0", "train.eval_every=0", *more])
+    resolve(config, size)
+    return config
+
+
+def make_trainer(folder: Path, recipe: str, data: str, *more: str, size: int = 1) -> tuple[Any, Any]:
+    """A trainer of this recipe with the guard as its only hook."""
+    from megalm.guard.hook import GuardHook
+    from megalm.parallel.mesh import build_mesh
+    from megalm.resilience.chaos.provoke import provoke_hooks
+    from megalm.train.trainer import Trainer
+
+    config = _config(recipe, data, *more, size=size)
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, build_mesh(config.parallel, "cpu"), folder, peak_flops=1.0)
+    guard = GuardHook(config.guard)
+    trainer.hooks += [guard, *provoke_hooks(config.guard)]
+    return trainer, guard
+
+
+def _row(name: str, seed: int, run: dict[str, Any], twin: dict[str, Any]) -> dict[str, Any]:
+    events = run["events"]
+    verdicts = [e["cause"] for e in events if e["kind"] == "verdict"]
+    spikes = [e["cause"] for e in events if e["kind"] == "spike"]
+    found = verdicts[-1] if verdicts else spikes[-1] if spikes else "none"
+    seen = [e["step"] for e in events if e["kind"] == "spike"]
+    struck = [e["step"] for e in events if e["kind"] == "provoke"]
+    counts = {kind: sum(e["kind"] == kind for e in events) for kind in ("skip", "rollback", "replay")}
+    return {
+        "recipe": name,
+        "seed": seed,
+        "expected": EXPECTED[name],
+        "verdict": found,
+        "right": found == EXPECTED[name],
+        "delay": min(seen) - min(struck) if seen and struck else None,
+        "refused": counts["skip"],
+        "rollbacks": counts["rollback"],
+        "replays": counts["replay"],
+        "rollback_s": max((e["seconds"] for e in events if e["kind"] == "recovered"), default=None),
+        "loss": run["loss"],
+        "regret": run["loss"] - twin["loss"],
+        "status": run["status"],
+        "events": [
+            _short(e) for e in events if e["kind"] in ("spike", "skip", "replay", "verdict", "rollback", "give_up")
+        ],
+    }
+
+
+_KEPT = (
+    *("kind", "step", "onset", "seen", "why", "cause", "loss", "expected", "z", "grad_z", "probe_excess", "to_step"),
+    *("samples", "ranks", "action", "source"),
+)
+
+
+def _short(event: dict[str, Any]) -> dict[str, Any]:
+    return {key: event[key] for key in _KEPT if key in event}
+
+
+def _decisions(ranks: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    events = ranks[0]["events"]
+    kept = [e for e in events if e["kind"] in ("spike", "skip", "replay", "rollback", "verdict")]
+    return [[e["kind"], e["step"], e["onset"], e["cause"], e.get("samples"), e.get("to_step")] for e in kept]
+
+
+def tables(result: dict[str, Any]) -> str:
+    """The results for a person."""
+    lines = [
+        f"{'recipe':<22}{'seed':>5}{'verdict':>10}{'right':>7}{'delay':>7}{'refused':>9}{'rollbacks':>11}"
+        f"{'back s':>8}{'regret':>9}"
+    ]
+    rows = sorted(result["provoked"], key=lambda row: (list(EXPECTED).index(row["recipe"]), row["seed"]))
+    for row in rows:
+        seconds = "-" if row["rollback_s"] is None else f"{row['rollback_s']:.3f}"
+        delay = "-" if row["delay"] is None else row["delay"]
+        lines.append(
+            f"{row['recipe']:<22}{row['seed']:>5}{row['verdict']:>10}{'yes' if row['right'] else 'NO':>7}{delay!s:>7}"
+            f"{row['refused']:>9}{row['rollbacks']:>11}{seconds:>8}{row['regret']:>+9.4f}"
+        )
+    if rows:
+        right = sum(row["right"] for row in rows)
+        near = sum(row["regret"] <= 0.02 for row in rows)
+        slowest = max((row["rollback_s"] for row in rows if row["rollback_s"] is not None), default=0.0)
+        needless = sum(row["rollbacks"] for row in rows if row["recipe"] in VARIANTS)
+        lines += [
+            f"right verdicts: {right} of {len(rows)} ({right / len(rows):.0%}); within 0.02 nats of the twin: {near} of "
+            f"{len(rows)}, worst {max(row['regret'] for row in rows):+.4f}",
+            f"rolled back where 1 or 10 bad batches heal by themselves: {needless} times; slowest return {slowest:.3f} s",
+        ]
+    for name in dict.fromkeys(row["recipe"] for row in result["layouts"]):
+        found = {row["layout"]: row["decisions"] for row in result["layouts"] if row["recipe"] == name}
+        alike = all(found[layout] == found.get("one process") for layout in found)
+        lines.append(f"{name}: decisions on {', '.join(found)}: {'identical' if alike else 'DIFFERENT'}")
+    return "\n".join(lines)

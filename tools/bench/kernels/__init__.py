@@ -1,0 +1,1 @@
+"""Kernels beside eager PyTorch and the libraries people use."""

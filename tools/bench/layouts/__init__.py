@@ -1,0 +1,1 @@
+"""Every layout beside one process."""
