@@ -15,12 +15,12 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, BinaryIO
 
 from megalm.config.errors import ConfigError
 from megalm.corpus import tables
 from megalm.corpus.archives import COMPRESSIONS, DamagedArchive, read_some
+from megalm.corpus.fields import names_of, text_of, value_at, why_no_text
 from megalm.corpus.files import (
     ENDINGS,
     compression_of,
@@ -78,7 +78,7 @@ class Document:
 
     def field(self, name: str) -> Any:
         """The value of a key or column, or of a path such as meta.language; None where there is none."""
-        return _value(self.fields, name)
+        return value_at(self.fields, name)
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ def read_piece(
 ) -> Iterator[Document | BadDocument]:
     """The documents of a piece, in order.
 
-    field: a key or column, a path such as meta.text, or a template such as "{title}\\n\\n{body}". others: what else of the
-    fields will be asked for, so that the remaining columns of a table need not be read; None: everything.
+    field: a key or column, a path into one, or a template (see fields.py). others: what else of the fields will be asked
+    for, so that the remaining columns of a table need not be read; None: everything.
     Errors: ConfigError if the file is not there or cannot be read. A broken line is a BadDocument, and so is all that
     follows where the file is damaged or cut off.
     """
@@ -300,52 +300,14 @@ def json_line(line: bytes, offset: int, field: str) -> Document | BadDocument:
     return _from_record(record, field, f"byte {offset}")
 
 
-@lru_cache(maxsize=16)
-def _names(field: str) -> list[str]:
-    return re.findall(r"{([\w.-]+)}", field) or [field]
-
-
-def _value(record: dict[str, Any], name: str) -> Any:
-    if name in record or "." not in name:
-        return record.get(name)
-    value: Any = record
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
 def _from_record(record: Any, field: str, place: str) -> Document | BadDocument:
     if isinstance(record, str):
-        return Document(record, place, {})
-    if not isinstance(record, dict):
+        text, wrong, fields = record, why_no_text(record), {}
+    elif isinstance(record, dict):
+        (text, wrong), fields = text_of(record, field), record
+    else:
         return BadDocument(place, f"is {type(record).__name__}, not an object or a string")
-    names = _names(field)
-    values = {}
-    for name in names:
-        value = _value(record, name)
-        if not isinstance(value, str):
-            keys = ", ".join(map(str, list(record)[:8]))
-            what = "missing, or null" if value is None else f"{type(value).__name__}, not text"
-            return BadDocument(place, f"field {name!r} is {what}; there are: {keys}")
-        values[name] = value
-    text = values[names[0]]
-    if "{" in field:
-        text = re.sub(r"{([\w.-]+)}", lambda match: values[match.group(1)], field)
-    wrong = _surrogate(text)
-    return BadDocument(place, wrong) if wrong else Document(text, place, record)
-
-
-def _surrogate(text: str) -> str | None:
-    """Why this is not text, where it is none."""
-    if text.isascii():
-        return None
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        if "\udc80" <= text[error.start] <= "\udcff":  # where a decoder left a byte as it was
-            return "invalid UTF-8, or half of a surrogate pair"
-        return "holds half of a surrogate pair, which is not text"
-    return None
+    return BadDocument(place, wrong) if wrong else Document(text, place, fields)
 
 
 def _json(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
@@ -433,5 +395,8 @@ def _csv(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
 
 def _table(piece: Piece, field: str, others: Sequence[str] | None, ending: str) -> Iterator[Document | BadDocument]:
     stop = None if piece.stop < 0 else piece.stop
-    for row, record, wrong in tables.records(piece.path, ending, piece.start, stop, _names(field), others):
+    names = names_of(field)
+    if others is not None and field not in names:
+        others = [*others, field]  # a column may be called what looks like a template
+    for row, record, wrong in tables.records(piece.path, ending, piece.start, stop, names, others):
         yield BadDocument(f"row {row}", wrong) if wrong else _from_record(record, field, f"row {row}")

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 from megalm.config.errors import ConfigError
+from megalm.corpus.fields import column_of
 from megalm.corpus.files import open_seekable
 
 ROWS = 128  # that are held as Python objects
@@ -101,9 +102,8 @@ def _columns(there: Sequence[str], names: Sequence[str], others: Sequence[str] |
     """Those that are needed; None, all, where one is missing: the message then tells which there are."""
     if others is None:
         return None
-    wanted = [name if name in there else name.split(".")[0] for name in (*names, *others)]
-    needed = {name for name in wanted if name in there}
-    return sorted(needed) if all(name in needed for name in wanted[: len(names)]) else None
+    wanted = [column_of(name, there) for name in (*names, *others)]
+    return None if None in wanted[: len(names)] else sorted({name for name in wanted if name is not None})
 
 
 def _rows(batch: Any) -> list[tuple[Any, str]]:

@@ -14,6 +14,7 @@ from megalm.corpus.dedup.corpus import Corpus
 from megalm.corpus.dedup.removal import Removals, write_lists
 from megalm.corpus.dedup.stages import Progress
 from megalm.corpus.engine import make_engine
+from megalm.corpus.fields import from_command_line
 from tools.engine_options import add_worker_arguments
 
 SHOWN = 20  # documents that could not be read and are printed; --json and --removed have more
@@ -125,7 +126,7 @@ def corpus_of(args: argparse.Namespace, command: str, **options: Any) -> Iterato
         make_engine(args.engine, args.workers, args.engine_address) as engine,
         Corpus(
             args.inputs,
-            args.field.replace("\\n", "\n"),
+            from_command_line(args.field),
             args.skip_bad,
             engine,
             f"{target}.parts" if target else None,

@@ -23,9 +23,10 @@ def run(args: argparse.Namespace) -> int:
     from megalm.corpus.dedup.contamination import contaminated
     from megalm.corpus.dedup.corpus import Corpus
     from megalm.corpus.documents import find_files
+    from megalm.corpus.fields import from_command_line
     from megalm.corpus.shards import stamps
 
-    field = (args.evaluation_field or args.field).replace("\\n", "\n")
+    field = from_command_line(args.evaluation_field or args.field)
     options = {"words": args.words, "evaluation": [field, *stamps(find_files(args.evaluation))]}
     with (
         corpus_of(args, "against", **options) as corpus,

@@ -12,6 +12,7 @@ from typing import Any
 from megalm.config.errors import ConfigError
 from megalm.corpus import python_corpus
 from megalm.corpus.engine import make_engine
+from megalm.corpus.fields import from_command_line
 from megalm.corpus.tokenize_corpus import Settings, ShardResult
 from megalm.corpus.tokenize_job import Job, Outcome, Progress, fertility_table, run_job
 from megalm.corpus.tokenizer_training import TRAINING_MEGABYTES
@@ -106,7 +107,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--field",
         default="text",
-        help='key or column of the text, a path such as meta.text, or a template: "{title}\\n\\n{body}" (%(default)s)',
+        help='key or column of the text, a path such as meta.text or messages.0.content, or a template: "{title}\\n\\n{body}" '
+        "(%(default)s)",
     )
     p.add_argument("--eos", metavar="TOKEN", help="name of the end-of-document token; default: the tokenizer's own")
     p.add_argument("--no-eos", action="store_true", help="do not end documents with a token")
@@ -156,7 +158,7 @@ def job_of(args: argparse.Namespace) -> Job:
         raise ConfigError("--languages needs --language-field, the key that holds each document's language.")
     settings = Settings(
         tokenizer=args.tokenizer or "",
-        field=args.field.replace("\\n", "\n"),
+        field=from_command_line(args.field),
         append_eos=not args.no_eos,
         prepend_bos=args.bos,
         eos=args.eos,

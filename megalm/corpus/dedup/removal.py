@@ -16,6 +16,7 @@ from megalm.corpus.dedup.corpus import Corpus, ShardStage, holds_lines
 from megalm.corpus.dedup.files import load, save, shard_path, written_whole
 from megalm.corpus.dedup.places import PLACE, Places
 from megalm.corpus.documents import BOM, Document, Piece, read_piece
+from megalm.corpus.fields import with_text
 from megalm.corpus.files import compression_of, open_bytes
 from megalm.corpus.shards import check_unchanged
 
@@ -201,16 +202,6 @@ def copy_lines(
                 file.write(content)
             if not content.endswith(b"\n"):
                 file.write(b"\n")
-
-
-def with_text(fields: dict[str, Any], field: str, text: str) -> dict[str, Any]:
-    """The fields with another text in this key, or path of keys; of a text alone, an object."""
-    if not fields:
-        return {"text": text}
-    if field in fields or "." not in field:
-        return {**fields, field: text}
-    key, _, path = field.partition(".")
-    return {**fields, key: with_text(fields[key], path, text)}
 
 
 def _parts(source: BinaryIO, size: int) -> Iterator[bytes]:

@@ -19,9 +19,10 @@ from megalm.config.errors import ConfigError
 from megalm.corpus.dedup.corpus import Corpus, ShardStage, holds_lines
 from megalm.corpus.dedup.files import load, save, shard_path
 from megalm.corpus.dedup.places import PLACE, Places
-from megalm.corpus.dedup.removal import bad_rows, copy_lines, join, json_row, unread, with_text
+from megalm.corpus.dedup.removal import bad_rows, copy_lines, join, json_row, unread
 from megalm.corpus.dedup.spans import Symbols, find_spans
 from megalm.corpus.documents import Document, read_piece
+from megalm.corpus.fields import is_one_text, with_text
 
 SHOWN = 200  # characters of what was cut in the list of it
 
@@ -45,11 +46,11 @@ def cut_repeated_text(
 ) -> Cuts:
     """Finds the spans of `length` bytes or more; writes the documents without them, and the list of what was cut.
 
-    Errors: ConfigError if the length is below 2, or the field is a template, out of which nothing can be cut.
+    Errors: ConfigError if the length is below 2, or the field is of several texts, out of which nothing can be cut.
     """
     if length < 2:
         raise ConfigError(f"--bytes is {length}: a span has at least 2 bytes.")
-    if "{" in corpus.shards[0].field:
+    if not is_one_text(corpus.shards[0].field):
         raise ConfigError(
             f"--field is {corpus.shards[0].field!r}: to cut text out of it, it must be one key or column."
         )
