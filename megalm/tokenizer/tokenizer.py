@@ -16,6 +16,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,18 @@ from typing import Any
 import numpy as np
 
 from megalm.config.errors import ConfigError
+from megalm.tokenizer.control_tokens import (
+    TOKENIZER_NAMES,
+    ControlTokens,
+    missing_ids,
+    parse_json,
+    resolve_control_tokens,
+    settings_beside,
+)
+from megalm.tokenizer.damage import not_text
 from megalm.tokenizer.proof import proof_texts
 
 FORMATS = "a Hugging Face tokenizer.json, a SentencePiece .model, or a .tiktoken rank file"
-END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>", "[SEP]", "[EOS]")
-BEGIN_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "[CLS]", "[BOS]")
 FAST_BACKENDS = ("gigatoken", "fastokens")  # by measured speed
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 CL100K_PATTERN = (
@@ -57,22 +65,20 @@ TIKTOKEN = {  # name of the encoding: how it splits, number of its end-of-text t
 class Tokenizer:
     """What the tools need of a tokenizer.
 
-    `eos_id` and `bos_id` are None where it has none; `backend` names the library that encodes: the one that the format
-    belongs to (`library`), or a faster one that has proven itself.
+    `control` has the control tokens; `eos_id` and `bos_id` are those that end and begin documents, None where it has none;
+    `backend` names the library that encodes: the one that the format belongs to (`library`), or a faster one that has
+    proven itself.
     """
 
     library = ""
     fast: tuple[str, ...] = ()
     """Faster libraries that may read the format, by measured speed."""
 
-    def __init__(self, path: str, vocab_size: int, eos_id: int | None, bos_id: int | None):
-        self.path, self.vocab_size, self.eos_id, self.bos_id, self.backend = (
-            path,
-            vocab_size,
-            eos_id,
-            bos_id,
-            self.library,
-        )
+    def __init__(self, path: str, ids: Iterable[int], control: ControlTokens):
+        self.path, self.control, self.backend = path, control, self.library
+        self.eos_id, self.bos_id = control.end, control.begin
+        self._ids = frozenset(ids)
+        self.vocab_size = max(self._ids, default=-1) + 1
         self.rejected: dict[str, str] = {}
         self._encode: Callable[[str], Any] = self._encode_slowly
         self._untried = False
@@ -173,6 +179,26 @@ class Tokenizer:
         """The number of a token by its exact name, or None."""
         raise NotImplementedError
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text that a model is to go on from, as transformers' tokenizer of the same folder gives them.
+
+        The tokens that the tokenizer puts before and after every text are added (not a second time where the text spells
+        them), and names of control tokens in the text are those tokens: a prompt is written by whoever asks, not by a
+        document.
+        """
+        ids = [int(token) for token in self._encode_with_names(text)]
+        begin = [self.control.begin] if self.control.add_begin and self.control.begin is not None else []
+        end = [self.control.end] if self.control.add_end and self.control.end is not None else []
+        return [*(begin if ids[:1] != begin else []), *ids, *end]
+
+    def _encode_with_names(self, text: str) -> Any:
+        """The ids of a text whose names of control tokens are those tokens, where the format's library can read them."""
+        return self._encode_slowly(text)
+
+    def unknown_ids(self, size: int) -> list[int]:
+        """The ids below `size` that no token has: rows that pad a model's vocabulary, and gaps in the tokenizer's own."""
+        return missing_ids(self._ids, size)
+
     def fingerprint(self) -> str:
         """Changes when the tokenizer's file does."""
         return fingerprint_of(self.path)
@@ -187,9 +213,8 @@ class HuggingFaceTokenizer(Tokenizer):
     library, fast = "tokenizers", FAST_BACKENDS
 
     def __init__(self, path: str, backend: str = "auto", proven: bool = False, control_tokens: bool = False):
-        content = _read(path)
+        config = parse_json(Path(path), _read_bytes(path))
         try:
-            config = json.loads(content)
             self._json = json.dumps(_without_additions(config) if control_tokens else without_control_tokens(config))
             if not proven:
                 self._native  # noqa: B018  the library reads it: what it refuses is refused here
@@ -198,10 +223,12 @@ class HuggingFaceTokenizer(Tokenizer):
         except Exception as error:  # the library raises bare Exception
             raise _unusable(path, error) from error
         self._names = {token["content"]: token["id"] for token in added if token.get("special")}
-        neighbours = Path(path).parent / "tokenizer_config.json"
-        eos = _first(self._names, (_configured(neighbours, "eos_token"), *END_NAMES))
-        bos = _first(self._names, (_configured(neighbours, "bos_token"), *BEGIN_NAMES))
-        super().__init__(path, max(ids, default=-1) + 1, eos, bos)
+        numbers = {**_model_vocabulary(config["model"]), **{token["content"]: token["id"] for token in added}}
+        there = frozenset(ids)
+        settings = settings_beside(Path(path))
+        control = resolve_control_tokens(settings, numbers.get, known=there.__contains__, special=self._names)
+        # What comes before and after a text stands in the post-processor; transformers reads it there alone.
+        super().__init__(path, there, replace(control, add_begin=False, add_end=False))
         self._choose(backend, proven)
 
     @cached_property
@@ -217,9 +244,12 @@ class HuggingFaceTokenizer(Tokenizer):
         from tokenizers import Tokenizer as Native
 
         try:
-            return Native.from_str(_read(self.path))
+            whole = Native.from_str(_read(self.path))
         except Exception as error:
             raise _unusable(self.path, error) from error
+        whole.no_truncation()  # of training in batches, which transformers does not apply to a text either
+        whole.no_padding()
+        return whole
 
     def _encode_slowly(self, text: str) -> list[int]:
         return self._native.encode(text, add_special_tokens=False).ids
@@ -236,6 +266,16 @@ class HuggingFaceTokenizer(Tokenizer):
 
         fast = fastokens.Tokenizer.from_json_str(self._json)
         return lambda text: fast.encode(text, add_special_tokens=False).ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        try:
+            encoded = self._whole.encode(text)
+        except Exception as error:  # the library raises bare Exception
+            raise _unusable(self.path, error) from error
+        ids = encoded.ids
+        of_text = [position for position, part in enumerate(encoded.sequence_ids) if part is not None]
+        begin = ids[: of_text[0]] if of_text else ids
+        return ids[len(begin) :] if begin and ids[len(begin) : 2 * len(begin)] == begin else ids
 
     def _names_in_text(self) -> Sequence[str]:
         return list(self._names)
@@ -267,8 +307,18 @@ class SentencePieceTokenizer(Tokenizer):
                 f"{path}: SentencePiece never reads control tokens out of text: leave out --control-tokens, or give the "
                 "model's tokenizer.json."
             )
-        eos, bos = self._model.eos_id(), self._model.bos_id()
-        super().__init__(path, self._model.vocab_size(), eos if eos >= 0 else None, bos if bos >= 0 else None)
+        model = self._model
+        own = [
+            None if number < 0 else number
+            for number in (model.bos_id(), model.eos_id(), model.pad_id(), model.unk_id())
+        ]
+        control = resolve_control_tokens(
+            settings_beside(Path(path)),
+            self.token_id,
+            known=range(model.vocab_size()).__contains__,
+            own=ControlTokens(*own),
+        )
+        super().__init__(path, range(model.vocab_size()), control)
         self._choose(backend, proven)
 
     def _encode_slowly(self, text: str) -> list[int]:
@@ -289,6 +339,30 @@ class SentencePieceTokenizer(Tokenizer):
             return fast(text)
 
         return encode
+
+    def _encode_with_names(self, text: str) -> list[int]:
+        """The text between control tokens is encoded by itself, and only at the very start as the start of a text."""
+        names = [name for name in self._control_names() if name]
+        inside = None
+        ids: list[int] = []
+        for part in re.split("(" + "|".join(map(re.escape, names)) + ")", text) if names else [text]:
+            if part in names:
+                ids.append(self._model.piece_to_id(part))
+            elif part and not ids:
+                ids += self._model.encode(part)
+            elif part:
+                inside = inside or self._without_prefix()
+                ids += inside.encode(part)
+        return ids
+
+    def _without_prefix(self) -> Any:
+        """The same model, which does not put a space before a text."""
+        import sentencepiece
+
+        model = sentencepiece.SentencePieceProcessor()
+        # Messages that follow one another are merged field by field: normalizer_spec (3) with add_dummy_prefix (3) false.
+        model.LoadFromSerializedProto(self._model.serialized_model_proto() + b"\x1a\x02\x18\x00")
+        return model
 
     def _control_names(self) -> list[str]:
         model = self._model
@@ -357,11 +431,18 @@ class TiktokenTokenizer(Tokenizer):
             raise ConfigError(
                 f"{path}: tiktoken cannot use it ({error}). Restore the file, or give {FORMATS}."
             ) from error
-        super().__init__(path, self._encoding.max_token_value + 1, end, None)
+        ids = frozenset([*ranks.values(), *self._special.values()])
+        control = resolve_control_tokens(
+            settings_beside(Path(path)), self.token_id, known=ids.__contains__, own=ControlTokens(end=end)
+        )
+        super().__init__(path, ids, control)
         self._choose(backend, proven)
 
     def _encode_slowly(self, text: str) -> list[int]:
         return self._encoding.encode(text, allowed_special=self._allowed, disallowed_special=())
+
+    def _encode_with_names(self, text: str) -> list[int]:
+        return self._encoding.encode(text, allowed_special="all")
 
     def _fast_encoder(self, name: str) -> Callable[[str], Any]:
         import gigatoken
@@ -401,7 +482,7 @@ def load_tokenizer(
     """
     name = os.fspath(path)
     if os.path.isdir(name):
-        for file in ("tokenizer.json", "tokenizer.model"):
+        for file in TOKENIZER_NAMES:
             if os.path.exists(os.path.join(name, file)):
                 return load_tokenizer(
                     os.path.join(name, file),
@@ -415,7 +496,10 @@ def load_tokenizer(
         raise ConfigError(f"tokenizer {name!r} does not exist. Give {FORMATS}, or train one with --train-bpe.")
     with open(name, "rb") as content:
         start = content.read(256)
-    if start.lstrip()[:1] == b"{":
+    damage = not_text(start)
+    if damage is not None:
+        raise ConfigError(f"{name}: {damage}")
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
         return HuggingFaceTokenizer(name, backend, proven, control_tokens)
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", start):
         return TiktokenTokenizer(name, tiktoken_pattern, backend, proven, control_tokens)
@@ -432,7 +516,7 @@ def _unusable(path: str, error: Exception) -> ConfigError:
 def fingerprint_of(path: str) -> str:
     """A hash of the tokenizer's file; in a folder, of the file that is read."""
     if os.path.isdir(path):
-        names = (os.path.join(path, file) for file in ("tokenizer.json", "tokenizer.model"))
+        names = (os.path.join(path, file) for file in TOKENIZER_NAMES)
         path = next((name for name in names if os.path.exists(name)), path)
     try:
         return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
@@ -455,20 +539,23 @@ def _without_additions(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "post_processor": None, "truncation": None, "padding": None}
 
 
+def _model_vocabulary(model: dict[str, Any]) -> dict[str, int]:
+    """The names of the model's own vocabulary. Unigram's is a list of [name, score]."""
+    vocabulary = model.get("vocab") or {}
+    if isinstance(vocabulary, dict):
+        return vocabulary
+    return {entry[0]: number for number, entry in enumerate(vocabulary)}
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error}). Give {FORMATS}.") from error
+
+
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text ({error}). Give {FORMATS}.") from error
-
-
-def _first(names: dict[str, int], wanted: Iterable[str | None]) -> int | None:
-    return next((names[name] for name in wanted if name in names), None)
-
-
-def _configured(path: Path, key: str) -> str | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8")).get(key)
-    except (OSError, ValueError, AttributeError):
-        return None
-    return value.get("content") if isinstance(value, dict) else value
