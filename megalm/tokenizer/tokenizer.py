@@ -308,15 +308,15 @@ class SentencePieceTokenizer(Tokenizer):
                 "model's tokenizer.json."
             )
         model = self._model
-        own = [
+        begin, end, pad, unknown = (
             None if number < 0 else number
             for number in (model.bos_id(), model.eos_id(), model.pad_id(), model.unk_id())
-        ]
+        )
         control = resolve_control_tokens(
             settings_beside(Path(path)),
             self.token_id,
             known=range(model.vocab_size()).__contains__,
-            own=ControlTokens(*own),
+            own=ControlTokens(begin, end, pad, unknown),
         )
         super().__init__(path, range(model.vocab_size()), control)
         self._choose(backend, proven)
