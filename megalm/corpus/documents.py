@@ -75,6 +75,8 @@ class Document:
     text: str
     place: str
     fields: dict[str, Any]
+    lost: str = ""
+    """Which of the fields that nobody needs could not be read, and why; they are not among the fields."""
 
     def field(self, name: str) -> Any:
         """The value of a key or column, or of a path such as meta.language; None where there is none."""
@@ -396,7 +398,9 @@ def _csv(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
 def _table(piece: Piece, field: str, others: Sequence[str] | None, ending: str) -> Iterator[Document | BadDocument]:
     stop = None if piece.stop < 0 else piece.stop
     names = names_of(field)
-    if others is not None and field not in names:
-        others = [*others, field]  # a column may be called what looks like a template
-    for row, record, wrong in tables.records(piece.path, ending, piece.start, stop, names, others):
-        yield BadDocument(f"row {row}", wrong) if wrong else _from_record(record, field, f"row {row}")
+    if field not in names:  # a column may be called what looks like a template
+        names, others = ([*names, field], None) if others is None else (names, [*others, field])
+    for row in tables.records(piece.path, ending, piece.start, stop, names, others):
+        place = f"row {row.number}"
+        found = BadDocument(place, row.wrong) if row.wrong else _from_record(row.record, field, place)
+        yield replace(found, lost=row.lost) if row.lost and isinstance(found, Document) else found

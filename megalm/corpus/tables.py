@@ -7,15 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from megalm.config.errors import ConfigError
 from megalm.corpus.fields import column_of
 from megalm.corpus.files import open_seekable
+from megalm.corpus.values import values_of
 
 ROWS = 128  # that are held as Python objects
 BUFFER = 1 << 20  # bytes of a column that are read at a time; without it whole columns are held
-UNREADABLE = (OSError, ValueError, MemoryError, OverflowError)  # what else pyarrow raises for damaged files
+
+
+class Row(NamedTuple):
+    """A row of a table."""
+
+    number: int
+    record: Any
+    """None where something is wrong."""
+    wrong: str = ""
+    """Why a value that is needed cannot be read."""
+    lost: str = ""
+    """Which of the other values cannot be read, and why: the record is without them."""
 
 
 def row_groups(paths: Sequence[str]) -> dict[str, int]:
@@ -29,14 +41,17 @@ def row_groups(paths: Sequence[str]) -> dict[str, int]:
 
 def records(
     path: str, ending: str, first: int, stop: int | None, names: Sequence[str], others: Sequence[str] | None
-) -> Iterator[tuple[int, Any, str]]:
-    """(row, its record, what is wrong) of a .parquet or .arrow file, in order; a row with something wrong has no record.
+) -> Iterator[Row]:
+    """The rows of a .parquet or .arrow file, in order. Which of them are there, and which have something wrong, depends on
+    the needed columns alone: who reads more columns sees the same rows.
 
     first, stop: of the row groups of a Parquet file; stop None: the last. names: columns, or paths such as meta.text,
-    that every row must have; others: those that will be asked for besides, None: all.
+    that every row must have; others: those that will be asked for besides and are needed as well; None: all that there
+    are, as far as they can be read.
     Errors: ConfigError without pyarrow; OSError for a file out of reach. A damaged file ends with a row that says so.
     """
     pyarrow = _pyarrow()
+    needed = (*names, *(others or ()))
     row = 0
     try:
         with open_seekable(path) as file:
@@ -45,18 +60,18 @@ def records(
                 groups = range(first, table.num_row_groups if stop is None else stop)
                 row = sum(table.metadata.row_group(group).num_rows for group in range(first))
                 columns = _columns(table.schema_arrow.names, names, others)
-                batches = table.iter_batches(ROWS, row_groups=list(groups), columns=columns)
+                batches = (found for group in groups for found in _batches_of_group(table, group, columns, needed))
             else:
-                batches = _arrow_batches(pyarrow, file, names, others)
-            for batch in batches:
-                for record, wrong in _rows(batch):
+                batches = ((batch, "") for batch in _arrow_batches(pyarrow, file, names, others))
+            for batch, missing in batches:
+                for record, wrong, lost in _rows(batch, needed):
                     row += 1  # counted before it is given: a reader may stop here
-                    yield row - 1, record, wrong
-    except (pyarrow.ArrowException, *UNREADABLE) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+                    yield Row(row - 1, record, wrong, "; ".join(filter(None, (missing, lost))))
+    except Exception as error:  # pyarrow has many kinds, and lets those of other libraries through
+        if isinstance(error, ConfigError) or (isinstance(error, OSError) and error.errno is not None):
             raise  # the file is not damaged, but out of reach
         rest = "file" if stop is None else "row group"
-        yield row, None, f"cannot be read ({error}); the rest of the {rest} is left out"
+        yield Row(row, None, f"cannot be read ({error}); the rest of the {rest} is left out")
 
 
 def _pyarrow() -> Any:
@@ -80,8 +95,49 @@ def _row_groups(path: str) -> int:
                 f"{path}: cannot be read ({error.strerror}). Restore the file, or leave it out."
             ) from error
         return 0
-    except (pyarrow.ArrowException, *UNREADABLE):
-        return 0  # reading it says why
+    except Exception:  # reading it says why
+        return 0
+
+
+def _batches_of_group(
+    table: Any, group: int, columns: list[str] | None, needed: Sequence[str]
+) -> Iterator[tuple[Any, str]]:
+    """(batch, which columns are missing in it and why) of a row group. Where a column that is not needed is damaged, the
+    others go on without it."""
+    given = 0
+    try:
+        for batch in table.iter_batches(ROWS, row_groups=[group], columns=columns):
+            given += 1
+            yield batch, ""
+        return
+    except Exception as error:  # as in `records`
+        if columns is not None or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        damage = error
+    there = list(dict.fromkeys(table.schema_arrow.names))
+    kept = {column_of(name, there) for name in needed}
+    whole, missing = [], []
+    for name in there:
+        why = None if name in kept else _damage(table, group, name)
+        if why is None:
+            whole.append(name)
+        else:
+            missing.append(_without(name, why))
+    if not missing:
+        raise damage
+    for number, batch in enumerate(table.iter_batches(ROWS, row_groups=[group], columns=whole)):
+        if number >= given:
+            yield batch, "; ".join(missing)
+
+
+def _damage(table: Any, group: int, column: str) -> str | None:
+    """Why a column of a row group cannot be read to its end; None where it can."""
+    try:
+        for _ in table.iter_batches(ROWS, row_groups=[group], columns=[column]):
+            pass
+    except Exception as error:  # as in `records`
+        return str(error)
+    return None
 
 
 def _arrow_batches(pyarrow: Any, file: BinaryIO, names: Sequence[str], others: Sequence[str] | None) -> Iterator[Any]:
@@ -106,18 +162,34 @@ def _columns(there: Sequence[str], names: Sequence[str], others: Sequence[str] |
     return None if None in wanted[: len(names)] else sorted({name for name in wanted if name is not None})
 
 
-def _rows(batch: Any) -> list[tuple[Any, str]]:
-    """(record, what is wrong) of a batch's rows. Unchecked, offsets that point anywhere would be followed."""
-    try:
-        batch.validate(full=True)
-        return [(record, "") for record in batch.to_pylist()]
-    except ValueError:  # which pyarrow's own error is
-        return [_row(batch.slice(number, 1)) for number in range(len(batch))]
+def _rows(batch: Any, needed: Sequence[str]) -> list[tuple[Any, str, str]]:
+    """(record, what is wrong, what is lost) of a batch's rows."""
+    columns = {name: values_of(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+    inside = {column_of(name, list(columns)) for name in needed}
+    wrong: dict[int, str] = {}
+    lost: dict[int, str] = {}
+    for name, column in columns.items():
+        if name in needed:
+            for row, why in (*column.restored.items(), *column.lost.items()):
+                wrong.setdefault(row, f"invalid UTF-8, or a value that cannot be read ({why})")
+        elif name in inside:
+            for row, why in column.lost.items():
+                wrong.setdefault(row, f"a value of column {name!r} cannot be read ({why})")
+        else:
+            for row, why in column.lost.items():
+                lost[row] = f"{lost[row]}; " * (row in lost) + _without(name, why)
+    rows: list[tuple[Any, str, str]] = []
+    names = list(columns)
+    for row, values in enumerate(zip(*(column.values for column in columns.values()), strict=True)):
+        if row in wrong:
+            rows.append((None, wrong[row], ""))
+            continue
+        record = dict(zip(names, values, strict=True))
+        if row in lost:
+            record = {name: value for name, value in record.items() if row not in columns[name].lost}
+        rows.append((record, "", lost.get(row, "")))
+    return rows if columns else [({}, "", "")] * len(batch)
 
 
-def _row(batch: Any) -> tuple[Any, str]:
-    try:
-        batch.validate(full=True)
-        return batch.to_pylist()[0], ""
-    except ValueError as error:
-        return None, f"invalid UTF-8, or a value that cannot be read ({error})"
+def _without(name: str, why: str) -> str:
+    return f"column {name!r} cannot be read ({why})"

@@ -6,12 +6,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megalm.config.errors import ConfigError
 from megalm.corpus.dedup.corpus import Corpus
-from megalm.corpus.dedup.removal import Removals, write_lists
+from megalm.corpus.dedup.removal import Removals, Written, write_lists
 from megalm.corpus.dedup.stages import Progress
 from megalm.corpus.engine import make_engine
 from megalm.corpus.fields import from_command_line
@@ -142,22 +142,43 @@ def finish(args: argparse.Namespace, corpus: Corpus, removals: Removals, more: d
     counts = write_lists(corpus, removals, args.output, args.removed)
     result = {"documents": counts.documents, "removed": counts.removed, "bad": counts.bad, **(more or {})}
     if args.json:
-        print(json.dumps({**result, **({"skipped": counts.listed} if counts.bad else {})}))
+        print(json.dumps({**result, **unusual(counts.bad, counts.listed, counts.written)}))
         return 0
     share = counts.removed / max(counts.documents, 1)
     print(f"{counts.documents} documents, {counts.removed} to remove ({share:.1%})")
     for name, value in (more or {}).items():
         if value:
             print(f"{name.replace('_', ' ')}: {value}")
-    print_skipped(counts.bad, counts.listed)
+    print_unusual(counts.bad, counts.listed, counts.written)
     return 0
 
 
-def print_skipped(bad: int, listed: tuple[str, ...]) -> None:
-    """How many documents could not be read, and the first of them."""
+def unusual(bad: int, listed: Sequence[str], written: Written) -> dict[str, Any]:
+    """What --json says besides, where there is something to say: what was skipped, and what was not written as it is."""
+    found: dict[str, Any] = {"skipped": listed} if bad else {}
+    if written.escaped:
+        found["escaped"] = written.escaped
+    if written.incomplete:
+        found |= {"incomplete": written.incomplete, "incomplete_documents": written.listed}
+    return found
+
+
+def print_unusual(bad: int, listed: Sequence[str], written: Written) -> None:
+    """How many documents could not be read, or not be written as they are, and the first of them."""
     if bad:
         print(f"skipped as bad: {bad}")
-        for line in listed[:SHOWN]:
-            print(f"  {line}")
-        if bad > SHOWN:
-            print(f"  and {bad - SHOWN} more (--removed lists them all)")
+        _print_some(listed, bad, " (--removed lists them all)")
+    if written.incomplete:
+        print(f"written without fields that cannot be read: {written.incomplete}")
+        _print_some(written.listed, written.incomplete, "")
+    if written.escaped:
+        print(
+            f"written with bytes that are not UTF-8 as escapes (\\udc80 to \\udcff) in other fields: {written.escaped}"
+        )
+
+
+def _print_some(lines: Sequence[str], count: int, where: str) -> None:
+    for line in lines[:SHOWN]:
+        print(f"  {line}")
+    if count > SHOWN:
+        print(f"  and {count - SHOWN} more{where}")

@@ -10,7 +10,8 @@ from tools.dedup._options import (
     check_targets,
     corpus_of,
     memory_of,
-    print_skipped,
+    print_unusual,
+    unusual,
 )
 
 HELP = "spans of bytes of a text, or of tokens of a token file, that occurred before; they are cut out"
@@ -44,13 +45,13 @@ def _cut_texts(args: argparse.Namespace) -> int:
         name: getattr(cuts, name) for name in ("documents", "documents_gone", "bytes", "spans", "bytes_cut", "bad")
     }
     if args.json:
-        print(json.dumps({**result, **({"skipped": cuts.listed} if cuts.bad else {})}))
+        print(json.dumps({**result, **unusual(cuts.bad, cuts.listed, cuts.written)}))
         return 0
     print(
         f"{cuts.documents} documents, {cuts.spans} repeated spans of {args.bytes} bytes or more, {cuts.bytes_cut:,} of "
         f"{cuts.bytes:,} bytes ({cuts.bytes_cut / max(cuts.bytes, 1):.1%}), {cuts.documents_gone} documents are nothing else"
     )
-    print_skipped(cuts.bad, cuts.listed)
+    print_unusual(cuts.bad, cuts.listed, cuts.written)
     return 0
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from megalm.corpus.dedup.corpus import Corpus, ShardStage, holds_lines
+from megalm.config.errors import ConfigError
+from megalm.corpus.dedup.corpus import Corpus, CorpusShard, ShardStage, holds_lines
 from megalm.corpus.dedup.files import load, save, shard_path, written_whole
-from megalm.corpus.dedup.places import PLACE, Places
-from megalm.corpus.documents import BOM, Document, Piece, read_piece
+from megalm.corpus.dedup.places import KINDS, PLACE, Places
+from megalm.corpus.documents import BOM, BadDocument, Document, Piece, read_piece
 from megalm.corpus.fields import with_text
 from megalm.corpus.files import compression_of, open_bytes
 from megalm.corpus.shards import check_unchanged
@@ -72,12 +74,36 @@ def save_records(path: str, rows: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many documents there were, how many stay, and how many could not be read, of which some are named."""
+    """How many documents there were, how many go, and how many could not be read, of which some are named; and how many
+    of those that stay were not written as they are in the input."""
 
     documents: int
     removed: int
     bad: int
     listed: tuple[str, ...] = ()
+    written: Written = field(default_factory=lambda: Written())
+
+
+@dataclass
+class Written:
+    """Of the documents of tables and lists that were written: those with text that is not UTF-8 in another field, whose
+    bytes became surrogates, and those without a field that could not be read, of which some are named."""
+
+    escaped: int = 0
+    incomplete: int = 0
+    listed: list[str] = field(default_factory=list)
+
+    def document(self, file: BinaryIO, fields: dict[str, Any]) -> None:
+        """Writes a document's fields as a line."""
+        line, escaped = _line(fields)
+        file.write(line)
+        self.escaped += escaped
+
+    def add(self, other: dict[str, Any]) -> None:
+        """What another shard's document says, as `asdict` gives it."""
+        self.escaped += other["escaped"]
+        self.incomplete += other["incomplete"]
+        self.listed = [*self.listed, *other["listed"]][:LISTED]
 
 
 @dataclass(frozen=True)
@@ -90,24 +116,38 @@ class _Lists:
 
 def json_row(record: Any) -> bytes:
     """A line of JSON; half of a surrogate pair, which UTF-8 cannot hold, as its escape."""
+    return _line(record)[0]
+
+
+def _line(record: Any) -> tuple[bytes, bool]:
+    """The line, and whether there is such a half in it."""
     try:
-        return _in_utf8(record).encode("utf-8") + b"\n"
+        return _in_utf8(record).encode("utf-8") + b"\n", False
     except UnicodeEncodeError:
-        return _in_ascii(record).encode("ascii") + b"\n"
+        return _in_ascii(record).encode("ascii") + b"\n", True
 
 
-def _write(stage: ShardStage) -> int:
-    """A stage: the shard's part of both lists; how many of its documents go."""
+def _write(stage: ShardStage) -> tuple[int, dict[str, Any]]:
+    """A stage: the shard's part of both lists; how many of its documents go, and what was written of the others."""
     wanted: _Lists = stage.argument
     first, stop = wanted.starts[stage.shard.number : stage.shard.number + 2]
     rows = wanted.removals.records(first, stop)
-    for part, wants, write in (("removed", wanted.remove, _write_removed), ("kept", wanted.keep, _write_kept)):
-        if wants:
-            partial = f"{stage.path(part)}.{os.getpid()}.partial"
-            with open(partial, "wb", buffering=1 << 20) as file:
-                write(stage, wanted, rows, file)
-            os.replace(partial, stage.path(part))
-    return len(rows)
+    written = Written()
+    if wanted.remove:
+        with _part(stage, "removed") as file:
+            _write_removed(stage, wanted, rows, file)
+    if wanted.keep:
+        with _part(stage, "kept") as file:
+            written = _write_kept(stage, rows["number"] - first, file)
+    return len(rows), asdict(written)
+
+
+@contextlib.contextmanager
+def _part(stage: ShardStage, part: str) -> Iterator[BinaryIO]:
+    partial = f"{stage.path(part)}.{os.getpid()}.partial"
+    with open(partial, "wb", buffering=1 << 20) as file:
+        yield file
+    os.replace(partial, stage.path(part))
 
 
 def read_bad(folder: str, shard: int) -> list[list[Any]]:
@@ -154,21 +194,59 @@ def _write_removed(stage: ShardStage, wanted: _Lists, rows: np.ndarray, file: Bi
     file.writelines(bad(sys.maxsize))
 
 
-def _write_kept(stage: ShardStage, wanted: _Lists, rows: np.ndarray, file: BinaryIO) -> None:
+def _write_kept(stage: ShardStage, gone: np.ndarray, file: BinaryIO) -> Written:
+    written = Written()
+    for piece, numbers, places in staying(stage, gone):
+        if holds_lines(piece):
+            copy_lines(piece, places, file)
+            continue
+        for _, document in documents_at(piece, stage.shard, numbers, places, written):
+            written.document(file, document.fields or {"text": document.text})
+    return written
+
+
+def staying(stage: ShardStage, gone: np.ndarray) -> Iterator[tuple[Piece, np.ndarray, np.ndarray]]:
+    """The pieces of which something stays: (piece, the numbers in the shard of its documents that stay, their places)"""
     places = load(stage.path("places"), PLACE)
     stays = np.ones(len(places), bool)
-    stays[rows["number"] - wanted.starts[stage.shard.number]] = False
-    bounds = np.searchsorted(places["piece"], np.arange(len(stage.shard.pieces) + 1))
+    stays[gone] = False
+    bounds = np.searchsorted(places["piece"], np.arange(len(stage.shard.pieces) + 1)).tolist()
     for piece, low, high in zip(stage.shard.pieces, bounds[:-1], bounds[1:], strict=True):
-        if not stays[low:high].any():
+        numbers = np.flatnonzero(stays[low:high]) + low
+        if len(numbers):
+            yield piece, numbers, places[numbers]
+
+
+def documents_at(
+    piece: Piece, shard: CorpusShard, numbers: np.ndarray, places: np.ndarray, written: Written
+) -> Iterator[tuple[int, Document]]:
+    """(number in the shard, document) of the documents at these places of a piece, with all their fields.
+
+    They are told by their places, not by how many were before them: all columns are read now, only the text was before.
+    Errors: ConfigError where one of them cannot be read whole, unless the shard leaves out what is bad: then the fields
+    that cannot be read are missing, and listed.
+    """
+    expected = zip(numbers.tolist(), [f"{KINDS[kind]} {at}" for _, kind, at, _ in places.tolist()], strict=True)
+    number, place = next(expected)
+    for found in read_piece(piece, shard.field):
+        if found.place != place:
             continue
-        if holds_lines(piece):
-            copy_lines(piece, places[low:high][stays[low:high]], file)
-            continue
-        staying = iter(stays[low:high].tolist())
-        for document in read_piece(piece, stage.shard.field):
-            if isinstance(document, Document) and next(staying):
-                file.write(json_row(document.fields or {"text": document.text}))
+        if isinstance(found, BadDocument):
+            break
+        if found.lost and not shard.skip_bad:
+            raise ConfigError(
+                f"{piece.label}: {place}: {found.lost}. Mend it, or pass --skip-bad to write such documents without it."
+            )
+        if found.lost:
+            written.incomplete += 1
+            written.listed += [f"{piece.label}: {place}: {found.lost}"] * (len(written.listed) < LISTED)
+        yield number, found
+        number, place = next(expected, (-1, ""))
+    if place:
+        raise ConfigError(
+            f"{piece.label}: {place}: was read before, and cannot be read now. Give the command again when nothing writes to "
+            "the file; if this comes again, the disk or its connection is at fault."
+        )
 
 
 def copy_lines(
@@ -216,13 +294,16 @@ def write_lists(corpus: Corpus, removals: Removals, output: str | None, removed:
     A JSON line that stays is copied as it is, another document is written with all its fields; a removed one by its
     place, and the place of the one that it duplicates. With `skip_bad` those that could not be read are in the list, too.
     """
+    written = Written()
     if output or removed:
-        corpus.each_shard(_write, _Lists(removals, corpus.starts, bool(output), bool(removed)), "writing")
+        wanted = _Lists(removals, corpus.starts, bool(output), bool(removed))
+        for _, found in corpus.each_shard(_write, wanted, "writing"):
+            written.add(found)
         for name, part in ((output, "kept"), (removed, "removed")):
             if name:
                 join(corpus, part, name)
     bad, listed = unread(corpus)
-    return Counts(corpus.documents, len(removals), bad, listed)
+    return Counts(corpus.documents, len(removals), bad, listed, written)
 
 
 def join(corpus: Corpus, part: str, name: str) -> None:

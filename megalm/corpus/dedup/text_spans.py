@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,10 +18,9 @@ import numpy as np
 from megalm.config.errors import ConfigError
 from megalm.corpus.dedup.corpus import Corpus, ShardStage, holds_lines
 from megalm.corpus.dedup.files import load, save, shard_path
-from megalm.corpus.dedup.places import PLACE, Places
-from megalm.corpus.dedup.removal import bad_rows, copy_lines, join, json_row, unread
+from megalm.corpus.dedup.places import Places
+from megalm.corpus.dedup.removal import Written, bad_rows, copy_lines, documents_at, join, json_row, staying, unread
 from megalm.corpus.dedup.spans import Symbols, find_spans
-from megalm.corpus.documents import Document, read_piece
 from megalm.corpus.fields import is_one_text, with_text
 
 SHOWN = 200  # characters of what was cut in the list of it
@@ -39,6 +38,7 @@ class Cuts:
     bytes_cut: int
     bad: int
     listed: tuple[str, ...]
+    written: Written
 
 
 def cut_repeated_text(
@@ -67,8 +67,11 @@ def cut_repeated_text(
     for name, part in ((output, "kept"), (removed, "removed")):
         if name:
             join(corpus, part, name)
-    _, gone, found, cut = (sum(column) for column in zip(*counts, strict=True))
-    return Cuts(corpus.documents, gone, total, found, cut, *unread(corpus))
+    written = Written()
+    for *_, one in counts:
+        written.add(one)
+    _, gone, found, cut = (sum(column) for column in list(zip(*counts, strict=True))[:4])
+    return Cuts(corpus.documents, gone, total, found, cut, *unread(corpus), written)
 
 
 def _lay_out(stage: ShardStage) -> int:
@@ -128,8 +131,8 @@ class _Wanted:
     remove: bool
 
 
-def _cut_shard(stage: ShardStage) -> tuple[int, int, int, int]:
-    """Leaves the shard's part of both lists: (documents, those that are gone, spans, bytes of them)"""
+def _cut_shard(stage: ShardStage) -> tuple[int, int, int, int, dict[str, Any]]:
+    """Leaves the shard's part of both lists: (documents, those that are gone, spans, bytes of them, what was written)"""
     wanted: _Wanted = stage.argument
     first, stop = wanted.starts[stage.shard.number : stage.shard.number + 2]
     path = os.path.join(stage.folder, "spans")
@@ -140,18 +143,19 @@ def _cut_shard(stage: ShardStage) -> tuple[int, int, int, int]:
         spans = np.asarray(everything[low:high])
     starts = np.memmap(os.path.join(stage.folder, "starts"), "<i8", "r")
     text = np.memmap(os.path.join(stage.folder, "text"), np.uint8, "r") if len(spans) else np.empty(0, np.uint8)
+    written = Written()
     rest = {number - first: what for number, what in _texts_left(spans, starts, text)}
     for part, wants in (("kept", wanted.keep), ("removed", wanted.remove)):
         if wants:
             partial = f"{stage.path(part)}.{os.getpid()}.partial"
             with open(partial, "wb", buffering=1 << 20) as file:
                 if part == "kept":
-                    _write_kept(stage, rest, file)
+                    written = _write_kept(stage, rest, file)
                 else:
                     _write_spans(stage, wanted.starts, spans, starts, text, file)
             os.replace(partial, stage.path(part))
     gone = sum(what is None for what in rest.values())
-    return stop - first, gone, len(spans), int((spans[:, 2] - spans[:, 1]).sum())
+    return stop - first, gone, len(spans), int((spans[:, 2] - spans[:, 1]).sum()), asdict(written)
 
 
 def _texts_left(spans: np.ndarray, starts: np.ndarray, text: np.ndarray) -> Iterator[tuple[int, str | None]]:
@@ -191,23 +195,16 @@ def _write_spans(
     file.writelines(bad(sys.maxsize))
 
 
-def _write_kept(stage: ShardStage, rest: dict[int, str | None], file: BinaryIO) -> None:
+def _write_kept(stage: ShardStage, rest: dict[int, str | None], file: BinaryIO) -> Written:
     """The documents that have text left, those without spans as they are."""
-    shard = stage.shard
-    places = load(stage.path("places"), PLACE)
-    stays = np.ones(len(places), bool)
-    stays[[number for number, text in rest.items() if text is None]] = False
-    bounds = np.searchsorted(places["piece"], np.arange(len(shard.pieces) + 1)).tolist()
-    for piece, low, high in zip(shard.pieces, bounds[:-1], bounds[1:], strict=True):
-        numbers = np.flatnonzero(stays[low:high]) + low
-        if len(numbers) == 0:
-            continue
+    shard, written = stage.shard, Written()
+    gone = np.array([number for number, text in rest.items() if text is None], np.int64)
+    for piece, numbers, places in staying(stage, gone):
         if holds_lines(piece):
             texts = {at: text for at, number in enumerate(numbers.tolist()) if (text := rest.get(number))}
-            copy_lines(piece, places[numbers], file, texts, shard.field)
+            copy_lines(piece, places, file, texts, shard.field)
             continue
-        documents = (found for found in read_piece(piece, shard.field) if isinstance(found, Document))
-        for number, document in enumerate(documents, low):
-            if stays[number]:
-                text = rest.get(number) or document.text
-                file.write(json_row(with_text(document.fields, shard.field, text)))
+        for number, document in documents_at(piece, shard, numbers, places, written):
+            text = rest.get(number) or document.text
+            written.document(file, with_text(document.fields, shard.field, text))
+    return written
