@@ -72,7 +72,8 @@ class Loader:
         self.packing = data.packing
         self.sources, self._stream, self.curriculum = self._open(config)
         self.held_out: list[TokenSource] = open_held_out(data, self.seq_length, self.sources)
-        self._dtype = np.result_type(*(source.file.dtype.newbyteorder("=") for source in self.sources))
+        files = [source.file for source in [*self.sources, *self.held_out]]
+        self._dtype = np.result_type(*(file.dtype.newbyteorder("=") for file in files))
         self._fim = fill_in_the_middle(data, train.seed, self.vocab_size)
         if self._fim is not None:  # the marks may not fit into the files' type
             self._dtype = np.result_type(self._dtype, np.int32)
@@ -229,16 +230,18 @@ class Loader:
         """
         samples = self._stream.samples(np.asarray(positions))
         length = self.seq_length // int(np.max(samples.parts))
-        return self._read(samples.source, samples.index, samples.epoch, length)[0].astype(np.int64)
+        rows = self._rows_of(samples.source, samples.index)
+        return self._read(rows, samples.epoch, length)[0].astype(np.int64)
 
     def evaluation_batches(self, sequences: int | None = None) -> list[Batch]:
         """This rank's micro-batches of held-out text: the same on every call, as many on every rank, padded with
         weight 0.
 
+        The text is laid out as the training text is: packed, kept apart by documents, rearranged by fill-in-the-middle.
         The sequences are drawn from the held-out end of every source by the mixture's weights, each at most once.
         """
         wanted = self._eval_sequences if sequences is None else sequences
-        held = [Source(s.name, s.num_held_out, s.weight if s.num_held_out else 0.0) for s in self.held_out]
+        held = [Source(s.name, s.num_samples, s.weight if s.num_samples else 0.0) for s in self.held_out]
         if wanted <= 0 or not any(s.weight > 0 for s in held):
             return []
         mixture = Tree([s.weight for s in held])
@@ -250,7 +253,7 @@ class Loader:
         batches = []
         for at in range(0, len(rows), step):
             start = at + self._axis.rank * self.micro_batch_size
-            batches.append(self._pad(rows[start : start + self.micro_batch_size]))
+            batches.append(self._held_out_batch(rows[start : start + self.micro_batch_size]))
         return batches
 
     def _forget(self) -> None:
@@ -280,14 +283,17 @@ class Loader:
         parts = [slice(at, at + self.micro_batch_size) for at in range(0, len(positions), self.micro_batch_size)]
         return [self._micro_batch(found.source[p], found.index[p], found.epoch[p], length) for p in parts]
 
-    def _read(
-        self, source: np.ndarray, index: np.ndarray, epoch: np.ndarray, length: int
-    ) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
-        """Rows, where documents begin in each, and how many tokens each has; the latter only where they are used.
+    def _rows_of(self, source: np.ndarray, index: np.ndarray) -> list[tuple[TokenSource, int]]:
+        return [(self.sources[s], i) for s, i in zip(source.tolist(), index.tolist(), strict=True)]
 
-        Shapes: [N] each -> [N, length + 1]
+    def _read(
+        self, rows: Sequence[tuple[TokenSource, int]], epoch: np.ndarray, length: int
+    ) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
+        """Rows (source, sample), where documents begin in each, and how many tokens each has; the latter only where they
+        are used.
+
+        Shapes: rows and epoch [N] -> [N, length + 1]
         """
-        rows = [(self.sources[s], i) for s, i in zip(source.tolist(), index.tolist(), strict=True)]
         raw = np.empty((len(rows), length + 1), self._dtype)
         begun = time.perf_counter()
         for row, (where, sample) in zip(raw, rows, strict=True):
@@ -305,30 +311,30 @@ class Loader:
         return raw, starts, filled
 
     def _micro_batch(self, source: np.ndarray, index: np.ndarray, epoch: np.ndarray, length: int) -> Batch:
-        raw, starts, filled = self._read(source, index, epoch, length)
-        inputs = torch.from_numpy(raw[:, :-1].astype(np.int64))
-        labels = torch.from_numpy(raw[:, 1:].astype(np.int64))
-        batch = Batch(inputs, labels, sources=torch.from_numpy(source) if len(self.sources) > 1 else None)
+        raw, starts, filled = self._read(self._rows_of(source, index), epoch, length)
+        batch = replace(_shifted(raw), sources=torch.from_numpy(source) if len(self.sources) > 1 else None)
         if self.packing == "stream":
             return batch
         mask, positions, ids = separate_documents(starts, length, filled)
         return replace(batch, loss_mask=mask, positions=positions, document_ids=ids)
 
-    def _pad(self, rows: list[tuple[int, int]]) -> Batch:
-        """Held-out sequences, (source, number), as one micro-batch."""
-        tokens = np.zeros((self.micro_batch_size, self.seq_length + 1), np.int64)
-        mask = torch.zeros(self.micro_batch_size, self.seq_length)
-        sources = [self.held_out[source] for source, _ in rows]
-        for row, (_, number) in enumerate(rows):
-            values = sources[row].read_held_out(number)
-            tokens[row, : len(values)] = values
-            mask[row, : len(values) - 1] = 1.0
-        self._check(tokens, lambda row, at: (sources[row], sources[row].held_out_start(rows[row][1]) + at))
-        whole = torch.from_numpy(tokens)
-        return Batch(whole[:, :-1].contiguous(), whole[:, 1:].contiguous(), loss_mask=mask)
+    def _held_out_batch(self, rows: Sequence[tuple[int, int]]) -> Batch:
+        """Held-out sequences, (source, number), as one micro-batch; rows that it lacks are padding."""
+        length, missing = self.seq_length, self.micro_batch_size - len(rows)
+        placed = [(self.held_out[source], number) for source, number in rows]
+        raw, starts, _ = self._read(placed, np.zeros(len(rows), np.int64), length)
+        batch = _shifted(np.concatenate([raw, np.zeros((missing, length + 1), raw.dtype)]))
+        filled = [source.filled(number, length) for source, number in placed] + [1] * missing
+        apart = self.packing != "stream"
+        starts = [*(starts if apart else [_NOWHERE] * len(rows)), *[_NOWHERE] * missing]
+        mask, positions, ids = separate_documents(starts, length, filled)
+        batch = replace(batch, loss_mask=mask)
+        return replace(batch, positions=positions, document_ids=ids) if apart else batch
 
     def _check(self, tokens: np.ndarray, place: Callable[[int, int], tuple[TokenSource, int]]) -> None:
         """place: from (row, column) to the source and which of its tokens that is."""
+        if not len(tokens):
+            return
         low, high = int(tokens.min()) if tokens.dtype.kind == "i" else 0, int(tokens.max())
         if low >= 0 and high < self.vocab_size:
             return
@@ -339,6 +345,15 @@ class Loader:
             f"{source.file.document_at(token)}), outside model.vocab_size={self.vocab_size}. Tokenize with the model's "
             "tokenizer, or set model.vocab_size to the tokenizer's."
         )
+
+
+_NOWHERE = np.empty(0, np.int64)
+"""Where documents begin in a row that is taken for one."""
+
+
+def _shifted(raw: np.ndarray) -> Batch:
+    """Inputs and, one further, their labels. Shapes: [B, S + 1] -> [B, S] each"""
+    return Batch(torch.from_numpy(raw[:, :-1].astype(np.int64)), torch.from_numpy(raw[:, 1:].astype(np.int64)))
 
 
 def _done(batches: list[Batch]) -> Future[list[Batch]]:

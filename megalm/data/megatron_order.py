@@ -19,7 +19,7 @@ from megalm.config.errors import ConfigError
 from megalm.data.native import library
 from megalm.data.openers import open_tokens, source_names
 from megalm.data.order import Samples
-from megalm.data.sources import TokenSource
+from megalm.data.sources import HeldOutSource, TokenSource
 from megalm.data.tokens import TokenFile
 
 SPARE = 1.005  # each source of a blend is asked for half a percent more than its share
@@ -142,8 +142,13 @@ class MegatronSource(TokenSource):
         self.num_samples = self.samples.size
         self.weighted = weight is not None
         self.weight = float(self.num_samples) if weight is None else weight
-        self.num_held_out = max(0, math.ceil((end - self.train_tokens - 1) / seq_length))
-        self.held_out_end = end
+        self._validation_end = end
+
+    def held_out(self) -> TokenSource:
+        """The validation split."""
+        return HeldOutSource(
+            self.name, self.file, self.seq_length, self.weight, first=self.train_tokens, end=self._validation_end
+        )
 
     def _token(self, sequence: int) -> int:
         if sequence >= self.file.num_sequences:

@@ -76,5 +76,6 @@ def open_sources(data: DataConfig, seq_length: int) -> list[TokenSource]:
 def open_held_out(data: DataConfig, seq_length: int, sources: Sequence[TokenSource]) -> list[TokenSource]:
     """What evaluation reads: the file `data.valid` names, else the held-out ends of the sources themselves."""
     if data.valid is None:
-        return list(sources)
-    return [TokenSource(source_names([data.valid])[0], open_tokens(data.valid, data), seq_length, 1.0, 1.0)]
+        return [source.held_out() for source in sources]
+    kind = PackedSource if data.packing == "best_fit" else TokenSource
+    return [kind(source_names([data.valid])[0], open_tokens(data.valid, data), seq_length, 1.0, 1.0).held_out()]

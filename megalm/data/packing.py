@@ -94,8 +94,16 @@ class PackedSource(TokenSource):
 
     def __init__(self, name: str, file: TokenFile, seq_length: int, weight: float, holdout: float):
         super().__init__(name, file, seq_length, weight, holdout)
-        path = self._place(seq_length)
-        self.num_documents = file.document_at(self.train_tokens - 1) + 1 if self.train_tokens else 0
+        self._pack(0, self.train_tokens)
+
+    def held_out(self) -> TokenSource:
+        """The documents that are never trained on, packed in the same way."""
+        return PackedHeldOut(self)
+
+    def _pack(self, first: int, end: int) -> None:
+        """Pack the tokens [first, end) of the file."""
+        self.first, self.end = first, end
+        path = self._place(self.seq_length)
         if not self._map(path):
             self._build(path)
             if not self._map(path):
@@ -111,7 +119,8 @@ class PackedSource(TokenSource):
         return cache.folder / f"{digest}.pack{seq_length}"
 
     def _key(self) -> tuple[int, ...]:
-        return VERSION, self.seq_length, self.num_documents, self.train_tokens, self.file.num_tokens
+        documents = self.file.document_at(self.end - 1) + 1 if self.end > self.first else 0
+        return VERSION, self.seq_length, documents, self.end, self.file.num_tokens
 
     def _map(self, path: Path) -> bool:
         """Map the packing, if it is there, whole, and of these very documents."""
@@ -146,9 +155,10 @@ class PackedSource(TokenSource):
             ) from error
 
     def _write(self, path: Path) -> None:
-        bytes_at = np.append(self.file.pointers, self.file.num_tokens * self.file.dtype.itemsize)
-        starts = bytes_at[self.file.documents[: self.num_documents + 1]] // self.file.dtype.itemsize
-        starts[-1] = self.train_tokens
+        starts = np.array([self.first])
+        if self.end > self.first:
+            inside = self.file.document_starts(self.first, self.end)[1]
+            starts = np.concatenate((starts, inside, [self.end]))
         document, first, size = pieces_of(np.diff(starts), self.seq_length)
         bins, samples = best_fit(size, self.seq_length + 1)
         order = np.argsort(bins, kind="stable")
@@ -170,7 +180,7 @@ class PackedSource(TokenSource):
             not len(sizes)
             or sizes.min() < 1
             or sizes.sum() > self.seq_length + 1
-            or (starts.min() < 0 or (starts + sizes).max() > self.train_tokens)
+            or (starts.min() < self.first or (starts + sizes).max() > self.end)
         ):
             path = self._place(self.seq_length)
             raise ConfigError(f"{path}: sample {index} is not one: the file is damaged. Remove it; it is made again.")
@@ -212,3 +222,15 @@ class PackedSource(TokenSource):
         document = self.file.document_at(start)
         offset = start - self.file.document_start(document)
         return {"document": document, "offset": offset, "token": start, "byte": start * self.file.dtype.itemsize}
+
+
+class PackedHeldOut(PackedSource):
+    """The held-out end of a packed file, in PREFIX.packSEQ.held."""
+
+    def __init__(self, source: PackedSource):
+        TokenSource.__init__(self, source.name, source.file, source.seq_length, source.weight, holdout=1.0)
+        self._pack(source.train_tokens, source.file.num_tokens)
+
+    def _place(self, seq_length: int) -> Path:
+        path = super()._place(seq_length)
+        return path.with_name(f"{path.name}.held")

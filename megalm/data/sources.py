@@ -32,8 +32,6 @@ class TokenSource:
         else:
             self.train_tokens = file.num_tokens - math.ceil(file.num_tokens * holdout)
         self.num_samples = max(0, (self.train_tokens - 1) // seq_length)
-        self.held_out_end = file.num_tokens
-        self.num_held_out = max(0, math.ceil((file.num_tokens - self.train_tokens - 1) / seq_length))
 
     def read(self, index: int, length: int | None = None) -> np.ndarray:
         """Sample `index` of those of `length` tokens (default: `seq_length`). Shapes: -> int64 [length + 1]"""
@@ -49,14 +47,11 @@ class TokenSource:
         """The sample will be read soon."""
         self.file.prefetch(index * length, (index + 1) * length + 1)
 
-    def read_held_out(self, index: int) -> np.ndarray:
-        """The last one may be shorter. Shapes: -> int64 [<= S + 1]"""
-        start = self.held_out_start(index)
-        return self.file.read(start, min(start + self.seq_length + 1, self.held_out_end))
-
-    def held_out_start(self, index: int) -> int:
-        """Which token of the file is the first of this held-out sequence."""
-        return self.train_tokens + index * self.seq_length
+    def held_out(self) -> TokenSource:
+        """The text that is never trained on, laid out in samples as the training text is."""
+        return HeldOutSource(
+            self.name, self.file, self.seq_length, self.weight, first=self.train_tokens, end=self.file.num_tokens
+        )
 
     def boundaries(self, index: int, length: int | None = None) -> np.ndarray:
         """Positions in (0, length] of the sample where a new document begins."""
@@ -82,3 +77,43 @@ class TokenSource:
             "token": start,
             "byte": start * self.file.dtype.itemsize,
         }
+
+
+class HeldOutSource(TokenSource):
+    """Samples of the tokens [first, end) of a file, in the file's order; the last one ends in padding."""
+
+    def __init__(self, name: str, file: TokenFile, seq_length: int, weight: float, *, first: int, end: int):
+        super().__init__(name, file, seq_length, weight, holdout=1.0)
+        self.first, self.end = first, end
+        self.num_samples = max(0, math.ceil((end - first - 1) / seq_length))
+
+    def _span(self, index: int) -> tuple[int, int]:
+        start = self.first + index * self.seq_length
+        return start, min(start + self.seq_length + 1, self.end)
+
+    def read(self, index: int, length: int | None = None) -> np.ndarray:
+        row = np.empty(self.seq_length + 1, np.int64)
+        self.read_into(row, index)
+        return row
+
+    def read_into(self, row: np.ndarray, index: int) -> None:
+        """The sample's tokens, then zeros."""
+        start, end = self._span(index)
+        row[: end - start] = self.file.tokens[start:end]
+        row[end - start :] = 0
+
+    def prefetch(self, index: int, length: int) -> None:
+        self.file.prefetch(*self._span(index))
+
+    def filled(self, index: int, length: int | None = None) -> int:
+        start, end = self._span(index)
+        return end - start
+
+    def boundaries(self, index: int, length: int | None = None) -> np.ndarray:
+        """Where documents after the first begin, and where the padding does."""
+        start, end = self._span(index)
+        starts = self.file.document_starts(start, end)[1] - start
+        return starts if end - start > self.seq_length else np.append(starts, end - start)
+
+    def token_at(self, index: int, length: int, at: int) -> int:
+        return self._span(index)[0] + at

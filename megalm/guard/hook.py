@@ -27,6 +27,7 @@ from megalm.guard.recover import Recovery, measured
 from megalm.guard.replay import History, StepRecord, differing, gather_fingerprints, minority
 from megalm.guard.snapshots import Snapshot, SnapshotRing, check_memory
 from megalm.parallel.collectives import all_gather
+from megalm.train.build import local_seq_length
 from megalm.train.hooks import Hook
 from megalm.train.signals import Signals
 
@@ -72,7 +73,8 @@ class GuardHook(Hook):
             check_memory(self.ring.lags, trainer.boxes(), local_ranks=local, limit_gb=limit)
         if self.config.probe_sequences:
             batches = trainer.loader.evaluation_batches(self.config.probe_sequences)
-            self.probe = Probe(trainer.executor, batches, trainer.mesh) if batches else None
+            length = local_seq_length(trainer.config, trainer.mesh)
+            self.probe = Probe(trainer.executor, batches, trainer.mesh, length) if batches else None
         if not self.ring.lags:
             # A forward pass is a third of a sequence's step: at this interval the probe is a quarter of a percent of all.
             share = self.config.probe_sequences / (3 * trainer.config.train.global_batch_size)

@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from megalm.data.batch import Batch
 from megalm.parallel.collectives import all_reduce
+from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import Box
+from megalm.pipeline.execute import Executor
+from megalm.train.mean_loss import mean_loss
 
 
 class Probe:
@@ -23,34 +27,19 @@ class Probe:
 
     Args:
         batches: this rank's micro-batches of the probe; as many on every rank, or none on all of them.
+        seq_length: of their tensors between pipeline stages.
     """
 
-    def __init__(self, executor: Any, batches: Sequence[Any], mesh: Any):
+    def __init__(self, executor: Executor, batches: Sequence[Batch], mesh: Mesh, seq_length: int):
         self.executor, self.batches, self.mesh = executor, list(batches), mesh
-        self.shape = executor.shape  # of whole sequences; a phase of training may have shorter ones
-
-    def __bool__(self) -> bool:
-        return bool(self.batches)
+        self.seq_length = seq_length
 
     def loss(self) -> float:
         """Mean loss over the probe's tokens, the same on every rank; NaN or infinite if the weights are that far gone.
 
-        Comm: the forward pass's, then one all-reduce of 2 numbers over the world.
+        Comm: that of `mean_loss`
         """
-        chunks = self.executor.chunks
-        for chunk in chunks:
-            chunk.eval()
-        shape, self.executor.shape = self.executor.shape, self.shape
-        reports = self.executor.evaluate([batch.to(self.mesh.device) for batch in self.batches])
-        self.executor.shape = shape
-        for chunk in chunks:
-            chunk.train()
-        total = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
-        for report in reports:
-            total += report[:2]
-        total /= self.mesh.tensor.size
-        loss_sum, tokens = all_reduce(total, self.mesh.world).tolist()
-        return loss_sum / tokens if tokens > 0 else math.nan
+        return mean_loss(self.executor, self.batches, self.mesh, self.seq_length)
 
 
 @contextmanager

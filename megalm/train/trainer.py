@@ -21,7 +21,6 @@ from megalm.journal import EventLog
 from megalm.optim import build_optimizer
 from megalm.optim.logit_clip import LogitClip
 from megalm.optim.lr import phased_learning_rate
-from megalm.parallel.collectives import all_reduce
 from megalm.parallel.context import shard_batch
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.random import seed_ranks
@@ -30,7 +29,8 @@ from megalm.pipeline.execute import Executor
 from megalm.plan.flops import flops_per_token, hardware_flops_per_token
 from megalm.train.build import DTYPES, build_chunks, local_seq_length, schedule_of
 from megalm.train.hooks import Hook
-from megalm.train.measure import Measurement, sum_own
+from megalm.train.mean_loss import mean_loss
+from megalm.train.measure import Measurement
 from megalm.train.signals import Signals
 
 
@@ -165,17 +165,11 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Mean loss on held-out documents, the same sequences at every call: {"eval/loss": nats a token}."""
-        batches = [self._own_part(batch) for batch in self.loader.evaluation_batches()]
+        batches = self.loader.evaluation_batches()
         if not batches:
             return {}
-        self.executor.set_seq_length(local_seq_length(self.config, self.mesh))
-        for chunk in self.model_chunks:
-            chunk.eval()
-        reports = self.executor.evaluate(batches)
-        for chunk in self.model_chunks:
-            chunk.train()
-        loss_sum, tokens, _ = all_reduce(sum_own(reports, self.mesh), self.mesh.world).tolist()
-        return {"eval/loss": loss_sum / max(tokens, 1.0)}
+        length = local_seq_length(self.config, self.mesh)
+        return {"eval/loss": mean_loss(self.executor, batches, self.mesh, length)}
 
     # ------------------------------------------------------------------------------------------------------ the state
     def boxes(self) -> list[Box]:

@@ -2,6 +2,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 
 from megalm.config.errors import ConfigError
 from megalm.data.fim import FillInTheMiddle, fill_in_the_middle
@@ -177,3 +178,57 @@ def test_sentinels_are_checked(tokenizer_file, corpora_config):
 @pytest.fixture
 def corpora_config():
     return config([])
+
+
+@pytest.mark.parametrize("fim_rate", [0.0, 0.7], ids=["as written", "fill in the middle"])
+@pytest.mark.parametrize("packing", ["stream", "documents", "best_fit"])
+def test_held_out_text_is_laid_out_as_training_text_is(tmp_path, packing, fim_rate):
+    """The same file trained on and held out: each row of evaluation is a row of training, with the same masks."""
+    prefix = write(tmp_path / "c", documents(5, 60, 20))
+    settings = config([prefix], weights=None, valid=prefix, packing=packing, fim_rate=fim_rate, global_batch_size=1)
+    settings.data.fim_tokens, settings.data.fim_spm_rate = ["1997", "1998", "1999"], 0.5
+    settings.train.eval_sequences, settings.train.micro_batch_size = 1000, 1
+    loader = Loader(settings, axis())
+    trained = {}
+    for _ in range(loader.sources[0].num_samples):
+        (batch,) = loader.next()
+        trained[tuple(batch.tokens[0].tolist())] = batch
+    held_out = loader.evaluation_batches()
+    assert len(held_out) >= len(trained) > 20
+    known = [(batch, trained.get(tuple(batch.tokens[0].tolist()))) for batch in held_out]
+    assert sum(twin is None for _, twin in known) <= 1, "all but the file's last, padded sequence are trained on"
+    for batch, twin in known:
+        if twin is None:
+            continue
+        assert torch.equal(batch.labels, twin.labels)
+        mask = torch.ones(1, 8) if twin.loss_mask is None else twin.loss_mask
+        assert torch.equal(batch.loss_mask, mask)
+        for name in ("positions", "document_ids"):
+            ours, theirs = getattr(batch, name), getattr(twin, name)
+            assert (ours is None) == (theirs is None) == (packing == "stream")
+            assert ours is None or torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_what_a_micro_batch_of_evaluation_lacks_is_padding_that_does_not_count(tmp_path, ranks):
+    prefix = write(tmp_path / "c", documents(5, 40, 20))
+    changes = {"weights": None, "holdout": 0.2, "global_batch_size": 6, "micro_batch_size": 2, "vocab_size": 2000}
+    for packing in ("stream", "documents", "best_fit"):
+        loaders = [Loader(config([prefix], packing=packing, **changes), axis(rank, ranks)) for rank in range(ranks)]
+        batches = [loader.evaluation_batches(5) for loader in loaders]
+        assert len({len(part) for part in batches}) == 1
+        rows = [row for part in batches for batch in part for row in batch.loss_mask]
+        assert sum(bool(row.any()) for row in rows) == 5 and len(rows) == 6
+
+
+def test_a_packed_end_holds_whole_documents(tmp_path):
+    pieces = documents(3, 200, 9)
+    prefix = write(tmp_path / "c", pieces)
+    loader = Loader(config([prefix], packing="best_fit", weights=None, global_batch_size=4), axis())
+    (source,) = loader.held_out
+    seen = []
+    for sample in range(source.num_samples):
+        row, filled = source.read(sample), source.filled(sample)
+        edges = [0, *source.boundaries(sample), filled]
+        seen += [tuple(row[a:b]) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    assert sorted(seen) == sorted(tuple(piece) for piece in pieces[180:] if len(piece) > 1)

@@ -11,6 +11,7 @@ import tools.plan
 from megalm.config.cluster import accelerator_from, hardware
 from megalm.config.compose import compose_config, groups
 from megalm.plan.machine import machine_for, measure_cpu, this_machine
+from megalm.plan.screen import plan_screen
 from megalm.plan.summary import plan
 from tools.subcommands import run_tool
 
@@ -193,7 +194,7 @@ def test_plan_of_a_run_on_one_screen_and_as_json():
     from rich.console import Console
 
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(answer)
+    console.print(plan_screen(answer))
     screen = console.export_text()
     for word in ("what", "where", "how long", "memory", "step", "MFU"):
         assert word in screen

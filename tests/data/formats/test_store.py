@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from megalm.config.errors import ConfigError
-from megalm.data import sources
+from megalm.data import openers
 from megalm.data.formats import mds, store
 from megalm.data.formats.mds import MDSReader, MDSWriter, write_token_documents
 from megalm.data.formats.mds_tokens import MDSTokens
@@ -24,7 +24,7 @@ from tests.data.test_loader import axis, config, write
 def small_blocks(monkeypatch, tmp_path):
     monkeypatch.setattr(store, "BLOCK", 512)
     monkeypatch.setattr(store, "FIRST_PAUSE_S", 0.001)
-    sources._cache.cache_clear()
+    openers._cache.cache_clear()
     yield
     fsspec.filesystem("memory").rm("/", recursive=True) if fsspec.filesystem("memory").ls("/") else None
 
@@ -149,7 +149,7 @@ def test_a_window_fetches_each_shard_about_once_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(MDSReader, "_fetch", lambda self, number: fetched.append(number) or original(self, number))
 
     def epoch(window, steps):
-        sources._cache.cache_clear()
+        openers._cache.cache_clear()
         fetched.clear()
         monkeypatch.setattr(store, "BLOCK", 1 << 16)
         asked = config(["memory://bucket/m"], weights=None, holdout=0.0, shuffle_window=window, prefetch=0)
@@ -194,7 +194,7 @@ def test_failing_requests_are_tried_again(tmp_path, monkeypatch):
 
 def test_what_is_missing_or_damaged_is_explained(tmp_path):
     def opened(url):
-        return sources.open_tokens(url, config([], retries=2).data)
+        return openers.open_tokens(url, config([], retries=2).data)
 
     with pytest.raises(ConfigError, match="memory://nowhere/a.idx"):
         opened("memory://nowhere/a")

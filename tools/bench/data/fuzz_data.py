@@ -105,8 +105,10 @@ def _index_cases() -> Callable[[random.Random], Callable[[], None]]:
                 assert len(source.read(sample)) == 5
                 separate_documents([source.boundaries(sample)], 4)
                 source.locate(sample)
-            if source.num_held_out:
-                source.read_held_out(0)
+            held_out = source.held_out()
+            if held_out.num_samples:
+                assert len(held_out.read(0)) == 5
+                separate_documents([held_out.boundaries(0)], 4, [held_out.filled(0)])
             if thorough:
                 ordered = MegatronSource("x", file, 4, 1.0, [4.0, 1.0], 9, seed=number)
                 for sample in range(ordered.num_samples):
