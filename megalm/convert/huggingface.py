@@ -22,7 +22,8 @@ from megalm.convert.huggingface_config import function_of, read_config, write_co
 from megalm.convert.huggingface_tokenizer import TOKENIZER_FILES, read_json, write_tokenizer
 from megalm.convert.rules import Rule
 from megalm.convert.source import RuleReader, Source, check_none_left, check_shapes
-from megalm.convert.weights import SafetensorsReader, SafetensorsWriter, TorchFilesReader, WeightReader
+from megalm.convert.weight_files import choose_weight_files
+from megalm.convert.weights import SafetensorsWriter, WeightReader
 
 Progress = Callable[[str, int], None]
 """Called with each tensor's name and its bytes once it is written."""
@@ -32,8 +33,8 @@ def open_folder(folder: Path) -> Source:
     """A Hugging Face folder as a Source. ConfigError if a tensor is missing or left over."""
     config_json = read_json(folder / "config.json")
     model = read_config(config_json)
-    has_safetensors = any(folder.glob("*.safetensors"))
-    stored: WeightReader = SafetensorsReader(folder) if has_safetensors else TorchFilesReader(folder)
+    chosen = choose_weight_files(folder)
+    stored = chosen.open()
     table, ignored = match_names(folder, stored, huggingface_names.rules(model, config_json["model_type"]), model)
     return Source(
         path=folder,
@@ -44,6 +45,7 @@ def open_folder(folder: Path) -> Source:
         ignored=ignored,
         files=[folder / name for name in TOKENIZER_FILES if (folder / name).is_file()],
         config_json=config_json,
+        notes=list(chosen.notes),
     )
 
 

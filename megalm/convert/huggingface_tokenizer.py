@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
+from megalm.tokenizer.control_tokens import parse_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,11 +35,12 @@ SPELLINGS = {
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; ConfigError where it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{path}: not there; a Hugging Face folder has a {path.name}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse_json(path, content)
 
 
 def write_tokenizer(folder: Path, files: Sequence[Path], max_length: int) -> dict[str, int | None]:

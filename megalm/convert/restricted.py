@@ -13,6 +13,7 @@ import contextlib
 import enum
 import io
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from megalm.config.errors import ConfigError
+from megalm.tokenizer.damage import describe_damage
 
 PLACEHOLDER_MODULES = ("megatron", "transformer_engine", "numpy", "signal", "_codecs")
 
@@ -45,8 +47,25 @@ def load(file: Path | io.BytesIO) -> Any:
 
     ConfigError if it holds an object of a module that is neither PyTorch's nor on the list of placeholders.
     """
+    _check_start(file)
     with _without_declared():
         return _load(file)
+
+
+def _check_start(file: Path | io.BytesIO) -> None:
+    """Stops at a file that torch.save did not write, and says what it is where its first bytes tell."""
+    if isinstance(file, io.BytesIO):
+        return
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(512)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+    what = describe_damage(start)
+    if what is None and not start.startswith((b"PK", b"\x80")) and start[257:262] != b"ustar":
+        what = f"damaged, or not a file that torch.save wrote (it begins with {start[:12]!r}); copy it again"
+    if what is not None:
+        raise ConfigError(f"{file}: {what}")
 
 
 def _load(file: Path | io.BytesIO) -> Any:
@@ -102,7 +121,10 @@ def _refused(file: Path | io.BytesIO, error: Exception) -> ConfigError:
 
 def _damaged(file: Path | io.BytesIO, error: Exception) -> ConfigError:
     where = file if isinstance(file, Path) else "checkpoint object"
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = re.split(r"[.:;] |\. ?This|, please", reason)[0][
+        :120
+    ]  # torch's first words; its paragraphs do not help here
     return ConfigError(f"{where}: damaged or cut short ({reason}); copy it again")
 
 

@@ -82,6 +82,8 @@ class Report:
     """Updates that the optimizer had made, where its state was converted."""
     identical: bool | None = None
     """Every weight, read back from the target, has the source's bits (None: not compared)."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of how the source was read."""
 
     def lines(self) -> list[str]:
         """The check for a person."""
@@ -101,7 +103,7 @@ class Report:
         if self.identical is not None:
             state = "every weight has the source's bits" if self.identical else "weights differ (another dtype)"
             result.append(f"read back: {state}")
-        return result
+        return result + [f"note: {note}" for note in self.notes]
 
 
 def convert(source_path: Path, target: Path, options: Options, *, format: str | None = None, vocab_size: int | None = None,
@@ -142,6 +144,7 @@ def convert(source_path: Path, target: Path, options: Options, *, format: str | 
         source_tensors=source.foreign_count,
         used=source.foreign_count - len(source.ignored),
         ignored=source.ignored,
+        notes=source.notes,
         target_tensors=written,
         global_tensors=len(names),
     )

@@ -82,6 +82,8 @@ class Source:
     step: int = 0
     optimizer: OptimizerState | None = None
     """Where it is stored in a form that can be converted."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of how the folder was read, in sentences."""
 
 
 class RuleReader:

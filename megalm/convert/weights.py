@@ -19,6 +19,7 @@ from torch import Tensor
 
 from megalm.config.errors import ConfigError
 from megalm.convert import restricted
+from megalm.tokenizer.damage import describe_damage
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -83,15 +84,11 @@ class MemoryWeights:
 
 
 class SafetensorsReader:
-    """The tensors of one safetensors file, or of all of a folder's.
+    """The tensors of some safetensors files."""
 
-    A folder's `*.safetensors.index.json`, where there is one, says which files belong to it.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+    def __init__(self, files: Iterable[Path]):
         self._entries: dict[str, tuple[Path, dict[str, Any], int]] = {}
-        for file in self._files():
+        for file in files:
             header, start = _read_header(file)
             for name, entry in header.items():
                 if name == "__metadata__":
@@ -101,22 +98,6 @@ class SafetensorsReader:
                         f"{file}: tensor {name} is also in {self._entries[name][0]}; remove one of the files"
                     )
                 self._entries[name] = (file, entry, start)
-
-    def _files(self) -> list[Path]:
-        if self.path.is_file():
-            return [self.path]
-        indexes = sorted(self.path.glob("*.safetensors.index.json"))
-        if indexes:
-            listed = json.loads(indexes[0].read_text())["weight_map"].values()
-            files = [self.path / Path(name).name for name in sorted(set(listed))]
-        else:
-            files = sorted(self.path.glob("*.safetensors"))
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            raise ConfigError(f"{indexes[0]}: lists {missing[0].name}, which is not there; copy the whole folder")
-        if not files:
-            raise ConfigError(f"{self.path}: no .safetensors file here")
-        return files
 
     def names(self) -> list[str]:
         return list(self._entries)
@@ -142,29 +123,41 @@ class SafetensorsReader:
 
 
 def _read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, checked against the file's length, and where its data begin."""
     size = file.stat().st_size
     with open(file, "rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if length > min(size - 8, 100_000_000):
-            raise ConfigError(
-                f"{file}: not a safetensors file (its header would be {length} bytes, the file has {size})"
-            )
+        start = stream.read(512)
+        length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else size
+        # A header begins with { and ends before the file does; what is none of these is something else by nature.
+        if length > min(size - 8, 100_000_000) or start[8:9] != b"{":
+            what = describe_damage(start)
+            if what is None and start[8:9] == b"{":
+                what = f"cut short: it holds {size:,} bytes, its header alone has {length:,}; copy it again"
+            raise ConfigError(f"{file}: {what or 'not a safetensors file; is it another file under this name?'}")
+        stream.seek(8)
         try:
             header = json.loads(stream.read(length))
         except ValueError as error:
-            raise ConfigError(f"{file}: not a safetensors file (its header is not JSON: {error})") from None
+            raise ConfigError(f"{file}: damaged, its header is not JSON ({error}); copy it again") from None
+    end = 0
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        dtype = DTYPES.get(entry["dtype"])
+        try:
+            dtype_name, (first, last), shape = entry["dtype"], entry["data_offsets"], tuple(entry["shape"])
+            wanted, there = math.prod(shape), last - first
+        except (TypeError, KeyError, ValueError):
+            raise ConfigError(f"{file}: damaged, its header does not say where {name} lies; copy it again") from None
+        dtype = DTYPES.get(dtype_name)
         if dtype is None:
-            raise ConfigError(f"{file}: tensor {name} has dtype {entry['dtype']}; known are {', '.join(DTYPES)}")
-        first, last = entry["data_offsets"]
-        if last - first != math.prod(entry["shape"]) * dtype.itemsize or not 0 <= first <= last <= size - 8 - length:
-            raise ConfigError(
-                f"{file}: tensor {name} does not lie within the file; it is truncated or damaged, copy it again"
-            )
+            raise ConfigError(f"{file}: tensor {name} has dtype {dtype_name}; known are {', '.join(DTYPES)}")
+        end = max(end, last)
+        if there != wanted * dtype.itemsize or first < 0:
+            raise ConfigError(f"{file}: damaged, tensor {name} of shape {list(shape)} has {there} bytes; copy it again")
+    if 8 + length + end > size:
+        raise ConfigError(
+            f"{file}: truncated or damaged, it has {size:,} bytes and its tensors end at {8 + length + end:,}; copy it again"
+        )
     return header, 8 + length
 
 
@@ -262,15 +255,14 @@ def _divide(
 
 
 class TorchFilesReader:
-    """The tensors of an older folder's `pytorch_model*.bin` files, read by PyTorch's restricted loader."""
+    """The tensors of some files that torch.save wrote, read by PyTorch's restricted loader."""
 
-    def __init__(self, folder: str | os.PathLike[str]):
+    def __init__(self, files: Iterable[Path]):
         self._tensors: dict[str, Tensor] = {}
-        files = sorted(Path(folder).glob("pytorch_model*.bin"))
-        if not files:
-            raise ConfigError(f"{folder}: no .safetensors and no pytorch_model*.bin file here")
         for file in files:
             stored = restricted.load(file)
+            if not isinstance(stored, dict):
+                raise ConfigError(f"{file}: holds a {type(stored).__name__}, not a model's tensors by name")
             others = [name for name, value in stored.items() if not isinstance(value, Tensor)]
             if others:
                 raise ConfigError(f"{file}: {others[0]} is a {type(stored[others[0]]).__name__}, not a tensor")

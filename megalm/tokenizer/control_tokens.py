@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.tokenizer.damage import not_text
+from megalm.tokenizer.damage import describe_damage
 
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model")
 """The files that a folder's tokenizer may lie in, the preferred first."""
@@ -182,7 +182,7 @@ def parse_json(path: Path, content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content.decode("utf-8-sig"))
     except ValueError as error:
-        what = not_text(content[:4096]) or f"not valid JSON ({error})"
+        what = describe_damage(content[:4096]) or f"not valid JSON ({error})"
         raise ConfigError(f"{path}: {what}") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: holds {type(found).__name__} where a JSON object {{...}} is expected")

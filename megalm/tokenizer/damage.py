@@ -7,7 +7,7 @@ import re
 LFS = b"version https://git-lfs.github.com/spec/"
 
 
-def not_text(start: bytes) -> str | None:
+def describe_damage(start: bytes) -> str | None:
     """What else the file is, with what to do, by its first bytes; None where they do not tell."""
     if not start:
         return "is empty; copy it again"

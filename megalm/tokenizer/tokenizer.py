@@ -32,7 +32,7 @@ from megalm.tokenizer.control_tokens import (
     resolve_control_tokens,
     settings_beside,
 )
-from megalm.tokenizer.damage import not_text
+from megalm.tokenizer.damage import describe_damage
 from megalm.tokenizer.proof import proof_texts
 
 FORMATS = "a Hugging Face tokenizer.json, a SentencePiece .model, or a .tiktoken rank file"
@@ -496,7 +496,7 @@ def load_tokenizer(
         raise ConfigError(f"tokenizer {name!r} does not exist. Give {FORMATS}, or train one with --train-bpe.")
     with open(name, "rb") as content:
         start = content.read(256)
-    damage = not_text(start)
+    damage = describe_damage(start)
     if damage is not None:
         raise ConfigError(f"{name}: {damage}")
     if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":

@@ -12,7 +12,8 @@ from megalm.convert.huggingface import open_folder, write_folder
 from megalm.convert.huggingface_config import ARCHITECTURES, choose_architecture, read_config, write_config
 from megalm.convert.huggingface_names import rules
 from megalm.convert.source import Source
-from megalm.convert.weights import MemoryWeights, SafetensorsReader
+from megalm.convert.weight_files import choose_weight_files
+from megalm.convert.weights import MemoryWeights
 from tests.convert.architectures import NAMES, build, tokens, transformers
 
 
@@ -65,7 +66,7 @@ def test_sharded_folder(folders, tmp_path):
     source = open_folder(folders("llama3"))
     write_folder(source, tmp_path, max_shard_bytes=20_000)
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
-    again, before = SafetensorsReader(tmp_path), load_file(folders("llama3") / "model.safetensors")
+    again, before = choose_weight_files(tmp_path).open(), load_file(folders("llama3") / "model.safetensors")
     assert set(again.names()) == set(before)
     assert all(torch.equal(again.read(key), before[key]) for key in before)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
