@@ -26,6 +26,7 @@ from megalm.guard.probe import Probe, other_weights, verdict, weights_are_broken
 from megalm.guard.recover import Recovery, measured
 from megalm.guard.replay import History, StepRecord, differing, gather_fingerprints, minority
 from megalm.guard.snapshots import Snapshot, SnapshotRing, check_memory
+from megalm.journal import number_text
 from megalm.parallel.collectives import all_gather
 from megalm.train.build import local_seq_length
 from megalm.train.hooks import Hook
@@ -216,18 +217,18 @@ class GuardHook(Hook):
             seen=seen.kind,
             cause=found,
             slow=seen.slow,
-            loss=_finite(signals.loss),
-            expected=_finite(seen.expected),
-            z=_finite(seen.z),
-            grad_norm=_finite(signals.grad_norm),
-            grad_z=_finite(seen.gradient_z),
+            loss=signals.loss,
+            expected=seen.expected,
+            z=seen.z,
+            grad_norm=signals.grad_norm,
+            grad_z=seen.gradient_z,
             why=list(seen.why),
-            update_rms=_finite(signals.update_rms),
-            attention_logit=_finite(signals.attention_logit),
-            loss_spread=_finite(signals.loss_spread),
+            update_rms=signals.update_rms,
+            attention_logit=signals.attention_logit,
+            loss_spread=signals.loss_spread,
             worst_rank=signals.worst_rank if signals.loss_spread is not None else None,
             nonfinite=signals.nonfinite,
-            probe_excess=_finite(excess),
+            probe_excess=excess,
             samples=self._samples(trainer),
             lr_scale=trainer.lr_scale,
         )
@@ -400,15 +401,11 @@ def _union(flags: torch.Tensor, axis: Any) -> list[int]:
 
 def _numbers(texts: list[str]) -> str:
     names = ("loss", "gradient norm", "update")
-    return ", ".join(f"{name} {text:.10}" for name, text in zip(names, texts, strict=False))
+    known = [(name, text) for name, text in zip(names, texts, strict=False) if text != repr(None)]
+    return ", ".join(f"{name} {number_text(text, '.10g')}" for name, text in known)
 
 
 def _many(ranks: list[int]) -> str:
     if not ranks:
         return "which rank had computed wrongly cannot be told, all weights agree again"
     return f"one of the ranks {', '.join(map(str, ranks))} had computed wrongly"
-
-
-def _finite(value: float | None) -> float | str | None:
-    """JSON has no NaN."""
-    return value if value is None or abs(value) < float("inf") else repr(value)

@@ -16,6 +16,7 @@ from megalm import __version__, ops
 from megalm.config import Config, ConfigError
 from megalm.guard.hook import GuardHook
 from megalm.launch.world import World, device_type
+from megalm.observe.bystander import Bystander
 from megalm.observe.comparison import ComparisonHook, peak_bytes
 from megalm.observe.console import ConsoleHook
 from megalm.observe.metrics import MetricsWriter
@@ -109,14 +110,14 @@ def _hooks(config: Config, folder: Path, trainer: Trainer, baseline_bytes: int) 
     if console is not None:
         voice = ConsoleHook(console, config.train.log_every)
         trainer.events.listeners.append(voice.tell)
-        hooks += [MetricsWriter(folder / "metrics.jsonl"), voice]
-        hooks.append(ComparisonHook(folder, console, baseline_bytes=baseline_bytes))
+        comparison = ComparisonHook(folder, console, baseline_bytes=baseline_bytes)
+        hooks += [MetricsWriter(folder / "metrics.jsonl"), Bystander(voice), Bystander(comparison)]
         if config.tracking.tensorboard:
-            hooks.append(TensorBoardHook(folder / "tensorboard"))
+            hooks.append(Bystander(TensorBoardHook(folder / "tensorboard")))
     if config.train.sample and config.train.sample_tokens:
         hooks.append(SampleHook(folder, console))
     if console is not None and config.tracking.report:
-        hooks.append(ReportHook(folder))
+        hooks.append(Bystander(ReportHook(folder)))
     return hooks
 
 

@@ -1,12 +1,13 @@
 """What a person sees while a run trains: a progress line on a terminal, plain lines elsewhere, a picture at the end."""
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megalm.journal import QUIET, event_text
+from megalm.journal import QUIET, event_text, number_text
 from megalm.observe.plot import text_plot
 from megalm.train.hooks import Hook
 
@@ -72,20 +73,23 @@ class ConsoleHook(Hook):
         if evaluated or (logged and self._progress is None):
             done = record["step"] - self._first_step + 1
             left = (time.perf_counter() - self._started) / done * (trainer.total_steps - record["step"])
-            recent = self._losses[-self._shown_after :]
-            smooth = record | {"loss": sum(recent) / len(recent)}
+            recent = [loss for loss in self._losses[-self._shown_after :] if math.isfinite(loss)]
+            smooth = record | {"loss": sum(recent) / len(recent) if recent else record["loss"]}
             self._shown_after = 0
             text = f"step {record['step']:>6}/{trainer.total_steps}  {describe(smooth)}"
             if evaluated:
-                text += f"  eval loss {record['eval/loss']:.4f}"
-                text += "".join(f"  {name} {loss:.4f}" for name, loss in list(self._by_source.items())[:MOST_SOURCES])
-            self.console.print(f"{text}  left {format_seconds(left)}", highlight=False)
+                text += f"  eval loss {number_text(record['eval/loss'], '.4f')}"
+                text += "".join(
+                    f"  {name} {number_text(loss, '.4f')}"
+                    for name, loss in list(self._by_source.items())[:MOST_SOURCES]
+                )
+            self.console.print(f"{text}  left {format_seconds(left)}", highlight=False, markup=False)
 
     def tell(self, event: dict[str, Any]) -> None:
         """A line for what the guard saw and did, and for what is wrong with a checkpoint; an event's listener."""
         if event["kind"].startswith("checkpoint_"):
             what = event["kind"].removeprefix("checkpoint_")
-            text = f"checkpoint of step {event['step']} {what}: {event['reason']}"
+            text = f"checkpoint of step {event['step']} {what}: {event.get('reason', '')}"
         elif event["kind"] in UNTOLD:
             return
         else:
@@ -108,13 +112,13 @@ class ConsoleHook(Hook):
 def describe(record: dict[str, Any], room: int | None = None) -> str:
     """The numbers of a step in one short line; of at most `room` characters, for which the less telling ones give way."""
     parts = {
-        "loss": f"loss {record['loss']:.4f}",
-        "grad": f"grad {record['grad_norm']:.2f}",
-        "lr": f"lr {record['lr']:.2e}",
-        "speed": f"{record['tokens_per_s']:,.0f} tokens/s",
+        "loss": f"loss {number_text(record['loss'], '.4f')}",
+        "grad": f"grad {number_text(record['grad_norm'], '.2f')}",
+        "lr": f"lr {number_text(record['lr'], '.2e')}",
+        "speed": f"{number_text(record['tokens_per_s'], ',.0f')} tokens/s",
     }
     if record.get("mfu") is not None:
-        parts["mfu"] = f"mfu {100 * record['mfu']:4.1f}%"
+        parts["mfu"] = f"mfu {number_text(100 * record['mfu'], '4.1f')}%"
     if record["skipped"]:
         parts["skipped"] = "update refused"
     for name in ("lr", "mfu", "grad", "speed"):

@@ -1,12 +1,11 @@
 """metrics.jsonl: one object a step, written by one rank."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megalm.journal import read_json_lines
+from megalm.journal import AppendedFile, json_text, read_json_lines
 from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
@@ -43,13 +42,15 @@ class MetricsWriter(Hook):
     def on_train_start(self, trainer: "Trainer") -> None:
         kept = [record for record in read_json_lines(self.path) if record["step"] <= trainer.step]
         aside = self.path.with_suffix(".jsonl.new")
-        aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        with aside.open("w", encoding="utf-8") as file:
+            file.writelines(json_text(record) + "\n" for record in kept)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut after the rename leaves zeros where the lines were
         os.replace(aside, self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = AppendedFile(self.path)
 
     def on_step_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._file.append(json_text(record))
 
     def on_train_end(self, trainer: "Trainer", status: int) -> None:
         self._file.close()

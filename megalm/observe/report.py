@@ -5,7 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megalm.journal import QUIET, event_text, event_words, read_json_lines
+from megalm.journal import (
+    QUIET,
+    as_number,
+    event_text,
+    event_words,
+    json_text,
+    number_text,
+    read_events,
+    read_json_lines,
+)
 from megalm.observe.comparison import COLUMNS, TITLE, comparison_rows
 from megalm.observe.metrics import last_course
 from megalm.page.document import Block, Dot, Facts, Fold, Heading, Table, page
@@ -46,7 +55,7 @@ class ReportHook(Hook):
 def write_report(folder: Path) -> Path:
     """Make `report.html` from a run's folder: metrics, events, configuration, plan and sample, as far as they are there."""
     metrics = read_json_lines(folder / "metrics.jsonl")
-    events = read_json_lines(folder / "events.jsonl")
+    events = read_events(folder / "events.jsonl")
     texts = {name: _text_of(folder / name) for name in ("sample.txt", "plan.json", "config.yaml")}
     file = folder / "report.html"
     file.write_text(render(folder.name, metrics, events, texts), encoding="utf-8")
@@ -54,7 +63,7 @@ def write_report(folder: Path) -> Path:
 
 
 def _text_of(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def render(name: str, metrics: list[dict[str, Any]], events: list[dict[str, Any]], texts: dict[str, str]) -> str:
@@ -82,7 +91,7 @@ def plots_of(
     """Loss (with held-out loss), gradient norm, learning rate, ... over steps; pale: what was gone back on."""
 
     def line(label: str, key: str, records: list[dict[str, Any]] = metrics, pale: bool = False) -> Line:
-        return Line(label, [(r["step"], r[key]) for r in records if r.get(key) is not None], pale)
+        return Line(label, [(r["step"], value) for r in records if (value := as_number(r.get(key))) is not None], pale)
 
     def plot(title: str, unit: str, lines: list[Line], *keys: str, log: str = "") -> Lines:
         left = [line("", key, stretch, pale=True) for key in keys for stretch in abandoned]
@@ -114,17 +123,17 @@ def summary(metrics: list[dict[str, Any]]) -> dict[str, str]:
         return {"steps": "0"}
     last = metrics[-1]
     evaluated = [record["eval/loss"] for record in metrics if record.get("eval/loss") is not None]
-    times = sorted(record["step_time_s"] for record in metrics)
+    times = sorted(value for record in metrics if (value := as_number(record.get("step_time_s"))) is not None)
     numbers = {
-        "steps": f"{last['step']:,}",
-        "tokens": f"{last['tokens']:,}",
-        "first loss": f"{metrics[0]['loss']:.4f}",
-        "last loss": f"{last['loss']:.4f}",
-        "median step": f"{times[len(times) // 2]:.3f} s",
-        "updates refused": str(sum(record["skipped"] for record in metrics)),
+        "steps": number_text(last["step"], ",.0f"),
+        "tokens": number_text(last.get("tokens"), ",.0f"),
+        "first loss": number_text(metrics[0].get("loss"), ".4f"),
+        "last loss": number_text(last.get("loss"), ".4f"),
+        "median step": f"{number_text(times[len(times) // 2], '.3f')} s" if times else "-",
+        "updates refused": str(sum(bool(record.get("skipped")) for record in metrics)),
     }
     if evaluated:
-        numbers["held-out loss"] = f"{evaluated[-1]:.4f}"
+        numbers["held-out loss"] = number_text(evaluated[-1], ".4f")
     return numbers
 
 
@@ -141,7 +150,7 @@ def _bands(events: list[dict[str, Any]]) -> list[Band]:
     return [
         Band(event["to_step"], event["step"], "taken back", event_text(event))
         for event in events
-        if event["kind"] in ("rollback", "replay") and event.get("to_step") is not None
+        if event["kind"] in ("rollback", "replay") and isinstance(event.get("to_step"), int)
     ]
 
 
@@ -151,7 +160,7 @@ def _events(events: list[dict[str, Any]]) -> list[Block]:
             str(event["step"]),
             Dot(event["kind"], MARK_COLOURS.get(event["kind"], OTHER_COLOUR)),
             event_words(event),
-            Fold("all of it", json.dumps({k: v for k, v in event.items() if k not in ("step", "kind")}, indent=1)),
+            Fold("all of it", json_text({k: v for k, v in event.items() if k not in ("step", "kind")}, indent=1)),
         )
         for event in events
     ]

@@ -1,0 +1,19 @@
+"""What a run writes down line by line, and how it is read again: events.jsonl and metrics.jsonl."""
+
+from megalm.journal.events import EventLog, read_events
+from megalm.journal.lines import AppendedFile, read_json_lines
+from megalm.journal.numbers import as_number, json_text, number_text
+from megalm.journal.words import QUIET, event_text, event_words
+
+__all__ = [
+    "QUIET",
+    "AppendedFile",
+    "EventLog",
+    "as_number",
+    "event_text",
+    "event_words",
+    "json_text",
+    "number_text",
+    "read_events",
+    "read_json_lines",
+]
