@@ -63,7 +63,7 @@ class WorkFolder:
     """A folder for what waits until a job is done. What an interrupted run of the same recipe left is kept, anything
     else removed; without a recipe nothing is kept.
 
-    Errors: ConfigError if the folder cannot be made, or another process works in it.
+    Errors: ConfigError if the folder cannot be made, holds files of somebody else, or another process works in it.
     """
 
     def __init__(self, path: str, recipe: dict[str, Any] | None):
@@ -73,6 +73,12 @@ class WorkFolder:
             self._lock = self._locked()
             wanted = None if recipe is None else digest(recipe)
             there = mark.read_text() if mark.exists() else None
+            if there is None and wanted is not None and (foreign := next(os.scandir(self.path), None)) is not None:
+                os.close(self._lock)
+                raise ConfigError(
+                    f"{foreign.path} is not of an interrupted run, and the parts of the result would wait in its folder, which "
+                    "is emptied: choose another output, or move the folder."
+                )
             self.kept = there is not None and there == wanted
             """Whether there may be something to go on with."""
             self.of_another = there is not None and not self.kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from megalm.corpus import python_corpus
 from megalm.corpus.documents import Piece, cut_into_pieces, find_files
 from megalm.corpus.engine import Engine, LocalEngine
 from megalm.corpus.files import is_stream, spool
+from megalm.corpus.results import Results
 from megalm.corpus.shards import WorkFolder, check_unchanged, digest, make_shards, stamps
 from megalm.corpus.tokenize_corpus import (
     Settings,
@@ -29,6 +31,7 @@ from megalm.corpus.tokenizer_training import TRAINING_MEGABYTES, sample_texts, t
 from megalm.data.tokens import TokenFile
 from megalm.tokenizer.tokenizer import fingerprint_of
 
+_OF_MDS = re.compile(r"index\.json|tokens\.idx|shard\.[0-9]+\.mds(\.[a-z0-9]+)?")  # files of a folder of shards
 RECIPE_FORMAT = 2  # raised when the same request would give other tokens
 
 
@@ -118,7 +121,7 @@ def _run(
     own_corpus = tuple(job.inputs) == (python_corpus.NAME,)
     if python_corpus.NAME in job.inputs and not own_corpus:
         raise ConfigError(f"{python_corpus.NAME} is an input of its own: tokenize other text in another run.")
-    files = [] if own_corpus else _files(job.inputs, output, ends, progress)
+    files = [] if own_corpus else _results(job, output).input_files(_files(job.inputs, output, ends, progress))
     recipe = _recipe(job, files)
     recipe_path = f"{output}_recipe.json"
     done = _already_done(recipe_path, recipe, prefix, tokenizer_path)
@@ -256,6 +259,25 @@ def _files(inputs: Sequence[str], output: str, ends: contextlib.ExitStack, progr
     return [
         replace(f, name=name[f.path], source=name[f.path], stamp=stamp[f.path]) if f.path in name else f for f in files
     ]
+
+
+def _results(job: Job, output: str) -> Results:
+    """What the job writes.
+
+    Errors: ConfigError if the folder of MDS shards, which is replaced, holds anything else.
+    """
+    names = ["_text_document.bin", "_text_document.idx", "_recipe.json"]
+    if job.train_bpe is not None and not job.settings.tokenizer:
+        names.append("_tokenizer.json")
+    folders = [f"{output}.parts", *([f"{output}_mds"] if job.mds else [])]
+    if job.mds and os.path.exists(folders[1]):
+        others = [name for name in sorted(os.listdir(folders[1])) if not _OF_MDS.fullmatch(name)]
+        if others:
+            raise ConfigError(
+                f"{folders[1]}, which the MDS shards replace, holds other files ({', '.join(others[:3])}): choose another "
+                "output, or move them."
+            )
+    return Results(tuple(f"{output}{name}" for name in names), tuple(folders))
 
 
 def _write_json(path: str, content: Any) -> None:

@@ -15,6 +15,7 @@ from megalm.corpus.dedup.removal import Removals, Written, write_lists
 from megalm.corpus.dedup.stages import Progress
 from megalm.corpus.engine import make_engine
 from megalm.corpus.fields import from_command_line
+from megalm.corpus.results import Results
 from tools.engine_options import add_worker_arguments
 
 SHOWN = 20  # documents that could not be read and are printed; --json and --removed have more
@@ -93,12 +94,14 @@ class ConsoleProgress(Progress):
 def check_targets(args: argparse.Namespace) -> None:
     """Makes the folders of the results.
 
-    Errors: ConfigError if a result would be written over an input, over the other one, or cannot be written there.
+    Errors: ConfigError if a result would be written over an input that is named itself, over the other one, or cannot be
+    written there.
     """
+    results_of(args).refuse_inputs(filter(os.path.isfile, args.inputs))
     for name in filter(None, (args.output, args.removed)):
+        if "://" in name:
+            raise ConfigError(f"{name}: results are written to files of this machine. Write them there, and copy them.")
         path = os.path.abspath(name)
-        if any(path == os.path.abspath(item) for item in args.inputs):
-            raise ConfigError(f"{name} is an input: write the result to another file.")
         if os.path.exists(path) and not os.path.isfile(path):
             raise ConfigError(f"{name} is no file: give the result a name of its own.")
         try:
@@ -107,8 +110,14 @@ def check_targets(args: argparse.Namespace) -> None:
             raise ConfigError(f"{name} cannot be written ({error.strerror}): choose another place.") from error
         if not os.access(os.path.dirname(path), os.W_OK):
             raise ConfigError(f"{name} cannot be written (its folder is read-only): choose another place.")
-    if args.output and args.removed and os.path.abspath(args.output) == os.path.abspath(args.removed):
+    if args.output and args.removed and os.path.realpath(args.output) == os.path.realpath(args.removed):
         raise ConfigError(f"--output and --removed are both {args.output}: give two files.")
+
+
+def results_of(args: argparse.Namespace) -> Results:
+    """What the command writes."""
+    target = args.output or args.removed
+    return Results(tuple(filter(None, (args.output, args.removed))), (f"{target}.parts",) if target else ())
 
 
 def memory_of(args: argparse.Namespace) -> int | None:
@@ -133,6 +142,7 @@ def corpus_of(args: argparse.Namespace, command: str, **options: Any) -> Iterato
             (command, {"output": bool(args.output), "removed": bool(args.removed), **options}),
             ConsoleProgress(),
             memory_of(args),
+            results_of(args),
         ) as corpus,
     ):
         yield corpus

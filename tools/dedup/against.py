@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from tools.dedup._options import add_corpus_arguments, corpus_of, finish, memory_of
+from tools.dedup._options import add_corpus_arguments, corpus_of, finish, memory_of, results_of
 
 HELP = "training documents that share a run of words with evaluation text; also as --against EVAL, without a command"
 
@@ -27,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from megalm.corpus.shards import stamps
 
     field = from_command_line(args.evaluation_field or args.field)
-    options = {"words": args.words, "evaluation": [field, *stamps(find_files(args.evaluation))]}
+    evaluation_files = results_of(args).input_files(find_files(args.evaluation))
+    options = {"words": args.words, "evaluation": [field, *stamps(evaluation_files)]}
     with (
         corpus_of(args, "against", **options) as corpus,
         Corpus(
@@ -38,7 +39,10 @@ def run(args: argparse.Namespace) -> int:
             os.path.join(corpus.folder, "evaluation"),
             ("evaluation", options),
             memory=memory_of(args),
+            results=results_of(args),
         ) as evaluation,
     ):
         removals, short = contaminated(corpus, evaluation, args.words)
-        return finish(args, corpus, removals, {"evaluation_documents_too_short": short})
+        status = finish(args, corpus, removals, {"evaluation_documents_too_short": short})
+        corpus.results.mark(evaluation.files)
+        return status

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from megalm.config.errors import ConfigError
-from tools.dedup._options import add_corpus_arguments, corpus_of, finish
+from tools.dedup._options import add_corpus_arguments, corpus_of, finish, results_of
 
 HELP = "documents that mean the same, by embeddings (k-means, cosine inside a cluster: SemDeDup)"
 
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
             status = os.stat(args.embeddings)
         except OSError as error:
             raise ConfigError(f"--embeddings {args.embeddings}: {error.strerror}. Give a .npy file.") from error
+        results_of(args).refuse_inputs([args.embeddings])
         options["embeddings"] = [os.path.abspath(args.embeddings), status.st_size, status.st_mtime_ns]
     with corpus_of(args, "semantic", **options) as corpus:
         removals = semantic_duplicates(corpus, args.embeddings, args.threshold, args.clusters, args.keep)

@@ -61,6 +61,7 @@ def _cut_tokens(args: argparse.Namespace) -> int:
     from megalm.corpus.dedup.spans import chunk_of
     from megalm.corpus.dedup.substring import cut_spans, repeated_token_spans
     from megalm.corpus.engine import make_engine
+    from megalm.corpus.results import Results
     from megalm.data.tokens import TokenFile
 
     if len(args.inputs) > 1 or (os.path.isfile(args.inputs[0]) and not args.inputs[0].endswith((".bin", ".idx"))):
@@ -72,9 +73,10 @@ def _cut_tokens(args: argparse.Namespace) -> int:
         raise ConfigError("--removed lists what was cut out of --output: give both.")
     check_targets(args)
     file = TokenFile(args.inputs[0])
-    if args.output and str(file.prefix) in (args.output, f"{args.output}_text_document"):
-        raise ConfigError(f"--output is the input {file.prefix}: write the result to another prefix.")
     folder = f"{args.output}.parts" if args.output else None
+    if args.output:
+        written = (f"{args.output}.bin", f"{args.output}.idx", *filter(None, [args.removed]))
+        Results(written, (f"{args.output}.parts",)).refuse_inputs((file.tokens_path, file.index_path))
     with make_engine(args.engine, args.workers, args.engine_address) as engine:
         chunk = chunk_of(share_of(memory_of(args), engine))
         spans = repeated_token_spans(file, args.length, engine, folder, chunk, ConsoleProgress())

@@ -26,6 +26,7 @@ from megalm.corpus.documents import BadDocument, Piece, cut_into_pieces, find_fi
 from megalm.corpus.engine import Engine
 from megalm.corpus.files import ending_of, is_stream
 from megalm.corpus.json_lines import read_lines
+from megalm.corpus.results import Results
 from megalm.corpus.shards import make_shards, stamps
 
 BATCH_CHARACTERS = 1 << 21  # of text held at a time
@@ -202,6 +203,8 @@ class Corpus:
 
     memory: bytes that all processes of this machine may take together; None: DEFAULT_MEMORY for each worker.
 
+    results: what the command writes; it is no input.
+
     Stages leave their files in `folder`; without one, in a temporary one. `close` removes it. With a `command`, its name
     and options, the folder of an interrupted run of the same is gone on with, and an error leaves it.
     """
@@ -216,6 +219,7 @@ class Corpus:
         command: tuple[str, dict[str, Any]] | None = None,
         progress: Progress | None = None,
         memory: int | None = None,
+        results: Results | None = None,
     ):
         self.share = share_of(memory, engine)
         """Bytes that a task may take besides what its process always needs."""
@@ -224,7 +228,13 @@ class Corpus:
                 raise ConfigError(
                     f"input {item!r} can be read only once, and deduplication reads its input again: write it to a file first."
                 )
-        files = find_files(list(inputs), progress.say if progress else lambda message: None)
+        progress = progress or Progress()
+        self.results = results or Results()
+        files = self.results.input_files(find_files(list(inputs), progress.say), progress.say)
+        if not files:
+            raise ConfigError(
+                f"{', '.join(inputs)}: there is nothing but results of this tool. Name one itself to read it."
+            )
         self.files = files
         pieces = cut_into_pieces(files)
         recipe = None

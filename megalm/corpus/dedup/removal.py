@@ -302,6 +302,7 @@ def write_lists(corpus: Corpus, removals: Removals, output: str | None, removed:
         for name, part in ((output, "kept"), (removed, "removed")):
             if name:
                 join(corpus, part, name)
+        corpus.results.mark(corpus.files)
     bad, listed = unread(corpus)
     return Counts(corpus.documents, len(removals), bad, listed, written)
 

@@ -67,6 +67,7 @@ def cut_repeated_text(
     for name, part in ((output, "kept"), (removed, "removed")):
         if name:
             join(corpus, part, name)
+    corpus.results.mark(corpus.files)
     written = Written()
     for *_, one in counts:
         written.add(one)
