@@ -25,9 +25,9 @@ from megalm.corpus.files import (
     ENDINGS,
     compression_of,
     ending_of,
-    list_files,
     open_bytes,
 )
+from megalm.corpus.finding import LeftOut, list_files
 
 SMALLEST_PIECE, LARGEST_PIECE = 4 << 20, 64 << 20  # bytes of one file that are read at a time by one process
 PIECES = 256  # that a large input is cut into at least: enough for all processes to end together
@@ -91,27 +91,29 @@ class BadDocument:
     reason: str
 
 
-def find_files(inputs: Sequence[str], say: Callable[[str], None] = lambda message: None) -> list[Piece]:
+def find_files(
+    inputs: Sequence[str], say: Callable[[str], None] = lambda message: None, results: Sequence[str] = ()
+) -> list[Piece]:
     """Every data file behind files, folders, globs and URLs, whole; sorted inside each input, each once. `say` is told
-    what folders hold besides.
+    what folders and globs hold besides. `results`: files and folders that the command writes, which are no input.
 
-    Errors: ConfigError for an input that names nothing.
+    Errors: ConfigError for an input that names nothing, or cannot be listed.
     """
     found: dict[str, Piece] = {}
     for item in inputs:
-        ignored: list[str] = []
-        matches = list_files(item, ignored)
-        if ignored:
-            names = ", ".join(sorted(ignored)[:5]) + (", ..." if len(ignored) > 5 else "")
-            say(f"{item}: {len(ignored)} files are of no known format and are left out: {names}")
+        left_out = LeftOut()
+        matches = list_files(item, left_out, results)
         if not matches:
+            only = f" but what is left out: {left_out}" if left_out.paths else ""
             raise ConfigError(
-                f"input {item!r} names no file. Give files, folders, globs or URLs of {', '.join(ENDINGS)} "
+                f"input {item!r} names no file{only}. Give files, folders, globs or URLs of {', '.join(ENDINGS)} "
                 f"(also with {', '.join(COMPRESSIONS)}); a file with another ending is read as text when it is "
                 f"named itself."
             )
+        if left_out.paths:
+            say(f"{item}: left out: {left_out}")
         for match in matches:
-            once = match.path if "://" in match.path else os.path.abspath(match.path)
+            once = match.path if "://" in match.path else os.path.realpath(match.path)
             found.setdefault(once, Piece(match.path, match.size, source=item, stamp=match.stamp))
     return list(found.values())
 

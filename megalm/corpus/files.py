@@ -1,20 +1,18 @@
-"""Input files of the data tools: finding them in folders, globs and stores, and reading their bytes decompressed."""
+"""Input files of the data tools: what their names say, and reading their bytes decompressed."""
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from megalm.config.errors import ConfigError
 from megalm.corpus.archives import COMPRESSIONS, MAGICS, damage, unpacked
 
 TEXT_ENDINGS = (".txt", ".md", ".rst", ".py")
@@ -29,88 +27,6 @@ class Found:
     path: str
     size: int
     stamp: str
-
-
-def list_files(item: str, ignored: list[str] | None = None) -> list[Found]:
-    """The files behind a path, folder, glob or URL, sorted; empty where there are none.
-
-    `ignored` receives what a folder holds besides, whose endings are of no format that is read.
-    """
-    return _list_remote(item, ignored) if "://" in item else _list_local(item, ignored)
-
-
-def _known(paths: Iterable[str], ignored: list[str] | None) -> list[str]:
-    found = []
-    for path in paths:
-        if ending_of(path) in ENDINGS:
-            found.append(path)
-        elif ignored is not None and not os.path.basename(path).startswith("."):
-            ignored.append(path)
-    return found
-
-
-def _walk(folder: str) -> Iterator[str]:
-    """All files below, also through links to folders; a folder that is linked to twice comes once."""
-    seen = set()
-    for inside, folders, names in os.walk(folder, followlinks=True):
-        status = os.stat(inside)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort(
-            key=lambda name: (os.path.islink(os.path.join(inside, name)), name)
-        )  # the folder before links to it
-        yield from (os.path.join(inside, name) for name in names)
-
-
-def _list_local(item: str, ignored: list[str] | None) -> list[Found]:
-    if os.path.isdir(item):
-        paths = _known(_walk(item), ignored)
-    elif os.path.exists(item):
-        paths = [item]
-    else:
-        paths = [path for path in glob.glob(item, recursive=True) if os.path.isfile(path)]
-    found = []
-    for path in sorted(paths):
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: {error.strerror} (a link that points nowhere?). Mend it or remove it."
-            ) from error
-        found.append(Found(path, status.st_size, str(status.st_mtime_ns)))
-    return found
-
-
-def _list_remote(item: str, ignored: list[str] | None) -> list[Found]:
-    import fsspec
-
-    try:
-        system, path = fsspec.core.url_to_fs(item)
-        if any(character in path for character in "*?["):
-            details = system.glob(path, detail=True)
-        elif system.isdir(path):
-            below = system.find(path, detail=True)
-            details = {name: below[name] for name in _known(below, ignored)}
-        else:
-            details = {path: system.info(path)}
-        return [
-            Found(system.unstrip_protocol(k), int(v["size"] or 0), _stamp(v))
-            for k, v in sorted(details.items())
-            if v["type"] == "file"
-        ]
-    except Exception as error:  # each store's library raises its own kinds
-        raise ConfigError(
-            f"input {item!r} cannot be listed: {error}. Check the address and the credentials; s3:// needs `pip "
-            f"install s3fs`."
-        ) from error
-
-
-def _stamp(details: dict[str, Any]) -> str:
-    return "".join(
-        str(details[key]) for key in ("ETag", "etag", "mtime", "LastModified", "created") if details.get(key)
-    )
 
 
 def ending_of(path: str) -> str:

@@ -33,6 +33,7 @@ from megalm.tokenizer.tokenizer import fingerprint_of
 
 _OF_MDS = re.compile(r"index\.json|tokens\.idx|shard\.[0-9]+\.mds(\.[a-z0-9]+)?")  # files of a folder of shards
 RECIPE_FORMAT = 2  # raised when the same request would give other tokens
+RESULTS = ("_text_document.bin", "_text_document.idx", "_recipe.json", "_tokenizer.json", "_mds", ".parts")
 
 
 @dataclass(frozen=True)
@@ -246,16 +247,19 @@ def _outcome(results: Sequence[ShardResult], prefix: str, tokenizer: str, backen
 
 
 def _files(inputs: Sequence[str], output: str, ends: contextlib.ExitStack, progress: Progress) -> list[Piece]:
-    """The input's files; a stream, which can be read only once, becomes a file beside the output until the end."""
+    """The input's files; a stream, which can be read only once, becomes a hidden file beside the output until the end, which
+    no later run reads if this one is killed."""
     spooled = {}
+    folder, name_of_output = os.path.split(output)
     for number, item in enumerate(inputs):
         if is_stream(item):
-            found = spool(item, f"{output}.stdin{number or ''}")
+            found = spool(item, os.path.join(folder, f".{name_of_output}.stdin{number or ''}"))
             ends.callback(os.unlink, found.path)
             spooled[item] = found
     name = {found.path: "standard input" if item == "-" else item for item, found in spooled.items()}
     stamp = {found.path: found.stamp for found in spooled.values()}
-    files = find_files([spooled[item].path if item in spooled else item for item in inputs], progress.say)
+    results = [f"{output}{end}" for end in RESULTS]
+    files = find_files([spooled[item].path if item in spooled else item for item in inputs], progress.say, results)
     return [
         replace(f, name=name[f.path], source=name[f.path], stamp=stamp[f.path]) if f.path in name else f for f in files
     ]

@@ -2,7 +2,6 @@ import bz2
 import gzip
 import json
 import lzma
-import os
 
 import numpy as np
 import pytest
@@ -89,18 +88,6 @@ def test_a_long_text_is_cut_at_line_ends(tmp_path, monkeypatch):
     for name in ("a.txt", "a.txt.gz"):
         parts = texts([tmp_path / name])
         assert len(parts) > 3 and "".join(parts) == content and all(part.endswith("\n") for part in parts)
-
-
-def test_folders_and_globs(tmp_path):
-    for name in ("b/x.txt", "b/c/y.md", "b/z.png", "a.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    assert texts([tmp_path / "b"]) == ["b/c/y.md", "b/x.txt"]
-    assert texts([tmp_path / "*.txt", tmp_path / "a.txt"]) == ["a.txt"]
-    assert texts([tmp_path / "b" / "z.png"]) == ["b/z.png"]
-    for nothing in ("none.txt", "*.csv"):
-        with pytest.raises(ConfigError, match="names no file"):
-            find_files([str(tmp_path / nothing)])
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
@@ -309,23 +296,6 @@ def test_a_store_that_fails_in_its_own_way_is_explained(monkeypatch):
     monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
     with pytest.raises(ConfigError, match="s3://bucket/a.jsonl.*Unable to locate credentials.*Check the address"):
         find_files(["s3://bucket/a.jsonl"])
-
-
-def test_folders_are_searched_through_links_and_say_what_they_leave_out(tmp_path):
-    for name in ("real/a.txt", "real/b.docx", "real/.hidden", "in/c.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
-    (tmp_path / "in" / "linked").symlink_to(tmp_path / "real")
-    (tmp_path / "real" / "round").symlink_to(tmp_path / "in")
-    said = []
-    assert [os.path.basename(piece.path) for piece in find_files([str(tmp_path / "in")], said.append)] == [
-        "c.txt",
-        "a.txt",
-    ]
-    assert len(said) == 1 and "1 files are of no known format" in said[0] and said[0].endswith("b.docx")
-    (tmp_path / "in" / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
-    with pytest.raises(ConfigError, match=r"gone\.txt: No such file.*a link that points nowhere"):
-        find_files([str(tmp_path / "in")])
 
 
 def test_a_quote_that_does_not_end_swallows_no_rows(tmp_path):

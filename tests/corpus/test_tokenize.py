@@ -11,7 +11,7 @@ import pytest
 
 from megalm.config.errors import ConfigError
 from megalm.corpus import documents as documents_module
-from megalm.corpus import shards, tokenize_corpus
+from megalm.corpus import shards, tokenize_corpus, tokenize_job
 from megalm.corpus.engine import LocalEngine
 from megalm.corpus.python_corpus import python_corpus
 from megalm.corpus.shards import make_shards
@@ -328,3 +328,33 @@ def test_python_corpus_is_prose_and_code_in_a_fixed_order():
     names = [piece.name for piece in pieces]
     assert len(set(names)) == len(names) and not any("/tests/" in name for name in names)
     assert any(name.endswith("METADATA") for name in names)
+
+
+def test_a_result_in_the_folder_of_its_input_is_not_read_by_the_next_run(corpus, tmp_path):
+    for name in ("a", "b"):  # the second finds the first one's results
+        job = Job((str(corpus),), str(corpus / name), Settings(""), train_bpe=300, training_megabytes=0.1, mds=True)
+        first, second = run_job(job), run_job(job)
+        assert first.documents == second.documents == 180 and second.reused and not first.reused
+
+
+def test_what_a_killed_run_had_copied_of_a_stream_is_not_read(corpus, tokenizer_file, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    seen = []
+
+    def killed(pieces):
+        seen.extend(piece.path for piece in pieces)
+        raise KeyboardInterrupt
+
+    writer = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)
+    os.write(writer, b'{"text": "from the pipe"}\n')
+    descriptor = os.open(tmp_path / "pipe", os.O_RDONLY)
+    os.close(writer)
+    job = Job((f"/dev/fd/{descriptor}", str(corpus)), str(corpus / "x"), Settings(tokenizer_file))
+    with monkeypatch.context() as patched:
+        patched.setattr(tokenize_job, "cut_into_pieces", killed)
+        patched.setattr(os, "unlink", lambda path: None)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(job)
+    os.close(descriptor)
+    assert os.path.exists(seen[0]) and len(seen) == 7
+    assert run_job(Job((str(corpus),), str(corpus / "x"), Settings(tokenizer_file))).documents == 180
