@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from megalm.config.console import escape_what_cannot_be_written
 from megalm.config.errors import ConfigError, full_disk
 
 
@@ -25,6 +26,7 @@ def run_tool(package: ModuleType, argv: Sequence[str] | None = None) -> int:
 
     Exit status: what the subcommand returns; 2 with one message when the input is wrong.
     """
+    escape_what_cannot_be_written()
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = package.__name__
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=package.__doc__)
@@ -43,6 +45,7 @@ def run_tool(package: ModuleType, argv: Sequence[str] | None = None) -> int:
 
 def run_reporting(action) -> int:
     """Run `action`; a ConfigError becomes one message on standard error and exit status 2."""
+    escape_what_cannot_be_written()
     try:
         return int(action() or 0)
     except ConfigError as error:

@@ -57,6 +57,6 @@ def train_byte_level_bpe(texts: Iterable[str], vocab_size: int, path: str | os.P
     tokenizer.train_from_iterator(texts, trainer)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     partial = f"{os.fspath(path)}.partial"
-    tokenizer.save(partial)
+    Path(partial).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # `save` takes UTF-8 names only
     os.replace(partial, path)
     return tokenizer.get_vocab_size()

@@ -13,6 +13,7 @@ from rich.console import Console
 from megalm.checkpoint.errors import CheckpointError
 from megalm.config import Config, ConfigError, PrecisionConfig
 from megalm.config.compose import compose_config, conf_dir, config_yaml, groups, model_is_given
+from megalm.config.console import escape_what_cannot_be_written
 from megalm.launch.resolve import resolve
 from megalm.launch.world import World, find_world
 
@@ -34,6 +35,7 @@ Every key with its meaning: the dataclasses in megalm/config; their values in a 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    escape_what_cannot_be_written()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if any(argument in ("-h", "--help") for argument in arguments):
         choices = "".join(

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megalm.checkpoint.errors import CheckpointError
+from megalm.config.console import escape_what_cannot_be_written
 from megalm.config.errors import ConfigError
 from megalm.convert.formats import FORMATS
 from megalm.convert.megatron_names import SPELLINGS
@@ -179,6 +180,7 @@ def reshard(arguments: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    escape_what_cannot_be_written()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return reshard(argv[1:]) if argv[:1] == ["reshard"] else run(parser().parse_args(argv))

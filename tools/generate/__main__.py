@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from megalm.checkpoint.errors import CheckpointError
+from megalm.config.console import escape_what_cannot_be_written
 from megalm.config.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -129,6 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    escape_what_cannot_be_written()
     try:
         return run(parser().parse_args(argv))
     except (ConfigError, CheckpointError) as error:

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from megalm.config.console import escape_what_cannot_be_written
 from megalm.config.errors import ConfigError
 from megalm.guard.trial.curve import Alarm, Curve, alarms, read_curve
 from megalm.observe.plot import text_plot
@@ -16,6 +17,7 @@ COLOUR_OF_ACTION = {"none": "#7d8894", "skip": "#c9a227", "rollback": "#c0392b"}
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; returns the exit status."""
+    escape_what_cannot_be_written()
     parser = argparse.ArgumentParser(prog="python -m tools.guard", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     replay = commands.add_parser("replay", help="run the detector over a loss log and print its alarms")

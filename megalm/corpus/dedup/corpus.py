@@ -53,7 +53,8 @@ class CorpusShard:
         Errors: ConfigError at a document that cannot be read, unless `skip_bad`.
         """
         for number, piece in enumerate(self.pieces):
-            for texts, places, bad in _lines_of(piece, self.field) if holds_lines(piece) else _texts_of(piece, self):
+            parts = _lines_of(piece, self.field) if holds_lines(piece) else _texts_of(piece, self)
+            for texts, places, bad in explained(parts, piece):
                 places["piece"] = number
                 if bad and not self.skip_bad:
                     wrong = bad[0][1]
@@ -61,6 +62,23 @@ class CorpusShard:
                         f"{piece.label}: {wrong.place}: {wrong.reason}. Mend it, or pass --skip-bad to leave such out."
                     )
                 yield texts, places, [bad_record(number, before, found) for before, found in bad]
+
+
+def explained(parts: Iterator[Result], piece: Piece) -> Iterator[Result]:
+    """What is read of a piece. Libraries that read raise what they like, and some of it cannot even be sent back by a
+    worker: it becomes a ConfigError that names the file."""
+    while True:
+        try:
+            part = next(parts)
+        except StopIteration:
+            return
+        except (ConfigError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"{piece.label}: cannot be read ({type(error).__name__}: {error}). Restore the file, or leave it out."
+            ) from error
+        yield part
 
 
 _Read = tuple[Texts, np.ndarray, list[tuple[int, BadDocument]]]

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.corpus.dedup.corpus import Corpus, CorpusShard, ShardStage, holds_lines
+from megalm.corpus.dedup.corpus import Corpus, CorpusShard, ShardStage, explained, holds_lines
 from megalm.corpus.dedup.files import load, save, shard_path, written_whole
 from megalm.corpus.dedup.places import KINDS, PLACE, Places
 from megalm.corpus.documents import BOM, BadDocument, Document, Piece, read_piece
@@ -228,7 +228,7 @@ def documents_at(
     """
     expected = zip(numbers.tolist(), [f"{KINDS[kind]} {at}" for _, kind, at, _ in places.tolist()], strict=True)
     number, place = next(expected)
-    for found in read_piece(piece, shard.field):
+    for found in explained(read_piece(piece, shard.field), piece):
         if found.place != place:
             continue
         if isinstance(found, BadDocument):

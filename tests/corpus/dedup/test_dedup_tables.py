@@ -182,3 +182,33 @@ def test_a_file_that_can_no_longer_be_read_is_an_error(tmp_path, monkeypatch, ca
     )
     assert main(["exact", source, "--output", str(tmp_path / "k"), "--workers", "1"]) == 2
     assert "row 3: was read before, and cannot be read now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_a_library_raises_is_one_message(tmp_path, workers, capfd):
+    """A column of times in a zone that nobody knows as the text, in this process and in workers of a pool."""
+    paths = []
+    for name in "ab":
+        column = numbers_as(pa.timestamp("us", tz="Mars/Phobos"), [1])
+        paths.append(write(tmp_path / f"{name}.parquet", pa.table({"text": column})))
+    assert main(["exact", *paths, "--workers", workers]) == 2
+    said = capfd.readouterr().err
+    assert "a.parquet: row 0: " in said and "Traceback" not in said and said.count("error:") == 1
+
+
+def test_an_exception_of_a_kind_of_its_own_names_the_file(tmp_path, monkeypatch, capsys):
+    from megalm.corpus.dedup import corpus
+
+    class Unspeakable(Exception):
+        def __init__(self, one, two):
+            super().__init__(f"{one} {two}")
+
+    def raising(piece, field, others):
+        yield next(iter(real(piece, field, others)))
+        raise Unspeakable("cannot", "be pickled")
+
+    real = corpus.read_piece
+    monkeypatch.setattr(corpus, "read_piece", raising)
+    source = write(tmp_path / "in.parquet", pa.table({"text": ROWS}))
+    assert main(["exact", source, "--workers", "1"]) == 2
+    assert "in.parquet: cannot be read (Unspeakable: cannot be pickled)" in capsys.readouterr().err
