@@ -21,7 +21,7 @@ NOTHING_BUT = {
     "tokenizer": {"config"},
     "data": {"config", "tokenizer"},
     "corpus": {"config", "tokenizer", "data"},
-    "plan": {"config", "pipeline", "page"},
+    "plan": {"config", "journal", "pipeline", "page"},
 }
 """Rooms that may not use all that lies below them."""
 

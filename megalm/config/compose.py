@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -74,9 +75,28 @@ def compose_config(overrides: Sequence[str], *, check: bool = True) -> Config:
 def load_config(file: Path) -> Config:
     """Read back the resolved `config.yaml` of a run's folder."""
     try:
-        return config_from(OmegaConf.load(file), str(file))
-    except FileNotFoundError:
+        values = OmegaConf.load(file)
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{file} is not there: is {file.parent} the folder of a run?") from None
+    except PermissionError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
+    except (
+        yaml.YAMLError,
+        OmegaConfBaseException,
+        OSError,
+        ValueError,
+    ) as error:  # OSError: OmegaConf's, of a lone scalar
+        raise ConfigError(_damaged(file, _first_line(error))) from None
+    if not isinstance(values, DictConfig) or not values:
+        raise ConfigError(_damaged(file, "it holds no settings."))
+    return config_from(values, str(file))
+
+
+def _damaged(file: Path, why: str) -> str:
+    return (
+        f"{file} is damaged: {why} Move it away and start the run with its own command again, which writes the file anew; "
+        "each checkpoint of the run goes on holding its settings too."
+    )
 
 
 def config_from(values: Any, where: str) -> Config:

@@ -11,32 +11,45 @@ What a crash, a full disk or a power cut can leave, and what becomes of it:
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 
+Row = dict[str, Any]
+
 _told: set[tuple[str, int, bytes]] = set()
 """Damage that this process has told of: file, line, and its text."""
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of the file's lines, in their order; [] where there is no file."""
+def read_json_lines(path: Path, whole: Callable[[Row], bool] = bool) -> list[Row]:
+    """The objects of the file's lines, in their order; [] where there is no file.
+
+    whole: whether an object is what the file's lines are made of; one that is not counts as damaged.
+    """
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    found = [_objects(line) for line in lines]
-    first = next((objects[0] for objects in found if objects), {})
+    return parse_json_lines(lines, str(path), whole)
+
+
+def parse_json_lines(lines: list[bytes], source: str, whole: Callable[[Row], bool] = bool) -> list[Row]:
+    """`read_json_lines` of lines that are read already, the last of which has no end; `source` names them."""
+    found = [_objects(line, whole) for line in lines]
+    first = next((objects[0] for objects in found if objects), None)
+    rows: list[Row] = []
     for number, (line, objects) in enumerate(zip(lines, found, strict=True), 1):
         if objects is None:
-            found[number - 1] = _behind_torn_text(line, first)
+            objects = _behind_torn_text(line, first, whole)
             if number < len(lines):
-                _tell(path, number, line)
-    return [each for objects in found for each in objects or ()]
+                _tell(source, number, line)
+        rows += objects
+    return rows
 
 
-def _objects(line: bytes) -> list[dict[str, Any]] | None:
+def _objects(line: bytes, whole: Callable[[Row], bool] = bool) -> list[Row] | None:
     """The object of a line, if there is anything in it; None where it is damaged."""
     text = line.strip(b"\0 \t\r\n\xef\xbb\xbf")
     if not text:
@@ -45,57 +58,96 @@ def _objects(line: bytes) -> list[dict[str, Any]] | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return [value] if isinstance(value, dict) else None
+    return [value] if isinstance(value, dict) and whole(value) else None
 
 
-def _behind_torn_text(line: bytes, sample: dict[str, Any]) -> list[dict[str, Any]]:
+def _behind_torn_text(line: bytes, sample: Row | None, whole: Callable[[Row], bool]) -> list[Row]:
     """Objects that were appended to a torn line. They begin as the file's other lines do, which no inner object does."""
-    begin = b'{"' + next(iter(sample)).encode() + b'"' if sample else b"{"
-    found: list[dict[str, Any]] = []
-    at = line.find(begin, 1) if sample else -1
-    while at > 0:
-        end = line.find(begin, at + 1)
-        found += _objects(line[at : end if end > 0 else len(line)]) or []
-        at = end
-    return found
+    rows: list[Row] = []
+    if sample is not None:
+        begin = b"{" + json.dumps(next(iter(sample))).encode() + b":"
+        at = line.find(begin, 1)
+        while at > 0:
+            end = line.find(begin, at + 1)
+            rows += _objects(line[at : end if end > 0 else len(line)], whole) or []
+            at = end
+    return rows
 
 
-def _tell(path: Path, number: int, line: bytes) -> None:
-    place = (str(path), number, line[:200])
+def _tell(source: str, number: int, line: bytes) -> None:
+    place = (source, number, line[:200])
     if place not in _told:
         _told.add(place)
-        log.warning("%s, line %d is damaged and left out: %r", path, number, line[:60])
+        log.warning("%s, line %d is damaged and left out: %s", source, number, repr(line[:60])[1:])
 
 
 class AppendedFile:
-    """A file of lines, opened to grow. What a crash tore off at its end is removed first, so that every new line is whole."""
+    """A file of lines, opened to grow. What a crash tore off at its end is removed first, so that every new line is whole.
+
+    While the disk takes nothing (it is full, or gone), lines are kept and written with the first that it takes; a line of
+    which it took a part is taken back. So the file is whole at any time, and a run outlives a disk that is full for a while.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         _repair_end(path)
-        self._file = path.open("ab", buffering=0)
+        self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._waiting = b""
 
-    def append(self, line: str, *, durable: bool = False) -> None:
-        """Write one line; with `durable`, return when the disk has it."""
-        self._file.write(line.encode() + b"\n")
-        if durable:
-            os.fsync(self._file.fileno())
+    def append(self, line: str, *, durable: bool = False) -> bool:
+        """Write one line; with `durable`, return when the disk has it. False where it takes nothing, which is logged once
+        each time that it begins."""
+        assert self._file is not None, "the file is closed"
+        was_waiting = bool(self._waiting)
+        self._waiting += line.encode() + b"\n"
+        try:
+            self._write(self._file)
+            if durable:
+                os.fsync(self._file)
+        except OSError as error:
+            if not was_waiting:
+                log.error("%s cannot be written (%s): its lines are kept until it can", self.path, error.strerror)
+            return False
+        if was_waiting:
+            log.info("%s can be written again", self.path)
+        return True
+
+    def _write(self, file: int) -> None:
+        """Write all that waits, or nothing of it."""
+        end, written = os.fstat(file).st_size, 0
+        try:
+            while written < len(self._waiting):
+                written += os.write(file, self._waiting[written:])
+        except OSError:
+            os.ftruncate(file, end)
+            raise
+        self._waiting = b""
 
     def close(self) -> None:
-        self._file.close()
+        """Write what still waits, if the disk takes it now, and close the file."""
+        if self._file is None:
+            return
+        try:
+            self._write(self._file)
+        except OSError as error:
+            lost = self._waiting.count(b"\n")
+            log.error("%s cannot be written (%s): its last %d lines are lost", self.path, error.strerror, lost)
+        os.close(self._file)
+        self._file = None
 
 
 def _repair_end(path: Path) -> None:
-    """Cut off what stands behind the last whole line; give a last line that is only without its end that end."""
-    if not path.exists():
+    """Cut off what stands behind the last whole line; give a last line that lacks only its end that end."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
         return
-    with path.open("r+b") as file:
-        text = file.read()
-        kept = text.rstrip(b"\0")
-        end = kept.rfind(b"\n") + 1
-        if kept[end:] and _objects(kept[end:]):
+    kept = text.rstrip(b"\0")
+    end = kept.rfind(b"\n") + 1
+    if kept[end:] and _objects(kept[end:]):
+        with path.open("r+b") as file:
             file.seek(len(kept))
             file.write(b"\n")
             file.truncate()
-        elif end < len(text):
-            file.truncate(end)
+    elif end < len(text):
+        os.truncate(path, end)

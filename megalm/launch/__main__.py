@@ -138,14 +138,18 @@ def run_folder(config: Config) -> Path:
 def write_aside(path: Path, text: str) -> None:
     """Write a whole file or nothing."""
     aside = path.with_name(path.name + ".new")
-    aside.write_text(text, encoding="utf-8")
+    with aside.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut after the rename leaves zeros where the text was
     os.replace(aside, path)
 
 
 @contextlib.contextmanager
 def _written(folder: Path, texts: dict[str, str]) -> Iterator[None]:
     """Files of a run that starts; where it is refused, the folder tells again of the run that it holds."""
-    before = {name: (folder / name).read_text(encoding="utf-8") for name in texts if (folder / name).exists()}
+    there = [name for name in texts if (folder / name).exists()]
+    before = {name: (folder / name).read_text(encoding="utf-8", errors="surrogateescape") for name in there}
     for name, text in texts.items():
         write_aside(folder / name, text)
     try:

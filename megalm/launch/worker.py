@@ -44,6 +44,9 @@ def run_rank(config: Config, folder: Path, world: World, *, meeting: Path | None
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+    damage, shown = logging.getLogger("megalm.journal.lines"), logging.StreamHandler()
+    if world.rank == 0:  # what is wrong with a file of the run, its owner reads on the screen too
+        damage.addHandler(shown)
     try:
         return _run(config, folder, world, meeting)
     except ConfigError:
@@ -54,6 +57,7 @@ def run_rank(config: Config, folder: Path, world: World, *, meeting: Path | None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        damage.removeHandler(shown)
         log.removeHandler(handler)
         handler.close()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from megalm.journal import as_number, course_of, json_text, number_text
 from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ class ComparisonHook(Hook):
         self._records.append(record)
 
     def on_train_end(self, trainer: "Trainer", status: int) -> None:
-        records = self._records[WARM_UP_STEPS:] or self._records
+        records = course_of(self._records[WARM_UP_STEPS:] or self._records).steps
         if not records or not self.file.exists():
             return
-        measured = {"step_seconds": median(r["step_time_s"] for r in records)}
+        measured: dict[str, Any] = {"step_seconds": median(r["step_time_s"] for r in records)}
         measured["tokens_per_second"] = median(r["tokens_per_s"] for r in records)
         if all(r["mfu"] is not None for r in records):
             measured["mfu"] = median(r["mfu"] for r in records)
@@ -44,7 +45,7 @@ class ComparisonHook(Hook):
         plan = json.loads(self.file.read_text(encoding="utf-8"))
         plan["measured"] = measured
         aside = self.file.with_suffix(".json.new")
-        aside.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+        aside.write_text(json_text(plan, indent=2) + "\n", encoding="utf-8")
         os.replace(aside, self.file)
         self.console.print(comparison_table(plan))
 
@@ -73,15 +74,19 @@ def comparison_rows(plan: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         "hfu": ("HFU, %", 100.0),
         "bytes_per_gpu": ("memory of a rank, MiB", 2.0**-20),
     }
+    found = plan.get("measured")
+    if not isinstance(found, dict):
+        return []
     for key, (label, factor) in units.items():
-        planned, measured = plan.get(key), plan.get("measured", {}).get(key)
+        planned, measured = (as_number(values.get(key)) for values in (plan, found))
         if planned and measured is not None:
-            rows.append((label, _shown(planned * factor), _shown(measured * factor), f"{measured / planned:.2f}"))
+            ratio = number_text(measured / planned, ".2f")
+            rows.append((label, _shown(planned * factor), _shown(measured * factor), ratio))
     return rows
 
 
 def _shown(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return number_text(value, ",.0f" if value >= 1000 else ".3g")
 
 
 def peak_bytes(device_type: str) -> int:

@@ -1,36 +1,15 @@
 """metrics.jsonl: one object a step, written by one rank."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megalm.journal import AppendedFile, json_text, read_json_lines
+from megalm.config.errors import full_disk
+from megalm.journal import AppendedFile, json_text, read_steps
 from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
     from megalm.train.trainer import Trainer
-
-
-Record = dict[str, Any]
-
-
-def last_course(records: Sequence[Record]) -> tuple[list[Record], list[list[Record]]]:
-    """(the steps as they count, stretches that the run went back on), both in the order of their steps.
-
-    A run that goes back makes the same steps again; in the file they follow the abandoned ones.
-    """
-    kept: list[Record] = []
-    abandoned: list[list[Record]] = []
-    for record in records:
-        first = len(kept)
-        while first and kept[first - 1]["step"] >= record["step"]:
-            first -= 1
-        if first < len(kept):
-            abandoned.append(kept[first:])
-            del kept[first:]
-        kept.append(record)
-    return kept, abandoned
 
 
 class MetricsWriter(Hook):
@@ -38,19 +17,35 @@ class MetricsWriter(Hook):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._on_disk = True
 
     def on_train_start(self, trainer: "Trainer") -> None:
-        kept = [record for record in read_json_lines(self.path) if record["step"] <= trainer.step]
-        aside = self.path.with_suffix(".jsonl.new")
-        with aside.open("w", encoding="utf-8") as file:
-            file.writelines(json_text(record) + "\n" for record in kept)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut after the rename leaves zeros where the lines were
-        os.replace(aside, self.path)
+        kept = "".join(
+            json_text(step) + "\n" for step in read_steps(self.path) if step["step"] <= trainer.step
+        ).encode()
+        if not self.path.exists() or kept != self.path.read_bytes():
+            self._replace(kept)
         self._file = AppendedFile(self.path)
 
+    def _replace(self, text: bytes) -> None:
+        """Exchange the file at once, so that a crash leaves the one or the other."""
+        aside = self.path.with_suffix(".jsonl.new")
+        try:
+            with aside.open("wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut after the rename leaves zeros where the lines were
+            os.replace(aside, self.path)
+        except OSError as error:
+            raise full_disk(error) or error from None
+
     def on_step_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
-        self._file.append(json_text(record))
+        was_on_disk, self._on_disk = self._on_disk, self._file.append(json_text(record))
+        if was_on_disk and not self._on_disk:
+            text = (
+                f"{self.path} cannot be written: is the disk full? The run goes on, and its lines are kept until it can"
+            )
+            trainer.events.write("warning", step=record["step"], what="metrics", text=text)
 
     def on_train_end(self, trainer: "Trainer", status: int) -> None:
         self._file.close()

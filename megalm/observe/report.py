@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from megalm.journal import (
     QUIET,
     as_number,
+    course_of,
     event_text,
     event_words,
     json_text,
     number_text,
     read_events,
-    read_json_lines,
+    read_steps,
 )
 from megalm.observe.comparison import COLUMNS, TITLE, comparison_rows
-from megalm.observe.metrics import last_course
 from megalm.page.document import Block, Dot, Facts, Fold, Heading, Table, page
 from megalm.page.plots import Band, Line, Lines, Mark
 from megalm.train.hooks import Hook
@@ -54,7 +54,7 @@ class ReportHook(Hook):
 
 def write_report(folder: Path) -> Path:
     """Make `report.html` from a run's folder: metrics, events, configuration, plan and sample, as far as they are there."""
-    metrics = read_json_lines(folder / "metrics.jsonl")
+    metrics = read_steps(folder / "metrics.jsonl")
     events = read_events(folder / "events.jsonl")
     texts = {name: _text_of(folder / name) for name in ("sample.txt", "plan.json", "config.yaml")}
     file = folder / "report.html"
@@ -68,18 +68,26 @@ def _text_of(path: Path) -> str:
 
 def render(name: str, metrics: list[dict[str, Any]], events: list[dict[str, Any]], texts: dict[str, str]) -> str:
     """The page's text. `texts`: contents of sample.txt, plan.json and config.yaml, as far as they are there."""
-    metrics, abandoned = last_course(metrics)
-    blocks: list[Block] = [Facts(summary(metrics))]
-    if texts.get("plan.json"):
-        rows = comparison_rows(json.loads(texts["plan.json"]))
-        blocks += [Table(TITLE, COLUMNS, rows)] if rows else []
-    blocks += plots_of(metrics, _marks(events), _bands(events), abandoned)
+    course = course_of(metrics)
+    blocks: list[Block] = [Facts(summary(course.steps))]
+    rows = comparison_rows(_plan(texts.get("plan.json", "")))
+    blocks += [Table(TITLE, COLUMNS, rows)] if rows else []
+    blocks += plots_of(course.steps, _marks(events), _bands(events), course.abandoned)
     blocks += [Heading("Events"), *_events(events)]
     if texts.get("sample.txt"):
         blocks += [Heading("What the model writes"), Fold("sample.txt", texts["sample.txt"], opened=True)]
     blocks.append(Heading("How it was set"))
     blocks += [Fold(file, texts[file]) for file in ("plan.json", "config.yaml") if texts.get(file)]
     return page(name, blocks)
+
+
+def _plan(text: str) -> dict[str, Any]:
+    """The plan's numbers; {} where the file is not there or damaged: the page is then made without them."""
+    try:
+        plan = json.loads(text)
+    except ValueError:
+        return {}
+    return plan if isinstance(plan, dict) else {}
 
 
 def plots_of(

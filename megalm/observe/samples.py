@@ -14,7 +14,7 @@ from megalm.config.errors import ConfigError
 from megalm.data.loader import Loader
 from megalm.data.phases import Curriculum
 from megalm.data.stream import advance, merge_ranges, take, take_back
-from megalm.journal import read_events, read_json_lines
+from megalm.journal import read_events, read_steps
 from megalm.parallel.mesh import Axis
 from megalm.tokenizer.tokenizer import load_tokenizer
 
@@ -26,7 +26,7 @@ def samples_of_step(run: Path, step: int) -> list[dict[str, Any]]:
     """
     found = look_at_step(run, step)
     if not found["recorded"]:
-        known = sorted({record["step"] for record in read_json_lines(run / "metrics.jsonl")})
+        known = sorted({record["step"] for record in read_steps(run / "metrics.jsonl")})
         span = f"it holds steps {known[0]} to {known[-1]}" if known else "it is not there, or empty"
         raise ConfigError(f"step {step} is not in {run / 'metrics.jsonl'}: {span}.")
     return found["samples"]
@@ -47,7 +47,7 @@ def look_at_step(run: Path, step: int) -> dict[str, Any]:
     state = _saved(run)
     loader = Loader(config, Axis("data"))
     try:
-        records, events = read_json_lines(run / "metrics.jsonl"), read_events(run / "events.jsonl")
+        records, events = read_steps(run / "metrics.jsonl"), read_events(run / "events.jsonl")
         _as_it_was(loader, events, step, state)
         saved = (int(state["step"]), int(state["loader"]["samples_consumed"])) if state else (0, 0)
         positions, recorded = positions_of_step(records, events, step, loader.curriculum, saved)

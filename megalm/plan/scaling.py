@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy
 
 from megalm.config import ConfigError
+from megalm.journal import read_course
 
 HUBER = 1e-3
 """Residuals of log-loss above this count linearly (Hoffmann et al. 2022, appendix D.3)."""
@@ -77,16 +79,17 @@ def read_points(files: Sequence[str]) -> list[Point]:
 def _run(folder: Path) -> Point:
     """A run's size from plan.json, its tokens and final loss from metrics.jsonl (held-out loss where there is one)."""
     try:
-        plan = json.loads((folder / "plan.json").read_text())
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if line.strip()]
+        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        lines = read_course(folder / "metrics.jsonl").steps
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: not a finished run; plan.json and metrics.jsonl are needed ({error}).") from None
-    plan = plan.get("planned", plan)
+    plan = plan.get("planned", plan) if isinstance(plan, dict) else {}
     steps = [line for line in lines if line.get("loss") is not None and "tokens" in line]
     if not steps or "parameters" not in plan:
         raise ConfigError(f"{folder}: its metrics.jsonl has no finished step, or plan.json no parameters.")
     held_out = [line["eval/loss"] for line in lines if line.get("eval/loss") is not None]
     tail = [line["loss"] for line in steps[-max(1, len(steps) // 50) :]]
+    tail = [loss for loss in tail if math.isfinite(loss)] or tail[-1:]  # a step that was refused taught nothing
     loss = held_out[-1] if held_out else sum(tail) / len(tail)
     return Point(folder.name, float(plan["parameters"]), float(steps[-1]["tokens"]), float(loss))
 

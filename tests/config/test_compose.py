@@ -120,3 +120,23 @@ def test_every_field_has_a_docstring():
                     assert documented, f"{node.name}.{ast.unparse(statement.target)} has no docstring"
                     fields += 1
     assert fields > 80
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"\0" * 100, b"model: [1,\nb", b"model:\n  name: ti\n tr", b"\xff\xfe\x00", b"- 1\n- 2\n", b"3", b"a: {b"],
+    ids=repr,
+)
+def test_a_damaged_file_of_a_run_is_one_message_with_the_way_out(tmp_path, text):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(text)
+    with pytest.raises(ConfigError, match=r"config.yaml is damaged: .* Move it away") as refusal:
+        load_config(file)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["nothing/config.yaml", "plain/config.yaml"])
+def test_a_file_that_is_not_there_is_named(tmp_path, name):
+    (tmp_path / "plain").touch()
+    with pytest.raises(ConfigError, match="is not there"):
+        load_config(tmp_path / name)

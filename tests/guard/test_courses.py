@@ -10,10 +10,10 @@ from rich.console import Console
 from megalm.checkpoint.commit import committed, step_of
 from megalm.data.order import Source
 from megalm.data.stream import Stream
-from megalm.journal import EventLog, event_text
+from megalm.journal import EventLog, course_of, event_text
 from megalm.launch.__main__ import write_aside
 from megalm.observe.console import ConsoleHook
-from megalm.observe.metrics import MetricsWriter, last_course
+from megalm.observe.metrics import MetricsWriter
 from megalm.observe.report import render
 from megalm.observe.samples import samples_of_step
 from tests.guard.runs import END, overrides, train
@@ -48,7 +48,8 @@ def test_no_checkpoint_of_the_abandoned_course_is_left(run):
 def test_the_last_course_is_what_counts(run):
     outcome, _, _ = run
     records = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
-    kept, abandoned = last_course(records)
+    course = course_of(records)
+    kept, abandoned = course.steps, course.abandoned
     assert [r["step"] for r in kept] == list(range(1, END + 1)) and len(abandoned) == 2
     assert sum(map(len, abandoned)) + len(kept) == len(records)
     back = outcome.of("rollback")[0]["to_step"]
