@@ -1,6 +1,7 @@
 """What a run saves with and resumes from."""
 
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -13,8 +14,8 @@ from typing import Any, Protocol
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
 from megalm.checkpoint.boxes import BoxIndex, index_of
-from megalm.checkpoint.commit import step_name, sweep
-from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError
+from megalm.checkpoint.commit import step_name
+from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError, NoSpaceError
 from megalm.checkpoint.load import (
     OPTIMIZER_PREFIX,
     check_same_model,
@@ -24,13 +25,15 @@ from megalm.checkpoint.load import (
     read_state,
 )
 from megalm.checkpoint.manifest import Manifest, checksum
+from megalm.checkpoint.place import Place
 from megalm.checkpoint.planner import BoxSavePlanner
-from megalm.checkpoint.ranks import Ranks, ranks_of
+from megalm.checkpoint.ranks import Ranks, agree_on, from_rank_0, problem_of, ranks_of
 from megalm.checkpoint.remote import RemoteStore
+from megalm.checkpoint.retention import Retention
 from megalm.checkpoint.save import SaveRequest, json_bytes, write_and_commit, write_aside
 from megalm.checkpoint.source import Source
 from megalm.checkpoint.staging import Staging
-from megalm.checkpoint.store import Store, as_url, named_checkpoint, open_store, store_under
+from megalm.checkpoint.store import LocalStore, Store, as_url, named_checkpoint, open_store, store_under
 from megalm.checkpoint.upload import Uploader, take_up
 from megalm.checkpoint.verify import verify
 from megalm.config import CheckpointConfig, ConfigError
@@ -78,6 +81,8 @@ class Checkpointer:
         self.layout = {axis: int(getattr(mesh, axis).size) for axis in _AXES}
         self.ranks = ranks if ranks is not None else ranks_of(mesh.world_size, timeout_s)
         self.store: Store = open_store(folder)
+        self.place = Place(self.store, self.ranks)
+        self.retention = Retention(self.store, config)
         self.folder = Path(folder)
         """Where files are written: the folder itself, or with a URL the local one that they are uploaded from."""
         if self.folder.exists() and not self.folder.is_dir():
@@ -87,7 +92,7 @@ class Checkpointer:
             self.folder = _waiting_room(config, self.store.where)
             self._take_up(self.store)
             talk = upload_ranks if upload_ranks is not None else ranks_of(mesh.world_size, timeout_s)
-            self._uploader = Uploader(self.store, talk, config.upload_queue, self._retain)
+            self._uploader = Uploader(self.store, talk, config.upload_queue, self.retention.apply)
         self._events = events
         self._staging = Staging()
         self._thread: ThreadPoolExecutor | None = None
@@ -98,8 +103,29 @@ class Checkpointer:
         self._planned: tuple[BoxIndex, ...] | None = None
         self._plan: list[WriteItem] = []
         self._arranged: tuple[Any, ...] | None = None
+        self._failure: CheckpointError | None = None  # of the last save
+        self.durable: int | None = None
+        """Step of the newest checkpoint that this process loaded or saved, and that is durable."""
         self.stall_s = 0.0
         """Seconds that the last `save` kept its caller."""
+
+    def prepare(self, boxes: Sequence[Box]) -> None:
+        """Clear what crashes left, and see that these boxes can be saved. Errors: CheckpointError if they cannot."""
+        sizes: dict[str, int] = {}
+        for part in self.ranks.all_gather({box.name: _bytes_of(box) for box in boxes}):
+            sizes.update(part)
+        self.place.prepare(sum(sizes.values()), self.retention)
+        if self._uploader is not None:
+            agree_on(self.ranks, problem_of(LocalStore(self.folder).try_writing))
+
+    def trust(self, step: int) -> None:
+        """What was saved up to this step has proved good, and counts for retention; what comes later deletes nothing yet.
+
+        Without a call, everything counts as soon as it is durable. Costs nothing and never waits.
+        """
+        due = self.retention.trust(step)
+        if due and self.ranks.rank == 0 and self._running is None and self._thread and self._uploader is None:
+            self._thread.submit(self.retention.apply)
 
     def save(
         self, step: int, boxes: Sequence[Box], state: dict[str, Any], rank_state: dict[str, Any], wait: bool = False
@@ -111,9 +137,11 @@ class Checkpointer:
         Errors: CheckpointError with `wait`; without it, a failure becomes the event `checkpoint_failed`.
         """
         begun = time.monotonic()
-        self._finish(quietly=True)
+        self._finish()
+        self._failure = None
         request = self._stage(step, boxes, state, rank_state)
         self._started, self._step = begun, step
+        self.retention.newest = step
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running = self._thread.submit(self._write, request)
@@ -122,28 +150,35 @@ class Checkpointer:
             self.wait()
             self.stall_s = time.monotonic() - begun
         elif not self.config.asynchronous:
-            self._finish(quietly=True)
+            self._finish()
             self.stall_s = time.monotonic() - begun
 
     def wait(self) -> None:
-        """Until the save under way is durable. Errors: CheckpointError if it failed (after the event)."""
-        self._finish(quietly=False)
+        """Until the last save is durable. Errors: CheckpointError on every rank if it failed, however long ago."""
+        problem = self.settle()
+        if problem is not None:
+            raise problem
         if self._uploader is not None:
-            try:
-                self._uploader.drain(self.config.upload_timeout_s)
-            finally:
-                self._report_uploads()
+            uploader = self._uploader
+            problem = problem_of(lambda: uploader.drain(self.config.upload_timeout_s))
+            self._report_uploads()
+            agree_on(self.ranks, problem)
+
+    def settle(self) -> CheckpointError | None:
+        """Wait until the save under way is written; why it, or the last one, failed: None where it did not."""
+        self._finish()
+        return self._failure
 
     def poll(self) -> None:
         """Report a save that ended meanwhile, as an event; call it once a step. Costs nothing and never waits."""
         if self._running is not None and self._running.done():
-            self._finish(quietly=True)
+            self._finish()
         self._report_uploads()
 
     def close(self) -> None:
         """Wait for the save under way, and give memory and threads back."""
         try:
-            self._finish(quietly=True)
+            self._finish()
         finally:
             if self._thread is not None:
                 self._thread.shutdown()
@@ -151,6 +186,8 @@ class Checkpointer:
             if self._uploader is not None:
                 self._uploader.close()
                 self._report_uploads()
+            if self.retention.due and self.ranks.rank == 0:
+                self.retention.apply()
             self._staging.close()
             self._arranged = None
 
@@ -199,7 +236,7 @@ class Checkpointer:
         Errors: ConfigError if it is a checkpoint of another model (nothing is overwritten), or there is none;
             CorruptCheckpointError if every one that could be taken is damaged.
         """
-        self._finish(quietly=True)
+        self._finish()
         if weights_only:
             boxes = [box for box in boxes if not box.name.startswith(OPTIMIZER_PREFIX)]
         wanted: dict[str, tuple[int, ...]] = {}
@@ -209,7 +246,7 @@ class Checkpointer:
         damage = None
         while True:
             # Listed again after each failure: a run that is still saving may have deleted what was just being read.
-            names = self._from_rank_0(lambda: self._candidates(path))
+            names = from_rank_0(self.ranks, lambda: self._candidates(path))
             name = next((name for name in names if name not in tried), None)
             if name is None:
                 raise damage or ConfigError(
@@ -218,6 +255,8 @@ class Checkpointer:
             source = self._source(path, name)
             try:
                 state, own = self._load_one(source, boxes, wanted)
+                if path is None:
+                    self.durable = self._step_of(name)
                 return state, None if weights_only else own
             except CorruptCheckpointError as error:
                 damage = error
@@ -230,7 +269,7 @@ class Checkpointer:
         One good checkpoint is always kept, even if it is a later one. Returns the names of the deleted.
         With a URL, what waits of later steps is given up, too; a store that is away is waited for in the background.
         """
-        self._finish(quietly=True)
+        self._finish()
         deleted: list[str] = []
 
         def discard() -> list[str]:
@@ -252,7 +291,7 @@ class Checkpointer:
             self._uploader.settle(_DELETION_PATIENCE_S)
             return deleted
 
-        return self._from_rank_0(discard if self._uploader is None else discard_in_store)
+        return from_rank_0(self.ranks, discard if self._uploader is None else discard_in_store)
 
     def _stage(self, step: int, boxes: Sequence[Box], state: dict[str, Any], rank_state: dict[str, Any]) -> SaveRequest:
         memory = tuple(_memory_of(box) for box in boxes)
@@ -276,29 +315,29 @@ class Checkpointer:
     def _agree(self, planner: BoxSavePlanner) -> list[WriteItem]:
         """Which pieces this rank writes. Collective, and needed only when the boxes changed: at the first save."""
         plans = self.ranks.gather(planner.create_local_plan())
-        made: list[SavePlan] = self._from_rank_0(lambda: planner.create_global_plan(plans or [])[0])
+        made: list[SavePlan] = from_rank_0(self.ranks, lambda: planner.create_global_plan(plans or [])[0])
         return made[self.ranks.rank].items
 
     def _write(self, request: SaveRequest) -> Manifest:
         """The background thread's work."""
-        if self.ranks.rank == 0 and not self._swept and self._uploader is None:
-            sweep(self.folder)
-        self._swept = True
         if self._uploader is not None:
             saved = write_aside(request, self.ranks)
             self._uploader.add(saved)
             for name in self.ranks.broadcast(self._uploader.thin() if self.ranks.rank == 0 else None):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             return saved.manifest
-        manifest = write_and_commit(request, self.ranks)
+        if self.ranks.rank == 0 and not self._swept:
+            self.store.clear()
+        self._swept = True
+        try:
+            manifest = write_and_commit(request, self.ranks)
+        except NoSpaceError:
+            if not self.ranks.broadcast(self.retention.make_room() if self.ranks.rank == 0 else None):
+                raise
+            manifest = write_and_commit(request, self.ranks)
         if self.ranks.rank == 0:
-            # The checkpoint is durable already; old ones that cannot be deleted are no reason to call it failed.
-            with suppress(OSError):
-                self._retain()
+            self.retention.apply()
         return manifest
-
-    def _retain(self) -> None:
-        self.store.retain(self.config.keep, self.config.keep_every)
 
     def _take_up(self, store: RemoteStore) -> None:
         """Bring to the store what an earlier process left waiting on this node."""
@@ -306,20 +345,20 @@ class Checkpointer:
         def upload() -> None:
             take_up(store, self.folder)
 
-        self._from_rank_0(upload)
+        from_rank_0(self.ranks, upload)
 
-    def _finish(self, *, quietly: bool) -> None:
-        """Wait for the save under way and report it."""
+    def _finish(self) -> None:
+        """Wait for the save under way and report it; `_failure` keeps what it failed with."""
         running, self._running = self._running, None
         if running is not None:
             try:
                 manifest = running.result()
             except Exception as error:
+                self._failure = error if isinstance(error, CheckpointError) else CheckpointError(str(error))
                 self._event("checkpoint_failed", step=self._step, reason=str(error))
-                if not quietly:
-                    raise
                 return
             if self._uploader is None:
+                self.durable = manifest.step
                 self._event(
                     "checkpoint",
                     step=manifest.step,
@@ -332,6 +371,8 @@ class Checkpointer:
 
     def _report_uploads(self) -> None:
         for event in self._uploader.events() if self._uploader is not None else []:
+            if event.kind == "checkpoint":
+                self.durable = event.step
             self._event(event.kind, step=event.step, **event.fields)
 
     def _load_one(
@@ -343,31 +384,16 @@ class Checkpointer:
             manifest = source.manifest()
             return manifest, read_state(source, manifest), read_ranks(source, manifest)
 
-        manifest, state, saved = self._from_rank_0(read)
+        manifest, state, saved = from_rank_0(self.ranks, read)
         check_same_model(wanted, manifest, source.name)
         problem = None
         try:
             fill(boxes, source, manifest)
         except CheckpointError as error:
             problem = error
-        problems = [error for error in self.ranks.all_gather(problem) if error is not None]
-        if problems:
-            raise problems[0]
+        agree_on(self.ranks, problem)
         same = saved.get("world_size") == self.ranks.size and saved.get("layout") == self.layout
         return state, saved["ranks"][self.ranks.rank] if same else None
-
-    def _from_rank_0(self, action: Any) -> Any:
-        """The result of `action()` on rank 0, on every rank; so is a CheckpointError or ConfigError that it raises."""
-        result: Any = None
-        if self.ranks.rank == 0:
-            try:
-                result = action()
-            except (CheckpointError, ConfigError) as error:
-                result = error
-        result = self.ranks.broadcast(result)
-        if isinstance(result, Exception):
-            raise result
-        return result
 
     def _candidates(self, path: Path | str | None) -> list[str]:
         """Names in the store at `path`; a single empty one where `path` itself is the checkpoint."""
@@ -396,6 +422,11 @@ class Checkpointer:
     def _event(self, kind: str, *, step: int, **fields: Any) -> None:
         if self._events is not None and self.ranks.rank == 0:
             self._events(kind, step=step, **fields)
+
+
+def _bytes_of(box: Box) -> int:
+    """Of the whole tensor that the box is a part of."""
+    return math.prod(box.global_shape) * box.tensor.element_size()
 
 
 def _memory_of(box: Box) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ from megalm.checkpoint.manifest import MANIFEST, FileRecord, Manifest, check_siz
 
 _COMMITTED = re.compile(r"step-(\d{8,})(\.old-[0-9a-f]+)?")
 _LEFT_OVER = re.compile(r"step-\d{8,}\.(tmp|trash)-[0-9a-f]+")
+_SET_ASIDE = re.compile(r"earlier-(\d+)")
 
 # Small pieces (archive heads, tails, norm weights) are gathered to one write call of about this size; large ones are cut
 # into such writes, so that each is still in a core's cache when it is written after its checksum was taken.
@@ -90,7 +91,7 @@ def publish(aside: Path, final: Path) -> None:
     aside under a name that readers still accept, so that at no moment there is neither.
     """
     replaced: Path | None = None
-    if final.exists():
+    if os.path.lexists(final):
         replaced = final.with_name(f"{final.name}.old-{os.urandom(4).hex()}")
         os.rename(final, replaced)
         sync_folder(final.parent)
@@ -108,16 +109,44 @@ def remove(path: Path) -> None:
         os.rename(path, trash)
         sync_folder(path.parent)
         path = trash
-    shutil.rmtree(path, ignore_errors=True)
+    _delete(path)
+
+
+def free_name(names: Iterable[str]) -> str:
+    """`earlier-1`, or the number after those that are taken already."""
+    taken = [int(match[1]) for name in names if (match := _SET_ASIDE.fullmatch(name))]
+    return f"earlier-{max(taken, default=0) + 1}"
+
+
+def set_aside(folder: Path, names: Sequence[str]) -> Path:
+    """Move checkpoints to a new folder beside them, durably; returns it. The oldest goes last, so that a crash in the
+    middle leaves a run that is only shorter."""
+    aside = folder / free_name(os.listdir(folder))
+    aside.mkdir()
+    for name in sorted(names, reverse=True):
+        path = folder / name
+        if path.is_symlink():  # which may be relative to where it lies
+            os.symlink(path.resolve(), aside / name)
+            path.unlink()
+        else:
+            os.rename(path, aside / name)
+    sync_folder(aside)
+    sync_folder(folder)
+    return aside
 
 
 def committed(folder: Path) -> list[Path]:
-    """Folders under their final names, newest step first. Whether each is good is `read_manifest`'s to say."""
+    """Folders under their final names, newest step first. Whether each is good is `read_manifest`'s to say.
+
+    Errors: CheckpointError if the folder is there and cannot be read.
+    """
     found = []
     try:
         names = os.listdir(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise CheckpointError(f"{folder}: it cannot be looked into ({error.strerror or error})") from None
     for name in names:
         match = _COMMITTED.fullmatch(name)
         if match:
@@ -150,7 +179,7 @@ def left_over(folder: Path) -> list[Path]:
 def sweep(folder: Path) -> None:
     """Remove what interrupted saves and deletions left behind."""
     for path in left_over(folder):
-        shutil.rmtree(path, ignore_errors=True)
+        _delete(path)
 
 
 def superseded(
@@ -182,8 +211,8 @@ def superseded(
     return gone
 
 
-def retain(folder: Path, keep: int, keep_every: int) -> None:
-    """Delete what `superseded` says."""
+def retain(folder: Path, keep: int, keep_every: int, up_to: int | None = None) -> list[str]:
+    """Delete what `superseded` says of the steps up to `up_to` (None: of all); returns the names of the deleted."""
 
     def is_good(name: str) -> bool:
         try:
@@ -193,8 +222,11 @@ def retain(folder: Path, keep: int, keep_every: int) -> None:
             return False
 
     found = [(step_of(path), path.name) for path in committed(folder)]
-    for name in superseded(found, is_good, keep, keep_every):
+    found = [(step, name) for step, name in found if up_to is None or step <= up_to]
+    doomed = superseded(found, is_good, keep, keep_every)
+    for name in doomed:
         remove(folder / name)
+    return doomed
 
 
 def step_of(path: Path) -> int:
@@ -203,6 +235,15 @@ def step_of(path: Path) -> int:
     if match is None:
         raise CheckpointError(f"{path.name!r} is no name of a checkpoint (step-00000100)")
     return int(match[1])
+
+
+def _delete(path: Path) -> None:
+    """A folder with what is in it, or a link or file by itself; what cannot be deleted now stays for the next time."""
+    if path.is_symlink() or path.is_file():
+        with suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

@@ -1,9 +1,13 @@
 """How the ranks of a run talk about a checkpoint: small objects only, over a group of their own."""
 
 import datetime
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch.distributed as dist
+
+from megalm.checkpoint.errors import CheckpointError
+from megalm.config.errors import ConfigError
 
 
 class Ranks(Protocol):
@@ -74,3 +78,33 @@ class GroupRanks:
 def ranks_of(world_size: int, timeout_s: float) -> Ranks:
     """The ranks to save and load with: one process, or all ranks of the default process group."""
     return SingleRank() if world_size == 1 else GroupRanks(timeout_s)
+
+
+def from_rank_0(ranks: Ranks, action: Callable[[], Any]) -> Any:
+    """The result of `action()` on rank 0, on every rank; so is a CheckpointError or ConfigError that it raises."""
+    result: Any = None
+    if ranks.rank == 0:
+        try:
+            result = action()
+        except (CheckpointError, ConfigError) as error:
+            result = error
+    result = ranks.broadcast(result)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def agree_on(ranks: Ranks, problem: CheckpointError | None) -> None:
+    """Raise the first rank's problem on all of them, if any has one."""
+    for found in ranks.all_gather(problem):
+        if found is not None:
+            raise found
+
+
+def problem_of(action: Callable[[], object]) -> CheckpointError | None:
+    """What `action()` fails with; None where it does not."""
+    try:
+        action()
+    except CheckpointError as error:
+        return error
+    return None

@@ -7,12 +7,13 @@ mix.
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import fsspec
 
-from megalm.checkpoint.commit import step_name, superseded
+from megalm.checkpoint.commit import free_name, step_name, superseded
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError
 from megalm.checkpoint.manifest import MANIFEST, Manifest, check_sizes, decode
 from megalm.checkpoint.source import Source
@@ -142,9 +143,9 @@ class RemoteStore:
         if self.files.exists(folder):
             persistently(lambda: self.files.rm(folder, recursive=True), self.where)
 
-    def retain(self, keep: int, keep_every: int) -> None:
+    def retain(self, keep: int, keep_every: int, up_to: int | None = None) -> list[str]:
         """Also removes what uploads of earlier steps left without a manifest."""
-        names = self.names()
+        names = [name for name in self.names() if up_to is None or self.step(name) <= up_to]
         doomed = superseded([(self.step(name), name) for name in names], self._is_good, keep, keep_every)
         newest = next((self.step(name) for name in names if self._is_good(name)), -1)
         for entry in persistently(lambda: self.files.ls(self.root, detail=False), self.where) if names else []:
@@ -153,15 +154,67 @@ class RemoteStore:
                 doomed.append(name)
         for name in doomed:
             self.remove(name)
+        return doomed
+
+    def set_aside(self, names: Sequence[str]) -> str:
+        """Copied by the store itself, the manifest last, and then removed: at no moment there is neither."""
+        self.files.invalidate_cache()
+        listed = persistently(lambda: self.files.ls(self.root, detail=False), self.where)
+        aside = free_name(str(entry).rstrip("/").rpartition("/")[2] for entry in listed)
+        for name in names:
+            for file in sorted(self._files_of(name), key=lambda file: file == MANIFEST):
+                self._copy(f"{self.root}/{name}/{file}", f"{self.root}/{aside}/{name}", file)
+            self.remove(name)
+        return f"{self.where}/{aside}"
+
+    def clear(self) -> None:
+        """Nothing: what has no manifest may be another node's upload under way; `retain` knows which are old."""
+
+    def try_writing(self) -> None:
+        self.write_note(".writable", "")
+        with suppress(Exception):  # who may write and not delete can train all the same
+            self.files.rm_file(f"{self.root}/.writable")
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def read_note(self, name: str) -> str | None:
+        self.files.invalidate_cache()
+        try:
+            data = persistently(lambda: self.files.cat_file(f"{self.root}/{name}"), f"{self.where}/{name}")
+        except FileNotFoundError:
+            return None
+        return bytes(data).decode(errors="replace")
+
+    def write_note(self, name: str, text: str) -> None:
+        def put() -> None:
+            self._make_folder(self.root)
+            self.files.pipe_file(f"{self.root}/{name}", text.encode())
+
+        try:
+            persistently(put, f"{self.where}/{name}")
+        except FileNotFoundError as error:  # such as a bucket that is not there
+            raise CheckpointError(f"{self.where}/{name}: {error}") from None
+
+    def _files_of(self, name: str) -> list[str]:
+        found = persistently(lambda: self.files.ls(f"{self.root}/{name}", detail=False), f"{self.where}/{name}")
+        return [str(entry).rpartition("/")[2] for entry in found]
+
+    def _copy(self, source: str, folder: str, file: str) -> None:
+        self._make_folder(folder)
+        persistently(lambda: self.files.copy(source, f"{folder}/{file}"), f"{self.where}: setting {file} aside")
+
+    def _make_folder(self, path: str) -> None:
+        protocol = self.files.protocol if isinstance(self.files.protocol, str) else self.files.protocol[0]
+        if protocol in ("file", "memory"):  # the others have no folders to make
+            self.files.makedirs(path, exist_ok=True)
 
     def upload(self, local: str, name: str, file: str, size: int) -> None:
         """Put one file of a checkpoint; CheckpointError if it cannot be, or is not there in its full length."""
         target = f"{self.root}/{name}/{file}"
 
         def put() -> None:
-            protocol = self.files.protocol if isinstance(self.files.protocol, str) else self.files.protocol[0]
-            if protocol in ("file", "memory"):  # the others have no folders to make
-                self.files.makedirs(f"{self.root}/{name}", exist_ok=True)
+            self._make_folder(f"{self.root}/{name}")
             self.files.put_file(local, target)
             self.files.invalidate_cache()
             found = self.files.info(target)["size"]

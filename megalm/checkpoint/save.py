@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.planner import WriteItem
 from megalm.checkpoint.boxes import dtype_name
 from megalm.checkpoint.commit import publish, read_manifest, step_name, sync_folder, write_file
 from megalm.checkpoint.container import ALIGNMENT, frame
-from megalm.checkpoint.errors import CheckpointError
+from megalm.checkpoint.errors import CheckpointError, NoSpaceError, wants_space
 from megalm.checkpoint.manifest import (
     MANIFEST,
     METADATA,
@@ -61,6 +61,17 @@ class _Written:
 
 
 @dataclass(frozen=True)
+class _Failure:
+    """Why a rank could not do its part, in words, and whether room on the disk would help."""
+
+    reason: str
+    no_space: bool = False
+
+    def error(self, step: int) -> CheckpointError:
+        return (NoSpaceError if self.no_space else CheckpointError)(f"step {step}: {self.reason}")
+
+
+@dataclass(frozen=True)
 class Saved:
     """A save that every rank has written."""
 
@@ -76,7 +87,7 @@ def write_and_commit(request: SaveRequest, ranks: Ranks) -> Manifest:
     """Write this rank's file, and on rank 0 everything else; then publish. Collective.
 
     Errors: CheckpointError on every rank when any rank failed: then nothing was published, and what was written aside
-    is removed if the file system still lets us.
+    is removed if the file system still lets us. It is a NoSpaceError where the disk was full.
     """
     return _save(request, ranks, shared=True).manifest
 
@@ -90,8 +101,8 @@ def _save(request: SaveRequest, ranks: Ranks, *, shared: bool) -> Saved:
     aside: Path | None = None
     try:
         begun = ranks.broadcast(_begin(request) if ranks.rank == 0 else None)
-        if isinstance(begun, str):
-            raise CheckpointError(f"step {request.step}: {begun}")
+        if isinstance(begun, _Failure):
+            raise begun.error(request.step)
         aside = request.folder / begun[0]
         return _write(request, ranks, aside, begun[1], shared=shared)
     except Exception as error:
@@ -124,19 +135,19 @@ def _check_keys(value: Any) -> None:
             _check_keys(inner)
 
 
-def _begin(request: SaveRequest) -> tuple[str, int] | str:
+def _begin(request: SaveRequest) -> tuple[str, int] | _Failure:
     """Rank 0 makes the folder aside: (its name, the step), or what went wrong."""
     name = f"{step_name(request.step)}.tmp-{os.urandom(6).hex()}"
     try:
         request.folder.mkdir(parents=True, exist_ok=True)
         (request.folder / name).mkdir()
     except OSError as error:
-        return f"{request.folder}: {error.strerror or error}"
+        return _Failure(f"{request.folder}: {error.strerror or error}", wants_space(error))
     return name, request.step
 
 
 def _write(request: SaveRequest, ranks: Ranks, aside: Path, step: int, *, shared: bool) -> Saved:
-    mine: _Written | str
+    mine: _Written | _Failure
     try:
         if step != request.step:
             raise CheckpointError(f"it is saving step {request.step}, rank 0 step {step}")
@@ -144,21 +155,21 @@ def _write(request: SaveRequest, ranks: Ranks, aside: Path, step: int, *, shared
             aside.mkdir(parents=True, exist_ok=True)
         mine = _write_chunks(request, ranks.rank, aside)
     except Exception as error:
-        mine = f"rank {ranks.rank}: {_reason(error)}"
+        mine = _Failure(f"rank {ranks.rank}: {_reason(error)}", wants_space(error))
     gathered = ranks.gather(mine)
-    outcome: Manifest | str | None = None
+    outcome: Manifest | _Failure | None = None
     if gathered is not None:
-        failed = [entry for entry in gathered if isinstance(entry, str)]
+        failed = [entry for entry in gathered if isinstance(entry, _Failure)]
         try:
             outcome = failed[0] if failed else _finish(request, aside, gathered, shared=shared)
         except Exception as error:
-            outcome = f"rank 0: {_reason(error)}"
+            outcome = _Failure(f"rank 0: {_reason(error)}", wants_space(error))
     whole = outcome
     if isinstance(outcome, Manifest):
         outcome = replace(outcome, tensors={})  # other ranks need no list of every piece
     outcome = ranks.broadcast(outcome)
-    if isinstance(outcome, str):
-        raise CheckpointError(f"step {request.step}: {outcome}")
+    if isinstance(outcome, _Failure):
+        raise outcome.error(request.step)
     result = whole if whole is not None else outcome
     assert isinstance(result, Manifest) and isinstance(mine, _Written)
     return Saved(result, aside, (mine.name, *((STATE, RANKS, METADATA) if ranks.rank == 0 else ())))

@@ -1,14 +1,20 @@
 """The place that a run's checkpoints are in: a folder, or (in `megalm.checkpoint.remote`) an object store."""
 
+import os
 import re
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from megalm.checkpoint.commit import committed, remove, retain, step_of
-from megalm.checkpoint.errors import CorruptCheckpointError
+from megalm.checkpoint.commit import committed, remove, retain, set_aside, step_name, step_of, sweep, write_file
+from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError, NoSpaceError, wants_space
 from megalm.checkpoint.manifest import MANIFEST
 from megalm.checkpoint.source import LocalSource, Source
 from megalm.config.errors import ConfigError
+
+T = TypeVar("T")
 
 
 class Store(Protocol):
@@ -33,8 +39,32 @@ class Store(Protocol):
         """Delete one; a reader never sees a part of it as a checkpoint."""
         ...
 
-    def retain(self, keep: int, keep_every: int) -> None:
-        """Delete those that retention gives up, never the newest good one."""
+    def retain(self, keep: int, keep_every: int, up_to: int | None = None) -> list[str]:
+        """Delete those that retention gives up, never the newest good one, of the steps up to `up_to` (None: of all)."""
+        ...
+
+    def set_aside(self, names: Sequence[str]) -> str:
+        """Move checkpoints to where they are never counted, resumed or deleted; returns where that is."""
+        ...
+
+    def clear(self) -> None:
+        """Delete what interrupted saves and deletions left."""
+        ...
+
+    def try_writing(self) -> None:
+        """Write something small. Errors: CheckpointError if it cannot be."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Room that is left; None where that cannot be known."""
+        ...
+
+    def read_note(self, name: str) -> str | None:
+        """A small text that lies beside the checkpoints; None if it is not there. Errors: CheckpointError."""
+        ...
+
+    def write_note(self, name: str, text: str) -> None:
+        """Put one there. Errors: CheckpointError."""
         ...
 
 
@@ -57,8 +87,64 @@ class LocalStore:
     def remove(self, name: str) -> None:
         remove(self.folder / name)
 
-    def retain(self, keep: int, keep_every: int) -> None:
-        retain(self.folder, keep, keep_every)
+    def retain(self, keep: int, keep_every: int, up_to: int | None = None) -> list[str]:
+        return retain(self.folder, keep, keep_every, up_to)
+
+    def set_aside(self, names: Sequence[str]) -> str:
+        return self._on_disk(lambda: str(set_aside(self.folder, names)))
+
+    def clear(self) -> None:
+        sweep(self.folder)
+
+    def try_writing(self) -> None:
+        def write() -> None:
+            if self.folder.is_symlink() and not self.folder.exists():
+                raise CheckpointError(f"{self.folder} is a link to {os.readlink(self.folder)}, which is not there")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # As a save does it, and with a name that the next start clears away, should this one be killed here.
+            aside = self.folder / f"{step_name(0)}.tmp-{os.urandom(6).hex()}"
+            try:
+                aside.mkdir()
+                write_file(aside / "trial", [bytes(4096)])
+            finally:
+                remove(aside)
+
+        self._on_disk(write)
+
+    def free_bytes(self) -> int | None:
+        with suppress(OSError):
+            space = shutil.disk_usage(self.folder)
+            return space.free if space.total else None  # some file systems cannot tell
+        return None
+
+    def read_note(self, name: str) -> str | None:
+        path = self.folder / name
+        return self._on_disk(lambda: path.read_text(encoding="utf-8", errors="replace") if path.exists() else None)
+
+    def write_note(self, name: str, text: str) -> None:
+        def write() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            aside = self.folder / f"{name}.new"
+            aside.write_text(text, encoding="utf-8")
+            os.replace(aside, self.folder / name)
+
+        self._on_disk(write)
+
+    def _on_disk(self, action: Callable[[], T]) -> T:
+        """`action()`; what the file system says against it becomes a CheckpointError."""
+        try:
+            return action()
+        except OSError as error:
+            kind = NoSpaceError if wants_space(error) else CheckpointError
+            at = f" ({error.filename})" if error.filename not in (None, str(self.folder)) else ""
+            raise kind(f"{self.folder} cannot be used: {error.strerror or error}{at}") from None
+
+
+def place_of(path: Path | str) -> str:
+    """Where the checkpoint, or the checkpoints, that `path` means lie: two paths into the same place give the same."""
+    named = named_checkpoint(path)
+    where = named.name.rstrip("/").rpartition("/")[0] or "." if named is not None else store_under(path).where
+    return where if as_url(where) else str(Path(where).resolve())
 
 
 def as_url(path: Path | str) -> str | None:

@@ -78,7 +78,7 @@ class Recovery:
     def _checkpoint(self, trainer: Trainer, latest: int) -> Path | None:
         """The newest checkpoint of at most this step. Comm: a broadcast from rank 0."""
         checkpoints = trainer.checkpoints
-        checkpoints.wait()
+        checkpoints.settle()
         fitting = [p for p in committed(checkpoints.folder) if step_of(p) <= latest] if trainer.is_writer else []
         return checkpoints.ranks.broadcast(fitting[0] if fitting else None)
 

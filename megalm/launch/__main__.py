@@ -19,8 +19,8 @@ from megalm.launch.world import World, find_world
 
 USAGE = """usage: python -m megalm.launch +model=NAME [group=choice ...] [key=value ...]
 
-Trains a language model. Exit status: 0 done; 2 the configuration or input is wrong; 3 the run gave up, with a report;
-130 interrupted after a checkpoint (run the same command again to go on).
+Trains a language model. Exit status: 0 done and saved; 1 it broke off, or could not be saved; 2 the configuration or input
+is wrong; 3 the run gave up, with a report; 130 interrupted after a checkpoint (run the same command again to go on).
 
 examples:
   python -m megalm.launch +model=tiny train.steps=200

@@ -87,6 +87,8 @@ def _run(config: Config, folder: Path, world: World, meeting: Path | None) -> in
         for number, handler in previous.items():
             signal.signal(number, handler)
     log.info("ended with status %d at step %d", status, trainer.step)
+    if trainer.reason is not None and trainer.is_writer:
+        print(f"error: {trainer.reason}", file=sys.stderr)
     return status
 
 

@@ -18,14 +18,15 @@ from megalm import ops
 from megalm.parallel.mesh import Axis, Mesh
 
 
-def _seed_of(*parts: object) -> int:
+def seed_of(*parts: object) -> int:
+    """A seed for a purpose, such as ("resume", seed, step): other parts give other numbers."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def seed_ranks(seed: int, mesh: Mesh) -> None:
     """Seed torch's default generators: the same on all ranks of the tensor axis, different on any two others."""
-    torch.manual_seed(_seed_of("ranks", seed, mesh.data.rank, mesh.context.rank, mesh.pipeline.rank))
+    torch.manual_seed(seed_of("ranks", seed, mesh.data.rank, mesh.context.rank, mesh.pipeline.rank))
 
 
 def dropout(

@@ -1,5 +1,6 @@
 """The training run, readable top to bottom: build, resume, step, evaluate, save. Everything else hooks in."""
 
+import math
 import os
 import random
 import time
@@ -23,22 +24,25 @@ from megalm.optim.logit_clip import LogitClip
 from megalm.optim.lr import phased_learning_rate
 from megalm.parallel.context import shard_batch
 from megalm.parallel.mesh import Mesh
-from megalm.parallel.random import seed_ranks
+from megalm.parallel.random import seed_of, seed_ranks
 from megalm.parallel.slices import Box
 from megalm.pipeline.execute import Executor
 from megalm.plan.flops import flops_per_token, hardware_flops_per_token
 from megalm.train.build import DTYPES, build_chunks, local_seq_length, schedule_of
+from megalm.train.earlier import check_place, make_way
 from megalm.train.hooks import Hook
 from megalm.train.mean_loss import mean_loss
 from megalm.train.measure import Measurement
 from megalm.train.signals import Signals
+from megalm.train.soundness import Soundness
 
 
 class Trainer:
     """One run on this rank.
 
     `step` counts completed updates (refused ones too); `tokens` the tokens of the batches they consumed. After `train()`
-    returns 0 the run is complete, 130 it was interrupted and saved, 3 a hook gave up.
+    returns 0 the run is complete and saved, 130 it was interrupted and saved, 3 a hook gave up, 1 it ended otherwise
+    (`reason`).
     """
 
     def __init__(self, config: Config, mesh: Mesh, folder: Path, *, peak_flops: float | None = None) -> None:
@@ -52,12 +56,15 @@ class Trainer:
         self.lr_scale = 1.0
         self.attempt = 0  # times that the run went back; steps of metrics.jsonl are made again with a higher number
         self.status = 0
+        self.reason: str | None = None  # why it ended with status 1
         self.stop_requested = False  # set from outside, on any rank, at any moment
         self._stopping = False  # what the ranks agreed on in the last step
         self._saved_step = 0
+        self.soundness = Soundness()
         self.hooks: list[Hook] = []
         self.is_writer = mesh.rank == 0
         self.events = EventLog(folder / "events.jsonl", writes=self.is_writer)
+        self.events_before = self.events.path.stat().st_size if self.is_writer else 0  # bytes of a former process
 
         _seed_everything(config.train.seed, mesh)
         choose_algorithms(config.train.deterministic, mesh.device)
@@ -96,13 +103,17 @@ class Trainer:
                 started.append(hook)
             while self.step < self.total_steps and self.status == 0:
                 self._notify(self.train_step())
-                if self._stopping:
+                if self.soundness.since == self.step:
+                    self.events.write("nonfinite", step=self.step, text=self.soundness.warning())
+                if self.soundness.hopeless:
+                    self.status = 1
+                elif self._stopping:
                     self.status = 130
                 elif self.status == 0 and self._due(self.config.checkpoint.every):
                     self.save()
                 self.checkpoints.poll()
             if self.status != 3:
-                self.save(wait=True)
+                self._save_last()
             status = self.status
         finally:
             for hook in started:
@@ -133,6 +144,8 @@ class Trainer:
         if all(answers):
             self._update(signals, lr, expected_tokens / tokens)
         self.step += 1
+        if self.soundness.see(self.step, signals, all(answers)):
+            self.checkpoints.trust(self.step - 1)
         self.tokens += int(tokens)
         self._stopping = stop
         elapsed = time.perf_counter() - started
@@ -161,6 +174,8 @@ class Trainer:
                 record[name] = value
         if self._due(self.config.train.eval_every) or self.step == self.total_steps:
             record.update(self.evaluate())
+            if not math.isfinite(record.get("eval/loss", 0.0)):
+                self.soundness.doubt(self.step)
         return record
 
     def evaluate(self) -> dict[str, float]:
@@ -191,6 +206,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave; the tensors of `boxes` have been overwritten before."""
+        self.soundness = Soundness()
         self._saved_step = -1  # gone back: what was saved at a later step is another run's
         self.step, self.tokens, self.lr_scale = state["step"], state["tokens"], state["lr_scale"]
         self.attempt = max(self.attempt, state.get("attempt", 0))
@@ -202,13 +218,36 @@ class Trainer:
         self.optimizer.gather_parameters()
 
     def save(self, *, wait: bool = False) -> None:
-        """Checkpoint the run as it stands between two steps."""
-        if self._saved_step != self.step:
+        """Checkpoint the run as it stands between two steps, with `wait` until it is durable.
+
+        A state that is not finite is not saved: it would take the place of a good one, and every start would begin with it.
+        Errors: CheckpointError with `wait`, where nothing was saved.
+        """
+        if self._saved_step != self.step or self.checkpoints.settle() is not None:
+            if not self.soundness.confirm(self.boxes(), self.mesh):
+                if wait:
+                    raise CheckpointError(f"its weights are not finite, since step {self.soundness.since}")
+                return
             state = {**self.state_dict(), "config": asdict(self.config)}
             self.checkpoints.save(self.step, self.boxes(), state, random_state())
             self._saved_step = self.step
         if wait:
             self.checkpoints.wait()
+
+    def _save_last(self) -> None:
+        """The state that the run ends with. Where it is not durable, the run has not ended well, and says so."""
+        try:
+            self.save(wait=True)
+            self.checkpoints.trust(self.step)
+        except CheckpointError as error:
+            kept = self.checkpoints.durable
+            newest = "there is no checkpoint" if kept is None else f"the newest checkpoint is of step {kept}"
+            mended = self.soundness.advice(self.checkpoints.retention.trusted) or (
+                "When the cause is mended, the same command goes on from there."
+            )
+            self.status = 1
+            self.reason = f"the state of step {self.step} is not saved ({error}); {newest}. {mended}"
+            self.events.write("unsaved", step=self.step, reason=self.reason)
 
     def _resume(self) -> None:
         """Take up the run's newest good checkpoint, or what `checkpoint.load_path` is to begin with.
@@ -216,7 +255,9 @@ class Trainer:
         Errors: ConfigError where none is usable.
         """
         try:
+            check_place(self)
             self._load()
+            make_way(self)
         except CheckpointError as error:
             raise ConfigError(str(error)) from None
 
@@ -226,8 +267,7 @@ class Trainer:
             state, rank_state = self.checkpoints.load(self.boxes())
             self.load_state_dict(state)
             self._saved_step = self.step
-            if rank_state:
-                restore_random_state(rank_state)
+            self._restore_random_numbers(rank_state)
             self.events.write("resume", step=self.step, tokens=self.tokens)
         elif options.load_path is not None and options.load == "weights":
             self.checkpoints.load(self.boxes(), path=options.load_path, weights_only=True)
@@ -236,9 +276,15 @@ class Trainer:
         elif options.load_path is not None:
             state, rank_state = self.checkpoints.load(self.boxes(), path=options.load_path)
             self.load_state_dict(state)
-            if rank_state:
-                restore_random_state(rank_state)
+            self._restore_random_numbers(rank_state)
             self.events.write("resume", step=self.step, tokens=self.tokens, path=options.load_path)
+
+    def _restore_random_numbers(self, saved: dict[str, Any] | None) -> None:
+        """Go on with a rank's streams, or on another layout with new ones: the first ones were used at the first steps."""
+        if saved:
+            restore_random_state(saved)
+        else:
+            _seed_everything(seed_of("resume", self.config.train.seed, self.step), self.mesh)
 
     # ------------------------------------------------------------------------------------------------------ details
     def _enter_phase(self) -> Phase:

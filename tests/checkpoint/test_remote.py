@@ -137,7 +137,7 @@ def test_what_a_run_went_back_on_does_not_come_back_from_the_queue(url, tmp_path
     made.save(1, box(1), {"step": 1}, {}, wait=True)
     away.on = moment == "waiting"
     made.save(2, box(2), {"step": 2}, {}, wait=moment != "waiting")
-    made._finish(quietly=True)
+    made.settle()
     away.on = moment != "arrived"
     begun = time.monotonic()
     made.discard_after(1)
@@ -157,7 +157,7 @@ def test_a_long_outage_gives_up_the_oldest_and_keeps_the_newest(url, tmp_path, m
     away.on = True
     for step in range(1, 7):
         made.save(step, box(step), {"step": step}, {})
-        made._finish(quietly=True)
+        made.settle()
         time.sleep(0.05)
     deadline = time.monotonic() + 10
     while len(waiting(tmp_path)) > 2 and time.monotonic() < deadline:
