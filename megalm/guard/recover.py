@@ -9,7 +9,6 @@ number than the checkpoint's books know are taken up again (`resume`), so that t
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,12 +145,7 @@ class Recovery:
         newest = committed(checkpoints.folder) if trainer.is_writer else []
         if not checkpoints.ranks.broadcast(bool(newest) and step_of(newest[0]) > trainer.step):
             return
-        config = checkpoints.config
-        checkpoints.config = replace(config, keep=0)  # else the older one, which this is, would go at once
-        try:
-            trainer.save(wait=True)
-        finally:
-            checkpoints.config = config
+        trainer.save(wait=True)  # retention leaves it alone: later ones count for nothing since the run went back
         checkpoints.discard_after(trainer.step)
 
     def _load(self, trainer: Trainer, path: Path) -> None:

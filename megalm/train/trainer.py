@@ -216,6 +216,7 @@ class Trainer:
         for hook in self.hooks:
             hook.load_state_dict(state["hooks"].get(type(hook).__name__, {}))
         self.optimizer.gather_parameters()
+        self.checkpoints.trust(self.step)  # what was saved later counts for nothing any more
 
     def save(self, *, wait: bool = False) -> None:
         """Checkpoint the run as it stands between two steps, with `wait` until it is durable.
