@@ -44,7 +44,7 @@ class Settings:
     append_eos: bool = True
     prepend_bos: bool = False
     eos: str | None = None
-    """Name of the end-of-document token; None: the tokenizer's own."""
+    """Name of the end-of-document token, or NAME=NUMBER; None: the tokenizer's own."""
     min_characters: int = 1
     max_characters: int | None = None
     language_field: str | None = None
@@ -54,6 +54,8 @@ class Settings:
     tiktoken_pattern: str | None = None
     control_tokens: bool = False
     """Names of control tokens in a text become those tokens."""
+    special: tuple[str, ...] = ()
+    """Control tokens as NAME=NUMBER, of a tiktoken file."""
 
 
 @dataclass
@@ -102,14 +104,15 @@ def check_tokenizer(settings: Settings, proven: bool = False) -> Tokenizer:
         tiktoken_pattern=settings.tiktoken_pattern,
         proven=proven,
         control_tokens=settings.control_tokens,
+        end=settings.eos,
+        special=settings.special,
     )
-    if settings.eos is not None:
-        tokenizer.eos_id = tokenizer.token_id(settings.eos)
     if settings.append_eos and tokenizer.eos_id is None:
         raise ConfigError(
             f"{settings.tokenizer} has no end-of-document "
             f"token{f' {settings.eos!r}' if settings.eos else ' that is known'}: "
-            "name one with --eos TOKEN, or write documents without an end by --no-eos."
+            "name one with --eos TOKEN (--eos TOKEN=NUMBER for a tiktoken file, which does not hold it), or write documents "
+            "without an end by --no-eos."
         )
     if settings.prepend_bos and tokenizer.bos_id is None:
         raise ConfigError(f"{settings.tokenizer} has no begin-of-document token: leave out --bos.")

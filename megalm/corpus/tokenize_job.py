@@ -32,7 +32,7 @@ from megalm.data.tokens import TokenFile
 from megalm.tokenizer.tokenizer import fingerprint_of
 
 _OF_MDS = re.compile(r"index\.json|tokens\.idx|shard\.[0-9]+\.mds(\.[a-z0-9]+)?")  # files of a folder of shards
-RECIPE_FORMAT = 2  # raised when the same request would give other tokens
+RECIPE_FORMAT = 3  # raised when the same request would give other tokens
 RESULTS = ("_text_document.bin", "_text_document.idx", "_recipe.json", "_tokenizer.json", "_mds", ".parts")
 
 
@@ -193,7 +193,7 @@ def _recipe(job: Job, files: Sequence[Piece]) -> dict[str, Any]:
     recipe: dict[str, Any] = {
         "format": RECIPE_FORMAT,
         "inputs": list(job.inputs),
-        "settings": {**settings, "languages": list(job.settings.languages)},
+        "settings": {**settings, "languages": list(job.settings.languages), "special": list(job.settings.special)},
         "max_documents": job.max_documents,
     }
     if job.settings.tokenizer:

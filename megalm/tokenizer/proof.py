@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-CONTROL_NAMES = 64  # that are tried: some vocabularies reserve a thousand
+NAMES = 2048  # of added tokens that are tried: some vocabularies reserve six thousand, alike but for a number
+TOGETHER = 16  # names in a text: a library takes its time for a call, not for a name
+OVERLAPS = 200  # pairs of names that are tried
 
 
-def proof_texts(control_names: Sequence[str] = ()) -> list[str]:
+def proof_texts(names: Sequence[str] = ()) -> list[str]:
     """Texts on which tokenizers differ when they differ at all: spaces, numbers, scripts, emoji, controls, random
-    code points, and names of control tokens inside and around words."""
+    code points, and names of added tokens."""
     texts = [
         "",
         " ",
@@ -46,6 +48,30 @@ def proof_texts(control_names: Sequence[str] = ()) -> list[str]:
             pieces.append("".join(chr(rng.randrange(low, high)) for _ in range(rng.randrange(1, 9))))
             pieces.append(rng.choice(["", " ", "  ", "\n", "'s"]))
         texts.append("".join(pieces))
-    for name in control_names[:CONTROL_NAMES]:
-        texts += [name, f"one{name}two {name} three\n{name}{name}"]
-    return texts
+    return texts + _texts_of_names(list(names))
+
+
+def _texts_of_names(names: list[str]) -> list[str]:
+    """Names of added tokens alone, inside and around words, with spaces on each side (some swallow them), in another case
+    (some are looked for behind a normalizer), cut short, and running into one another."""
+    texts = [*names[:TOGETHER]]
+    for start in range(0, min(len(names), NAMES), TOGETHER):
+        some = names[start : start + TOGETHER]
+        texts.append("".join(f"one{name}two {name} three\n{name}{name}" for name in some))
+        texts.append("".join(f"a  {name}  b\t{name}\n\n{name}." for name in some))
+        texts.append(" ".join(f"{name.upper()} {name.lower()} {name[:-1]} {name[1:]} {name}s" for name in some))
+    return texts + _overlaps(names)
+
+
+def _overlaps(names: list[str]) -> list[str]:
+    """One name whose end begins another, and one inside another: which of them a library takes first differs."""
+    beginnings: dict[str, list[str]] = {}
+    for name in names[:NAMES]:
+        for length in range(1, len(name)):
+            beginnings.setdefault(name[:length], []).append(name)
+    found = []
+    for name in names[:NAMES]:
+        for length in range(1, len(name)):
+            for other in beginnings.get(name[-length:], ())[:2]:
+                found.append(f"x {name}{other[length:]} y{name[:-length]}{other}")
+    return found if len(found) <= OVERLAPS else random.Random(21).sample(found, OVERLAPS)

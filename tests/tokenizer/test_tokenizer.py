@@ -1,5 +1,7 @@
 import base64
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 
 from megalm.config.errors import ConfigError
 from megalm.corpus.tokenizer_training import train_byte_level_bpe
+from megalm.tokenizer import tiktoken_ranks
 from megalm.tokenizer.proof import proof_texts
+from megalm.tokenizer.tiktoken_ranks import ENCODINGS, hash_of, read_ranks
 from megalm.tokenizer.tokenizer import FAST_BACKENDS, HuggingFaceTokenizer, load_tokenizer
 from tests.texts import documents, sentences
 
@@ -109,28 +113,99 @@ def test_sentencepiece(tmp_path):
     assert tokenizer.token_id("</s>") == 2 and tokenizer.token_id("nonsense") is None
 
 
+def write_ranks(path, tokens=()):
+    ranks = [*(bytes([i]) for i in range(256)), *tokens]
+    path.write_text("\n".join(f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(ranks)))
+    return path
+
+
 def test_tiktoken(tmp_path):
     pytest.importorskip("tiktoken")
-    ranks = [bytes([i]) for i in range(256)] + [b"th", b"the", b" the", b"in"]
-    content = "\n".join(f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(ranks))
-    (tmp_path / "my_cl100k.tiktoken").write_text(content)
-    tokenizer = load_tokenizer(tmp_path / "my_cl100k.tiktoken")
+    path = write_ranks(tmp_path / "unknown.tiktoken", [b"th", b"the", b" the", b"in"])
+    content = path.read_text()
+    asked = {"tiktoken_pattern": r"\S+|\s+", "end": "<|end|>=300"}
+    tokenizer = load_tokenizer(path, **asked)
     assert tokenizer.encode("the in").tolist() == [257, 32, 259]
-    assert tokenizer.decode(tokenizer.encode("x<|endoftext|>é")) == "x<|endoftext|>é"
-    assert (tokenizer.eos_id, tokenizer.token_id("<|endoftext|>")) == (100257, 100257)
-    (tmp_path / "unknown.tiktoken").write_text(content)
-    with pytest.raises(ConfigError, match="--tiktoken-pattern"):
-        load_tokenizer(tmp_path / "unknown.tiktoken")
-    tokenizer = load_tokenizer(tmp_path / "unknown.tiktoken", tiktoken_pattern=r"\S+|\s+")
-    assert tokenizer.encode("the in").tolist() == [257, 32, 259] and tokenizer.eos_id == 260
+    assert tokenizer.decode(tokenizer.encode("x<|end|>é")) == "x<|end|>é" and 300 not in tokenizer.encode("<|end|>")
+    assert (tokenizer.eos_id, tokenizer.token_id("<|end|>"), tokenizer.vocab_size) == (300, 300, 301)
     for damaged, match in (
         (content + "\nnot a rank\n", "line 261"),
         (content + "\nYWJj 259\n", "the same number"),
         (content.split("\n", 1)[1], "255 of the 256"),
     ):
-        (tmp_path / "unknown.tiktoken").write_text(damaged)
+        path.write_text(damaged)
         with pytest.raises(ConfigError, match=match):
-            load_tokenizer(tmp_path / "unknown.tiktoken", tiktoken_pattern=r"\S+|\s+")
+            load_tokenizer(path, **asked)
+
+
+@pytest.mark.parametrize("name", ["unknown.tiktoken", "tokenizer.model", "cl100k_base.tiktoken", "gpt2.tiktoken"])
+def test_a_rank_file_of_no_public_encoding_is_asked_for_its_splitting_and_its_end(tmp_path, name):
+    """Whatever it is called: a name does not make it whole, and no number is made up."""
+    pytest.importorskip("tiktoken")
+    path = write_ranks(tmp_path / name)
+    with pytest.raises(
+        ConfigError, match="256 ranks are those of no public encoding.*--tiktoken-pattern.*--eos NAME=NUMB"
+    ):
+        load_tokenizer(path)
+    for pattern in (r"\S+|\s+", "cl100k", "cl100k_base"):
+        assert load_tokenizer(path, tiktoken_pattern=pattern).eos_id is None
+    tokenizer = load_tokenizer(path, tiktoken_pattern="cl100k", end="<a=b>=256", special=["<fim>=260"])
+    assert (tokenizer.eos_id, tokenizer.token_id("<fim>"), tokenizer.vocab_size) == (256, 260, 261)
+
+
+@pytest.mark.parametrize(
+    "asked, match",
+    [
+        ({"end": "<e>=255"}, "255 is that of another token"),
+        ({"end": "<e>=300", "special": ["<f>=300"]}, "300 is that of another"),
+        ({"special": ["<f>"]}, "NAME=NUMBER"),
+        ({"special": ["<f>=99999999999"]}, "beyond"),
+        ({"special": ["<f>=300", "<f>=301"]}, "has the number 300"),
+        ({"tiktoken_pattern": "("}, "--tiktoken-pattern"),
+    ],
+)
+def test_numbers_and_patterns_that_a_rank_file_cannot_have_are_refused(tmp_path, asked, match):
+    pytest.importorskip("tiktoken")
+    path = write_ranks(tmp_path / "tokenizer.model")
+    with pytest.raises(ConfigError, match=match):
+        load_tokenizer(path, **{"tiktoken_pattern": r"\S+|\s+", **asked})
+
+
+def test_public_encodings_are_those_of_tiktoken_itself(monkeypatch):
+    """Hash, splitting and control tokens, read out of the installed package without its files."""
+    pytest.importorskip("tiktoken")
+    from tiktoken_ext import openai_public
+
+    hashes = []
+    monkeypatch.setattr(
+        openai_public, "load_tiktoken_bpe", lambda url, expected_hash: hashes.append(expected_hash) or {}
+    )
+    ours = [encoding for encoding in ENCODINGS if encoding.name != "llama3"]
+    assert len(ours) == 4
+    for encoding in ours:
+        theirs = getattr(openai_public, encoding.name)()
+        assert (theirs["pat_str"], theirs["special_tokens"], hashes[-1]) == (
+            encoding.pattern,
+            encoding.special,
+            encoding.hash,
+        )
+
+
+def test_a_public_encoding_is_known_by_its_ranks_whatever_its_name_and_line_ends(tmp_path, monkeypatch):
+    pytest.importorskip("tiktoken")
+    path = write_ranks(tmp_path / "tokenizer.model", [b"th", b"the"])
+    assert hash_of(read_ranks(str(path))) == hashlib.sha256(path.read_bytes() + b"\n").hexdigest()
+    known = replace(ENCODINGS[-1], hash=hash_of(read_ranks(str(path))))
+    monkeypatch.setattr(tiktoken_ranks, "ENCODINGS", (known,))
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(reversed(path.read_bytes().split(b"\n"))))
+    tokenizer = load_tokenizer(path)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (128000, 128001, 128256)
+    assert tokenizer.token_id("<|eot_id|>") == 128009 and tokenizer.token_id("<|start_header_id|>") == 128006
+    assert tokenizer.token_id("<|reserved_special_token_2|>") == 128004
+    assert tokenizer.token_id("<|reserved_special_token_4|>") == 128008
+    assert load_tokenizer(path, end="<|eot_id|>").eos_id == 128009
+    with pytest.raises(ConfigError, match="has the number 128001"):
+        load_tokenizer(path, end="<|end_of_text|>=5000")
 
 
 def test_sentencepiece_by_a_faster_library_gives_the_same_ids(tmp_path):
@@ -158,11 +233,9 @@ def test_sentencepiece_by_a_faster_library_gives_the_same_ids(tmp_path):
 def test_tiktoken_by_a_faster_library_gives_the_same_ids(tmp_path, name, end, control_tokens):
     pytest.importorskip("tiktoken")
     pytest.importorskip("gigatoken")
-    ranks = [bytes([i]) for i in range(256)] + [b"th", b"the", b" the", b"in", b"  ", b"\n\n"]
-    path = tmp_path / f"{name}.tiktoken"
-    path.write_text("\n".join(f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(ranks)))
-    fast = load_tokenizer(path, control_tokens=control_tokens)
-    slow = load_tokenizer(path, backend="tiktoken", control_tokens=control_tokens)
+    path = write_ranks(tmp_path / "mine.tiktoken", [b"th", b"the", b" the", b"in", b"  ", b"\n\n"])
+    asked = {"tiktoken_pattern": name, "end": f"<|endoftext|>={end}", "control_tokens": control_tokens}
+    fast, slow = load_tokenizer(path, **asked), load_tokenizer(path, backend="tiktoken", **asked)
     assert (fast.choose_backend(), slow.choose_backend()) == ("gigatoken", "tiktoken")
     for text in [*documents(20), *proof_texts(["<|endoftext|>"])]:
         assert fast.encode(text).tolist() == slow.encode(text).tolist()

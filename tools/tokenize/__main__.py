@@ -16,6 +16,7 @@ from megalm.corpus.fields import from_command_line
 from megalm.corpus.tokenize_corpus import Settings, ShardResult
 from megalm.corpus.tokenize_job import Job, Outcome, Progress, fertility_table, run_job
 from megalm.corpus.tokenizer_training import TRAINING_MEGABYTES
+from megalm.tokenizer.tiktoken_ranks import NAMES as ENCODING_NAMES
 from megalm.tokenizer.tokenizer import FAST_BACKENDS
 from tools.engine_options import add_worker_arguments
 from tools.interruption import INTERRUPTED, prompt_interruption
@@ -110,7 +111,19 @@ def parser() -> argparse.ArgumentParser:
         help='key or column of the text, a path such as meta.text or messages.0.content, or a template: "{title}\\n\\n{body}" '
         "(%(default)s)",
     )
-    p.add_argument("--eos", metavar="TOKEN", help="name of the end-of-document token; default: the tokenizer's own")
+    p.add_argument(
+        "--eos",
+        metavar="TOKEN",
+        help="name of the end-of-document token; default: the tokenizer's own. Of a .tiktoken file of no public encoding, "
+        'which holds no control tokens, with its number: "<|end_of_text|>=128001"',
+    )
+    p.add_argument(
+        "--special",
+        action="append",
+        default=[],
+        metavar="TOKEN=NUMBER",
+        help="a further control token of a .tiktoken file; may be given several times",
+    )
     p.add_argument("--no-eos", action="store_true", help="do not end documents with a token")
     p.add_argument("--bos", action="store_true", help="begin documents with the tokenizer's begin token")
     p.add_argument(
@@ -138,7 +151,10 @@ def parser() -> argparse.ArgumentParser:
         help="library that encodes; auto: the fastest that gives the same ids as the format's own",
     )
     p.add_argument(
-        "--tiktoken-pattern", metavar="REGEX", help="how text is split, for a tiktoken file of an unknown name"
+        "--tiktoken-pattern",
+        metavar="REGEX",
+        help="how text is split, for a .tiktoken file of no public encoding; or the name of one that splits so "
+        f"({', '.join(ENCODING_NAMES)})",
     )
     p.add_argument(
         "--mds", action="store_true", help="also write MDS shards, a sample a document, to the folder PREFIX_mds"
@@ -170,6 +186,7 @@ def job_of(args: argparse.Namespace) -> Job:
         backend=args.backend,
         tiktoken_pattern=args.tiktoken_pattern,
         control_tokens=args.control_tokens,
+        special=tuple(args.special),
     )
     return Job(
         inputs=tuple(args.inputs),

@@ -25,12 +25,11 @@ class _Encoder:
     def initialize(self) -> None:
         from tokenizers import Tokenizer
 
-        from megalm.tokenizer.tokenizer import without_control_tokens
+        from megalm.tokenizer.plain_text import plain_text_config
 
-        config = without_control_tokens(json.loads(Path(self.path).read_text(encoding="utf-8")))
-        _Encoder.tokenizer = Tokenizer.from_str(
-            json.dumps(config)
-        )  # what looks like one in a text is text on both sides
+        config = plain_text_config(json.loads(Path(self.path).read_text(encoding="utf-8")))
+        _Encoder.tokenizer = Tokenizer.from_str(json.dumps(config))
+        _Encoder.tokenizer.encode_special_tokens = True  # what looks like one in a text is text on both sides
 
     def encode(self, line: str) -> list[int]:
         return [*_Encoder.tokenizer.encode(json.loads(line)["text"]).ids, 0]
