@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from megalm.checkpoint.commit import committed
@@ -30,15 +31,20 @@ def detect(path: Path) -> str:
     )
 
 
-def open_source(path: Path, format: str | None = None, *, vocab_size: int | None = None) -> Source:
-    """The folder as a Source. `format` None: by what lies in it. `vocab_size` cuts Megatron's padding off."""
+def open_source(
+    path: Path, format: str | None = None, *, vocab_size: int | None = None, accept: Collection[str] = ()
+) -> Source:
+    """The folder as a Source. `format` None: by what lies in it. `vocab_size` cuts Megatron's padding off. `accept`: settings
+    of a Hugging Face config.json that are not known here and may be passed over."""
     format = format or detect(path)
     if vocab_size is not None and format != "megatron":
         raise ConfigError(f"a vocabulary size is only needed for Megatron-LM checkpoints; {path} is {format}")
+    if accept and format != "huggingface":
+        raise ConfigError(f"--accept is about the config.json of a Hugging Face folder; {path} is {format}")
     if format == "huggingface":
         from megalm.convert.huggingface import open_folder
 
-        return open_folder(path)
+        return open_folder(path, accept)
     if format == "megatron":
         from megalm.convert.megatron_dist import is_torch_dist, open_dist
         from megalm.convert.megatron_legacy import iteration_folder, open_legacy

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,29 @@ import torch
 from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
 from megalm.convert import huggingface_names
-from megalm.convert.huggingface_config import function_of, read_config, write_config
-from megalm.convert.huggingface_tokenizer import TOKENIZER_FILES, read_json, write_tokenizer
+from megalm.convert.huggingface_config import function_of, read_config, read_settings, write_config
+from megalm.convert.huggingface_settings import EVERYTHING
+from megalm.convert.huggingface_tokenizer import has_chat_template, read_json, write_tokenizer
+from megalm.convert.model_card import write_card
+from megalm.convert.model_files import CARD, belonging_files, files_of_tokenizer, same_tokenizer, tokenizer_in
 from megalm.convert.rules import Rule
 from megalm.convert.source import RuleReader, Source, check_none_left, check_shapes
 from megalm.convert.weight_files import choose_weight_files
 from megalm.convert.weights import SafetensorsWriter, WeightReader
+from megalm.tokenizer.control_tokens import ControlTokens
 
 Progress = Callable[[str, int], None]
 """Called with each tensor's name and its bytes once it is written."""
 
 
-def open_folder(folder: Path) -> Source:
-    """A Hugging Face folder as a Source. ConfigError if a tensor is missing or left over."""
+def open_folder(folder: Path, accept: Collection[str] = ()) -> Source:
+    """A Hugging Face folder as a Source. ConfigError if a tensor is missing or left over.
+
+    accept: settings of its config.json that are not known here and may be passed over.
+    """
     config_json = read_json(folder / "config.json")
-    model = read_config(config_json)
+    reading = read_settings(config_json, accept)
+    model = reading.model
     chosen = choose_weight_files(folder)
     stored = chosen.open()
     table, ignored = match_names(folder, stored, huggingface_names.rules(model, config_json["model_type"]), model)
@@ -43,9 +52,10 @@ def open_folder(folder: Path) -> Source:
         weights=RuleReader(stored, table),
         foreign_count=len(stored.names()),
         ignored=ignored,
-        files=[folder / name for name in TOKENIZER_FILES if (folder / name).is_file()],
+        files=belonging_files(folder, card=True),
+        tokenizer=tokenizer_in(folder),
         config_json=config_json,
-        notes=list(chosen.notes),
+        notes=[*reading.notes, *chosen.notes],
     )
 
 
@@ -88,20 +98,28 @@ def match_names(
     return table, ignored
 
 
-def config_json_for(source: Source, dtype: torch.dtype, token_ids: dict[str, int | None]) -> dict[str, Any]:
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def config_json_for(source: Source, dtype: torch.dtype, control: ControlTokens | None) -> dict[str, Any]:
     """The config.json to write: the one the model came with where it still describes it, else a new one.
 
-    A new one names the control tokens, also those that there are not: transformers would otherwise assume numbers that
-    are ordinary words here.
+    control: the tokens of another tokenizer than the model came with; None: config.json's own numbers are right, and go
+    before what its tokenizer says. A new config.json names also those that there are not: transformers would otherwise
+    assume numbers that are ordinary words here.
     """
     name = str(dtype).removeprefix("torch.")
     before = source.config_json
-    if before is not None and function_of(read_config(before)) == function_of(source.model):
+    if before is not None and function_of(read_config(before, EVERYTHING)) == function_of(source.model):
         result = {key: value for key, value in before.items() if key not in ("dtype", "torch_dtype")}
-        return {**result, "dtype" if "dtype" in before else "torch_dtype": name}
-    preferred = before["model_type"] if before else None
-    kept = {key: before[key] for key in token_ids if key in before} if before else {}
-    return {**write_config(source.model, preferred=preferred, dtype=name), **token_ids, **kept}
+    else:
+        preferred = before["model_type"] if before else None
+        result = write_config(source.model, preferred=preferred)
+    kept = {key: before[key] for key in TOKEN_IDS if before and key in before}
+    ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **kept}
+    if control is not None:
+        ids = {"bos_token_id": control.begin, "eos_token_id": control.end, "pad_token_id": control.pad}
+    return {**result, **ids, "dtype": name}
 
 
 def write_folder(
@@ -120,11 +138,15 @@ def write_folder(
     """
     if tokenizer is not None and not tokenizer.exists():
         raise ConfigError(f"{tokenizer}: no tokenizer here; give a tokenizer.json or a folder that has one")
+    files = files_of_tokenizer(tokenizer) if tokenizer is not None else source.files
+    if source.training is not None:
+        files = [path for path in files if path.name != CARD]  # the card of the model that it was before
     # The embedding's dtype stands for the whole model's.
     main_dtype = dtype or source.weights.dtype("embedding.weight")
     folder.mkdir(parents=True, exist_ok=True)
-    token_ids = write_tokenizer(folder, [tokenizer] if tokenizer else source.files, source.model.seq_length)
-    config_json = config_json_for(source, main_dtype, token_ids)
+    control = write_tokenizer(folder, files, source.model.seq_length)
+    own = source.config_json is not None and (tokenizer is None or _came_with(source, tokenizer))
+    config_json = config_json_for(source, main_dtype, None if own else control)
     table = huggingface_names.rules(source.model, config_json["model_type"])
     check_none_left(
         source.path, sorted(set(source.weights.names()) - {part.name for rule in table for part in rule.parts})
@@ -142,4 +164,13 @@ def write_folder(
         raise
     writer.close()
     (folder / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
+    if source.training is not None:
+        parameters = sum(math.prod(rule.shape) for rule in table)
+        card = write_card(source.training, source.model, parameters, chat=has_chat_template(folder))
+        (folder / CARD).write_text(card, encoding="utf-8")
     return len(table)
+
+
+def _came_with(source: Source, tokenizer: Path) -> bool:
+    """True where a tokenizer that was given is the one that the model has anyway."""
+    return source.tokenizer is not None and same_tokenizer(tokenizer, source.tokenizer)

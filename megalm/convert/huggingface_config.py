@@ -7,14 +7,37 @@ be wrong: the model's config is written in it and read back, and must come back 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from megalm.config import ModelConfig, RopeScalingConfig
 from megalm.config.errors import ConfigError
+from megalm.convert.huggingface_settings import Asked, account_for
 
 Json = dict[str, Any]
+"""What is written; readers are handed `Config`."""
+
+
+class Config(Asked):
+    """A config.json being read: what was asked of it, what the user accepts, and what there is to tell."""
+
+    def __init__(self, values: Json, accept: Collection[str] = ()):
+        super().__init__(values)
+        self.accept, self.notes = accept, list[str]()
+
+    def accepts(self, key: str) -> bool:
+        """True where the user said that this setting may be passed over."""
+        return key in self.accept
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The model of a config.json, and what a person should know of how it was read."""
+
+    model: ModelConfig
+    notes: list[str]
+
 
 GATED = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"}
 UNGATED = {
@@ -34,53 +57,73 @@ class Architecture:
 
     model_type: str
     class_name: str
-    read: Callable[[Json], ModelConfig]
+    read: Callable[[Config], ModelConfig]
     write: Callable[[ModelConfig], Json]
 
 
-def _require(json: Json, key: str) -> Any:
+def _require(json: Config, key: str) -> Any:
     if json.get(key) is None:
         raise ConfigError(f"config.json: key '{key}' is missing; a {json.get('model_type')} config must have it")
     return json[key]
 
 
-def _activation(json: Json, key: str, default: str, names: dict[str, str]) -> str:
+def _activation(json: Config, key: str, default: str, names: dict[str, str]) -> str:
     value = json.get(key, default)
     if value not in names:
         raise ConfigError(f"config.json: {key}={value!r} is not supported; supported are {', '.join(names)}")
     return names[value]
 
 
-def _refuse(json: Json, key: str, *allowed: Any) -> None:
+def _refuse(json: Config, key: str, *allowed: Any) -> None:
     """Stops at a setting that this model cannot compute."""
     value = json.get(key, allowed[0])
     if value not in allowed:
         raise ConfigError(f"config.json: {key}={value!r} is not supported; allowed: {', '.join(map(repr, allowed))}")
 
 
-def _read_rope(json: Json, model: ModelConfig, *, fraction: float = 1.0) -> None:
-    """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
-    settings = dict(json.get("rope_scaling") or json.get("rope_parameters") or {})
+def _read_rope(json: Config, model: ModelConfig, *, fraction: float | None = None) -> None:
+    """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
+
+    fraction: the share of a head that is rotated where the config does not say; None: this architecture rotates whole heads.
+    """
+    scaling, parameters = json.get("rope_scaling"), json.get("rope_parameters")
+    if scaling and parameters and any(parameters.get(key) != scaling[key] for key in scaling):
+        raise ConfigError(
+            f"config.json: rope_scaling={dict(scaling)} and rope_parameters={dict(parameters)} disagree; leave one of them out"
+        )
+    settings = parameters or scaling or Config({})
+
+    def look(key: str, *others: str) -> Any:
+        values = [settings.get(key), *(json.get(other) for other in (key, *others))]
+        return next((value for value in values if value is not None), None)
+
+    def need(key: str) -> float:
+        value = settings.get(key)
+        if value is None:
+            raise ConfigError(f"config.json: rope scaling {kind!r} needs {key!r}, which is missing")
+        return float(value)
+
     model.position = "rope"
-    outside = {"rope_theta": ("rope_theta", "rotary_emb_base"), "partial_rotary_factor": ("rotary_pct",)}
-    for key, others in outside.items():
-        for other in (key, *others):
-            if json.get(other) is not None:
-                settings.setdefault(key, json[other])
-    model.rope_theta = float(settings.get("rope_theta", 10000.0))
-    model.rope_fraction = float(settings.get("partial_rotary_factor", fraction))
-    kind = settings.get("rope_type", settings.get("type", "default"))
+    model.rope_theta = float(look("rope_theta", "rotary_emb_base") or 10000.0)
+    model.rope_fraction = float(look("partial_rotary_factor", "rotary_pct") or fraction or 1.0)
+    if fraction is None and model.rope_fraction != 1.0:
+        raise ConfigError(
+            f"config.json: partial_rotary_factor={model.rope_fraction} is not supported for {json['model_type']}, which rotates "
+            "whole heads"
+        )
+    kind = settings.get("rope_type") or settings.get("type") or "default"
     if kind == "default":
         return
     if kind == "linear":
-        model.rope_scaling = RopeScalingConfig(kind="linear", factor=float(settings["factor"]))
+        model.rope_scaling = RopeScalingConfig(kind="linear", factor=need("factor"))
+        settings.get("original_max_position_embeddings")  # said by some, without effect on this kind
     elif kind == "llama3":
         model.rope_scaling = RopeScalingConfig(
             kind="llama3",
-            factor=float(settings["factor"]),
-            low_frequency_factor=float(settings["low_freq_factor"]),
-            high_frequency_factor=float(settings["high_freq_factor"]),
-            original_seq_length=int(settings.get("original_max_position_embeddings", model.seq_length)),
+            factor=need("factor"),
+            low_frequency_factor=need("low_freq_factor"),
+            high_frequency_factor=need("high_freq_factor"),
+            original_seq_length=int(settings.get("original_max_position_embeddings") or model.seq_length),
         )
     else:
         raise ConfigError(f"config.json: rope scaling {kind!r} is not supported; supported are default, linear, llama3")
@@ -104,7 +147,7 @@ def _write_rope(model: ModelConfig) -> Json:
 
 
 def _read_llama_like(
-    json: Json, *, kv_heads: int | None = None, positions: int = 2048, eps: float = 1e-6, head_dim: int | None = None
+    json: Config, *, kv_heads: int | None = None, positions: int = 2048, eps: float = 1e-6, head_dim: int | None = None
 ) -> ModelConfig:
     """What Llama, Mistral, Qwen and OLMo 2 have in common; the keyword defaults are transformers' for that type."""
     heads = _require(json, "num_attention_heads")
@@ -147,7 +190,7 @@ def _write_llama_like(model: ModelConfig) -> Json:
     }
 
 
-def _read_llama(json: Json) -> ModelConfig:
+def _read_llama(json: Config) -> ModelConfig:
     model = _read_llama_like(json)
     model.qkv_bias = model.attention_out_bias = bool(json.get("attention_bias", False))
     model.linear_bias = bool(json.get("mlp_bias", False))
@@ -159,21 +202,39 @@ def _write_llama(model: ModelConfig) -> Json:
     return {**_write_llama_like(model), **biases}
 
 
-def _read_mistral(json: Json) -> ModelConfig:
+def _read_mistral(json: Config) -> ModelConfig:
     model = _read_llama_like(json, kv_heads=8, positions=131072)
-    window = json.get("sliding_window", 4096)
-    if window is not None:  # within the window, attention is plain causal attention
-        model.seq_length = min(model.seq_length, window)
+    _keep_within_window(json, model, json.get("sliding_window", 4096))
     return model
+
+
+def _keep_within_window(json: Config, model: ModelConfig, window: int | None) -> None:
+    """Stops at a window that is smaller than the context, unless the model is wanted for sequences up to the window.
+
+    Up to there attention is plain causal attention; beyond it a token does not see the whole text.
+    """
+    if window is None or window >= model.seq_length:
+        return
+    if not json.accepts("sliding_window"):
+        raise ConfigError(
+            f"config.json: sliding_window={window} is smaller than max_position_embeddings={model.seq_length}: beyond {window} "
+            "tokens a token does not see the whole text, and there is no such attention here. Sequences of up to "
+            f"{window} tokens are computed the same: --accept sliding_window takes the model with seq_length={window}"
+        )
+    json.notes.append(
+        f"config.json: sliding_window={window}: the model is taken with seq_length={window} in place of {model.seq_length}, "
+        "because it is the same function only up to there"
+    )
+    model.seq_length = window
 
 
 def _write_mistral(model: ModelConfig) -> Json:
     return {**_write_llama_like(model), "sliding_window": None}
 
 
-def _read_qwen2(json: Json) -> ModelConfig:
+def _read_qwen2(json: Config) -> ModelConfig:
     model = _read_llama_like(json, kv_heads=32, positions=32768)
-    _refuse_windows(json)
+    _read_qwen_windows(json, model)
     model.qkv_bias = True
     return model
 
@@ -182,9 +243,9 @@ def _write_qwen2(model: ModelConfig) -> Json:
     return {**_write_llama_like(model), "use_sliding_window": False}
 
 
-def _read_qwen3(json: Json) -> ModelConfig:
+def _read_qwen3(json: Config) -> ModelConfig:
     model = _read_llama_like(json, kv_heads=32, positions=32768, head_dim=128)
-    _refuse_windows(json)
+    _read_qwen_windows(json, model)
     model.qkv_bias = model.attention_out_bias = bool(json.get("attention_bias", False))
     model.qk_norm, model.qk_norm_scope = True, "head"
     return model
@@ -194,15 +255,18 @@ def _write_qwen3(model: ModelConfig) -> Json:
     return {**_write_qwen2(model), "attention_bias": model.qkv_bias and model.attention_out_bias}
 
 
-def _refuse_windows(json: Json) -> None:
-    _refuse(json, "use_sliding_window", False)
-    if any(kind != "full_attention" for kind in json.get("layer_types") or ()):
-        raise ConfigError(
-            f"config.json: layer_types={json['layer_types']} has sliding windows; only full_attention is supported"
-        )
+def _read_qwen_windows(json: Config, model: ModelConfig) -> None:
+    """Qwen's windows: on some layers, if at all. One that holds the whole context is none."""
+    kinds = json.get("layer_types") or []
+    strange = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if strange:
+        raise ConfigError(f"config.json: layer_types has {strange[0]!r}; full_attention is what is computed here")
+    window = json.get("sliding_window", 4096)
+    if json.get("use_sliding_window", False) or "sliding_attention" in kinds:
+        _keep_within_window(json, model, window)
 
 
-def _read_olmo2(json: Json) -> ModelConfig:
+def _read_olmo2(json: Config) -> ModelConfig:
     model = _read_llama_like(json, eps=1e-5)
     model.qkv_bias = model.attention_out_bias = bool(json.get("attention_bias", False))
     model.norm_placement = "post"
@@ -216,7 +280,7 @@ def _write_olmo2(model: ModelConfig) -> Json:
     return json
 
 
-def _read_gpt2(json: Json) -> ModelConfig:
+def _read_gpt2(json: Config) -> ModelConfig:
     for key, allowed in (
         ("scale_attn_weights", True),
         ("scale_attn_by_inverse_layer_idx", False),
@@ -264,7 +328,7 @@ def _write_gpt2(model: ModelConfig) -> Json:
     }
 
 
-def _read_gpt_neox(json: Json) -> ModelConfig:
+def _read_gpt_neox(json: Config) -> ModelConfig:
     bias = bool(json.get("attention_bias", True))
     model = ModelConfig(
         name="gpt_neox",
@@ -311,8 +375,8 @@ def _write_gpt_neox(model: ModelConfig) -> Json:
     }
 
 
-def _read_mpt(json: Json) -> ModelConfig:
-    attention = json.get("attn_config") or {}
+def _read_mpt(json: Config) -> ModelConfig:
+    attention = json.get("attn_config") or Config({})
     for key, allowed in (("alibi", True), ("qk_ln", False), ("prefix_lm", False), ("softmax_scale", None)):
         _refuse(attention, key, allowed)
     for key, value in (("no_bias", True), ("logit_scale", None), ("expansion_ratio", 4)):
@@ -401,7 +465,9 @@ def function_of(model: ModelConfig) -> Json:
 def differences(model: ModelConfig, architecture: Architecture) -> list[str]:
     """What the architecture cannot express of the model: `key=value` of each setting; empty if it fits."""
     try:
-        back = function_of(architecture.read({"model_type": architecture.model_type, **architecture.write(model)}))
+        back = function_of(
+            architecture.read(Config({"model_type": architecture.model_type, **architecture.write(model)}))
+        )
     except ConfigError as error:
         return [str(error)]
     ours = function_of(model)
@@ -425,18 +491,33 @@ def choose_architecture(model: ModelConfig, preferred: str | None = None) -> Arc
     )
 
 
-def read_config(json: Json) -> ModelConfig:
-    """The ModelConfig of a `config.json`; ConfigError where the architecture or a setting of it is not supported."""
-    model_type = json.get("model_type")
+def read_settings(json: Json, accept: Collection[str] = ()) -> Reading:
+    """The ModelConfig of a `config.json`, each of its settings accounted for.
+
+    accept: settings that are not known here and may be passed over. ConfigError where the architecture or a setting of it is
+    not supported, or nobody knows what a setting does.
+    """
+    config = Config(json, accept)
+    model_type = config.get("model_type")
     if model_type not in ARCHITECTURES:
         raise ConfigError(
             f"config.json: model_type={model_type!r} is not supported; supported are {', '.join(sorted(ARCHITECTURES))}"
         )
-    return ARCHITECTURES[model_type].read(json)
+    model = ARCHITECTURES[model_type].read(config)
+    told = account_for(config, accept)
+    idle = [key for key in accept if not any(f" {key}=" in note for note in (*config.notes, *told))]
+    if idle:
+        raise ConfigError(f"--accept {idle[0]}: config.json has no such setting that would be refused; leave it out")
+    return Reading(model, config.notes + told)
 
 
-def write_config(model: ModelConfig, *, preferred: str | None = None, dtype: str = "float32") -> Json:
-    """The `config.json` of the model."""
+def read_config(json: Json, accept: Collection[str] = ()) -> ModelConfig:
+    """The ModelConfig of a `config.json` (see read_settings)."""
+    return read_settings(json, accept).model
+
+
+def write_config(model: ModelConfig, *, preferred: str | None = None) -> Json:
+    """The `config.json` of the model, but for the number format of its files."""
     architecture = choose_architecture(model, preferred)
-    head = {"architectures": [architecture.class_name], "model_type": architecture.model_type, "torch_dtype": dtype}
+    head = {"architectures": [architecture.class_name], "model_type": architecture.model_type}
     return {**head, **architecture.write(model)}

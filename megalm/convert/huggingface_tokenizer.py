@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.tokenizer.control_tokens import parse_json
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-
-# How the common control tokens are spelled, the likelier first.
-SPELLINGS = {
-    "eos_token": ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>"),
-    "bos_token": ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>"),
-    "unk_token": ("<unk>",),
-    "pad_token": ("<pad>", "<|padding|>"),
-}
+from megalm.convert.model_files import copy_files, tokenizer_in
+from megalm.tokenizer.control_tokens import ControlTokens, parse_json, read_optional_json
+from megalm.tokenizer.tokenizer import load_tokenizer
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -43,41 +24,34 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_json(path, content)
 
 
-def write_tokenizer(folder: Path, files: Sequence[Path], max_length: int) -> dict[str, int | None]:
-    """Copies tokenizer files, and writes the `tokenizer_config.json` that AutoTokenizer needs if there is none.
+def write_tokenizer(folder: Path, files: Sequence[Path], max_length: int) -> ControlTokens:
+    """Copies a model's files, and writes the `tokenizer_config.json` that AutoTokenizer needs if there is none.
 
-    Returns the numbers of the control tokens, as config.json names them: None for a token that there is not.
+    Returns the control tokens of the tokenizer that is then there, none of them where there is no tokenizer.
     """
-    _copy(folder, files)
-    ids: dict[str, int | None] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    if not (folder / "tokenizer.json").is_file():
-        return ids
-    special = {
-        token["content"]: token["id"]
-        for token in read_json(folder / "tokenizer.json").get("added_tokens", ())
-        if token.get("special")
-    }
+    copy_files(files, folder)
+    path = tokenizer_in(folder)
+    if path is None:
+        return ControlTokens()
+    tokenizer = load_tokenizer(path)
     settings_file = folder / "tokenizer_config.json"
-    if settings_file.is_file():
-        settings = read_json(settings_file)
-    else:
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
-        for key, spellings in SPELLINGS.items():
-            found = next((token for token in spellings if token in special), None)
-            if found is not None:
-                settings[key] = found
-        settings_file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    for key in ids:
-        token = settings.get(key.removesuffix("_id"))
-        ids[key] = special.get(token["content"] if isinstance(token, dict) else token)
-    return ids
+    if (folder / "tokenizer.json").is_file() and not settings_file.is_file():
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
+        control = tokenizer.control
+        named = {
+            "bos_token": control.begin,
+            "eos_token": control.end,
+            "pad_token": control.pad,
+            "unk_token": control.unknown,
+        }
+        settings |= {key: tokenizer.name_of(number) for key, number in named.items() if number is not None}
+        settings_file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return tokenizer.control
 
 
-def _copy(folder: Path, files: Sequence[Path]) -> None:
-    for path in files:
-        if path.is_dir():
-            _copy(folder, [path / name for name in TOKENIZER_FILES if (path / name).is_file()])
-        elif path.name in TOKENIZER_FILES:
-            shutil.copyfile(path, folder / path.name)
-        elif path.suffix in (".json", ".model"):  # transformers knows no other kind, and finds them under these names
-            shutil.copyfile(path, folder / f"tokenizer{path.suffix}")
+def has_chat_template(folder: Path) -> bool:
+    """True where a folder's tokenizer can lay out a conversation."""
+    files = ("chat_template.jinja", "chat_template.json", "chat_templates", "additional_chat_templates")
+    if any((folder / name).exists() for name in files):
+        return True
+    return bool(read_optional_json(folder / "tokenizer_config.json").get("chat_template"))

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,17 @@ from megalm.config import Config
 from megalm.config.compose import config_from, config_yaml, load_config
 from megalm.config.errors import ConfigError
 from megalm.config.model_file import model_yaml
-from megalm.convert.huggingface_tokenizer import TOKENIZER_FILES, read_json
+from megalm.convert.huggingface_tokenizer import read_json
+from megalm.convert.model_card import training_facts
+from megalm.convert.model_files import (
+    belonging_files,
+    config_beside,
+    copy_files,
+    files_of_tokenizer,
+    find_again,
+    same_tokenizer,
+    tokenizer_in,
+)
 from megalm.convert.source import OptimizerState, Source, StateWeights
 from megalm.convert.weights import SafetensorsWriter, WeightReader
 
@@ -82,20 +92,60 @@ def open_native(path: Path) -> Source:
     # The checkpoint's own configuration is the one that it was trained with, whatever was tried in the folder since.
     own = reader.state().get("config")
     config = config_from(own, reader.path) if own else load_config(config_file)
-    kept = config_file.parent / ORIGIN
-    files = [kept / name for name in TOKENIZER_FILES if (kept / name).is_file()]
-    if not any(file.name.startswith("tokenizer") for file in files):
-        files += tokenizer_files(config)
+    belongings = find_belongings(config, config_file.parent)
     return Source(
         path=reader.path,
         format="megalm",
         model=config.model,
         weights=weights,
         foreign_count=len(weights.names()),
-        files=files,
-        config_json=read_json(kept / "config.json") if (kept / "config.json").is_file() else None,
+        files=belongings.files,
+        tokenizer=belongings.tokenizer,
+        config_json=read_json(belongings.config) if belongings.config is not None else None,
         step=reader.step,
         optimizer=_optimizer_state(reader, config),
+        notes=belongings.notes,
+        training=training_facts(config, config_file.parent, reader.step, reader.state().get("tokens", 0)),
+    )
+
+
+@dataclass
+class Belongings:
+    """What a run's model has beside its weights, and where it lies."""
+
+    files: list[Path] = field(default_factory=list)
+    tokenizer: Path | None = None
+    config: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def find_belongings(config: Config, run: Path) -> Belongings:
+    """The files that belong to a run's model.
+
+    The tokenizer is the one that config.yaml names. Where it is that of the model that the run was imported as, or began
+    from (`checkpoint.load_path`), all that was imported with it is taken, wherever the tokenizer's copy lies.
+    """
+    above = run.resolve().parents
+    origins = [run / ORIGIN]
+    if config.checkpoint.load_path:
+        begun_from = find_again(str(config.checkpoint.load_path), above)
+        if begun_from is not None:
+            origins += [folder / ORIGIN for folder in (begun_from, begun_from.parent, begun_from.parent.parent)]
+    origin = next((folder for folder in origins if folder.is_dir()), None)
+    named = find_again(config.data.tokenizer, above) if config.data.tokenizer else None
+    notes = []
+    if named is not None:
+        if origin is None or tokenizer_in(origin) is None or not same_tokenizer(named, origin):
+            tokenizer = tokenizer_in(named) if named.is_dir() else named
+            return Belongings(files_of_tokenizer(named), tokenizer, config_beside(named))
+    elif config.data.tokenizer:
+        instead = f"; that of {origin} is taken" if origin is not None else "; give it with --tokenizer"
+        notes.append(f"the run's tokenizer {config.data.tokenizer} is not there any more{instead}")
+    if origin is None:
+        return Belongings(notes=notes)
+    settings = origin / "config.json"
+    return Belongings(
+        belonging_files(origin, card=True), tokenizer_in(origin), settings if settings.is_file() else None, notes
     )
 
 
@@ -117,12 +167,6 @@ def _optimizer_state(reader: CheckpointReader, config: Config) -> OptimizerState
         eps=config.optim.eps,
         weight_decay=config.optim.weight_decay,
     )
-
-
-def tokenizer_files(config: Config) -> list[Path]:
-    """The run's tokenizer, where its file is still there."""
-    path = Path(config.data.tokenizer) if config.data.tokenizer else None
-    return [path] if path is not None and path.is_file() else []
 
 
 def write_native(
@@ -152,11 +196,8 @@ def write_native(
         kept.mkdir(exist_ok=True)
         if source.config_json is not None:
             (kept / "config.json").write_text(json.dumps(source.config_json, indent=2) + "\n")
-        for file in source.files:
-            shutil.copyfile(file, kept / file.name)
-        tokenizer = next(
-            (kept / name for name in ("tokenizer.json", "tokenizer.model") if (kept / name).is_file()), None
-        )
+        copy_files(source.files, kept)
+        tokenizer = tokenizer_in(kept)
         if tokenizer is not None:
             config.data.tokenizer = str(tokenizer)
     (folder / CONFIG).write_text(config_yaml(config))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from megalm.config.errors import ConfigError
 from megalm.convert.formats import open_source
+from megalm.convert.huggingface_settings import EVERYTHING
 from megalm.convert.megatron_dist import OPTIMIZER_REASON
 from megalm.convert.source import Source
 from megalm.convert.weights import WeightReader
@@ -106,18 +107,28 @@ class Report:
         return result + [f"note: {note}" for note in self.notes]
 
 
-def convert(source_path: Path, target: Path, options: Options, *, format: str | None = None, vocab_size: int | None = None,
-            bits: bool = False, progress: Callable[[int], Progress] | None = None) -> tuple[Source, Report]:  # fmt: skip
+def convert(
+    source_path: Path,
+    target: Path,
+    options: Options,
+    *,
+    format: str | None = None,
+    vocab_size: int | None = None,
+    accept: Collection[str] = (),
+    bits: bool = False,
+    progress: Callable[[int], Progress] | None = None,
+) -> tuple[Source, Report]:
     """Converts a folder. The target is opened again at the end, and must have each weight of the source in its shape.
 
-    `bits`: also read every weight back and compare it. `progress` is told the number of bytes and gives back a function that
-    is told of each tensor. Memory: about one tensor; for `mp_rank_*` targets one rank's share of the model.
+    `accept`: settings of the source's config.json that are not known here. `bits`: also read every weight back and compare it.
+    `progress` is told the number of bytes and gives back a function that is told of each tensor. Memory: about one tensor;
+    for `mp_rank_*` targets one rank's share of the model.
     Errors: ConfigError, with nothing written where the source is at fault.
     """
     options.check()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty folder; choose another target, or remove it")
-    source = open_source(source_path, format, vocab_size=vocab_size)
+    source = open_source(source_path, format, vocab_size=vocab_size, accept=accept)
     if options.optimizer and source.optimizer is None:
         raise ConfigError(
             f"{source.path}: holds no state of an optimizer that can be converted: megalm's own checkpoints do, and Megatron's "
@@ -170,7 +181,8 @@ def convert(source_path: Path, target: Path, options: Options, *, format: str | 
 
 def reopen(target: Path, source: Source, format: str) -> Source:
     """The target as a Source of the same vocabulary."""
-    return open_source(target, format, vocab_size=source.model.vocab_size if format == "megatron" else None)
+    vocab_size = source.model.vocab_size if format == "megatron" else None
+    return open_source(target, format, vocab_size=vocab_size, accept=EVERYTHING)
 
 
 def _write(source: Source, target: Path, options: Options, progress: Progress) -> int:

@@ -62,13 +62,31 @@ class StateWeights:
         return reader.read(own)
 
 
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a model card says of a run."""
+
+    name: str
+    step: int
+    tokens: int
+    data: tuple[str, ...]
+    """Prefixes of the data sets, with their weights where they have some."""
+    loss: float | None
+    eval_loss: float | None
+    begun_from: str | None
+    """The run or folder whose weights it began with."""
+    optimizer: str
+    sequence_length: int
+    version: str
+
+
 @dataclass
 class Source:
     """What every reader of a format returns, and every writer takes.
 
     `weights` has the model's global tensors; `ignored` says which foreign tensors were left out and why. `files` are
-    the tokenizer's and generation's files; `config_json` is the Hugging Face config.json the model came with, where it
-    did.
+    the tokenizer's and generation's files, `tokenizer` the file or folder that its tokenizer is loaded from; `config_json`
+    is the Hugging Face config.json the model came with, where it did.
     """
 
     path: Path | str
@@ -78,10 +96,13 @@ class Source:
     foreign_count: int
     ignored: dict[str, str] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
+    tokenizer: Path | None = None
     config_json: dict[str, Any] | None = None
     step: int = 0
     optimizer: OptimizerState | None = None
     """Where it is stored in a form that can be converted."""
+    training: TrainingFacts | None = None
+    """How it was trained, for a run that was."""
     notes: list[str] = field(default_factory=list)
     """What a person should know of how the folder was read, in sentences."""
 

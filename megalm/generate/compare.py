@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from megalm.convert.formats import detect, open_source
+from megalm.convert.huggingface_settings import EVERYTHING
 from megalm.generate.model import build_model, logits
 
 LENGTH = 128
@@ -32,7 +33,8 @@ def run(path: Path, tokens: Tensor, *, vocab_size: int | None = None) -> tuple[T
         model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         with torch.no_grad():
             return model.eval()(tokens).logits.float(), "transformers"
-    source = open_source(path, vocab_size=vocab_size if detect(path) == "megatron" else None)
+    vocab_size = vocab_size if detect(path) == "megatron" else None
+    source = open_source(path, vocab_size=vocab_size, accept=EVERYTHING)  # whoever converts it has accepted it
     return logits(build_model(source.model, source.weights), tokens), "megalm"
 
 

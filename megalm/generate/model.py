@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from megalm.data.batch import Batch
 from megalm.model.transformer import Transformer
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import boxes_of
+from megalm.tokenizer.control_tokens import read_folder_settings, settings_beside
+from megalm.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 
 def build_model(
@@ -67,21 +70,46 @@ def logits(model: Transformer, tokens: Tensor) -> Tensor:
 
 
 def load_model(
-    path: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    path: Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    accept: Collection[str] = (),
 ) -> tuple[Source, Transformer]:
     """The model of any folder that `megalm.convert` reads, and where it came from."""
     from megalm.convert.formats import open_source
 
-    source = open_source(path)
+    source = open_source(path, accept=accept)
     return source, build_model(source.model, source.weights, device=device, dtype=dtype)
 
 
-def tokenizer_file(source: Source) -> Path:
-    """The tokenizer that came with the model; ConfigError where there is none."""
-    for wanted in ("tokenizer.json", "tokenizer.model", None):
-        for file in source.files:
-            if file.name == wanted or (
-                wanted is None and file.name.endswith(("tokenizer.json", ".model", ".tiktoken"))
-            ):
-                return file
-    raise ConfigError(f"{source.path}: no tokenizer beside the model; give its file with --tokenizer")
+def tokenizer_of(source: Source, given: Path | None = None) -> Tokenizer:
+    """The tokenizer that came with the model, or the one that is given; ConfigError where there is none, or it is another's."""
+    path = given or source.tokenizer
+    if path is None:
+        why = next(
+            (note for note in source.notes if "tokenizer" in note),
+            "no tokenizer beside the model; give its file with --tokenizer",
+        )
+        raise ConfigError(f"{source.path}: {why}")
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size > source.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} words, the model {source.model.vocab_size}: "
+            "give the model's own with --tokenizer"
+        )
+    return tokenizer
+
+
+def stop_tokens(source: Source, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens after which the model has nothing more to say.
+
+    For a Hugging Face folder those that transformers stops at (generation_config.json's, else config.json's); a run stops at
+    the end of the documents that it was trained on, too.
+    """
+    hugging_face = source.format == "huggingface"
+    settings = read_folder_settings(Path(source.path)) if hugging_face else settings_beside(Path(tokenizer.path))
+    ids = set(settings.numbers("eos_token_id"))
+    if tokenizer.eos_id is not None and not (hugging_face and ids):
+        ids.add(tokenizer.eos_id)
+    return frozenset(ids)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from megalm.generate.generate import generate
+from megalm.config.errors import ConfigError
+from megalm.generate.generate import generate, prompt_ids
 from megalm.tokenizer.tokenizer import load_tokenizer
 from megalm.train.hooks import Hook
 
@@ -33,16 +34,21 @@ class SampleHook(Hook):
             return
         trainer.optimizer.wait_weights()
         tokenizer = load_tokenizer(config.data.tokenizer)
-        prompt = [int(token) for token in tokenizer.encode(config.train.sample_prompt)]
-        written = generate(
-            trainer.model_chunks[0],
-            prompt,
-            max_tokens=config.train.sample_tokens,
-            temperature=0.7,
-            top_p=0.95,
-            seed=config.train.seed,
-        )
-        text = tokenizer.decode([*prompt, *written])
+        try:
+            prompt = prompt_ids(tokenizer, config.train.sample_prompt)
+            written = generate(
+                trainer.model_chunks[0],
+                prompt.ids,
+                max_tokens=config.train.sample_tokens,
+                temperature=0.7,
+                top_p=0.95,
+                seed=config.train.seed,
+                never=tokenizer.unknown_ids(config.model.vocab_size),
+            )
+        except ConfigError as error:  # a run that is done is not undone by its sample
+            self._print(f"\nno sample of what the model writes: {error}")
+            return
+        text = tokenizer.decode([*prompt.ids[prompt.added :], *written])
         if trainer.is_writer:
             (self.folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
         self._print("\nwhat the model writes:\n")

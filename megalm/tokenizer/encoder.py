@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,13 @@ class CannotEncode(ConfigError):
 
 class FastLibraryMissing(Exception):
     """A faster library is not there, or cannot be imported; says why."""
+
+
+class Prompt(NamedTuple):
+    """A text to go on from: its ids, of which the tokenizer itself put the first `added` before the text."""
+
+    ids: list[int]
+    added: int
 
 
 class Tokenizer:
@@ -178,6 +185,10 @@ class Tokenizer:
         """The number of a token by its exact name, or None."""
         raise NotImplementedError
 
+    def name_of(self, number: int) -> str:
+        """The name of a token. Errors: ValueError for a number that the tokenizer does not have"""
+        return self.decode([number])
+
     @property
     def unknown_id(self) -> int | None:
         """What is written for characters that the vocabulary lacks; None if nothing is."""
@@ -196,7 +207,7 @@ class Tokenizer:
         """The control tokens, which no text gives unless it was asked for."""
         return [i for i in (self.control.begin, self.control.end) if i is not None]
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str) -> Prompt:
         """Ids of a text that a model is to go on from, as transformers' tokenizer of the same folder gives them.
 
         The tokens that the tokenizer puts before and after every text are added (not a second time where the text spells
@@ -206,7 +217,9 @@ class Tokenizer:
         ids = [int(token) for token in self._encode_with_names(text)]
         begin = [self.control.begin] if self.control.add_begin and self.control.begin is not None else []
         end = [self.control.end] if self.control.add_end and self.control.end is not None else []
-        return [*(begin if ids[:1] != begin else []), *ids, *end]
+        if ids[:1] == begin:
+            begin = []
+        return Prompt([*begin, *ids, *end], len(begin))
 
     def _encode_with_names(self, text: str) -> Any:
         """The ids of a text whose names of control tokens are those tokens, where the format's library can read them."""

@@ -20,7 +20,15 @@ from megalm.tokenizer.control_tokens import (
     resolve_control_tokens,
     settings_beside,
 )
-from megalm.tokenizer.encoder import FAST_BACKENDS, Tokenizer, choose_end, import_fast_library, read_bytes, read_text
+from megalm.tokenizer.encoder import (
+    FAST_BACKENDS,
+    Prompt,
+    Tokenizer,
+    choose_end,
+    import_fast_library,
+    read_bytes,
+    read_text,
+)
 from megalm.tokenizer.plain_text import (
     BYTE_PIECE,
     added_tokens,
@@ -142,15 +150,17 @@ class HuggingFaceTokenizer(Tokenizer):
         fast = library.Tokenizer.from_json_str(content)
         return lambda text: fast.encode(text, add_special_tokens=False).ids
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str) -> Prompt:
         try:
             encoded = self._whole.encode(text)
         except Exception as error:  # the library raises bare Exception
             raise self._cannot_encode(text, error) from error
         ids = encoded.ids
         of_text = [position for position, part in enumerate(encoded.sequence_ids) if part is not None]
-        begin = ids[: of_text[0]] if of_text else ids
-        return ids[len(begin) :] if begin and ids[len(begin) : 2 * len(begin)] == begin else ids
+        begin = of_text[0] if of_text else len(ids)
+        if begin and ids[begin : 2 * begin] == ids[:begin]:
+            ids, begin = ids[begin:], 0
+        return Prompt(ids, begin)
 
     def _names_in_text(self) -> Sequence[str]:
         # The tokens that texts may hold come first: there may be more names than are tried.
@@ -161,6 +171,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def token_id(self, name: str) -> int | None:
         return self._added.get(name, self._vocabulary.get(name))
+
+    def name_of(self, number: int) -> str:
+        name = self._whole.id_to_token(number)
+        if name is None:
+            raise ValueError(f"{self.path} has no token {number}")
+        return name
 
     def control_ids(self) -> Collection[int]:
         return {*super().control_ids(), *(self._added[name] for name in self._special)}

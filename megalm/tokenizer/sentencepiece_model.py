@@ -150,6 +150,9 @@ class SentencePieceTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return self._model.decode([int(i) for i in ids])
 
+    def name_of(self, number: int) -> str:
+        return self._model.id_to_piece(number)
+
     def token_id(self, name: str) -> int | None:
         number = self._model.piece_to_id(name)
         return None if number == self._model.unk_id() and name != self._model.id_to_piece(number) else number

@@ -11,13 +11,21 @@ from typing import Any
 from megalm.config.errors import ConfigError
 from megalm.tokenizer.control_tokens import TOKENIZER_NAMES, parse_json
 from megalm.tokenizer.damage import describe_damage
-from megalm.tokenizer.encoder import FAST_BACKENDS, FORMATS, CannotEncode, Tokenizer, fingerprint_of, read_bytes
+from megalm.tokenizer.encoder import FAST_BACKENDS, FORMATS, CannotEncode, Prompt, Tokenizer, fingerprint_of, read_bytes
 from megalm.tokenizer.huggingface import HuggingFaceTokenizer
 from megalm.tokenizer.sentencepiece_model import SentencePieceTokenizer
 from megalm.tokenizer.tekken import TekkenTokenizer
 from megalm.tokenizer.tiktoken_ranks import TiktokenTokenizer
 
-__all__ = ["FAST_BACKENDS", "CannotEncode", "HuggingFaceTokenizer", "Tokenizer", "fingerprint_of", "load_tokenizer"]
+__all__ = [
+    "FAST_BACKENDS",
+    "CannotEncode",
+    "HuggingFaceTokenizer",
+    "Prompt",
+    "Tokenizer",
+    "fingerprint_of",
+    "load_tokenizer",
+]
 
 
 def load_tokenizer(

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from megalm.config import ModelConfig, ParallelConfig, RopeScalingConfig
+from megalm.config.errors import ConfigError
 from megalm.generate.generate import generate, next_logits, sample
 from megalm.model.cache import cached
 from megalm.model.transformer import Transformer
-from megalm.parallel.mesh import Mesh
+from megalm.parallel.mesh import Mesh, build_mesh
+from tests.distributed import run_ranks
 
 SMALL = dict(num_layers=2, hidden_size=32, num_heads=4, vocab_size=50, seq_length=16, ffn_hidden_size=48)
 MODELS = {
@@ -116,3 +118,34 @@ def test_frequencies_follow_the_softmax():
     draws = torch.tensor([sample(logits, 2.0, 0, 1.0, generator) for _ in range(4000)])
     observed = torch.bincount(draws, minlength=3) / 4000
     torch.testing.assert_close(observed, (logits / 2).softmax(0), rtol=0, atol=0.03)  # 3 sigma is 0.024
+
+
+def _write_on_ranks(never: list[int]) -> list[int]:
+    config = ModelConfig(**{**SMALL, **MODELS["llama"]})
+    config.fill_in()
+    parallel = ParallelConfig(tensor=2)
+    model = Transformer(config, build_mesh(parallel, "cpu"), parallel, device="cpu", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.01)
+    return generate(model, [1], max_tokens=40, temperature=9.0, never=never)
+
+
+def test_forbidden_tokens_are_not_written_on_one_rank_nor_on_two():
+    never = [0, 7, *range(20, 50), 50, 900]  # beyond the vocabulary there is nothing to forbid
+    alone = generate(make("llama"), [1], max_tokens=60, temperature=9.0, never=never)
+    first, second = run_ranks(2, _write_on_ranks, never)
+    assert first == second
+    for written in (alone, first):
+        assert len(set(written)) > 5 and not set(written) & set(never)
+    assert set(generate(make("llama"), [1], max_tokens=60, temperature=9.0)) & set(never)
+    with pytest.raises(ConfigError, match="largest logit is -inf"):
+        generate(make("llama"), [1], never=range(50))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.01}]
+)
+def test_settings_that_nothing_can_be_drawn_with_are_refused(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings)).replace("_", "-")):
+        generate(make("llama"), [1], max_tokens=2, **settings)

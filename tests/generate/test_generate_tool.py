@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shutil
 
 import pytest
 
@@ -10,13 +12,14 @@ from tests.convert.architectures import build, transformers
 from tools.convert.__main__ import main as convert
 from tools.generate.__main__ import main
 
+tokenizers = pytest.importorskip("tokenizers")
+
 TEXT = "the model writes what it has read and reads what it has written"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small Llama with a tokenizer of 96 words."""
-    tokenizers = pytest.importorskip("tokenizers")
+    """A small Llama of 96 words with a tokenizer of somewhat fewer."""
     path = tmp_path_factory.mktemp("model")
     build("llama2").save_pretrained(path)
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -41,10 +44,84 @@ def test_greedy_text_of_a_folder_is_that_of_transformers(folder, capsys):
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     peer = transformers.AutoModelForCausalLM.from_pretrained(folder)
     prompt = tokenizer("the model ", return_tensors="pt")
-    settings = dict(max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+    padding = list(range(len(tokenizer), 96))  # which no tokenizer could read back
+    settings = dict(max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0, suppress_tokens=padding)
     expected = peer.generate(prompt["input_ids"], attention_mask=prompt["attention_mask"], **settings)[0]
     assert ours["tokens"] == expected[prompt["input_ids"].shape[1] :].tolist()
     assert ours["text"].startswith("the model ")
+
+
+def add_begin_token(folder, where) -> None:
+    """The folder once more, with a tokenizer that begins every text with a token of its own, and no word unused."""
+    shutil.copytree(folder, where)
+    path = where / "tokenizer.json"
+    content = json.loads(path.read_text())
+    there = len(content["model"]["vocab"])
+    names = ["<s>", *(f"<{number}>" for number in range(there + 1, 96))]
+    content["added_tokens"] += [
+        {**content["added_tokens"][0], "id": there + number, "content": name} for number, name in enumerate(names)
+    ]
+    path.write_text(json.dumps(content))
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    tokenizer.save(str(path))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "<|endoftext|>"}
+    (where / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("prompt", ["the model ", "it", "", "the <80>model"])
+def test_a_prompt_begins_as_the_tokenizer_of_the_folder_begins_texts(folder, prompt, tmp_path, capsys):
+    add_begin_token(folder, tmp_path / "begin")
+    ours = answer([tmp_path / "begin", "--prompt", prompt, "--temperature", "0", "--max-tokens", "12"], capsys)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "begin")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "begin")
+    given = tokenizer(prompt, return_tensors="pt")
+    written = peer.generate(**given, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, given.input_ids.shape[1] :]
+    assert ours["tokens"] == [token for token in written.tolist() if token != 2]  # 2: config.json's end of text
+    assert ours["text"].startswith(prompt)
+    plain = answer([folder, "--prompt", prompt, "--temperature", "0", "--max-tokens", "12"], capsys)
+    assert plain["tokens"] != ours["tokens"]
+
+
+def test_tokens_that_the_tokenizer_does_not_have_are_not_written(folder, tmp_path, capsys):
+    size = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+    assert size < 96
+    hot = ["--temperature", "50", "--top-p", "1", "--max-tokens", "60", "--ignore-end"]
+    for place in (folder, tmp_path / "run"):
+        if place != folder:
+            assert convert([str(folder), str(place), "--to", "megalm"]) == 0
+            capsys.readouterr()
+        assert max(answer([place, "--prompt", "it", *hot], capsys)["tokens"]) < size
+
+
+def test_a_run_finds_the_tokenizer_that_its_configuration_names(folder, tmp_path, capsys, monkeypatch):
+    assert convert([str(folder), str(tmp_path / "runs" / "one"), "--to", "megalm"]) == 0
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "runs" / "one" / "huggingface")
+    shutil.copy(folder / "tokenizer.json", tmp_path / "words.of.mine")
+    config = tmp_path / "runs" / "one" / "config.yaml"
+    named = re.sub(r"tokenizer: .*", "tokenizer: words.of.mine", config.read_text())
+    config.write_text(named)
+    monkeypatch.chdir(tmp_path / "runs")  # not where the run was started
+    written = answer(["one", "--prompt", "it", "--seed", "3", "--max-tokens", "8"], capsys)
+    assert written["tokens"] == answer([folder, "--prompt", "it", "--seed", "3", "--max-tokens", "8"], capsys)["tokens"]
+    (tmp_path / "words.of.mine").unlink()
+    assert main(["one", "--prompt", "it"]) == 2
+    assert (
+        "the run's tokenizer words.of.mine is not there any more; give it with --tokenizer" in capsys.readouterr().err
+    )
+
+
+def test_weights_that_are_no_numbers_are_one_message(folder, tmp_path, capsys):
+    broken = build("llama2")
+    broken.model.norm.weight.data.fill_(float("nan"))
+    broken.save_pretrained(tmp_path)
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    capsys.readouterr()
+    assert main([str(tmp_path), "--prompt", "it"]) == 2
+    assert "largest logit is nan" in capsys.readouterr().err
 
 
 def test_a_run_and_its_exports_write_the_same(folder, tmp_path, capsys):
@@ -74,8 +151,24 @@ def test_text_streams_and_the_prompt_may_come_from_standard_input(folder, capsys
     "arguments, message",
     [
         (["nowhere", "--prompt", "x"], "nowhere: no such folder"),
-        (["MODEL", "--prompt", "x", "--temperature", "-1"], "--temperature=-1.0 must be at least 0"),
-        (["MODEL", "--prompt", "x", "--top-p", "1.5"], "--top-p=1.5 must be between 0 and 1"),
+        (["MODEL", "--prompt", "x", "--temperature", "-1"], "temperature=-1.0 must be at least 0"),
+        (["MODEL", "--prompt", "x", "--temperature", "nan"], "temperature=nan must be at least 0"),
+        (["MODEL", "--prompt", "x", "--temperature", "inf"], "temperature=inf must be at least 0 .* and finite"),
+        (["MODEL", "--prompt", "x", "--top-p", "1.5"], "top-p=1.5 must be above 0 and at most 1"),
+        (["MODEL", "--prompt", "x", "--top-p", "0"], "top-p=0.0 must be above 0 and at most 1"),
+        (["MODEL", "--prompt", "x", "--top-p", "nan"], "top-p=nan must be above 0 and at most 1"),
+        (["MODEL", "--prompt", "x", "--top-k", "-1"], "top-k=-1 must be at least 1, or 0 for all"),
+        (["MODEL", "--prompt", "x", "--max-tokens", "0"], "--max-tokens=0 must be at least 1"),
+        (["MODEL", "--prompt", "x", "--max-tokens", "-5"], "--max-tokens=-5 must be at least 1"),
+        (
+            ["MODEL", "--prompt", "x", "--seed", "99999999999999999999"],
+            "--seed=99999999999999999999 must fit into 64 bits",
+        ),
+        (
+            ["MODEL", "--prompt", b"caf\xe9".decode("utf-8", "surrogateescape")],
+            "the prompt is not UTF-8 text .at character 4",
+        ),
+        (["MODEL", "--prompt", "x", "--accept", "rope"], "--accept rope: config.json has no such setting"),
         (["MODEL", "--prompt", "x", "--tokenizer", "nowhere.json"], "nowhere.json"),
         (["BARE", "--prompt", "x"], "no tokenizer beside the model; give its file with --tokenizer"),
     ],
@@ -88,7 +181,7 @@ def test_mistakes_are_one_message(folder, arguments, message, tmp_path, capsys):
     places = {"MODEL": str(folder), "BARE": str(bare)}
     assert main([places.get(argument, argument) for argument in arguments]) == 2
     captured = capsys.readouterr()
-    assert message in captured.err and not captured.out
+    assert re.search(message, captured.err) and captured.err.count("\n") == 1 and not captured.out
 
 
 def test_a_run_without_checkpoints_is_named(tmp_path, capsys):

@@ -55,6 +55,13 @@ def parser() -> argparse.ArgumentParser:
         "--verify", action="store_true", help="read every weight back, and compare the logits of both sides"
     )
     made.add_argument("--json", action="store_true", help="print the check as JSON")
+    made.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a setting of a Hugging Face config.json that is not known here, and that you know to be harmless",
+    )
     hugging = made.add_argument_group("to huggingface")
     hugging.add_argument(
         "--tokenizer", type=Path, help="tokenizer.json or a folder with tokenizer files (default: the model's own)"
@@ -114,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
             options,
             format=arguments.format,
             vocab_size=arguments.vocab_size,
+            accept=arguments.accept,
             bits=arguments.verify,
             progress=bar,
         )

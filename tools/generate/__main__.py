@@ -39,6 +39,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tokenizer", type=Path, help="tokenizer file (default: the model's own)")
     made.add_argument("--ignore-end", action="store_true", help="write on after the end-of-text token")
     made.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a setting of a Hugging Face config.json that is not known here, and that you know to be harmless",
+    )
+    made.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU where there is one"
     )
     made.add_argument(
@@ -68,53 +75,60 @@ class Stream:
             self.shown = text
 
 
-def run(arguments: argparse.Namespace) -> int:
-    from megalm.generate.generate import generate
-    from megalm.generate.model import load_model, tokenizer_file
-    from megalm.tokenizer.tokenizer import load_tokenizer
+def read_prompt() -> str:
+    """The prompt from standard input. ConfigError where that is not text."""
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"standard input is not UTF-8 text ({error.reason} at byte {error.start + 1})") from None
 
-    for name, low, high in (("max_tokens", 1, None), ("temperature", 0, None), ("top_k", 0, None), ("top_p", 0, 1)):
-        value = getattr(arguments, name)
-        if value < low or (high is not None and value > high):
-            limit = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise ConfigError(f"--{name.replace('_', '-')}={value} must be {limit}")
-    source, model = load_model(arguments.model, device=arguments.device, dtype=DTYPES[arguments.dtype])
-    tokenizer = load_tokenizer(arguments.tokenizer or tokenizer_file(source))
-    if tokenizer.vocab_size > source.model.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} words, the model {source.model.vocab_size}: "
-            "give the model's own with --tokenizer"
+
+def run(arguments: argparse.Namespace) -> int:
+    from megalm.generate.generate import check_sampling, generate, prompt_ids
+    from megalm.generate.model import load_model, stop_tokens, tokenizer_of
+
+    if arguments.max_tokens < 1:
+        raise ConfigError(f"--max-tokens={arguments.max_tokens} must be at least 1")
+    if not -(2**63) <= arguments.seed < 2**63:
+        raise ConfigError(f"--seed={arguments.seed} must fit into 64 bits")
+    check_sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    text = arguments.prompt if arguments.prompt is not None else read_prompt()
+    source, model = load_model(
+        arguments.model, device=arguments.device, dtype=DTYPES[arguments.dtype], accept=arguments.accept
+    )
+    tokenizer = tokenizer_of(source, arguments.tokenizer)
+    for note in (*source.notes, *tokenizer.control.doubts):
+        print(f"note: {note}", file=sys.stderr)
+    prompt = prompt_ids(tokenizer, text)
+    if len(prompt.ids) > source.model.seq_length:
+        print(
+            f"note: the prompt has {len(prompt.ids)} tokens, the model sees {source.model.seq_length}: its beginning is not seen",
+            file=sys.stderr,
         )
-    prompt = arguments.prompt if arguments.prompt is not None else sys.stdin.read().rstrip("\n")
-    ids = [int(token) for token in tokenizer.encode(prompt)]
-    if not ids:
-        start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-        if start is None:
-            raise ConfigError("the prompt is empty and the tokenizer has no token to begin a text with; give --prompt")
-        ids = [start]
-    stop = {tokenizer.eos_id} if tokenizer.eos_id is not None and not arguments.ignore_end else set()
+    stop = frozenset() if arguments.ignore_end else stop_tokens(source, tokenizer)
+    ids = prompt.ids[prompt.added :]
     stream = Stream(tokenizer, ids, speak=not arguments.json)
     begun = time.perf_counter()
     written = generate(
         model,
-        ids,
+        prompt.ids,
         max_tokens=arguments.max_tokens,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         seed=arguments.seed,
         stop=stop,
+        never=tokenizer.unknown_ids(source.model.vocab_size),
         on_token=stream,
     )
     seconds = time.perf_counter() - begun
     stream.show(last=True)
     if arguments.json:
-        text = tokenizer.decode([*ids, *written])
         print(
             json.dumps(
                 {
-                    "prompt": prompt,
-                    "text": text,
+                    "prompt": text,
+                    "text": tokenizer.decode([*ids, *written]),
                     "tokens": written,
                     "tokens_per_s": len(written) / seconds,
                     "step": source.step,
