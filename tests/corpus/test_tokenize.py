@@ -1,4 +1,5 @@
 import gzip
+import io
 import json
 import os
 import signal
@@ -338,23 +339,18 @@ def test_a_result_in_the_folder_of_its_input_is_not_read_by_the_next_run(corpus,
 
 
 def test_what_a_killed_run_had_copied_of_a_stream_is_not_read(corpus, tokenizer_file, tmp_path, monkeypatch):
-    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "from the pipe"}\n')))
     seen = []
 
     def killed(pieces):
         seen.extend(piece.path for piece in pieces)
         raise KeyboardInterrupt
 
-    writer = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)
-    os.write(writer, b'{"text": "from the pipe"}\n')
-    descriptor = os.open(tmp_path / "pipe", os.O_RDONLY)
-    os.close(writer)
-    job = Job((f"/dev/fd/{descriptor}", str(corpus)), str(corpus / "x"), Settings(tokenizer_file))
+    job = Job(("-", str(corpus)), str(corpus / "x"), Settings(tokenizer_file))
     with monkeypatch.context() as patched:
         patched.setattr(tokenize_job, "cut_into_pieces", killed)
         patched.setattr(os, "unlink", lambda path: None)
         with pytest.raises(KeyboardInterrupt):
             run_job(job)
-    os.close(descriptor)
     assert os.path.exists(seen[0]) and len(seen) == 7
     assert run_job(Job((str(corpus),), str(corpus / "x"), Settings(tokenizer_file))).documents == 180
