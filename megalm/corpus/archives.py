@@ -9,34 +9,82 @@ import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-MAGICS = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz", ".lzma": "lzma"}
+LARGEST_WINDOW = 1 << 31  # bytes that zstd may hold to unpack a file: what `zstd --long=31` asks for, its own largest
+ZSTD_HEADER = 18  # bytes of a frame in which it says what it needs
 INPUT = 1 << 14  # bytes unpacked at a time: of nothing but zeros they become half a gigabyte at most
 BUFFER = 1 << 20
 
 
-class DamagedArchive(EOFError):
+class Unreadable(EOFError):
+    """The content of a file, from here on. `at`: bytes that it gave before; `reason`: a sentence without its subject."""
+
+    def __init__(self, at: int, reason: str):
+        super().__init__(reason)
+        self.at, self.reason = at, reason
+
+
+class DamagedArchive(Unreadable):
     """A compressed file that cannot be unpacked from here on.
 
-    `at`: bytes that it gave before. They are right if it was only `cut` off; a damaged stream may have given wrong ones
-    before it was noticed, by a code that means nothing or by the checksum at its end.
+    What it gave before is right if it was only `cut` off; a damaged stream may have given something wrong before it was
+    noticed, by a code that means nothing or by the checksum at its end.
     """
 
-    def __init__(self, at: int, reason: str, cut: bool):
-        super().__init__(reason)
-        self.at, self.cut = at, cut
+    def __init__(self, at: int, why: str, cut: bool):
+        look = "look at what it gave before you use it"
+        what = (
+            "the compressed file is cut off"
+            if cut
+            else f"the compressed file is damaged here or before ({why}), {look}"
+        )
+        super().__init__(at, f"{what}; the rest of it is left out")
+        self.cut = cut
+
+
+class UnknownFrame(Unreadable):
+    """A compressed file that is whole, and needs what is not there."""
+
+
+class Stream(io.RawIOBase):
+    """Content that is made while it is read, from the beginning to the end."""
+
+    consumed = 0
+    """Bytes of the file that were read."""
+
+    def readable(self) -> bool:
+        return True
 
 
 def _zstd() -> Any:
     import zstandard
 
-    return zstandard.ZstdDecompressor().decompressobj()
+    return zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
+
+
+def _needs(head: bytes, error: Exception) -> str:
+    """What a frame of zstd says that it needs, where we do not have it."""
+    import zstandard
+
+    if "too much memory" in str(error):
+        return f"asks for more memory to be unpacked than the {LARGEST_WINDOW:,} bytes that are allowed"
+    try:
+        frame = zstandard.get_frame_parameters(head)
+    except zstandard.ZstdError:
+        return ""
+    if frame.dict_id:
+        return (
+            f"was compressed by zstd with the dictionary {frame.dict_id}, which is in another file: unpack it by `zstd -d -D "
+            "DICTIONARY`"
+        )
+    return ""
 
 
 _NEW: dict[str, Callable[[], Any]] = {
     "gzip": lambda: zlib.decompressobj(16 + zlib.MAX_WBITS),
     "bz2": bz2.BZ2Decompressor,
     "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ),
+    "lzma": lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE),
     "zstd": _zstd,
 }
 _PADDED = ("gzip", "xz")  # their streams may be followed by zeros
@@ -49,11 +97,11 @@ def damage() -> tuple[type[Exception], ...]:
     return EOFError, ValueError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError
 
 
-class Unpacked(io.RawIOBase):
+class Unpacked(Stream):
     """The content of a compressed file: its streams (members, frames) one after another.
 
-    Errors: DamagedArchive, after everything before it was read, and at every later read; what the source raises comes
-    through as it is.
+    Errors: Unreadable, after everything before it was read, and at every later read; what the source raises comes through
+    as it is.
     """
 
     def __init__(self, source: BinaryIO, kind: str):
@@ -61,14 +109,10 @@ class Unpacked(io.RawIOBase):
         self._stream: Any = None
         self._input = b""
         self._output = memoryview(b"")
-        self._damage: DamagedArchive | None = None
-        self.consumed = 0
-        """Bytes of the compressed file that were read."""
+        self._damage: Unreadable | None = None
+        self._head = b""  # of a frame
         self.unpacked = 0
         """Bytes that they gave."""
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: Any) -> int:
         while not self._output:
@@ -82,7 +126,12 @@ class Unpacked(io.RawIOBase):
             try:
                 self._unpack()
             except damage() as error:
-                self._damage = DamagedArchive(self.unpacked, str(error), cut=not self._input)
+                needs = _needs(self._head, error) if self._kind == "zstd" and self._input else ""
+                self._damage = (
+                    UnknownFrame(self.unpacked, f"{needs}; the rest of it is left out")
+                    if needs
+                    else DamagedArchive(self.unpacked, str(error), cut=not self._input)
+                )
         count = min(len(buffer), len(self._output))
         buffer[:count], self._output = self._output[:count], self._output[count:]
         return count
@@ -95,6 +144,11 @@ class Unpacked(io.RawIOBase):
                 self._input = self._input.lstrip(b"\0")
                 if not self._input:
                     return
+            if self._kind == "zstd" and len(self._input) < ZSTD_HEADER:
+                more = self._source.read(ZSTD_HEADER)
+                self._input += more
+                self.consumed += len(more)
+            self._head = self._input[:ZSTD_HEADER]
             self._stream = _NEW[self._kind]()
         self._output = memoryview(self._stream.decompress(self._input))
         self._input = b""
@@ -109,17 +163,17 @@ def unpacked(source: BinaryIO, kind: str) -> io.BufferedReader:
 
 
 def read_some(file: BinaryIO, size: int) -> bytes:
-    """So many bytes; fewer at the end, or where an archive is damaged: then the next call raises DamagedArchive.
+    """So many bytes; fewer at the end, or where a file cannot be read any further: then the next call raises Unreadable.
 
     A buffered reader's own `read` would lose what it had read before the error.
     """
-    if not isinstance(getattr(file, "raw", None), Unpacked):
+    if not isinstance(getattr(file, "raw", None), Stream):
         return file.read(size)
     parts: list[bytes] = []
     while size > 0:
         try:
             part = file.read1(size)  # type: ignore[attr-defined]
-        except DamagedArchive:
+        except Unreadable:
             if parts:
                 break
             raise

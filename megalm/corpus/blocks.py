@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, BinaryIO
 
-from megalm.corpus.archives import DamagedArchive, read_some
+from megalm.corpus.archives import Unreadable, read_some
 from megalm.corpus.documents import Piece, damaged, reading, text_parts
-from megalm.corpus.files import ending_of, open_bytes
+from megalm.corpus.files import LINE_ENDINGS, ending_of, open_bytes
 
 PART = 1 << 20  # bytes copied at a time
 
@@ -42,8 +42,8 @@ class Blocks:
         self._ending = ending_of(piece.path)
         self._ends = contextlib.ExitStack()
         with reading(piece.label):
-            self._file = self._ends.enter_context(open_bytes(piece.path))
-        self._lines = self._ending in (".jsonl", ".ndjson")
+            self._file = self._ends.enter_context(open_bytes(piece.path, piece.plain))
+        self._lines = self._ending in LINE_ENDINGS
         self._parts = text_parts(self._file)
         self._at = self._consumed = 0
         self._over = False
@@ -61,7 +61,7 @@ class Blocks:
         with reading(self._piece.label), open(partial, "wb") if stem else _Nowhere() as target:
             try:
                 size = self._copy_lines(target) if self._lines else self._copy_text(target)  # type: ignore[arg-type]
-            except DamagedArchive as error:
+            except Unreadable as error:
                 size, wrong = 0, damaged(error)
                 block: Piece | None = replace(self._piece_of("", 0), broken=(wrong.place, wrong.reason))
             else:
@@ -78,7 +78,7 @@ class Blocks:
         consumed = min(self._file.raw.consumed, self._piece.size)  # type: ignore[attr-defined]
         taken, self._consumed = consumed - self._consumed, consumed
         base, self._at = self._at, self._at + size
-        return replace(self._piece, path=path, size=taken, name=self._piece.label, base=base, block=0)
+        return replace(self._piece, path=path, size=taken, name=self._piece.label, base=base, block=0, plain=True)
 
     def _copy_lines(self, target: BinaryIO) -> int:
         """Whole lines, and how many bytes; of a damaged file those before the damage."""
@@ -93,7 +93,7 @@ class Blocks:
                 target.write(part)
                 size += len(part)
                 whole = size if part.endswith(b"\n") else whole
-        except DamagedArchive:
+        except Unreadable:
             if whole == 0:
                 raise
             target.truncate(whole)
@@ -109,7 +109,7 @@ class Blocks:
                 size += len(part)
                 if self._size:
                     break
-        except DamagedArchive as error:
+        except Unreadable as error:
             if size == 0:
                 raise
             self._parts = _broken(error)
@@ -120,6 +120,6 @@ class Blocks:
         self._ends.close()
 
 
-def _broken(error: DamagedArchive) -> Iterator[tuple[int, bytes]]:
+def _broken(error: Unreadable) -> Iterator[tuple[int, bytes]]:
     raise error
     yield

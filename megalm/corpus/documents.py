@@ -19,12 +19,16 @@ from typing import Any, BinaryIO
 
 from megalm.config.errors import ConfigError
 from megalm.corpus import tables
-from megalm.corpus.archives import COMPRESSIONS, DamagedArchive, read_some
+from megalm.corpus.archives import COMPRESSIONS, Unreadable, read_some
 from megalm.corpus.fields import names_of, text_of, value_at, why_no_text
 from megalm.corpus.files import (
     ENDINGS,
+    LINE_ENDINGS,
+    TABLE_ENDINGS,
+    WHOLE_ENDINGS,
     compression_of,
     ending_of,
+    is_plain,
     open_bytes,
 )
 from megalm.corpus.finding import LeftOut, list_files
@@ -38,6 +42,7 @@ LONGEST_LINE = 1 << 20  # after so many bytes without a line end a text is cut w
 BLOCK = 1 << 20  # of a JSON file that is looked at together
 LONGEST_VALUE = 64 << 20  # characters of a value in JSON or CSV: beyond it, it is taken for one that does not end
 BOM = b"\xef\xbb\xbf"
+NO_TEXT = "holds a NUL byte: it is no text, or one in UTF-16 without a mark (`iconv -f UTF-16 -t UTF-8` changes that)"
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Piece:
     """Where the file begins in what it was unpacked from."""
     block: int = 0
     """Of a compressed file that is dealt out (megalm/corpus/blocks.py): bytes of a block; 0: it is read as it is."""
+    plain: bool = False
+    """The file is known to hold its documents as they are: nothing needs to be unpacked or looked for in its first bytes."""
     broken: tuple[str, str] = ("", "")
     """Place of, and reason for, what could not be unpacked behind this piece; its path is empty."""
 
@@ -133,21 +140,26 @@ def cut_into_pieces(files: Sequence[Piece]) -> list[Piece]:
     row_groups = tables.row_groups(parquet) if parquet else {}
     for file in files:
         ending = ending_of(file.path)
-        lines = ending in (".jsonl", ".ndjson")
+        lines = ending in LINE_ENDINGS
         if groups := row_groups.get(file.path, 0):
             pieces += [replace(file, size=file.size // groups, start=g, stop=g + 1) for g in range(groups)]
-        elif ending in (".json", ".csv", ".arrow", ".parquet"):
+        elif (
+            ending in WHOLE_ENDINGS or file.size <= (each if lines else LONGEST_TEXT) and not compression_of(file.path)
+        ):
             pieces.append(file)
-        elif compression_of(file.path):
-            pieces.append(replace(file, block=each) if file.size > share else file)
-        elif file.size > (each if lines else LONGEST_TEXT):
+        elif file.plain or _is_plain(file):
             step = each if lines else TEXT_PIECE
             for start in range(0, file.size, step):
                 stop = min(start + step, file.size)
-                pieces.append(replace(file, size=stop - start, start=start, stop=stop))
+                pieces.append(replace(file, size=stop - start, start=start, stop=stop, plain=True))
         else:
-            pieces.append(file)
+            pieces.append(replace(file, block=each) if file.size > share else file)
     return pieces
+
+
+def _is_plain(file: Piece) -> bool:
+    with reading(file.label):
+        return is_plain(file.path)
 
 
 def read_piece(
@@ -166,25 +178,24 @@ def read_piece(
             return
         try:
             yield from _documents(piece, field, others)
-        except DamagedArchive as error:
+        except Unreadable as error:
             yield damaged(error)
 
 
-def damaged(error: DamagedArchive) -> BadDocument:
-    """What is missing of a compressed file."""
-    what = "is cut off" if error.cut else f"is damaged here or before ({error}), look at what it gave before you use it"
-    return BadDocument(f"byte {error.at}", f"the compressed file {what}; the rest of it is left out")
+def damaged(error: Unreadable) -> BadDocument:
+    """What is missing of a file."""
+    return BadDocument(f"byte {error.at}", error.reason)
 
 
 def _documents(piece: Piece, field: str, others: Sequence[str] | None) -> Iterator[Document | BadDocument]:
     ending = ending_of(piece.path)
-    if ending in (".jsonl", ".ndjson"):
+    if ending in LINE_ENDINGS:
         yield from _json_lines(piece, field)
     elif ending == ".json":
         yield from _json(piece, field)
-    elif ending == ".csv":
-        yield from _csv(piece, field)
-    elif ending in (".parquet", ".arrow"):
+    elif ending in (".csv", ".tsv"):
+        yield from _csv(piece, field, "," if ending == ".csv" else "\t")
+    elif ending in TABLE_ENDINGS:
         yield from _table(piece, field, others, ending)
     else:
         yield from _text(piece)
@@ -205,7 +216,7 @@ def reading(path: str) -> Iterator[None]:
 
 def _lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
     """(offset, line) of every line that begins inside the piece; the offset is that in what was unpacked."""
-    with open_bytes(piece.path) as file:
+    with open_bytes(piece.path, piece.plain) as file:
         offset = 0
         if piece.start:
             file.seek(piece.start - 1)
@@ -223,16 +234,16 @@ def _decode(data: bytes, place: int) -> str | BadDocument:
     try:
         return data[mark:].decode("utf-8")
     except UnicodeDecodeError as error:
-        return BadDocument(f"byte {place + mark + error.start}", f"invalid UTF-8 ({error.reason})")
+        advice = "if it is text in another encoding, change that by `iconv -f ENCODING -t UTF-8`"
+        return BadDocument(f"byte {place + mark + error.start}", f"invalid UTF-8 ({error.reason}); {advice}")
 
 
 def _text(piece: Piece) -> Iterator[Document | BadDocument]:
-    if compression_of(piece.path) is not None:
-        with open_bytes(piece.path) as file:
+    with open_bytes(piece.path, piece.plain) as file:
+        if not file.seekable():
             for start, data in text_parts(file):
                 yield _text_document(data, start)
-        return
-    with open_bytes(piece.path) as file:
+            return
         start, stop = _edge(file, piece.start), _edge(file, piece.stop) if piece.stop >= 0 else -1
         file.seek(start)
         data = file.read(stop - start if stop >= 0 else -1)
@@ -242,6 +253,9 @@ def _text(piece: Piece) -> Iterator[Document | BadDocument]:
 
 def _text_document(data: bytes, start: int) -> Document | BadDocument:
     text = _decode(data, start)
+    if isinstance(text, str) and "\0" in text:
+        place = start + len(text[: text.index("\0")].encode())
+        return BadDocument(f"byte {place}", f"{NO_TEXT}; the text around it is left out")
     return text if isinstance(text, BadDocument) else Document(text, f"byte {start}", {})
 
 
@@ -300,7 +314,8 @@ def json_line(line: bytes, offset: int, field: str) -> Document | BadDocument:
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return BadDocument(f"byte {offset}", f"not JSON ({error})")
+        line_ends = "; its lines end in CR alone: change that by `tr '\\r' '\\n'`" if "\r" in text.strip() else ""
+        return BadDocument(f"byte {offset}", f"not JSON ({error}){line_ends}")
     return _from_record(record, field, f"byte {offset}")
 
 
@@ -315,7 +330,7 @@ def _from_record(record: Any, field: str, place: str) -> Document | BadDocument:
 
 
 def _json(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
-    with open_bytes(piece.path) as file:
+    with open_bytes(piece.path, piece.plain) as file:
         number = -1
         try:
             for number, record in enumerate(_json_values(_reader_of_characters(file))):
@@ -384,17 +399,31 @@ def _json_values(read: Callable[[int], str]) -> Iterator[Any]:
             at, least, expected = end, BLOCK, "," if inside else ""
 
 
-def _csv(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
+def _csv(piece: Piece, field: str, delimiter: str) -> Iterator[Document | BadDocument]:
     csv.field_size_limit(LONGEST_VALUE)
-    with open_bytes(piece.path) as file:
-        reader = csv.DictReader(
-            io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""), strict=True
-        )
+    with open_bytes(piece.path, piece.plain) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        rows = csv.reader(text, strict=True, delimiter=delimiter)
         try:
-            for record in reader:
-                yield _from_record(record, field, f"line {reader.line_num}")
+            header = next((row for row in rows if row), [])
+            twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
+            if twice:
+                what = f"the column {twice[0]!r} is there twice: rename one; the file is left out"
+                yield BadDocument(f"line {rows.line_num}", what)
+                return
+            for row in rows:
+                if row:
+                    yield _from_row(header, row, field, f"line {rows.line_num}")
         except csv.Error as error:
-            yield BadDocument(f"line {reader.line_num + 1}", f"not CSV ({error}); the rest of the file is left out")
+            yield BadDocument(f"line {rows.line_num + 1}", f"not CSV ({error}); the rest of the file is left out")
+
+
+def _from_row(header: list[str], row: list[str], field: str, place: str) -> Document | BadDocument:
+    if len(row) > len(header):
+        return BadDocument(place, f"has {len(row)} values for {len(header)} columns: a value may lack its quotes")
+    if any("\0" in value for value in row):
+        return BadDocument(place, NO_TEXT)
+    return _from_record({**dict.fromkeys(header), **dict(zip(header, row, strict=False))}, field, place)
 
 
 def _table(piece: Piece, field: str, others: Sequence[str] | None, ending: str) -> Iterator[Document | BadDocument]:

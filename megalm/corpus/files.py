@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -13,11 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from megalm.corpus.archives import COMPRESSIONS, MAGICS, damage, unpacked
+from megalm.corpus.archives import COMPRESSIONS, Unreadable, unpacked
+from megalm.corpus.contents import HEAD, as_documents, compression_in, looks_like_text
 
 TEXT_ENDINGS = (".txt", ".md", ".rst", ".py")
-ENDINGS = (*TEXT_ENDINGS, ".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow")
-HEAD = 1 << 16  # bytes by which a stream without a name is recognized
+LINE_ENDINGS = (".jsonl", ".ndjson")
+TABLE_ENDINGS = (".parquet", ".arrow", ".feather")
+WHOLE_ENDINGS = (".json", ".csv", ".tsv", *TABLE_ENDINGS)  # of formats that are read from their beginning only
+ENDINGS = (*TEXT_ENDINGS, *LINE_ENDINGS, *WHOLE_ENDINGS)
+BUFFER = 1 << 20
+STREAM_HEAD = 1 << 16  # bytes by which a stream without a name is recognized
 
 
 @dataclass(frozen=True)
@@ -41,24 +47,52 @@ def compression_of(path: str) -> str | None:
 
 
 @contextlib.contextmanager
-def open_bytes(path: str) -> Iterator[BinaryIO]:
-    """The decompressed bytes of a local file or URL."""
+def open_bytes(path: str, plain: bool = False) -> Iterator[BinaryIO]:
+    """The bytes of a local file or URL: decompressed, and in UTF-8 where a byte order mark says that it is UTF-16; it can be
+    sought in if neither had to be done. Content that holds no documents raises Unreadable where it is read.
+
+    plain: it is known to be none of this, and is opened as it is.
+    """
     with contextlib.ExitStack() as stack:
         if "://" in path:
             import fsspec
 
             raw = stack.enter_context(fsspec.open(path, "rb").open())
+            raw = raw if plain else io.BufferedReader(raw, BUFFER)
         else:
-            raw = stack.enter_context(open(path, "rb", buffering=1 << 20))
-        kind = compression_of(path)
-        yield raw if kind is None else stack.enter_context(unpacked(raw, kind))
+            raw = stack.enter_context(open(path, "rb", buffering=BUFFER))
+        yield raw if plain else _content(raw, path)
+
+
+def _content(raw: BinaryIO, path: str) -> BinaryIO:
+    head = raw.peek(HEAD)[:HEAD]  # type: ignore[attr-defined]
+    kind = compression_in(head)
+    if kind is None and not looks_like_text(head):
+        kind = compression_of(path)  # it is damaged, or empty
+    file: BinaryIO = raw
+    if kind is not None:
+        file = unpacked(raw, kind)
+        try:
+            head = file.peek(HEAD)[:HEAD]  # type: ignore[attr-defined]
+        except Unreadable:
+            return file  # which says so again
+    return as_documents(file, head, ending_of(path) in TABLE_ENDINGS)
+
+
+def is_plain(path: str) -> bool:
+    """Whether the file is as its documents are, so that parts of it can be read alone.
+
+    Errors: OSError, or what a store raises, for a file that cannot be read.
+    """
+    with open_bytes(path) as file:
+        return file.seekable()
 
 
 @contextlib.contextmanager
 def open_seekable(path: str) -> Iterator[BinaryIO]:
     """`open_bytes` for formats that are read from their end: what is compressed is unpacked into a temporary file."""
     with open_bytes(path) as raw:
-        if compression_of(path) is None:
+        if raw.seekable():
             yield raw
             return
         with tempfile.TemporaryFile() as whole:
@@ -97,15 +131,15 @@ def spool(item: str, stem: str) -> Found:
         size = target.tell()
         whole.pop_all()
     with open(aside, "rb") as file:
-        start = file.read(8)
-    packed = next((ending for magic, ending in MAGICS.items() if start.startswith(magic)), "")
+        kind = compression_in(file.read(HEAD))
+    packed = next((ending for ending, name in COMPRESSIONS.items() if name == kind), "")
     if packed:
         os.replace(aside, f"{stem}{packed}")
         aside = f"{stem}{packed}"
     try:
         with open_bytes(aside) as file:
-            head = file.read(HEAD)
-    except damage():
+            head = file.read1(STREAM_HEAD)  # type: ignore[attr-defined]
+    except Unreadable:
         head = b""  # reading the documents will say so
     path = f"{stem}{'.jsonl' if _is_json_lines(head) else '.txt'}{packed}"
     os.replace(aside, path)
@@ -114,7 +148,7 @@ def spool(item: str, stem: str) -> Found:
 
 def _is_json_lines(head: bytes) -> bool:
     line = head.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n")[0]
-    if len(line) >= HEAD // 2:  # a long first line is not there whole
+    if len(line) >= STREAM_HEAD // 2:  # a long first line is not there whole
         return line.startswith((b'{"', b"{ "))
     try:
         return isinstance(json.loads(line), dict)

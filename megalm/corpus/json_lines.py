@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from megalm.corpus.archives import DamagedArchive, read_some
+from megalm.corpus.archives import Unreadable, read_some
 from megalm.corpus.documents import BadDocument, Piece, damaged, json_line, reading
 from megalm.corpus.files import open_bytes
 from megalm.corpus.suffix import native
@@ -45,10 +45,10 @@ def read_lines(piece: Piece, field: str) -> Iterator[Lines]:
     """
     with reading(piece.label):
         try:
-            with open_bytes(piece.path) as file:
+            with open_bytes(piece.path, piece.plain) as file:
                 for offset, block in _blocks(file, piece):
                     yield parse(block, piece.base + offset, field)
-        except DamagedArchive as error:
+        except Unreadable as error:
             none = np.empty(0, np.int64)
             yield Lines(np.empty(0, np.uint8), none, np.empty(0, bool), none, none, [(0, damaged(error))])
 
@@ -66,7 +66,7 @@ def _blocks(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, bytes]]:
         if not block.endswith(b"\n"):
             try:
                 block += file.readline()
-            except DamagedArchive:
+            except Unreadable:
                 if b"\n" in block:
                     yield offset, block[: block.rindex(b"\n") + 1]
                 raise

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, NamedTuple
 
 from megalm.config.errors import ConfigError
+from megalm.corpus.archives import Unreadable
 from megalm.corpus.fields import column_of
 from megalm.corpus.files import open_seekable
 from megalm.corpus.values import values_of
@@ -68,7 +69,7 @@ def records(
                     row += 1  # counted before it is given: a reader may stop here
                     yield Row(row - 1, record, wrong, "; ".join(filter(None, (missing, lost))))
     except Exception as error:  # pyarrow has many kinds, and lets those of other libraries through
-        if isinstance(error, ConfigError) or (isinstance(error, OSError) and error.errno is not None):
+        if isinstance(error, (ConfigError, Unreadable)) or (isinstance(error, OSError) and error.errno is not None):
             raise  # the file is not damaged, but out of reach
         rest = "file" if stop is None else "row group"
         yield Row(row, None, f"cannot be read ({error}); the rest of the {rest} is left out")

@@ -80,8 +80,8 @@ def parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="files, folders, globs, fsspec URLs or - (standard input): .txt .jsonl .json .csv .parquet .arrow, also "
-        f"compressed by .gz .zst .bz2 .xz; or {python_corpus.NAME}: sources and documentation of the installed Python",
+        help="files, folders, globs, fsspec URLs or - (standard input): .txt .jsonl .json .csv .tsv .parquet .arrow .feather, "
+        f"also compressed by .gz .zst .bz2 .xz .lzma; or {python_corpus.NAME}: sources and documentation of the installed Python",
     )
     p.add_argument("--output", metavar="PREFIX", help="where to write; without it nothing is kept (see --report)")
     which = p.add_mutually_exclusive_group(required=True)

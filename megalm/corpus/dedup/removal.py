@@ -19,7 +19,7 @@ from megalm.corpus.dedup.files import load, save, shard_path, written_whole
 from megalm.corpus.dedup.places import KINDS, PLACE, Places
 from megalm.corpus.documents import BOM, BadDocument, Document, Piece, read_piece
 from megalm.corpus.fields import with_text
-from megalm.corpus.files import compression_of, open_bytes
+from megalm.corpus.files import open_bytes
 from megalm.corpus.shards import check_unchanged
 
 WRITTEN = 1 << 12  # rows of the list that are held as Python objects
@@ -260,10 +260,10 @@ def copy_lines(
     alone[list(texts or ())] = True
     breaks = np.flatnonzero((begins[1:] != ends[:-1]) | alone[1:] | alone[:-1]) + 1
     firsts, lasts = np.concatenate(([0], breaks)), np.concatenate((breaks, [len(places)])) - 1
-    with open_bytes(piece.path) as source:
+    with open_bytes(piece.path, piece.plain) as source:
         at = 0
         for index, begin, end in zip(firsts.tolist(), begins[firsts].tolist(), ends[lasts].tolist(), strict=True):
-            if compression_of(piece.path) is None:
+            if source.seekable():
                 source.seek(begin)
             else:
                 for _ in _parts(source, begin - at):
