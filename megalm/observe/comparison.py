@@ -1,6 +1,7 @@
 """What was planned beside what was measured, when the run ends."""
 
 import json
+import math
 import os
 import resource
 import sys
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megalm.journal import as_number, course_of, json_text, number_text
+from megalm.observe.kept import KeptSteps
 from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
@@ -27,20 +29,20 @@ class ComparisonHook(Hook):
     def __init__(self, folder: Path, console: Console, *, baseline_bytes: int = 0) -> None:
         """baseline_bytes: memory held before the run was built (Python and its libraries), which no plan counts."""
         self.file, self.console, self.baseline_bytes = folder / "plan.json", console, baseline_bytes
-        self._records: list[dict[str, Any]] = []
+        self._made = KeptSteps("step_time_s", "tokens_per_s", "mfu", "hfu")
 
     def on_step_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
-        self._records.append(record)
+        self._made.add(record)
 
     def on_train_end(self, trainer: "Trainer", status: int) -> None:
-        records = course_of(self._records[WARM_UP_STEPS:] or self._records).steps
-        if not records or not self.file.exists():
+        steps = course_of(self._made.rows(WARM_UP_STEPS) or self._made.rows()).steps
+        if not steps or not self.file.exists():
             return
-        measured: dict[str, Any] = {"step_seconds": median(r["step_time_s"] for r in records)}
-        measured["tokens_per_second"] = median(r["tokens_per_s"] for r in records)
-        if all(r["mfu"] is not None for r in records):
-            measured["mfu"] = median(r["mfu"] for r in records)
-            measured["hfu"] = median(r["hfu"] for r in records)
+        measured: dict[str, Any] = {"step_seconds": median(step["step_time_s"] for step in steps)}
+        measured["tokens_per_second"] = median(step["tokens_per_s"] for step in steps)
+        if all(math.isfinite(step["mfu"]) for step in steps):
+            measured["mfu"] = median(step["mfu"] for step in steps)
+            measured["hfu"] = median(step["hfu"] for step in steps)
         measured["bytes_per_gpu"] = max(0, peak_bytes(trainer.mesh.device.type) - self.baseline_bytes)
         plan = json.loads(self.file.read_text(encoding="utf-8"))
         plan["measured"] = measured

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megalm.journal import QUIET, event_text, number_text
+from megalm.journal import QUIET, as_number, course_of, event_text, number_text
+from megalm.observe.kept import KeptSteps
 from megalm.observe.plot import text_plot
 from megalm.train.hooks import Hook
 
@@ -31,9 +32,10 @@ class ConsoleHook(Hook):
     def __init__(self, console: Console, log_every: int) -> None:
         self.console = console
         self.log_every = log_every
-        self._losses: list[float] = []
+        self._made = KeptSteps("loss")
         self._by_source: dict[str, float] = {}
-        self._shown_after = 0  # steps since the last line, which shows their mean loss
+        self._since_line: list[float] = []
+        """Finite losses since the last line; the next one shows their mean."""
         self._progress: Progress | None = None
 
     def on_train_start(self, trainer: "Trainer") -> None:
@@ -62,8 +64,11 @@ class ConsoleHook(Hook):
             self._progress.start()
 
     def on_step_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
-        self._losses.append(record["loss"])
-        self._shown_after += 1
+        if record["step"] <= self._made.last_step:  # the run went back: what is made again counts
+            self._since_line.clear()
+        self._made.add(record)
+        loss = as_number(record["loss"])
+        self._since_line += [loss] if loss is not None and math.isfinite(loss) else []
         if self._progress is not None:
             room = self.console.width - BESIDE_THE_NUMBERS
             self._progress.update(self._task, completed=record["step"], description=describe(record, room))
@@ -71,11 +76,10 @@ class ConsoleHook(Hook):
         evaluated = "eval/loss" in record
         logged = self.log_every > 0 and (record["step"] % self.log_every == 0 or record["step"] == self._first_step)
         if evaluated or (logged and self._progress is None):
-            done = record["step"] - self._first_step + 1
-            left = (time.perf_counter() - self._started) / done * (trainer.total_steps - record["step"])
-            recent = [loss for loss in self._losses[-self._shown_after :] if math.isfinite(loss)]
+            left = (time.perf_counter() - self._started) / len(self._made) * (trainer.total_steps - record["step"])
+            recent = self._since_line
             smooth = record | {"loss": sum(recent) / len(recent) if recent else record["loss"]}
-            self._shown_after = 0
+            self._since_line.clear()
             text = f"step {record['step']:>6}/{trainer.total_steps}  {describe(smooth)}"
             if evaluated:
                 text += f"  eval loss {number_text(record['eval/loss'], '.4f')}"
@@ -99,10 +103,11 @@ class ConsoleHook(Hook):
     def on_train_end(self, trainer: "Trainer", status: int) -> None:
         if self._progress is not None:
             self._progress.stop()
-        if len(self._losses) > 1:
-            self.console.print(
-                text_plot(self._losses, first=self._first_step, title="loss (nats a token) over steps"), highlight=False
-            )
+        if len(self._made) > 1:
+            course = course_of(self._made.rows())
+            line, *abandoned = ([(r["step"], r["loss"]) for r in each] for each in (course.steps, *course.abandoned))
+            picture = text_plot(line, abandoned=abandoned, title="loss (nats a token) over steps")
+            self.console.print(picture, highlight=False)
         if status == 130:
             self.console.print(
                 f"interrupted and saved at step {trainer.step} of {trainer.total_steps}; the same command goes on from there"

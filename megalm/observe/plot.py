@@ -1,68 +1,120 @@
-"""A line of numbers as a picture in the terminal."""
+"""A line over steps as a picture in the terminal."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from megalm.journal import number_text
 
 # Dots of a braille character by (row, column) of its 4 x 2 grid (Unicode 15, block U+2800).
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
+Point = tuple[float, float]
+"""(step, value)"""
 
-def thin(values: Sequence[float], count: int) -> list[float]:
-    """At most `count` means of neighbouring finite values."""
-    finite = [value for value in values if math.isfinite(value)]
-    if len(finite) <= count:
-        return finite
-    edges = [round(i * len(finite) / count) for i in range(count + 1)]
-    return [sum(finite[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+PALE_EVERY = 4
+"""Of what was gone back on one dot in so many columns is drawn: not every terminal has a paler ink."""
 
 
 def text_plot(
-    values: Sequence[float],
+    points: Sequence[Point],
     *,
+    abandoned: Sequence[Sequence[Point]] = (),
     width: int = 64,
     height: int = 10,
-    first: int = 1,
-    last: int | None = None,
     title: str = "",
-    marks: Sequence[int] = (),
+    marks: Sequence[float] = (),
 ) -> str:
-    """The values over their index, in braille dots, with the range on the left and the steps below.
+    """The values over their steps, in braille dots, with the range on the left and the steps below.
 
-    Args: width, height: of the picture in characters. first, last: step numbers of the first and the last value.
-    marks: indices of values to point at from below.
+    Values that are not finite have no place; where several steps share a column their mean is drawn.
+
+    Args: abandoned: stretches that a run went back on, drawn as single dots. width, height: of the picture in characters.
+    marks: steps to point at from below.
     """
-    if not values:
+    stretches = [points, *abandoned]
+    steps = [step for stretch in stretches for step, _ in stretch]
+    values = [value for stretch in stretches for _, value in stretch if math.isfinite(value)]
+    if not steps:
         return "(nothing to plot)"
-    points = thin(values, 2 * width)
-    if not points:
+    if not values:
         return "(no finite values to plot)"
-    low, high = min(points), max(points)
-    span = (high - low) or 1.0
-    rows = [[0] * width for _ in range(height)]
-    columns = _stretch(points, 2 * width)
-    levels = [round((high - value) / span * (4 * height - 1)) for value in columns]
-    for column, (begin, level) in enumerate(zip([levels[0], *levels], levels, strict=False)):
-        for dot in range(min(begin, level), max(begin, level) + 1):
-            rows[dot // 4][column // 2] |= _DOTS[dot % 4][column % 2]
-    lines = [title] if title else []
-    for number, row in enumerate(rows):
-        label = f"{high:8.3f} " if number == 0 else f"{low:8.3f} " if number == height - 1 else " " * 9
-        lines.append(label + "│" + "".join(chr(0x2800 + cell) for cell in row))
-    lines.append(" " * 9 + "└" + "─" * width)
+    picture = _Picture(width, height, (min(steps), max(steps)), (min(values), max(values)))
+    for stretch in abandoned:
+        picture.dot(stretch)
+    picture.line(points)
+    lines = [f"{title}; dotted: gone back on" if any(abandoned) else title] if title else []
+    lines += picture.rows()
     if marks:
-        places = {min(mark * width // len(values), width - 1) for mark in marks}
+        places = {picture.column(mark) // 2 for mark in marks}
         lines.append(" " * 10 + "".join("▲" if column in places else " " for column in range(width)).rstrip())
-    end = str(first + len(values) - 1 if last is None else last)
-    lines.append(" " * 10 + f"{first:<{width - len(end)}}{end}")
+    first, last = number_text(min(steps), ".0f"), number_text(max(steps), ".0f")
+    lines.append(" " * 10 + f"{first:<{width - len(last)}}{last}")
     return "\n".join(lines)
 
 
-def _stretch(points: Sequence[float], count: int) -> list[float]:
-    """`count` values on the straight lines between the points."""
-    values = []
-    for column in range(count):
-        place = column * (len(points) - 1) / (count - 1)
-        left = min(int(place), len(points) - 2) if len(points) > 1 else 0
-        right = min(left + 1, len(points) - 1)
-        values.append(points[left] + (place - left) * (points[right] - points[left]))
-    return values
+class _Picture:
+    """Dots on a grid of 2 x 4 a character, over a range of steps and one of values."""
+
+    def __init__(self, width: int, height: int, steps: tuple[float, float], values: tuple[float, float]) -> None:
+        self.width, self.height, self.steps, self.values = width, height, steps, values
+        self.cells = [[0] * width for _ in range(height)]
+
+    def column(self, step: float) -> int:
+        """The step's column of dots."""
+        first, last = self.steps
+        share = (step - first) / ((last - first) or 1)
+        return round(min(max(share, 0.0), 1.0) * (2 * self.width - 1))
+
+    def line(self, points: Sequence[Point]) -> None:
+        """Draw the points joined."""
+        before: int | None = None
+        for column, level in self._levels(points):
+            begin = level if before is None else before
+            for row in range(min(begin, level), max(begin, level) + 1):
+                self._set(column, row)
+            before = level
+
+    def dot(self, points: Sequence[Point]) -> None:
+        """Draw the points so that they stand behind a line."""
+        for place, (column, level) in enumerate(self._levels(points)):
+            if place % PALE_EVERY == 0:
+                self._set(column, level)
+
+    def rows(self) -> list[str]:
+        """The picture's lines, with the range of the values on the left."""
+        low, high = self.values
+        lines = []
+        for number, cells in enumerate(self.cells):
+            label = _label(high) if number == 0 else _label(low) if number == self.height - 1 else ""
+            lines.append(f"{label:>8} │" + "".join(chr(0x2800 + cell) for cell in cells))
+        return [*lines, " " * 9 + "└" + "─" * self.width]
+
+    def _set(self, column: int, row: int) -> None:
+        self.cells[row // 4][column // 2] |= _DOTS[row % 4][column % 2]
+
+    def _levels(self, points: Sequence[Point]) -> Iterator[tuple[int, int]]:
+        """(column, row) of every column from the first finite point to the last, on straight lines between them."""
+        shared: dict[int, list[float]] = {}
+        for step, value in points:
+            if math.isfinite(value):
+                shared.setdefault(self.column(step), []).append(value)
+        known = [(column, sum(value / len(values) for value in values)) for column, values in sorted(shared.items())]
+        for (column, value), (end, other) in zip(known, known[1:], strict=False):
+            for between in range(column, end):
+                share = (between - column) / (end - column)
+                yield between, self._row(value * (1 - share) + other * share)
+        if known:
+            yield known[-1][0], self._row(known[-1][1])
+
+    def _row(self, value: float) -> int:
+        low, high = self.values
+        span = (high / 2 - low / 2) or 1.0  # halves, since a whole span may be beyond the largest number
+        share = (high / 2 - value / 2) / span
+        return round(min(max(share, 0.0), 1.0) * (4 * self.height - 1))
+
+
+def _label(value: float) -> str:
+    """A value in at most eight characters."""
+    plain = (".3f",) if 0.001 <= abs(value) < 10_000 or value == 0 else ()
+    texts = [number_text(value, form) for form in (*plain, ".2e", ".1e", ".0e")]
+    return next(text for text in texts if len(text) <= 8)

@@ -103,17 +103,19 @@ def plots_of(
 
     def plot(title: str, unit: str, lines: list[Line], *keys: str, log: str = "") -> Lines:
         left = [line("", key, stretch, pale=True) for key in keys for stretch in abandoned]
+        left = [each for each in left if each.points]
         return Lines(title, "step", unit, lines + left, log, marks, bands)
 
     losses = [line("training", "loss"), line("held-out", "eval/loss")]
     plots = [plot("loss", "nats a token", [each for each in losses if each.points], "loss")]
     sources = list(dict.fromkeys(key for record in metrics for key in record if key.startswith("loss/")))
     if sources:
-        plots.append(plot("loss by source", "nats a token", [line(key.removeprefix("loss/"), key) for key in sources]))
+        lines = [line(key.removeprefix("loss/"), key) for key in sources]
+        plots.append(plot("loss by source", "nats a token", lines, *sources))
     plots += [
         plot("gradient norm", "L2, before clipping", [line("gradient norm", "grad_norm")], "grad_norm", log="y"),
-        plot("learning rate", "learning rate", [line("learning rate", "lr")]),
-        plot("throughput", "tokens a second", [line("tokens/s", "tokens_per_s")]),
+        plot("learning rate", "learning rate", [line("learning rate", "lr")], "lr"),
+        plot("throughput", "tokens a second", [line("tokens/s", "tokens_per_s")], "tokens_per_s"),
     ]
     for key, title, unit in WATCHED:
         if any(record.get(key) is not None for record in metrics):
@@ -121,7 +123,7 @@ def plots_of(
     if any(record.get("mfu") is not None for record in metrics):
         both = any(record.get("hfu") != record["mfu"] for record in metrics if record.get("mfu") is not None)
         lines = [line("model", "mfu"), *([line("hardware", "hfu")] if both else [])]
-        plots.append(plot("utilisation", "of the matrix peak", lines))
+        plots.append(plot("utilisation", "of the matrix peak", lines, "mfu"))
     return plots
 
 

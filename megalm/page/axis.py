@@ -58,13 +58,19 @@ class Axis:
         return log10(value) if self.logarithmic else value
 
 
+LARGEST = 1e300
+"""Beyond it a value counts as infinite, and below its inverse as zero: an axis' length and decades must be numbers too."""
+
+
 def placeable(value: float | None, logarithmic: bool) -> bool:
     """Whether there is a place for the value: finite, and above zero on a logarithmic axis."""
-    return value is not None and isfinite(value) and (value > 0 or not logarithmic)
+    return value is not None and isfinite(value) and abs(value) <= LARGEST and (value >= 1 / LARGEST or not logarithmic)
 
 
 def _round_numbers(low: float, high: float, most: int) -> list[float]:
     raw = (high - low) / most
     power = 10.0 ** floor(log10(raw))
+    if not power:  # so short an axis that there is no round number on it
+        return [low, high]
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
     return [round(i * step, 12) for i in range(ceil(low / step), floor(high / step) + 1)]

@@ -1,9 +1,11 @@
 """The report's page: what was measured, what happened, how it was set."""
 
 import json
+import math
+
+import pytest
 
 from megalm.journal import event_words
-from megalm.observe.plot import text_plot
 from megalm.observe.report import MOST_EVENTS, plots_of, render, write_report
 
 
@@ -49,7 +51,7 @@ def test_a_rollback_is_a_mark_and_a_band_on_every_plot_and_a_row_in_words():
     assert page.count(f"<title>{told}</title></rect>") == plots
     assert "<td>back to step 2, samples 16 to 63 skipped, learning rate x 0.7</td>" in page
     assert "on cpu, ranks: 2, torch 2.13.0" in page
-    assert page.count('class="pale"') == 2, "loss and gradient norm of the steps that were taken back"
+    assert page.count('class="pale"') == plots, "on each plot the steps that were taken back"
 
 
 def test_a_checkpoint_in_words():
@@ -89,8 +91,27 @@ def test_a_run_that_never_made_a_step_has_a_page(tmp_path):
     assert "<dt>steps</dt><dd>0</dd>" in page and "nothing was measured" in page
 
 
-def test_marks_point_at_their_values_from_below():
-    picture = text_plot(
-        [1.0] * 50 + [9.0] + [1.0] * 49, width=50, height=4, first=10, last=1000, marks=[50]
-    ).splitlines()
-    assert picture[-2].index("▲") == 10 + 25 and picture[-1].split() == ["10", "1000"]
+def test_numbers_that_are_not_finite_have_a_page():
+    losses = [3.0, math.nan, "nan", math.inf, "inf", 1e308, -1e308, None, 2.0]
+    metrics = [
+        record(i, loss, **{"eval/loss": loss, "loss/web": loss, "mfu": loss}) for i, loss in enumerate(losses, 1)
+    ]
+    del metrics[4]["tokens"], metrics[4]["step_time_s"], metrics[4]["skipped"]
+    events = [
+        {"time": 1.0, "step": 2, "kind": "spike", "loss": "nan", "expected": "nan", "grad_norm": math.inf},
+        {"time": 1.0, "step": 2, "kind": "rollback", "to_step": "nan", "lr_scale": "nan", "samples": "nan"},
+    ]
+    plan = json.dumps({"step_seconds": "nan", "mfu": 0.5, "measured": {"step_seconds": 1.0, "mfu": math.nan}})
+    page = render("mine", metrics, events, {"plan.json": plan})
+    assert "spike at step 2, loss NaN, gradient norm inf" in page
+    assert points_of(page) and "nan" not in points_of(page) and "inf" not in points_of(page)
+    assert "<td>MFU, %</td>" in page
+
+
+def points_of(page):
+    return " ".join(part.split('"')[1] for part in page.split("<polyline points=")[1:])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "5", '{"measured": 5}', '{"measured": {"mfu": 0.5}, "mfu": "half"}'])
+def test_a_damaged_plan_is_left_out_of_the_page(text):
+    assert "planned and measured" not in render("mine", [record(1)], [], {"plan.json": text})

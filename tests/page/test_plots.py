@@ -133,3 +133,30 @@ def test_a_page_escapes_all_it_is_given_and_loads_nothing():
 def test_numbers_stand_to_the_right():
     text = page("t", [Table("t", ("a", "b"), [("-1.5", "word"), ("$3", "7 steps"), ("", "-")])])
     assert text.count("<td class=n>") == 3 and "<td>word</td>" in text and "<td>7 steps</td>" in text
+
+
+@pytest.mark.parametrize("log", ["", "y"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1.7e308, -1.7e308, 3.0),
+        (1e299, -1e299),
+        (5e-324, 1e-323),
+        (1e-310, 3e-310),
+        (1.0, 1.0 + 2e-16),
+        (1e18, 1e18 + 256),
+    ],
+)
+def test_no_value_is_too_large_or_too_small_for_an_axis(values, log):
+    picture = Lines("loss", "step", "nats", [Line("", list(enumerate(values)))], log).svg()
+    assert "inf" not in picture and "nan" not in picture
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_left_out_of_a_line(value):
+    points = [(1, 2.0), (2, value), (3, 4.0)]
+    assert (
+        Lines("loss", "step", "nats", [Line("", points)]).svg()
+        == Lines("loss", "step", "nats", [Line("", [points[0], points[2]])]).svg()
+    )
+    assert "nothing was measured" in Lines("loss", "step", "nats", [Line("", points[1:2])]).svg()

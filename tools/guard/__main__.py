@@ -8,6 +8,7 @@ from pathlib import Path
 from megalm.config.console import escape_what_cannot_be_written
 from megalm.config.errors import ConfigError
 from megalm.guard.trial.curve import Alarm, Curve, alarms, read_curve
+from megalm.journal import number_text
 from megalm.observe.plot import text_plot
 from megalm.page.document import Block, Facts, Table, page
 from megalm.page.plots import Line, Lines, Mark
@@ -49,33 +50,36 @@ def _replay(arguments: argparse.Namespace) -> int:
         print(json.dumps({"steps": len(curve.steps), "alarms": [alarm.as_dict() for alarm in found]}))
         return 0
     if sys.stdout.isatty():
-        place = {step: index for index, step in enumerate(curve.steps)}
-        first, last, marks = curve.steps[0], curve.steps[-1], [place[alarm.step] for alarm in found]
-        print(text_plot(curve.values, width=96, first=first, last=last, title=arguments.column, marks=marks))
+        marks = [alarm.step for alarm in found]
+        print(text_plot(curve.points, abandoned=curve.abandoned, width=96, title=arguments.column, marks=marks))
     for alarm in found:
-        print(f"step {alarm.step:>8}  {alarm.kind:<9}  {alarm.action:<8}  z {alarm.z:8.2f}  onset {alarm.onset}")
+        print(
+            f"step {alarm.step:>8}  {alarm.kind:<9}  {alarm.action:<8}  z {number_text(alarm.z, '8.2f'):>8}  onset {alarm.onset}"
+        )
     rollbacks = sum(alarm.action == "rollback" for alarm in found)
     skips = sum(alarm.action == "skip" for alarm in found)
-    print(f"{len(curve.steps)} steps: {len(found)} alarms, {rollbacks} rollbacks, {skips} refused updates")
+    again = sum(map(len, curve.abandoned))
+    made = f" ({again} more were made and gone back on)" if again else ""
+    print(f"{len(curve.steps)} steps{made}: {len(found)} alarms, {rollbacks} rollbacks, {skips} refused updates")
     return 0
 
 
 def _write_page(file: str, source: str, column: str, curve: Curve, found: list[Alarm]) -> None:
-    text = "step {}: {} (z {:.1f}), onset {}: {}"
+    text = "step {}: {} (z {}), onset {}: {}"
     marks = [
         Mark(
             alarm.step,
             f"{alarm.kind}: {alarm.action}",
-            text.format(alarm.step, alarm.kind, alarm.z, alarm.onset, alarm.action),
+            text.format(alarm.step, alarm.kind, number_text(alarm.z, ".1f"), alarm.onset, alarm.action),
             COLOUR_OF_ACTION[alarm.action],
         )
         for alarm in found
     ]
-    line = Line(column, list(zip(curve.steps, curve.values, strict=True)))
-    rows = [(str(a.step), a.kind, a.action, f"{a.z:.2f}", str(a.onset)) for a in found]
+    lines = [Line(column, curve.points), *(Line("", stretch, pale=True) for stretch in curve.abandoned)]
+    rows = [(str(a.step), a.kind, a.action, number_text(a.z, ".2f"), str(a.onset)) for a in found]
     blocks: list[Block] = [
         Facts({"steps": f"{len(curve.steps):,}", "alarms": str(len(found))}),
-        Lines(column, "step", column, [line], marks=marks, height=360),
+        Lines(column, "step", column, lines, marks=marks, height=360),
         Table("alarms", ("step", "kind", "action of the default policy", "z", "onset"), rows),
     ]
     try:

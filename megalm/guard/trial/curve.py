@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
-import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,27 @@ from megalm.config.errors import ConfigError
 from megalm.config.guard import DetectorConfig
 from megalm.guard.detect import Observation, SpikeDetector, config_for_stride
 from megalm.guard.policy import unprobed_action
+from megalm.journal import course_of, parse_json_lines
 
 STEP_COLUMNS = ("step", "iteration", "iter", "global_step", "_step")
+
+Stretch = list[tuple[int, float]]
+"""(step, value), in the order of the steps"""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A column of a log, by step."""
+    """A column of a log, by step: each step once, in their order."""
 
     steps: list[int]
     values: list[float]
+    abandoned: list[Stretch] = field(default_factory=list)
+    """What the run went back on, to make the same steps again."""
+
+    @property
+    def points(self) -> Stretch:
+        """(step, value) of the steps that count."""
+        return list(zip(self.steps, self.values, strict=True))
 
     @property
     def stride(self) -> float:
@@ -34,8 +46,9 @@ class Curve:
 def read_curve(path: Path | str, column: str = "loss") -> Curve:
     """Read a csv (with a header; commas, semicolons or tabs between the cells) or jsonl log.
 
-    Steps come from the first column named step, iteration, ... (in any case), else rows are counted. An empty cell is
-    a value that was not logged, unless nearly all others are filled: then it stands for NaN, as pandas writes it.
+    Steps come from the first column named step, iteration, ... (in any case), else rows are counted. Of a step that was
+    made twice the last counts; a log whose newest row comes first is turned round. An empty cell is a value that was not
+    logged, unless nearly all others are filled: then it stands for NaN, as pandas writes it.
     Errors: ConfigError if the file or the column is not there (with the columns it has), or a value is no number.
     """
     path = Path(path)
@@ -48,7 +61,7 @@ def read_curve(path: Path | str, column: str = "loss") -> Curve:
     step_column = next((known[name] for name in STEP_COLUMNS if name in known), None)
     filled = sum(1 for row in rows if row.get(column) not in (None, ""))
     empty_is_nan = filled > 0.9 * len(rows)
-    steps, values = [], []
+    made: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
         text = row.get(column)
         if text in (None, ""):
@@ -56,45 +69,49 @@ def read_curve(path: Path | str, column: str = "loss") -> Curve:
                 continue
             text = "nan"
         step = row.get(step_column) if step_column else number
-        steps.append(int(_number(path, number, step_column or "row", step)))
-        values.append(_number(path, number, column, text))
-    if not values:
+        step = int(_number(path, number, step_column or "row", step))
+        made.append({"step": step, "value": _number(path, number, column, text)})
+    if not made:
         raise ConfigError(f"{path}: column {column!r} holds no value. Its columns: {', '.join(columns)}.")
-    return Curve(steps, values)
+    if made[0]["step"] > made[-1]["step"] and all(a["step"] >= b["step"] for a, b in pairwise(made)):
+        made.reverse()
+    course = course_of(made)
+    steps, *abandoned = ([(row["step"], row["value"]) for row in each] for each in (course.steps, *course.abandoned))
+    return Curve([step for step, _ in steps], [value for _, value in steps], abandoned)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except FileNotFoundError:
         raise ConfigError(f"{path} is not there: give a csv file with a header, or a run's metrics.jsonl.") from None
-    except (IsADirectoryError, UnicodeDecodeError):
-        raise ConfigError(f"{path} is not a text file: give a csv file with a header, or a metrics.jsonl.") from None
-    if not text.strip():
+    except (IsADirectoryError, PermissionError) as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): give a csv file, or a metrics.jsonl.") from None
+    text = data.strip(b"\0 \t\r\n")  # a power cut leaves zeros
+    if not text:
         raise ConfigError(f"{path} is empty: give a csv file with a header, or a run's metrics.jsonl.")
-    if text.lstrip().startswith("{"):
-        return _json_rows(path, text)
+    if path.suffix == ".jsonl" or text.startswith(b"{"):
+        rows = parse_json_lines(data.split(b"\n"), str(path))
+        if not rows:
+            raise ConfigError(f"{path} has no line that is a JSON object: give a csv file, or a run's metrics.jsonl.")
+        return rows
+    return _table_rows(path, data)
+
+
+def _table_rows(path: Path, data: bytes) -> list[dict[str, Any]]:
+    whole = data.endswith((b"\n", b"\r"))
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(data.replace(b"\0", b""), final=whole)
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a text file: give a csv file with a header, or a metrics.jsonl.") from None
     lines = text.splitlines()
     rows = csv.DictReader(lines, skipinitialspace=True, delimiter=max(",;\t", key=lines[0].count))
     found = [{(key or "").strip(): value for key, value in row.items() if key is not None} for row in rows]
+    if found and not whole and any(value is None for value in found[-1].values()):
+        found.pop()  # cut off by a crash
     if not found:
         raise ConfigError(f"{path} has the columns {', '.join(rows.fieldnames or [])}, and no row below them.")
     return found
-
-
-def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
-    lines = [line for line in text.splitlines() if line.strip()]
-    rows = []
-    for number, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if number == len(lines) - 1:
-                break  # cut off by a crash
-            raise ConfigError(f"{path}, line {number + 1}: not a JSON object: {line[:60]!r}.") from None
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
 
 
 def _number(path: Path, row: int, column: str, text: Any) -> float:

@@ -1,9 +1,11 @@
 """`python -m tools.guard replay`: any log in, alarms out; what cannot be read is explained."""
 
 import json
+import re
 
 import pytest
 
+from megalm.guard.trial.curve import read_curve
 from tests.guard.curves import healthy
 from tools.guard.__main__ import main
 
@@ -118,3 +120,67 @@ def test_cells_are_parted_as_spreadsheets_do(tmp_path, capsys, mark):
     path.write_text(f"step{mark}loss\n")
     status, _, err = replay(capsys, str(path))
     assert status == 2 and "has the columns step, loss, and no row below them" in err
+
+
+def rows(steps, value=lambda place: 2.5):
+    return "".join(json.dumps({"step": step, "loss": value(place)}) + "\n" for place, step in enumerate(steps))
+
+
+def test_of_a_step_made_twice_the_last_counts(tmp_path, capsys):
+    """A run of 75 steps that went back from 50 to 24: 101 lines."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(rows([*range(1, 51), *range(25, 76)], lambda place: 9.0 if 40 <= place < 50 else 2.5))
+    curve = read_curve(path)
+    assert curve.steps == list(range(1, 76)) and set(curve.values) == {2.5} and curve.stride == 1
+    (left,) = curve.abandoned
+    assert [step for step, _ in left] == list(range(25, 51)) and left[-1] == (50, 9.0)
+    status, out, _ = replay(capsys, str(path), "--html", str(tmp_path / "page.html"))
+    assert status == 0 and out.splitlines()[-1].startswith("75 steps (26 more were made and gone back on): 0 alarms")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('class="pale"') == 1 and "<dt>steps</dt><dd>75</dd>" in page
+    drawn = re.findall(r'<polyline points="([^"]*)"', page)
+    assert len(drawn) == 2
+    for places in ([float(point.split(",")[0]) for point in line.split()] for line in drawn):
+        assert places == sorted(places), "no line runs backwards"
+
+
+def test_a_log_with_its_newest_row_first_is_turned_round(tmp_path):
+    path = tmp_path / "exported.csv"
+    path.write_text("step,loss\n" + "".join(f"{step},{step}.5\n" for step in range(40, 0, -1)))
+    curve = read_curve(path)
+    assert curve.steps == list(range(1, 41)) and curve.values[0] == 1.5 and curve.abandoned == []
+
+
+GOOD = rows(range(1, 41)).encode()
+TABLE = b"step,loss,lr\n" + b"".join(b"%d,2.5,0.001\n" % step for step in range(1, 41))
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        (GOOD + b'{"step": 41, "lo', 40),
+        (GOOD[:200] + GOOD[230:], 38),
+        (GOOD + b"\0" * 512, 40),
+        (b"\0" * 64 + b"\n" + GOOD, 40),
+        (GOOD + '{"step": 41, "phase": "é'.encode()[:-1], 40),
+        (GOOD + b'{"step": 41, "loss": "nan"}\n{"step": 42, "loss": NaN}\n', 42),
+        (TABLE + b"41,2", 40),
+        (TABLE + b"41,2.5,0.0", 41),
+        (TABLE + b"\0" * 512, 40),
+        (TABLE + '41,2.5,"é'.encode()[:-1], 41),
+        (b"\xef\xbb\xbf" + TABLE, 40),
+    ],
+)
+def test_what_a_crash_left_of_a_log_is_read(tmp_path, capsys, text, steps):
+    path = tmp_path / "log"
+    path.write_bytes(text)
+    status, out, err = replay(capsys, str(path), "--json")
+    assert status == 0 and json.loads(out)["steps"] == steps, err
+
+
+@pytest.mark.parametrize("text", [b"\0" * 100, b"\x80\x81\x82", b'{"step": 1, "lo', b"{\n{\n"])
+def test_what_holds_no_curve_is_refused(tmp_path, capsys, text):
+    path = tmp_path / "log"
+    path.write_bytes(text)
+    status, out, err = replay(capsys, str(path))
+    assert status == 2 and out == "" and str(path) in err and "Traceback" not in err
