@@ -235,6 +235,7 @@ def _write_mistral(model: ModelConfig) -> Json:
 def _read_qwen2(json: Config) -> ModelConfig:
     model = _read_llama_like(json, kv_heads=32, positions=32768)
     _read_qwen_windows(json, model)
+    json.get("attention_bias")  # said by some; queries, keys and values have biases whatever it says
     model.qkv_bias = True
     return model
 

@@ -122,7 +122,7 @@ OFF: dict[str, tuple[Any, ...]] = {
     "attn_temperature_tuning": (False, 0, None),
     "position_embedding_type": ("rope", "absolute", None),
     "embedding_fraction": (1,),
-    "norm_type": ("low_precision_layernorm", "layernorm", "low_precision_rmsnorm", "rmsnorm"),
+    "norm_type": ("low_precision_layernorm", "layernorm"),
     "attn_type": ("multihead_attention",),
     "attn_uses_sequence_id": (False,),
     "ffn_config": (None,),
