@@ -5,7 +5,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -224,13 +224,19 @@ class Checkpointer:
         return None
 
     def load(
-        self, boxes: Sequence[Box], *, path: Path | str | None = None, weights_only: bool = False
+        self,
+        boxes: Sequence[Box],
+        *,
+        path: Path | str | None = None,
+        weights_only: bool = False,
+        check: Callable[[dict[str, Any], str], None] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Fill the boxes' tensors in place from `path`, or from the newest good checkpoint of the folder.
 
         A folder of checkpoints, or of a run, as `path` means the newest good one in it. Where a checkpoint turns out to be
         damaged, this is reported (`checkpoint_rejected`) and the one before it is taken; if `path` names one, there is no other.
-        With `weights_only`, boxes of optimizer tensors stay as they are.
+        With `weights_only`, boxes of optimizer tensors stay as they are. `check` is called on every rank with a checkpoint's
+        state and its name before anything of it is taken; what it raises (alike on all ranks) ends the load.
 
         Returns: (state, this rank's own state; None on another layout than it was saved on, and with `weights_only`).
         Errors: ConfigError if it is a checkpoint of another model (nothing is overwritten), or there is none;
@@ -254,7 +260,7 @@ class Checkpointer:
                 )
             source = self._source(path, name)
             try:
-                state, own = self._load_one(source, boxes, wanted)
+                state, own = self._load_one(source, boxes, wanted, check)
                 if path is None:
                     self.durable = self._step_of(name)
                 return state, None if weights_only else own
@@ -376,7 +382,11 @@ class Checkpointer:
             self._event(event.kind, step=event.step, **event.fields)
 
     def _load_one(
-        self, source: Source, boxes: Sequence[Box], wanted: dict[str, tuple[int, ...]]
+        self,
+        source: Source,
+        boxes: Sequence[Box],
+        wanted: dict[str, tuple[int, ...]],
+        check: Callable[[dict[str, Any], str], None] | None,
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Load one checkpoint on all ranks; what one rank finds wrong is raised on all of them."""
 
@@ -385,6 +395,8 @@ class Checkpointer:
             return manifest, read_state(source, manifest), read_ranks(source, manifest)
 
         manifest, state, saved = from_rank_0(self.ranks, read)
+        if check is not None:
+            check(state, source.name)
         check_same_model(wanted, manifest, source.name)
         problem = None
         try:

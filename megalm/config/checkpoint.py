@@ -1,6 +1,6 @@
 """When and where a run is saved, and what it starts from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megalm.config.fields import choice
 
@@ -32,3 +32,7 @@ class CheckpointConfig:
     alone, for a new run (schedule, data, step 0)."""
     load_path: str | None = None
     """A checkpoint, or a run, to begin with where there is nothing to resume in `path`; None: begin with new weights."""
+    allow_changes: list[str] = field(default_factory=list)
+    """Settings (train.seed) or groups of them (model) that a resumed run may have other values of than its checkpoint,
+    though they change what the model computes or which data it sees. What changes only the course or the speed is told
+    and needs no leave."""

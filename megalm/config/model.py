@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from megalm.config.effects import Aside, Course, Fixed, Function, Start
 from megalm.config.fields import choice, required
 
 
@@ -39,75 +40,75 @@ class MoEConfig:
 class ModelConfig:
     """Every number that decides the parameters' names and shapes and the function computed with them."""
 
-    name: str = "custom"
+    name: Aside[str] = "custom"
     """What people call it; used in reports only."""
-    num_layers: int = required()
+    num_layers: Fixed[int] = required()
     """Transformer layers."""
-    hidden_size: int = required()
+    hidden_size: Fixed[int] = required()
     """Width of the residual stream."""
-    num_heads: int = required()
+    num_heads: Function[int] = required()
     """Query heads of each attention."""
-    num_kv_heads: int | None = None
+    num_kv_heads: Function[int | None] = None
     """Key/value heads (grouped-query attention, Ainslie et al. 2023); None: as many as query heads."""
-    head_dim: int | None = None
+    head_dim: Function[int | None] = None
     """Width of a head; None: hidden_size / num_heads."""
-    ffn_hidden_size: int | None = None
+    ffn_hidden_size: Fixed[int | None] = None
     """Hidden width of the MLP; None: 4 x hidden_size, or 8/3 of it in multiples of 64 for a gated activation."""
-    vocab_size: int = required()
+    vocab_size: Fixed[int] = required()
     """Rows of the embedding: at least the tokenizer's vocabulary."""
-    seq_length: int = required()
+    seq_length: Fixed[int] = required()
     """Tokens in a training sequence."""
-    norm: str = choice("rmsnorm", "layernorm")
+    norm: Function[str] = choice("rmsnorm", "layernorm")
     """rmsnorm (Zhang & Sennrich 2019) or layernorm."""
-    norm_eps: float = 1e-5
+    norm_eps: Function[float] = 1e-5
     """Added to the variance inside every norm."""
-    norm_bias: bool = False
+    norm_bias: Fixed[bool] = False
     """A bias in each layernorm (GPT-2); rmsnorm never has one."""
-    norm_placement: str = choice("pre", "post")
+    norm_placement: Function[str] = choice("pre", "post")
     """pre: on each sub-layer's input; post: on its output, before the residual addition (OLMo 2)."""
-    activation: str = choice("swiglu", "geglu", "gelu", "gelu_tanh", "relu")
+    activation: Function[str] = choice("swiglu", "geglu", "gelu", "gelu_tanh", "relu")
     """The MLP's function; swiglu and geglu are gated (Shazeer 2020), the others have one input matrix."""
-    position: str = choice("rope", "learned", "alibi", "none")
+    position: Function[str] = choice("rope", "learned", "alibi", "none")
     """rope (Su et al. 2021), learned (GPT-2), alibi (Press et al. 2021) or none."""
-    rope_theta: float = 10000.0
+    rope_theta: Function[float] = 10000.0
     """Base of the rotary wavelengths."""
-    rope_fraction: float = 1.0
+    rope_fraction: Function[float] = 1.0
     """Share of each head that is rotated (GPT-NeoX: 0.25)."""
-    rope_interleaved: bool = False
+    rope_interleaved: Function[bool] = False
     """Pairs are neighbours (true) or half a head apart (false, as in Hugging Face's Llama)."""
-    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+    rope_scaling: Function[RopeScalingConfig] = field(default_factory=RopeScalingConfig)
     """Stretching of rotary frequencies for long sequences."""
-    alibi_max_bias: float = 8.0
+    alibi_max_bias: Function[float] = 8.0
     """ALiBi: slopes run over 2^(-alibi_max_bias * k / heads)."""
-    linear_bias: bool = False
+    linear_bias: Fixed[bool] = False
     """Biases in the MLP's matrices."""
-    qkv_bias: bool = False
+    qkv_bias: Fixed[bool] = False
     """Biases in the query, key and value projections (Qwen2, GPT-2)."""
-    attention_out_bias: bool = False
+    attention_out_bias: Fixed[bool] = False
     """A bias in attention's output projection."""
-    parallel_residual: bool = False
+    parallel_residual: Function[bool] = False
     """Attention and MLP read the same input and are added together (GPT-NeoX)."""
-    qk_norm: bool = False
+    qk_norm: Fixed[bool] = False
     """Normalise queries and keys before their product: keeps attention logits bounded (Dehghani et al. 2023)."""
-    qk_norm_scope: str = choice("head", "full")
+    qk_norm_scope: Function[str] = choice("head", "full")
     """head: each head by itself, one weight of head_dim (Qwen3); full: over all heads together (OLMo 2)."""
-    clip_qkv: float | None = None
+    clip_qkv: Function[float | None] = None
     """Clamp queries, keys and values to +- this value (MPT); None: no clamp."""
-    tie_embeddings: bool = False
+    tie_embeddings: Fixed[bool] = False
     """The output matrix is the embedding's."""
-    embedding_norm: bool = False
+    embedding_norm: Fixed[bool] = False
     """A norm right after the embedding (BLOOM)."""
-    embedding_scale: float = 1.0
+    embedding_scale: Function[float] = 1.0
     """The embedding's output is multiplied by this."""
-    dropout: float = 0.0
+    dropout: Course[float] = 0.0
     """Probability of dropping an element of each sub-layer's output and of the embedding's, in training."""
-    z_loss: float = 0.0
+    z_loss: Course[float] = 0.0
     """Weight of mean log^2 Z added to the loss: keeps logits from drifting (PaLM: 1e-4)."""
-    init_std: float = 0.02
+    init_std: Start[float] = 0.02
     """Standard deviation of the initial weights."""
-    scaled_init: bool = True
+    scaled_init: Start[bool] = True
     """Matrices that write to the residual stream start smaller, by 1 / sqrt(2 num_layers) (GPT-2)."""
-    moe: MoEConfig = field(default_factory=MoEConfig)
+    moe: Fixed[MoEConfig] = field(default_factory=MoEConfig)
     """Mixture of experts."""
 
     @property

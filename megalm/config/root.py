@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from megalm.config.checkpoint import CheckpointConfig
 from megalm.config.cluster import ClusterConfig
 from megalm.config.data import DataConfig
+from megalm.config.effects import Aside, Course, Function, Layout
 from megalm.config.fields import choice
 from megalm.config.guard import GuardConfig
 from megalm.config.model import ModelConfig
@@ -45,29 +46,29 @@ class Config:
     """The corpus and its order."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length and batch sizes."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: Course[OptimConfig] = field(default_factory=OptimConfig)
     """Update rule and learning rate."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: Layout[ParallelConfig] = field(default_factory=ParallelConfig)
     """Layout over ranks."""
-    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    precision: Function[PrecisionConfig] = field(default_factory=PrecisionConfig)
     """Number formats."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: Aside[CheckpointConfig] = field(default_factory=CheckpointConfig)
     """Saving and resuming."""
-    guard: GuardConfig = field(default_factory=GuardConfig)
+    guard: Course[GuardConfig] = field(default_factory=GuardConfig)
     """Answers to loss spikes."""
-    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
+    resilience: Aside[ResilienceConfig] = field(default_factory=ResilienceConfig)
     """Answers to dead and hanging ranks."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    tracking: Aside[TrackingConfig] = field(default_factory=TrackingConfig)
     """Extra outputs of measurements."""
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: Aside[ClusterConfig] = field(default_factory=ClusterConfig)
     """The machine to plan for."""
-    ops: OpsConfig = field(default_factory=OpsConfig)
+    ops: Layout[OpsConfig] = field(default_factory=OpsConfig)
     """Kernel backends."""
-    run: RunConfig = field(default_factory=RunConfig)
+    run: Aside[RunConfig] = field(default_factory=RunConfig)
     """Name and folder."""
-    world_size: int | None = None
+    world_size: Layout[int | None] = None
     """Local ranks to start; None: one for each GPU, or on a CPU as many as the layout's axes multiply to."""
-    device: str = choice("auto", "cpu", "cuda")
+    device: Layout[str] = choice("auto", "cpu", "cuda")
     """Where tensors live; auto: GPUs when there are any."""
-    dry_run: bool = False
+    dry_run: Aside[bool] = False
     """Plan, build on the meta device, print, and stop before training."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from megalm.config.changes import check_allowed_keys
 from megalm.config.errors import ConfigError
 from megalm.config.guard import check_guard
 from megalm.config.model import ModelConfig
@@ -22,6 +23,7 @@ def validate(config: Config) -> None:
     _check_ranges(config)
     check_guard(config.guard)
     _check_phases(config)
+    check_allowed_keys(config)
 
 
 def _check_phases(config: Config) -> None:

@@ -63,8 +63,15 @@ class GuardHook(Hook):
         self._position = 0
 
     # ------------------------------------------------------------------------------------------------------ life cycle
+    def on_resume(self, trainer: Trainer) -> None:
+        """Take up a recovery that a crash interrupted."""
+        if self.config.enabled:
+            self._going_back = True
+            self.recovery.resume(trainer)
+            self._going_back = False
+
     def on_train_start(self, trainer: Trainer) -> None:
-        """Check the memory, take up a recovery that a crash interrupted, and take the first snapshot."""
+        """Check the memory, and take the first snapshot."""
         if not self.config.enabled:
             return
         self.replica_step = trainer.step
@@ -80,9 +87,6 @@ class GuardHook(Hook):
             # A forward pass is a third of a sequence's step: at this interval the probe is a quarter of a percent of all.
             share = self.config.probe_sequences / (3 * trainer.config.train.global_batch_size)
             self.probe_every = max(16, math.ceil(share / 0.0025))
-        self._going_back = True
-        self.recovery.resume(trainer)
-        self._going_back = False
         self._capture(trainer)
 
     def on_step_start(self, trainer: Trainer) -> None:

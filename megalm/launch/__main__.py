@@ -1,20 +1,21 @@
 """`python -m megalm.launch +model=NAME [group=choice] [key=value ...]`: compose -> validate -> plan -> run."""
 
 import contextlib
-import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from megalm.checkpoint.errors import CheckpointError
 from megalm.config import Config, ConfigError, PrecisionConfig
-from megalm.config.compose import compose_config, conf_dir, config_yaml, groups, model_is_given
+from megalm.config.compose import compose_config, conf_dir, groups, model_is_given
 from megalm.config.console import escape_what_cannot_be_written
 from megalm.launch.resolve import resolve
+from megalm.launch.run_folder import make_run_folder, run_folder
 from megalm.launch.world import World, find_world
 
 USAGE = """usage: python -m megalm.launch +model=NAME [group=choice ...] [key=value ...]
@@ -87,17 +88,9 @@ def launch(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{error}\n\n{what_it_takes(config)}") from None
     _check_data(config)
     folder = run_folder(config)
-    _check_same_model(config, folder)
+    make_run_folder(folder)
     console.print(plan_screen(planned))
-    if world.rank != 0:
-        return _start(config, folder, world)
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    texts = {
-        "config.yaml": config_yaml(config),
-        "plan.json": json.dumps(planned.as_dict(), indent=2) + "\n",
-    }
-    with _written(folder, texts):
-        return _start(config, folder, world)
+    return _start(config, folder, world, planned.as_dict())
 
 
 def what_it_takes(config: Config) -> str:
@@ -130,45 +123,15 @@ def what_it_takes(config: Config) -> str:
     )
 
 
-def run_folder(config: Config) -> Path:
-    """runs/NAME."""
-    return Path(config.run.dir) / config.run.name
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    aside = path.with_name(path.name + ".new")
-    with aside.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # else a power cut after the rename leaves zeros where the text was
-    os.replace(aside, path)
-
-
-@contextlib.contextmanager
-def _written(folder: Path, texts: dict[str, str]) -> Iterator[None]:
-    """Files of a run that starts; where it is refused, the folder tells again of the run that it holds."""
-    there = [name for name in texts if (folder / name).exists()]
-    before = {name: (folder / name).read_text(encoding="utf-8", errors="surrogateescape") for name in there}
-    for name, text in texts.items():
-        write_aside(folder / name, text)
-    try:
-        yield
-    except ConfigError:
-        for name, text in before.items():
-            write_aside(folder / name, text)
-        raise
-
-
-def _start(config: Config, folder: Path, world: World) -> int:
+def _start(config: Config, folder: Path, world: World, plan: dict[str, Any]) -> int:
     """Run in this process where it is one rank (alone, or started by torchrun, Slurm, ...); else start local ranks."""
     if world.external or world.size == 1:
         from megalm.launch.worker import run_rank
 
-        return run_rank(config, folder, world)
+        return run_rank(config, folder, world, plan)
     from megalm.launch.local_ranks import start_local_ranks
 
-    return start_local_ranks(config, folder, world.size)
+    return start_local_ranks(config, folder, world.size, plan)
 
 
 def _choose_a_model() -> str:
@@ -186,22 +149,6 @@ def _choose_a_model() -> str:
         + "\n".join(lines)
         + f"\n\nmemory: at least, to train on {machine.describe()}"
     )
-
-
-def _check_same_model(config: Config, folder: Path) -> None:
-    """Before anything of the run's folder is overwritten: what it holds was trained with the same tensors."""
-    from megalm.checkpoint.commit import committed
-    from megalm.checkpoint.load import differing_shapes
-    from megalm.config.compose import load_config
-    from megalm.plan.shapes import tensors
-
-    if not config.checkpoint.resume or not committed(folder / "checkpoints") or not (folder / "config.yaml").is_file():
-        return
-    before, now = dict(tensors(load_config(folder / "config.yaml").model)), dict(tensors(config.model))
-    if difference := differing_shapes(before, now):
-        raise ConfigError(
-            f"{folder} is a run of another model ({difference}\nGive the model that it was trained with, or another run.name."
-        )
 
 
 def _check_data(config: Config) -> None:

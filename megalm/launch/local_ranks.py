@@ -7,15 +7,17 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from megalm.config import Config, ConfigError
+from megalm.launch.run_folder import error_file, error_files, log_file
 
 
-def start_local_ranks(config: Config, folder: Path, world_size: int) -> int:
+def start_local_ranks(config: Config, folder: Path, world_size: int, plan: dict[str, Any]) -> int:
     """Run `world_size` processes on this machine; returns the run's exit status.
 
     The ranks find each other through a file and talk over the loopback interface: no port is opened to the outside.
@@ -23,7 +25,7 @@ def start_local_ranks(config: Config, folder: Path, world_size: int) -> int:
     """
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world_size)))
-    for stale in (folder / "logs").glob("error-rank-*.json"):
+    for stale in error_files(folder):
         stale.unlink()
     with tempfile.TemporaryDirectory(prefix="megalm-") as meeting:
         launch = LaunchConfig(
@@ -41,7 +43,7 @@ def start_local_ranks(config: Config, folder: Path, world_size: int) -> int:
         )
         logging.disable(logging.ERROR)  # elastic's own words; what matters is said below
         try:
-            statuses = elastic_launch(launch, _rank_process)(config, str(folder), meeting)
+            statuses = elastic_launch(launch, _rank_process)(config, str(folder), meeting, plan)
         except ChildFailedError as error:
             return _report_failure(error, folder)
         except SignalException:
@@ -51,7 +53,7 @@ def start_local_ranks(config: Config, folder: Path, world_size: int) -> int:
     return max(statuses.values())
 
 
-def _rank_process(config: Config, folder: str, meeting: str) -> int:
+def _rank_process(config: Config, folder: str, meeting: str, plan: dict[str, Any]) -> int:
     from megalm.launch.worker import run_rank
     from megalm.launch.world import World
 
@@ -59,9 +61,9 @@ def _rank_process(config: Config, folder: str, meeting: str) -> int:
     world = World(int(environment["WORLD_SIZE"]), int(environment["RANK"]), int(environment["LOCAL_RANK"]))
     attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        return run_rank(config, Path(folder), world, meeting=Path(meeting) / f"ranks-{attempt}")
+        return run_rank(config, Path(folder), world, plan, meeting=Path(meeting) / f"ranks-{attempt}")
     except ConfigError as error:
-        (Path(folder) / "logs" / f"error-rank-{world.rank}.json").write_text(json.dumps(str(error)), encoding="utf-8")
+        error_file(Path(folder), world.rank).write_text(json.dumps(str(error)), encoding="utf-8")
         sys.exit(2)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):  # the run is over: nothing is left to interrupt
@@ -69,11 +71,13 @@ def _rank_process(config: Config, folder: str, meeting: str) -> int:
 
 
 def _report_failure(error: ChildFailedError, folder: Path) -> int:
-    messages = sorted((folder / "logs").glob("error-rank-*.json"))
-    if messages:
-        raise ConfigError(json.loads(messages[0].read_text(encoding="utf-8"))) from None
+    if messages := error_files(folder):
+        text = json.loads(messages[0].read_text(encoding="utf-8"))
+        for file in messages:
+            file.unlink()
+        raise ConfigError(text) from None
     rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
-    log = folder / "logs" / f"rank-{rank}.log"
+    log = log_file(folder, rank)
     lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
     print(
         f"error: rank {rank} ended with exit code {failure.exitcode}"

@@ -1,12 +1,14 @@
 """One rank of a run: joins the others, builds the trainer, attaches the hooks, trains."""
 
 import logging
+import logging.handlers
 import os
 import platform
 import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,11 +17,13 @@ from rich.console import Console
 from megalm import __version__, ops
 from megalm.config import Config, ConfigError
 from megalm.guard.hook import GuardHook
+from megalm.launch.run_folder import log_file, make_run_folder
 from megalm.launch.world import World, device_type
 from megalm.observe.bystander import Bystander
 from megalm.observe.comparison import ComparisonHook, peak_bytes
 from megalm.observe.console import ConsoleHook
 from megalm.observe.metrics import MetricsWriter
+from megalm.observe.record import RecordHook
 from megalm.observe.report import ReportHook
 from megalm.observe.sample import SampleHook
 from megalm.observe.tensorboard import TensorBoardHook
@@ -33,14 +37,14 @@ from megalm.train.trainer import Trainer
 log = logging.getLogger("megalm")
 
 
-def run_rank(config: Config, folder: Path, world: World, *, meeting: Path | None = None) -> int:
+def run_rank(config: Config, folder: Path, world: World, plan: dict[str, Any], *, meeting: Path | None = None) -> int:
     """Train on this rank; returns the exit status.
 
+    plan: what plan.json is to hold.
     meeting: file through which local ranks find each other; None: the launcher's MASTER_ADDR and MASTER_PORT.
     """
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "logs" / f"rank-{world.rank}.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    make_run_folder(folder)
+    handler = RankLog(log_file(folder, world.rank))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -48,7 +52,7 @@ def run_rank(config: Config, folder: Path, world: World, *, meeting: Path | None
     if world.rank == 0:  # what is wrong with a file of the run, its owner reads on the screen too
         damage.addHandler(shown)
     try:
-        return _run(config, folder, world, meeting)
+        return _run(config, folder, world, plan, meeting, handler)
     except ConfigError:
         raise
     except BaseException:
@@ -62,7 +66,9 @@ def run_rank(config: Config, folder: Path, world: World, *, meeting: Path | None
         handler.close()
 
 
-def _run(config: Config, folder: Path, world: World, meeting: Path | None) -> int:
+def _run(
+    config: Config, folder: Path, world: World, plan: dict[str, Any], meeting: Path | None, rank_log: "RankLog"
+) -> int:
     kind = device_type(config)
     log.info("megalm %s, torch %s, python %s, rank %d of %d on %s", __version__, torch.__version__,
              platform.python_version(), world.rank, world.size, kind)  # fmt: skip
@@ -76,10 +82,8 @@ def _run(config: Config, folder: Path, world: World, meeting: Path | None) -> in
     mesh = build_mesh(config.parallel, kind, _timeout(config))
     baseline_bytes = peak_bytes(kind) if kind == "cpu" else 0
     trainer = Trainer(config, mesh, folder, peak_flops=machine_for(config).peak(config.precision.dtype))
-    if trainer.is_writer:
-        trainer.events.write("start", step=0, **_environment(config, world, kind))
-    for hook in _hooks(config, folder, trainer, baseline_bytes):
-        trainer.hooks.append(hook)
+    trainer.environment = _environment(config, world, kind)
+    trainer.hooks += [rank_log.hook, *_hooks(config, folder, trainer, plan, baseline_bytes)]
     previous = {number: signal.signal(number, _stopper(trainer)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         status = trainer.train()
@@ -90,6 +94,36 @@ def _run(config: Config, folder: Path, world: World, meeting: Path | None) -> in
     if trainer.reason is not None and trainer.is_writer:
         print(f"error: {trainer.reason}", file=sys.stderr)
     return status
+
+
+class RankLog(logging.handlers.MemoryHandler):
+    """logs/rank-N.log. Lines wait in memory until the run trains (`hook`), or something is wrong: a start that does not come
+    to train leaves the folder as it was."""
+
+    def __init__(self, path: Path) -> None:
+        file = logging.FileHandler(path, encoding="utf-8", delay=True)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        super().__init__(1000, flushLevel=logging.WARNING, target=file, flushOnClose=False)
+        self.hook = _Opening(self)
+
+    def open(self) -> None:
+        """From now on each line is written at once."""
+        self.capacity = 0
+        self.flush()
+
+    def close(self) -> None:
+        file = self.target
+        super().close()
+        if file is not None:
+            file.close()
+
+
+class _Opening(Hook):
+    def __init__(self, rank_log: RankLog) -> None:
+        self.rank_log = rank_log
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        self.rank_log.open()
 
 
 def _join(config: Config, world: World, kind: str, meeting: Path | None) -> None:
@@ -109,7 +143,7 @@ def _timeout(config: Config) -> timedelta:
     return timedelta(minutes=config.resilience.timeout_minutes)
 
 
-def _hooks(config: Config, folder: Path, trainer: Trainer, baseline_bytes: int) -> list[Hook]:
+def _hooks(config: Config, folder: Path, trainer: Trainer, plan: dict[str, Any], baseline_bytes: int) -> list[Hook]:
     """What attaches to the run; only rank 0 speaks and writes."""
     console = Console(soft_wrap=not sys.stdout.isatty()) if trainer.is_writer else None
     hooks: list[Hook] = [GuardHook(config.guard), *provoke_hooks(config.guard)]
@@ -117,7 +151,8 @@ def _hooks(config: Config, folder: Path, trainer: Trainer, baseline_bytes: int) 
         voice = ConsoleHook(console, config.train.log_every)
         trainer.events.listeners.append(voice.tell)
         comparison = ComparisonHook(folder, console, baseline_bytes=baseline_bytes)
-        hooks += [MetricsWriter(folder / "metrics.jsonl"), Bystander(voice), Bystander(comparison)]
+        hooks += [RecordHook(folder, plan), MetricsWriter(folder / "metrics.jsonl")]
+        hooks += [Bystander(voice), Bystander(comparison)]
         if config.tracking.tensorboard:
             hooks.append(Bystander(TensorBoardHook(folder / "tensorboard")))
     if config.train.sample and config.train.sample_tokens:

@@ -21,6 +21,12 @@ class Bystander(Hook):
         self.hook = hook
         self.failed = False
 
+    def on_resume(self, trainer: "Trainer") -> None:
+        self._ask("on_resume", trainer)
+
+    def on_complete(self, trainer: "Trainer") -> None:
+        self._ask("on_complete", trainer)
+
     def on_train_start(self, trainer: "Trainer") -> None:
         self._ask("on_train_start", trainer)
 

@@ -38,15 +38,16 @@ class ConsoleHook(Hook):
         """Finite losses since the last line; the next one shows their mean."""
         self._progress: Progress | None = None
 
+    def on_complete(self, trainer: "Trainer") -> None:
+        self.console.print(
+            f"this run is complete: step {trainer.step} of {trainer.total_steps}. To train on, give a larger "
+            "train.steps; to train again, another run.name."
+        )
+
     def on_train_start(self, trainer: "Trainer") -> None:
         self._first_step = trainer.step + 1
         self._started = time.perf_counter()
-        if trainer.step >= trainer.total_steps:
-            self.console.print(
-                f"this run is complete: step {trainer.step} of {trainer.total_steps}. To train on, give a larger "
-                "train.steps; to train again, another run.name."
-            )
-        elif trainer.step:
+        if trainer.step:
             self.console.print(f"resumed at step {trainer.step} of {trainer.total_steps}")
         if self.console.is_terminal:
             self._progress = Progress(

@@ -16,8 +16,10 @@ from megalm.journal import json_text, read_events
 if TYPE_CHECKING:
     from megalm.train.trainer import Trainer
 
-MOVED = ("metrics.jsonl", "report.html", "sample.txt", "guard_report.txt", "tensorboard")
-"""What a run writes into its folder while it trains, beside its events."""
+MOVED = (
+    "metrics.jsonl", "report.html", "sample.txt", "guard_report.txt", "tensorboard", "config.yaml", "configs", "plan.json",
+)  # fmt: skip
+"""What a run writes into its folder when it trains, beside its events."""
 
 
 def check_place(trainer: Trainer) -> None:
@@ -42,7 +44,7 @@ def make_way(trainer: Trainer) -> None:
     """
     options, checkpoints = trainer.config.checkpoint, trainer.checkpoints
     resumed = checkpoints.durable is not None
-    if resumed and trainer.step >= trainer.total_steps:
+    if trainer.step >= trainer.total_steps:  # nothing will be trained, so nothing is touched
         return
     own = options.load_path is not None and options.load == "all" and checkpoints.place.holds(options.load_path)
     checkpoints.trust(trainer.step - 1)

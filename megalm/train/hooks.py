@@ -11,6 +11,12 @@ if TYPE_CHECKING:
 class Hook:
     """Override the moments you need; every method does nothing by itself."""
 
+    def on_resume(self, trainer: "Trainer") -> None:
+        """The state that the run goes on from is loaded (or it begins anew); the place to go back further."""
+
+    def on_complete(self, trainer: "Trainer") -> None:
+        """Nothing is left to train: no other method follows, and nothing may be written to the run's folder."""
+
     def on_train_start(self, trainer: "Trainer") -> None:
         """Model, optimizer, data and resumed state are ready; no step was made yet."""
 

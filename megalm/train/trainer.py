@@ -33,6 +33,7 @@ from megalm.train.earlier import check_place, make_way
 from megalm.train.hooks import Hook
 from megalm.train.mean_loss import mean_loss
 from megalm.train.measure import Measurement
+from megalm.train.resume import Origin, SettingsCheck, changes_event
 from megalm.train.signals import Signals
 from megalm.train.soundness import Soundness
 
@@ -61,6 +62,8 @@ class Trainer:
         self._stopping = False  # what the ranks agreed on in the last step
         self._saved_step = 0
         self.soundness = Soundness()
+        self.origin: Origin | None = None  # what it began with
+        self.environment: dict[str, object] = {}  # what it runs on, for the event of its start
         self.hooks: list[Hook] = []
         self.is_writer = mesh.rank == 0
         self.events = EventLog(folder / "events.jsonl", writes=self.is_writer)
@@ -94,10 +97,21 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------------ the run
     def train(self) -> int:
-        """Go on from where the run stands to its last step; returns the exit status."""
-        self._resume()
+        """Go on from where the run stands to its last step; returns the exit status.
+
+        Where nothing is left to train, nothing is written: the folder stays the record of what was trained.
+        """
         status, started = 1, []
         try:
+            self.origin = self._resume()
+            for hook in self.hooks:
+                hook.on_resume(self)
+            if self.step >= self.total_steps:
+                for hook in self.hooks:
+                    hook.on_complete(self)
+                status = 0
+                return status
+            self._tell_origin()
             for hook in self.hooks:
                 hook.on_train_start(self)
                 started.append(hook)
@@ -250,35 +264,52 @@ class Trainer:
             self.reason = f"the state of step {self.step} is not saved ({error}); {newest}. {mended}"
             self.events.write("unsaved", step=self.step, reason=self.reason)
 
-    def _resume(self) -> None:
+    def _resume(self) -> Origin | None:
         """Take up the run's newest good checkpoint, or what `checkpoint.load_path` is to begin with.
 
-        Errors: ConfigError where none is usable.
+        Errors: ConfigError where none is usable, or it was made with settings that the run may not go on from.
         """
         try:
             check_place(self)
-            self._load()
+            origin = self._load()
             make_way(self)
+            return origin
         except CheckpointError as error:
             raise ConfigError(str(error)) from None
 
-    def _load(self) -> None:
+    def _load(self) -> Origin | None:
         options = self.config.checkpoint
         if options.resume and self.checkpoints.latest() is not None:
-            state, rank_state = self.checkpoints.load(self.boxes())
-            self.load_state_dict(state)
+            origin = self._take_up(None)
             self._saved_step = self.step
-            self._restore_random_numbers(rank_state)
-            self.events.write("resume", step=self.step, tokens=self.tokens)
-        elif options.load_path is not None and options.load == "weights":
-            self.checkpoints.load(self.boxes(), path=options.load_path, weights_only=True)
+            return origin
+        if options.load_path is None:
+            return None
+        if options.load == "weights":
+            check = SettingsCheck(self.config, weights_only=True)
+            self.checkpoints.load(self.boxes(), path=options.load_path, weights_only=True, check=check)
             self.optimizer.gather_parameters()
-            self.events.write("load_weights", step=0, path=options.load_path)
-        elif options.load_path is not None:
-            state, rank_state = self.checkpoints.load(self.boxes(), path=options.load_path)
-            self.load_state_dict(state)
-            self._restore_random_numbers(rank_state)
-            self.events.write("resume", step=self.step, tokens=self.tokens, path=options.load_path)
+            return check.origin("load_weights", 0, path=options.load_path)
+        return self._take_up(options.load_path)
+
+    def _take_up(self, path: str | None) -> Origin:
+        """All of the state at `path`, or of the newest checkpoint."""
+        check = SettingsCheck(self.config, load=path is not None)
+        state, rank_state = self.checkpoints.load(self.boxes(), path=path, check=check)
+        self.load_state_dict(state)
+        self._restore_random_numbers(rank_state)
+        where = {} if path is None else {"path": path}
+        return check.origin("resume", self.step, tokens=self.tokens, **where)
+
+    def _tell_origin(self) -> None:
+        """Write down that the run begins, from what, and what is set otherwise than before."""
+        if self.environment:
+            self.events.write("start", step=self.step, **self.environment)
+        if self.origin is None:
+            return
+        self.events.write(self.origin.kind, step=self.origin.step, **self.origin.fields)
+        if (changed := changes_event(self.config, self.origin)) is not None:
+            self.events.write("changed", step=self.origin.step, **changed)
 
     def _restore_random_numbers(self, saved: dict[str, Any] | None) -> None:
         """Go on with a rank's streams, or on another layout with new ones: the first ones were used at the first steps."""

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from megalm.checkpoint.commit import committed, step_of
+from megalm.config.writing import write_whole
 from megalm.data.order import Source
 from megalm.data.stream import Stream
 from megalm.journal import EventLog, course_of, event_text
-from megalm.launch.__main__ import write_aside
 from megalm.observe.console import ConsoleHook
 from megalm.observe.metrics import MetricsWriter
 from megalm.observe.report import render
@@ -71,7 +71,7 @@ def test_the_samples_of_a_step_after_reseeding_are_those_it_was_made_from(run, m
     from megalm.observe import samples
 
     outcome, _, arguments = run
-    write_aside(outcome.folder / "config.yaml", config_yaml(compose_config(arguments)))
+    write_whole(outcome.folder / "config.yaml", config_yaml(compose_config(arguments)))
     (reseed,) = outcome.of("reseed")
     events = outcome.folder / "events.jsonl"
     text = events.read_text()

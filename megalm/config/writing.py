@@ -1,0 +1,43 @@
+"""Writing into a run's folder: whole files, and one message where the file system refuses."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megalm.config.errors import ConfigError, full_disk
+
+_WHY = {
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter run.name",
+    errno.ENOTDIR: "a part of the path is a file: choose another run.dir or run.name",
+    errno.EEXIST: "there is a file of this name: choose another run.dir or run.name",
+    errno.EROFS: "it lies on a file system that is read-only: choose another run.dir",
+    errno.EACCES: "this user may not write there: choose another run.dir",
+    errno.EPERM: "this user may not write there: choose another run.dir",
+}
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[None]:
+    """Turns what the file system refuses in a run's folder into one message. Errors: ConfigError in place of OSError."""
+    try:
+        yield
+    except OSError as error:
+        why = _WHY.get(error.errno or 0) or f"{error.strerror or error}: choose another run.dir"
+        raise full_disk(error) or ConfigError(f"the run's folder {_short(folder)} cannot be written: {why}.") from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a whole file or nothing, durably."""
+    aside = path.with_name(path.name + ".new")
+    with aside.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut after the rename leaves zeros where the text was
+    os.replace(aside, path)
+
+
+def _short(folder: Path) -> str:
+    text = str(folder)
+    return text if len(text) <= 100 else f"{text[:60]}...{text[-20:]}"

@@ -1,0 +1,34 @@
+"""A run's folder: where it is, and what is said where the file system refuses it."""
+
+from pathlib import Path
+
+from megalm.config import Config
+from megalm.config.writing import written
+
+LOGS = "logs"
+
+
+def run_folder(config: Config) -> Path:
+    """runs/NAME."""
+    return Path(config.run.dir) / config.run.name
+
+
+def log_file(folder: Path, rank: int) -> Path:
+    """What a rank says."""
+    return folder / LOGS / f"rank-{rank}.log"
+
+
+def error_file(folder: Path, rank: int) -> Path:
+    """The message of a rank that found the configuration wrong, for the process that started it."""
+    return folder / LOGS / f"error-rank-{rank}.json"
+
+
+def error_files(folder: Path) -> list[Path]:
+    """Such messages of all ranks, in the order of their names."""
+    return sorted((folder / LOGS).glob("error-rank-*.json"))
+
+
+def make_run_folder(folder: Path) -> None:
+    """The folder with its place for logs. Errors: ConfigError where it cannot be written."""
+    with written(folder):
+        (folder / LOGS).mkdir(parents=True, exist_ok=True)

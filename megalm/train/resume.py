@@ -1,0 +1,120 @@
+"""What a run begins with: a checkpoint whose settings are compared with the run's, or nothing.
+
+A checkpoint holds the whole configuration that it was made with. Going on under another one is refused where the model
+would compute something else or other data would be seen, and told where the weights only move otherwise from there on.
+"""
+
+import math
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from megalm.config import Config
+from megalm.config.changes import Change, changes_text, check_changes, compare
+from megalm.config.compose import config_from
+from megalm.config.effects import Effect
+from megalm.config.phases import spans_of
+from megalm.optim.lr import phased_learning_rate
+
+
+@dataclass
+class Origin:
+    """Where a run's state comes from.
+
+    kind: the event's, resume or load_weights; settings: what the checkpoint was made with (None: it does not say).
+    """
+
+    kind: str
+    step: int
+    fields: dict[str, Any]
+    settings: Config | None
+    changes: list[Change]
+    unknown: list[str]
+    """Settings of the checkpoint that this version does not have."""
+    total_steps: int | None
+    """Length of the run that made it."""
+
+
+class SettingsCheck:
+    """Compares the settings in each checkpoint that is about to be loaded with the run's; keeps what the last one held."""
+
+    def __init__(self, config: Config, *, weights_only: bool = False, load: bool = False) -> None:
+        self.config, self.weights_only, self.load = config, weights_only, load
+        self.settings: Config | None = None
+        self.changes: list[Change] = []
+        self.unknown: list[str] = []
+        self.total_steps: int | None = None
+
+    def origin(self, kind: str, step: int, **told: Any) -> Origin:
+        """What was loaded, for the run's events."""
+        return Origin(kind, step, told, self.settings, self.changes, self.unknown, self.total_steps)
+
+    def __call__(self, state: dict[str, Any], where: str) -> None:
+        """Errors: ConfigError for changes that are refused."""
+        self.settings, self.changes, self.unknown = None, [], []
+        self.total_steps = state.get("total_steps")
+        stored, converted = state.get("config"), state.get("model")
+        if stored is not None:
+            self.settings = self._read(stored, where)
+            self.changes = compare(self.settings, self.config)
+        elif converted is not None:
+            imported = self._read({"model": converted}, where)
+            self.changes = [change for change in compare(imported, self.config) if change.key.startswith("model.")]
+        if (
+            self.weights_only
+        ):  # a new run, which may compute something else with them: told; shapes are compared elsewhere
+            self.changes = [c for c in self.changes if c.key.startswith("model.") and c.effect is Effect.FUNCTION]
+        else:
+            check_changes(self.changes, self.config.checkpoint.allow_changes, where, load=self.load)
+
+    def _read(self, stored: dict[str, Any], where: str) -> Config:
+        """The stored settings; what an earlier version did not know has its default, which is what that version did."""
+        known = Config()
+        self.unknown = sorted(_unknown(stored, known))
+        return config_from(_without(stored, self.unknown), f"the configuration in {where}")
+
+
+def changes_event(config: Config, origin: Origin) -> dict[str, Any] | None:
+    """Fields of the event `changed`; None where the run goes on as it was."""
+    if not origin.changes and not origin.unknown:
+        return None
+    parts = [changes_text(origin.changes)] if origin.changes else []
+    if origin.unknown:
+        parts.append(f"settings that this version does not know: {', '.join(origin.unknown)}")
+    event: dict[str, Any] = {"changes": [change.as_dict() for change in origin.changes]}
+    if origin.kind == "load_weights":
+        parts.append("the model computes something else with these weights than the one that they were made with")
+    elif origin.settings is not None:
+        before, now = learning_rates(origin.settings, origin.total_steps, config, origin.step)
+        if not math.isclose(before, now, rel_tol=1e-9):
+            event |= {"lr_before": before, "lr_now": now}
+            parts.append(
+                f"the learning rate leaves its course: step {origin.step + 1} has {now:.3g} in place of {before:.3g}"
+            )
+    return event | {"text": "; ".join(parts)}
+
+
+def learning_rates(before: Config, total_before: int | None, now: Config, step: int) -> tuple[float, float]:
+    """The learning rate of the update after `step` on the course of each configuration."""
+    rates = []
+    for config, total in ((before, total_before or before.train.steps), (now, now.train.steps)):
+        rates.append(phased_learning_rate(config.optim, spans_of(config), step, total or step + 1))
+    return rates[0], rates[1]
+
+
+def _unknown(stored: dict[str, Any], known: Any, prefix: str = "") -> list[str]:
+    names = {f.name for f in fields(known)}
+    found = []
+    for key, value in stored.items():
+        if key not in names:
+            found.append(f"{prefix}{key}")
+        elif isinstance(value, dict) and is_dataclass(inner := getattr(known, key)):
+            found += _unknown(value, inner, f"{prefix}{key}.")
+    return found
+
+
+def _without(stored: dict[str, Any], keys: list[str], prefix: str = "") -> dict[str, Any]:
+    kept = {}
+    for key, value in stored.items():
+        if f"{prefix}{key}" not in keys:
+            kept[key] = _without(value, keys, f"{prefix}{key}.") if isinstance(value, dict) else value
+    return kept
