@@ -164,12 +164,24 @@ class MDSReader:
             if index["version"] != 2:
                 raise ConfigError(f"{path}: only MDS shards of version 2 are read.")
             self.shards = [_checked_info(path, shard) for shard in index["shards"]]
+            if not self.remote:
+                self._check_folders()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ConfigError(f"{path}: not an index of MDS shards that can be read ({error}). {ADVICE}") from error
         self.starts = np.concatenate(([0], np.cumsum([shard["samples"] for shard in self.shards], dtype=np.int64)))
         self._open: OrderedDict[int, np.ndarray] = OrderedDict()
         self._seen: set[int] = set()  # whose checksums were compared
         self._lock = threading.Lock()
+
+    def _check_folders(self) -> None:
+        """Errors: ValueError if a folder that the index names leads out of this one by a link."""
+        stored = (shard[kind]["basename"] for shard in self.shards for kind in ("raw_data", "zip_data") if shard[kind])
+        top = os.path.realpath(self.folder)
+        for folder in sorted({os.path.dirname(name) for name in stored} - {""}):
+            if not os.path.realpath(os.path.join(top, folder)).startswith(top.rstrip("/") + "/"):
+                raise ValueError(
+                    f"the folder {folder!r} leads out of this one by a link: name the folder that it leads to"
+                )
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -330,8 +342,8 @@ def _checked_info(path: str, info: dict[str, Any]) -> dict[str, Any]:
         if file is None and kind == "zip_data":
             continue
         name, size = file["basename"], file["bytes"]
-        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise ValueError(f"{name!r} is not the name of a file in the folder")
+        if not _is_below(name):
+            raise ValueError(f"{name!r} is not the name of a file in the folder or below it")
         if type(size) is not int or not 0 <= size < 1 << 32:
             raise ValueError(f"{name} with {size!r} bytes")
         hashes = dict(file.get("hashes") or {})
@@ -340,6 +352,13 @@ def _checked_info(path: str, info: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"checksum {unknown[0]!r} is not known, only {', '.join(HASHES)}")
         files[kind] = {"basename": name, "bytes": size, "hashes": hashes}
     return {**info, **files}
+
+
+def _is_below(name: Any) -> bool:
+    """Whether an index may name this file: one of its folder, or, where it was merged out of several, of a folder below."""
+    if not isinstance(name, str) or "\\" in name or "\0" in name:
+        return False
+    return all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 def _named_but(path: str, error: OSError) -> ConfigError:

@@ -100,6 +100,11 @@ class MDSTokens(TokenFile):
             kind = self.encoding
         if kind not in INTEGERS:
             raise ConfigError(f"{self.prefix}: column {name!r} is {self.encoding}; tokens are arrays of integers.")
+        if "," in self.encoding.split(":")[-1]:
+            raise ConfigError(
+                f"{self.prefix}: column {name!r} is {self.encoding}, of several dimensions; tokens have one: write each row as "
+                "a sample."
+            )
         self.dtype = np.dtype(kind).newbyteorder("<")
 
     def _read_lengths(self) -> int:
@@ -180,7 +185,9 @@ class MDSTokens(TokenFile):
         raw = self.reader.column(shard, number, self.column)
         try:
             plain = self.encoding == "bytes"
-            found = np.frombuffer(raw, self.dtype) if plain else decode_array(self.encoding, raw).reshape(-1)
+            found = np.frombuffer(raw, self.dtype) if plain else decode_array(self.encoding, raw)
+            if found.ndim != 1:
+                raise ValueError(f"its array has the shape {found.shape}; tokens have one dimension")
         except ValueError as error:
             raise self.reader.fault(shard, number, error) from error
         if len(found) != self.lengths[document] or found.dtype.newbyteorder("=") != self.dtype.newbyteorder("="):

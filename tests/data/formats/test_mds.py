@@ -9,7 +9,9 @@ import pytest
 
 from megalm.config.errors import ConfigError
 from megalm.data.formats.mds import MDSReader, MDSWriter, read_token_documents, write_token_documents
+from megalm.data.formats.mds_tokens import MDSTokens
 from megalm.data.formats.mds_values import decode_value, encode_value
+from megalm.data.formats.store import Cache
 
 COLUMNS = {
     "tokens": "ndarray:uint16",
@@ -249,3 +251,71 @@ def test_mosaicml_streaming_reads_ours_and_we_read_theirs(tmp_path):
     assert len(theirs_of_ours) == 100
     for i, got in enumerate(MDSReader(tmp_path / "theirs")):
         same({name: sample(i)[name] for name in columns}, got)
+
+
+def merged(folder, parts=2):
+    """What mosaicml-streaming's merge_index makes: shards in folders, and one index above that names them."""
+    infos = []
+    for part in range(parts):
+        name = f"a/{part}" if part else "0"
+        with MDSWriter(folder / name, {"tokens": "ndarray:int32"}, compression="zstd" if part else None) as writer:
+            for i in range(20):
+                writer.write({"tokens": np.arange(50, dtype=np.int32) + 100 * part + i})
+        for info in json.loads((folder / name / "index.json").read_text())["shards"]:
+            for kind in ("raw_data", "zip_data"):
+                if info[kind]:
+                    info[kind]["basename"] = f"{name}/{info[kind]['basename']}"
+            infos.append(info)
+    (folder / "index.json").write_text(json.dumps({"version": 2, "shards": infos}))
+    return infos
+
+
+@pytest.mark.parametrize("where", ["here", "memory", "file"])
+def test_shards_in_folders_below_one_index_are_read(tmp_path, where):
+    merged(tmp_path / "m")
+    folder = {"here": str(tmp_path / "m"), "file": f"file://{tmp_path}/m", "memory": f"memory://{tmp_path}/m"}[where]
+    if where == "memory":
+        fsspec = pytest.importorskip("fsspec")
+        fsspec.filesystem("memory").put(str(tmp_path / "m"), f"{tmp_path}/m", recursive=True)
+    cache = Cache(tmp_path / "cache", 1e9)
+    reader = MDSReader(folder, cache=cache)
+    assert len(reader) == 40 and reader[39]["tokens"][0] == 119
+    file = MDSTokens(folder, cache)
+    assert file.num_tokens == 2000 and file.document(25)[0] == 105
+    (tmp_path / "m" / "0" / "shard.00000.mds").unlink()
+    if where == "here":
+        with pytest.raises(ConfigError, match=r"m/0/shard\.00000\.mds: cannot be read"):
+            MDSReader(folder)[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x.mds", "a/../../x.mds", "/etc/x.mds", "a\\x.mds", "a//x.mds", "a/./x.mds", "a/", "", "..", "a\0x", 3, None],
+)
+def test_an_index_names_nothing_outside_of_its_folder(tmp_path, name):
+    infos = merged(tmp_path / "m", 1)
+    infos[0]["raw_data"]["basename"] = name
+    (tmp_path / "m" / "index.json").write_text(json.dumps({"version": 2, "shards": infos}))
+    with pytest.raises(ConfigError, match="is not the name of a file in the folder or below it"):
+        MDSReader(tmp_path / "m")
+
+
+def test_a_folder_of_shards_that_is_a_link_out_of_the_set_is_refused(tmp_path):
+    merged(tmp_path / "m", 1)
+    (tmp_path / "m" / "0").rename(tmp_path / "elsewhere")
+    (tmp_path / "m" / "0").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="the folder '0' leads out of this one by a link"):
+        MDSReader(tmp_path / "m")
+    (tmp_path / "link").symlink_to(tmp_path / "m")
+    (tmp_path / "m" / "0").unlink()
+    (tmp_path / "elsewhere").rename(tmp_path / "m" / "0")
+    assert len(MDSReader(tmp_path / "link")) == 20
+
+
+@pytest.mark.parametrize("encoding", ["ndarray:int32:2,3", "ndarray:int32", "ndarray"])
+def test_arrays_of_two_dimensions_are_no_tokens_in_any_encoding(tmp_path, encoding):
+    with MDSWriter(tmp_path / "m", {"tokens": encoding}) as writer:
+        for _ in range(3):
+            writer.write({"tokens": np.ones((2, 3), np.int32)})
+    with pytest.raises(ConfigError, match="dimension"):
+        MDSTokens(tmp_path / "m", Cache(tmp_path / "cache", 1e9)).document(0)
