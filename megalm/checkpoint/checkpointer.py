@@ -111,10 +111,8 @@ class Checkpointer:
 
     def prepare(self, boxes: Sequence[Box]) -> None:
         """Clear what crashes left, and see that these boxes can be saved. Errors: CheckpointError if they cannot."""
-        sizes: dict[str, int] = {}
-        for part in self.ranks.all_gather({box.name: _bytes_of(box) for box in boxes}):
-            sizes.update(part)
-        self.place.prepare(sum(sizes.values()), self.retention)
+        parts = self.ranks.all_gather({box.name: _bytes_of(box) for box in boxes})
+        self.place.prepare(sum({name: size for part in parts for name, size in part.items()}.values()), self.retention)
         if self._uploader is not None:
             agree_on(self.ranks, problem_of(LocalStore(self.folder).try_writing))
 
@@ -123,23 +121,32 @@ class Checkpointer:
 
         Without a call, everything counts as soon as it is durable. Costs nothing and never waits.
         """
-        due = self.retention.trust(step)
-        if due and self.ranks.rank == 0 and self._running is None and self._thread and self._uploader is None:
+        self.retention.trusted = step
+        idle = self._running is None and self._uploader is None and self.ranks.rank == 0
+        if self._thread is not None and idle and self.retention.due:
             self._thread.submit(self.retention.apply)
 
     def save(
-        self, step: int, boxes: Sequence[Box], state: dict[str, Any], rank_state: dict[str, Any], wait: bool = False
+        self,
+        step: int,
+        boxes: Sequence[Box],
+        state: dict[str, Any],
+        rank_state: dict[str, Any],
+        wait: bool = False,
+        *,
+        only_finite: bool = False,
     ) -> None:
         """Save under `step`; returns once everything is copied to host memory, or with `wait` once it is durable.
 
         `state` must be the same on every rank (rank 0's is kept); `rank_state` is this rank's own. Both as JSON.
-        The boxes of all ranks must cover their tensors. A save that is still being written is waited for first.
+        The boxes of all ranks must cover their tensors; with `only_finite`, none may hold a NaN or an infinity.
+        A save that is still being written is waited for first.
         Errors: CheckpointError with `wait`; without it, a failure becomes the event `checkpoint_failed`.
         """
         begun = time.monotonic()
         self._finish()
         self._failure = None
-        request = self._stage(step, boxes, state, rank_state)
+        request = self._stage(step, boxes, state, rank_state, only_finite)
         self._started, self._step = begun, step
         self.retention.newest = step
         if self._thread is None:
@@ -158,8 +165,7 @@ class Checkpointer:
         problem = self.settle()
         if problem is not None:
             raise problem
-        if self._uploader is not None:
-            uploader = self._uploader
+        if (uploader := self._uploader) is not None:
             problem = problem_of(lambda: uploader.drain(self.config.upload_timeout_s))
             self._report_uploads()
             agree_on(self.ranks, problem)
@@ -299,7 +305,9 @@ class Checkpointer:
 
         return from_rank_0(self.ranks, discard if self._uploader is None else discard_in_store)
 
-    def _stage(self, step: int, boxes: Sequence[Box], state: dict[str, Any], rank_state: dict[str, Any]) -> SaveRequest:
+    def _stage(
+        self, step: int, boxes: Sequence[Box], state: dict[str, Any], rank_state: dict[str, Any], only_finite: bool
+    ) -> SaveRequest:
         memory = tuple(_memory_of(box) for box in boxes)
         if memory != self._arranged:
             self._arranged = None  # whatever fails below is done again at the next save
@@ -316,6 +324,7 @@ class Checkpointer:
             rank_state=json.loads(json_bytes(rank_state, "a rank's own state")),
             layout=self.layout,
             chunks=self._staging.take(),
+            only_finite=only_finite,
         )
 
     def _agree(self, planner: BoxSavePlanner) -> list[WriteItem]:

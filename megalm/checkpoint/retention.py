@@ -12,7 +12,7 @@ class Retention:
 
     A run that learned nothing from a checkpoint yet cannot know that it is a good one: the update before it may have
     ruined the weights, and the next step's loss is the first to tell. So a run says how far its states have proved good
-    (`trust`); a checkpoint of a later step lies beside those that are kept, and deletes none of them.
+    (`trusted`); a checkpoint of a later step lies beside those that are kept, and deletes none of them.
     """
 
     def __init__(self, store: Store, config: CheckpointConfig) -> None:
@@ -27,14 +27,6 @@ class Retention:
     def due(self) -> bool:
         """Whether what was held back has proved good meanwhile."""
         return self._held_back and (self.trusted is None or self.trusted >= self.newest)
-
-    def trust(self, step: int) -> bool:
-        """The states up to this step are good; whether something is to be deleted now (told once)."""
-        self.trusted = step
-        due = self.due
-        if due:
-            self._held_back = False
-        return due
 
     def apply(self) -> None:
         """Delete what is not kept. An old one that cannot be deleted is no failure of the new one, which is durable."""

@@ -18,7 +18,7 @@ class CheckpointConfig:
     asynchronous: bool = True
     """The step waits only for the copy to host memory, and a thread writes the files; false: it waits for the disk."""
     path: str | None = None
-    """Folder, or fsspec URL (s3://bucket/run), of the checkpoints; None: the run's folder."""
+    """Folder, or fsspec URL (s3://bucket/run), of the checkpoints of this run alone; None: the run's folder."""
     local_path: str | None = None
     """With a URL as `path`: the folder that checkpoints wait in until they are uploaded; None: one in the temporary folder."""
     upload_queue: int = 2
@@ -26,7 +26,8 @@ class CheckpointConfig:
     upload_timeout_s: float = 600.0
     """With a URL as `path`: how long the end of a run waits for the store."""
     resume: bool = True
-    """Go on from the newest good checkpoint in `path`, if there is one."""
+    """Go on from the newest good checkpoint in `path`, if there is one. false: begin anew (or with `load_path`); what a run
+    left there is set aside in earlier-1, earlier-2, ..., never counted, resumed or deleted."""
     load: str = choice("all", "weights")
     """What to take from `load_path`. all: weights, optimizer, step, schedule and place in the data; weights: the weights
     alone, for a new run (schedule, data, step 0)."""

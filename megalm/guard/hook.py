@@ -319,7 +319,10 @@ class GuardHook(Hook):
         self._event(trainer, "give_up", decision, reason=reason or "the ladder is exhausted", **report)
         if trainer.is_writer:
             path = trainer.folder / "guard_report.txt"
-            path.write_text(report["text"])
+            try:
+                path.write_text(report["text"])
+            except OSError as error:  # the same words are in the event
+                log.warning("%s cannot be written: %s", path, error)
             log.error("the guard gave up at step %d: see %s", decision.step, path)
         trainer.checkpoints.discard_after(max(0, decision.onset - self.config.margin))
         trainer.status = 3

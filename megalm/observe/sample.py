@@ -1,5 +1,6 @@
 """A paragraph that the model writes when its training is done."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
     from megalm.train.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 class SampleHook(Hook):
@@ -50,7 +53,10 @@ class SampleHook(Hook):
             return
         text = tokenizer.decode([*prompt.ids[prompt.added :], *written])
         if trainer.is_writer:
-            (self.folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
+            try:
+                (self.folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
+            except OSError as error:
+                log.warning("sample.txt cannot be written: %s", error)
         self._print("\nwhat the model writes:\n")
         self._print(text)
 

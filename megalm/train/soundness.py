@@ -22,6 +22,8 @@ class Soundness:
         """First step of the present trouble; None where there is none."""
         self.streak = 0
         """Steps in a row that were not finite and were applied."""
+        self.unproven = False
+        """Whether the last loss or gradient that was measured was not finite."""
 
     @property
     def hopeless(self) -> bool:
@@ -33,7 +35,7 @@ class Soundness:
             return False
         finite = math.isfinite(signals.loss) and math.isfinite(signals.grad_norm) and not signals.nonfinite
         if finite:
-            self.streak = 0
+            self.streak, self.unproven = 0, False
             return True
         self.streak += 1
         self.doubt(step)
@@ -41,6 +43,7 @@ class Soundness:
 
     def doubt(self, step: int) -> None:
         """The weights after this step may not be finite."""
+        self.unproven = True
         if self.since is None:
             self.since = step
 
@@ -51,10 +54,8 @@ class Soundness:
             f"and after {HOPELESS} such updates in a row it ends"
         )
 
-    def advice(self, good: int | None) -> str | None:
-        """How to go on after a run that ended in trouble; None where there is none. good: last step known to be good."""
-        if self.since is None:
-            return None
+    def advice(self, good: int | None) -> str:
+        """How to go on after a run that ended in trouble. good: last step known to be good."""
         return (
             f"The last weights that gave a finite loss are those of step {good}: to go on from a checkpoint up to there, give "
             "checkpoint.load_path=FOLDER/step-... with checkpoint.resume=false, and a smaller optim.lr; guard=default refuses "

@@ -244,25 +244,32 @@ class Trainer:
                     raise CheckpointError(f"its weights are not finite, since step {self.soundness.since}")
                 return
             state = {**self.state_dict(), "config": asdict(self.config)}
-            self.checkpoints.save(self.step, self.boxes(), state, random_state())
+            self.checkpoints.save(self.step, self.boxes(), state, random_state(), only_finite=True)
             self._saved_step = self.step
         if wait:
             self.checkpoints.wait()
 
     def _save_last(self) -> None:
-        """The state that the run ends with. Where it is not durable, the run has not ended well, and says so."""
+        """The state that the run ends with. Where it is not durable, or no good one, the run has not ended well."""
+        unproven = self.soundness.unproven
+        advice = self.soundness.advice(self.checkpoints.retention.trusted)
         try:
             self.save(wait=True)
-            self.checkpoints.trust(self.step)
         except CheckpointError as error:
             kept = self.checkpoints.durable
             newest = "there is no checkpoint" if kept is None else f"the newest checkpoint is of step {kept}"
-            mended = self.soundness.advice(self.checkpoints.retention.trusted) or (
-                "When the cause is mended, the same command goes on from there."
-            )
-            self.status = 1
-            self.reason = f"the state of step {self.step} is not saved ({error}); {newest}. {mended}"
-            self.events.write("unsaved", step=self.step, reason=self.reason)
+            mended = advice if unproven else "When the cause is mended, the same command goes on from there."
+            self._fail("unsaved", f"the state of step {self.step} is not saved ({error}); {newest}. {mended}")
+            return
+        if unproven:
+            self._fail("nonfinite", f"the loss or gradient at step {self.step} is not finite. {advice}")
+        else:
+            self.checkpoints.trust(self.step)
+
+    def _fail(self, kind: str, reason: str) -> None:
+        """End with status 1, and say why."""
+        self.status, self.reason = 1, reason
+        self.events.write(kind, step=self.step, reason=reason)
 
     def _resume(self) -> Origin | None:
         """Take up the run's newest good checkpoint, or what `checkpoint.load_path` is to begin with.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megalm.checkpoint import Checkpointer
 from megalm.config.compose import compose_config
 from megalm.launch.resolve import resolve
 from megalm.parallel.mesh import Mesh, build_mesh
@@ -72,6 +73,24 @@ class StopAfter(Hook):
     def on_step_start(self, trainer):
         if trainer.step + 1 == self.step:
             trainer.stop_requested = True
+
+
+def test_on_another_layout_random_numbers_are_new_at_each_step(tmp_path, monkeypatch):
+    """Another layout has no streams to go on with; those of the run's first steps must not come again."""
+    load = Checkpointer.load
+    monkeypatch.setattr(Checkpointer, "load", lambda *given, **more: (load(*given, **more)[0], None))
+    streams = []
+
+    class Look(Hook):
+        def on_train_start(self, trainer):
+            streams.append(torch.randint(1 << 62, (1000,)))
+
+    for steps in (3, 4, 5):  # begins anew, and goes on at steps 3 and 4
+        train(small_run(tmp_path, f"train.steps={steps}"), Look())
+    train(small_run(tmp_path, "train.steps=5", "run.name=same"), Look())
+    assert torch.equal(streams[0], streams[3])
+    seen = torch.cat(streams[:3]).tolist()
+    assert len(set(seen)) == len(seen), "no number of one is in another"
 
 
 def test_an_interrupted_run_saves_and_goes_on(tmp_path):
