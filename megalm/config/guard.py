@@ -25,7 +25,8 @@ class DetectorConfig:
     strong: float = 3.0
     """A run of outliers goes on while z is above this."""
     fall: float = 0.7
-    """A fall is only suspicious below exp(-0.7), half, of the baseline: losses fall for good reasons all the time."""
+    """A fall is only odd when it drops at once below exp(-0.7), half, of the baseline: losses fall for good reasons all the
+    time. After `persistence` such samples the new level is taken up."""
     gradient_gate: float = 8.0
     """z of ln(gradient norm) from which a step is refused; its tails are heavier than the loss'."""
     update_gate: float = 1.5

@@ -5,8 +5,9 @@ What it looks at is x = ln(loss) (and ln of the gradient norm), against a baseli
     m, s = median and 1.4826 MAD of the last 128 accepted x, after removing a falling trend in ln(step)
     z    = (x - m) / s
 
-    gate        z > 6 (or a fall to below about a half, or a gradient norm z > 8, or one data rank far above the others):
-                this single step is refused
+    gate        z > 6 (or a gradient norm z > 8, or one data rank far above the others): this single step is refused
+    fall        the loss drops at once to below about a half: this step is refused, too. A loss that stays down, or that
+                went down step by step, has improved: its level becomes the baseline, and nothing is ever taken back
     update      the coming update is several times larger than usual, and the gradient does not explain it: the
                 optimizer's state or the learning rate is wrong
     shift       S = max(0, S + clip(z, -5, 5) - k): a cumulative sum; S > h means that the level has moved for good
@@ -58,7 +59,7 @@ class Observation:
     slow: bool = False
     """The loss rose slowly (over more than 10 samples), which skipping data alone has not been seen to cure."""
     why: tuple[str, ...] = ()
-    """What was out of line: loss, gradient, update, spread."""
+    """What was out of line: loss, fall (a loss that is far too low), gradient, update, spread."""
 
 
 class Baseline:
@@ -178,7 +179,6 @@ class SpikeDetector:
         self.gradient = Baseline(c.window, c.min_window, 0.02, trend=False)
         self.update = Baseline(c.window, c.min_window, 0.05, trend=False)
         self.spread = Baseline(c.window, c.min_window, 0.05, trend=False)
-        self.lowest = math.inf
         self.sum = 0.0
         self.total = 0.0
         self.recent: list[float] = []
@@ -189,7 +189,12 @@ class SpikeDetector:
         self.run = 0
         self.calm = 0
         self.run_onset = -1
-        self.below = 0
+        self.fallen: list[list[float]] = []
+        """[clock, ln(loss)] of the samples in a row that are far below the baseline."""
+        self.sudden = False
+        """Whether these began with a drop from one sample to the next."""
+        self.previous: float | None = None
+        """ln(loss) of the sample before."""
         self.nonfinite = 0
         self.onset_nonfinite = -1
         self.raised = False
@@ -220,6 +225,7 @@ class SpikeDetector:
     def _judge(self, step: int, x: float, sizes: _Sizes) -> Observation:
         c = self.config
         clock = math.log(step + 10.0)
+        previous, self.previous = self.previous, x
         gradient_z = _score(self.gradient, clock, sizes.gradient)
         why = self._odd_sizes(clock, sizes, gradient_z)
         if not self.loss.ready:
@@ -227,10 +233,9 @@ class SpikeDetector:
             self._learn_sizes(clock, sizes)
             return Observation(step, "none", 0.0, gradient_z)
         m, below, above = self.loss.predict(clock)
-        self.lowest = min(self.lowest, m)
         excess = x - m
         z = excess / (above if excess > 0 else below)
-        gated = (z > c.gate and excess > c.gate_excess) or (z < -c.gate and excess < -c.fall)
+        gated = z > c.gate and excess > c.gate_excess
         observed: dict[str, Any] = {
             "z": z,
             "gradient_z": gradient_z,
@@ -242,17 +247,19 @@ class SpikeDetector:
             return Observation(step, "update", onset=step, why=("loss", *why) if gated else why, **observed)
         if self.raised:
             return self._wait_out(step, clock, x, z, observed)
-        shift = self._accumulate(step, z, excess) or self._fallen(x, z)
-        if shift:
+        if self._accumulate(step, z, excess):
             onset = self.run_onset if self.run else self.onset
             slow = self.run == 0 and self.length > 10 and self._rose()
             self._reset_sum()
             self.raised, self.settled, self.held = True, [], []
             onset = onset if onset >= 0 else step
             return Observation(step, "shift", onset=onset, lasting=True, slow=slow, why=("loss",), **observed)
-        # Outliers above enter cut to 6 s, so that heavy tails widen `above`; falls enter as they are, but not collapses.
-        self._learn(clock, max(min(x, m + c.gate * above), m - c.fall))
-        why = ("loss", *why) if gated else why
+        low = z < -c.gate and excess < -c.fall
+        self._watch_fall(clock, x, low, previous)
+        if not low:
+            # Outliers above enter cut to 6 s, so that heavy tails widen `above`; falls enter as they are, but not collapses.
+            self._learn(clock, max(min(x, m + c.gate * above), m - c.fall))
+        why = ("loss", *why) if gated else ("fall", *why) if low and self.sudden else why
         if not why:
             self._learn_sizes(clock, sizes)
             return Observation(step, "none", **observed)
@@ -316,11 +323,20 @@ class SpikeDetector:
         then = sum(self.excesses[-8:-5]) / 3
         return now < c.healing * then
 
-    def _fallen(self, x: float, z: float) -> bool:
-        """A loss that stays below half of the lowest level ever expected."""
-        c = self.config
-        self.below = self.below + 1 if z < -c.gate and x < self.lowest - c.fall else 0
-        return self.below >= c.persistence
+    def _watch_fall(self, clock: float, x: float, low: bool, previous: float | None) -> None:
+        """A loss that stays far below its baseline has improved (other data, overfitting, grokking): take the level up.
+
+        No damage lowers the loss; what does it for a few steps only is a batch that is too easy.
+        """
+        if not low:
+            self.fallen, self.sudden = [], False
+            return
+        if not self.fallen:
+            self.sudden = previous is not None and x < previous - self.config.fall
+        self.fallen.append([clock, x])
+        if len(self.fallen) >= self.config.persistence:
+            self.held, self.fallen, self.sudden = self.fallen, [], False
+            self._adopt()
 
     def _wait_out(self, step: int, clock: float, x: float, z: float, observed: dict[str, Any]) -> Observation:
         """After an alarm: either the old level comes back (as a rollback makes it), or the new one becomes the baseline."""
@@ -377,19 +393,17 @@ class SpikeDetector:
 
     _BASELINES = ("loss", "gradient", "update", "spread")
     _SCALARS = (
-        *("lowest", "sum", "total", "recent", "excesses", "onset", "length", "frozen", "run", "calm", "run_onset"),
-        *("below", "nonfinite", "onset_nonfinite", "raised", "settled", "held"),
+        *("sum", "total", "recent", "excesses", "onset", "length", "frozen", "run", "calm", "run_onset"),
+        *("fallen", "sudden", "previous", "nonfinite", "onset_nonfinite", "raised", "settled", "held"),
     )
 
     def state_dict(self) -> dict:
         """JSON-able; about 20 KB with full windows."""
         state = {name: getattr(self, name) for name in self._SCALARS}
-        state["lowest"] = None if math.isinf(self.lowest) else self.lowest
         return {**state, **{name: getattr(self, name).state_dict() for name in self._BASELINES}}
 
     def load_state_dict(self, state: dict) -> None:
         for name in self._SCALARS:
-            setattr(self, name, state[name])
-        self.lowest = math.inf if state["lowest"] is None else state["lowest"]
+            setattr(self, name, state.get(name, getattr(self, name)))  # earlier versions kept no fall
         for name in self._BASELINES:
             getattr(self, name).load_state_dict(state.get(name, {"values": [], "clock": []}))

@@ -2,7 +2,7 @@
 
     verdict      what it means                                  rungs that may answer, in the configured order
     data         the weights are fine, the batch is not         skip, skip_data, give_up
-    unknown      one odd step, and no probe to ask              skip
+    unknown      one odd step and no probe to ask, or a fall    skip
     nonfinite    NaN or infinity, and the weights are fine      skip, rollback, lower_lr, reseed, give_up
     weights      the weights are damaged                        rollback, lower_lr, reseed, give_up
 

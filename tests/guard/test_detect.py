@@ -73,9 +73,71 @@ def test_a_loss_that_falls_to_nothing_is_odd_but_a_better_loss_is_not():
     better = healthy(1300, 2)
     better[1000:] *= 0.75
     assert all(o.kind == "none" or o.z > 0 for o in judge(better)[1000:])
-    nothing = healthy(1300, 2)
-    nothing[1000:] = 0.01
-    assert 1000 < rollbacks(judge(nothing))[0] < 1020
+
+
+def stairs(heights, length, noise, seed):
+    random = np.random.default_rng(seed)
+    return np.concatenate([np.full(length, height) for height in heights]) * np.exp(
+        random.normal(0, noise, len(heights) * length)
+    )
+
+
+def grokking(seed):
+    random = np.random.default_rng(seed)
+    curve = np.full(1200, 0.7)
+    curve[600:630] = np.geomspace(0.7, 0.02, 30)
+    curve[630:] = 0.02
+    return curve * np.exp(random.normal(0, 0.05, len(curve)))
+
+
+def reaching_zero(seed):
+    curve = healthy(1300, seed)
+    curve[1000:] = 0.0
+    return curve
+
+
+IMPROVEMENTS = {
+    "stairs": lambda seed: stairs([1.2, 0.7, 0.3, 0.1, 0.03], 200, 0.08, seed),
+    "another mixture": lambda seed: stairs([2.5, 1.1], 400, 0.03, seed),
+    "a quiet stair": lambda seed: stairs([3.0, 0.2, 0.01], 300, 0.005, seed),
+    "grokking": grokking,
+    "zero for good": reaching_zero,
+    "overfitting": lambda seed: np.concatenate([healthy(400, seed), 3.0 * np.exp(-np.arange(900) / 90)]) + 1e-4,
+}
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("name", IMPROVEMENTS)
+def test_a_loss_that_falls_for_good_is_never_rolled_back(name, seed):
+    curve = IMPROVEMENTS[name](seed)
+    seen = judge(curve)
+    assert rollbacks(seen) == []
+    flagged = [o for o in seen if o.kind != "none"]
+    assert len(flagged) <= 11 * 5, "a few samples at each drop"
+    assert all(o.z > 0 or o.why == ("fall",) for o in flagged)
+
+
+def test_a_new_low_level_is_judged_by_as_the_old_one_was():
+    curve = stairs([3.0, 0.6], 500, 0.02, 4)
+    curve[900:] *= 1.6
+    back = rollbacks(judge(curve))
+    assert len(back) == 1 and 900 < back[0] < 930
+
+
+def test_a_loss_that_goes_down_step_by_step_is_not_odd_at_any_step():
+    assert all(o.kind == "none" for o in judge(grokking(5)))
+
+
+def test_the_state_of_an_earlier_version_is_taken_up():
+    detector = SpikeDetector()
+    for step, value in enumerate(healthy(200, 3)):
+        detector.observe(step, float(value))
+    state = detector.state_dict()
+    for name in ("fallen", "sudden", "previous"):
+        del state[name]
+    other = SpikeDetector()
+    other.load_state_dict({**state, "below": 0, "lowest": None})
+    assert other.observe(200, 3.0).z == detector.observe(200, 3.0).z
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
