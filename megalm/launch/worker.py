@@ -20,7 +20,7 @@ from megalm.guard.hook import GuardHook
 from megalm.launch.run_folder import log_file, make_run_folder
 from megalm.launch.world import World, device_type
 from megalm.observe.bystander import Bystander
-from megalm.observe.comparison import ComparisonHook, peak_bytes
+from megalm.observe.comparison import ComparisonHook, PeakMemory
 from megalm.observe.console import ConsoleHook
 from megalm.observe.metrics import MetricsWriter
 from megalm.observe.record import RecordHook
@@ -80,10 +80,10 @@ def _run(
     if world.size > 1 or world.external:
         _join(config, world, kind, meeting)
     mesh = build_mesh(config.parallel, kind, _timeout(config))
-    baseline_bytes = peak_bytes(kind) if kind == "cpu" else 0
+    memory = PeakMemory(kind)
     trainer = Trainer(config, mesh, folder, peak_flops=machine_for(config).peak(config.precision.dtype))
     trainer.environment = _environment(config, world, kind)
-    trainer.hooks += [rank_log.hook, *_hooks(config, folder, trainer, plan, baseline_bytes)]
+    trainer.hooks += [rank_log.hook, *_hooks(config, folder, trainer, plan, memory)]
     previous = {number: signal.signal(number, _stopper(trainer)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         status = trainer.train()
@@ -143,14 +143,14 @@ def _timeout(config: Config) -> timedelta:
     return timedelta(minutes=config.resilience.timeout_minutes)
 
 
-def _hooks(config: Config, folder: Path, trainer: Trainer, plan: dict[str, Any], baseline_bytes: int) -> list[Hook]:
+def _hooks(config: Config, folder: Path, trainer: Trainer, plan: dict[str, Any], memory: PeakMemory) -> list[Hook]:
     """What attaches to the run; only rank 0 speaks and writes."""
     console = Console(soft_wrap=not sys.stdout.isatty()) if trainer.is_writer else None
     hooks: list[Hook] = [GuardHook(config.guard), *provoke_hooks(config.guard)]
     if console is not None:
         voice = ConsoleHook(console, config.train.log_every)
         trainer.events.listeners.append(voice.tell)
-        comparison = ComparisonHook(folder, console, baseline_bytes=baseline_bytes)
+        comparison = ComparisonHook(folder, console, memory)
         hooks += [RecordHook(folder, plan), MetricsWriter(folder / "metrics.jsonl")]
         hooks += [Bystander(voice), Bystander(comparison)]
         if config.tracking.tensorboard:

@@ -1,5 +1,8 @@
 """What was planned beside what was measured, when the run ends."""
 
+from __future__ import annotations
+
+import contextlib
 import json
 import math
 import os
@@ -26,15 +29,15 @@ WARM_UP_STEPS = 3
 class ComparisonHook(Hook):
     """Adds `measured` to plan.json and prints both columns."""
 
-    def __init__(self, folder: Path, console: Console, *, baseline_bytes: int = 0) -> None:
-        """baseline_bytes: memory held before the run was built (Python and its libraries), which no plan counts."""
-        self.file, self.console, self.baseline_bytes = folder / "plan.json", console, baseline_bytes
+    def __init__(self, folder: Path, console: Console, memory: PeakMemory) -> None:
+        """memory: counts from before the run was built."""
+        self.file, self.console, self.memory = folder / "plan.json", console, memory
         self._made = KeptSteps("step_time_s", "tokens_per_s", "mfu", "hfu")
 
-    def on_step_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
+    def on_step_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         self._made.add(record)
 
-    def on_train_end(self, trainer: "Trainer", status: int) -> None:
+    def on_train_end(self, trainer: Trainer, status: int) -> None:
         steps = course_of(self._made.rows(WARM_UP_STEPS) or self._made.rows()).steps
         if not steps or not self.file.exists():
             return
@@ -43,7 +46,7 @@ class ComparisonHook(Hook):
         if all(math.isfinite(step["mfu"]) for step in steps):
             measured["mfu"] = median(step["mfu"] for step in steps)
             measured["hfu"] = median(step["hfu"] for step in steps)
-        measured["bytes_per_gpu"] = max(0, peak_bytes(trainer.mesh.device.type) - self.baseline_bytes)
+        measured["bytes_per_gpu"] = self.memory.bytes()
         plan = json.loads(self.file.read_text(encoding="utf-8"))
         plan["measured"] = measured
         aside = self.file.with_suffix(".json.new")
@@ -91,14 +94,40 @@ def _shown(value: float) -> str:
     return number_text(value, ",.0f" if value >= 1000 else ".3g")
 
 
-def peak_bytes(device_type: str) -> int:
-    """Most memory that this rank held: of its GPU, with what contexts and libraries take there, as a plan counts it; or of
-    the process on a CPU (Python and libraries included)."""
-    if device_type == "cuda":
+class PeakMemory:
+    """Most memory that this rank holds from now on: of its GPU, with what contexts and libraries take there, as a plan
+    counts it; on a CPU what the process takes beyond what it has now (Python and its libraries), which no plan counts.
+    """
+
+    def __init__(self, device_type: str) -> None:
+        self.device_type = device_type
+        if device_type != "cuda":
+            _forget_peak()
+            self.before = _resident("VmRSS")
+
+    def bytes(self) -> int:
+        """The peak so far."""
+        if self.device_type != "cuda":
+            return max(0, _resident("VmHWM") - self.before)
         import torch
 
         free, total = torch.cuda.mem_get_info()
         beside = max(0, total - free - torch.cuda.memory_reserved())  # a rank has its GPU for itself
         return torch.cuda.max_memory_reserved() + beside
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _forget_peak() -> None:
+    """Importing and measuring the machine took memory that is free again: on Linux the peak begins anew."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _resident(name: str) -> int:
+    """VmRSS (now) or VmHWM (at most) of the process; elsewhere than on Linux only the most is known."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -29,7 +29,7 @@ def check_fits(config: Config, machine: Machine) -> MemoryEstimate:
         return estimate
     worst = estimate.worst
     parts = sorted(((getattr(worst, part), part) for part in PARTS), reverse=True)[:3]
-    names = {"runtime": "the guard's snapshots"} if machine.is_cpu else {}
+    names = {"snapshots": "the guard's snapshots", "saving": "the copy that a save writes"}
     figures = ", ".join(f"{names.get(part, part)} {gib(value)}" for value, part in parts)
     remedy = nearest_fitting(config, layout, machine)
     largest = largest_fitting(machine, config.precision.dtype)

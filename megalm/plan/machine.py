@@ -1,5 +1,7 @@
 """The machine to plan for: one named in conf/cluster, or this one, measured once and remembered."""
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -7,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -185,52 +187,89 @@ def this_machine(gpu: bool | None = None) -> Machine:
 
 
 def measure_cpu(cores: int, cache: Path | None = None) -> dict[str, float]:
-    """Matrix rate and copy bandwidth of the processor, measured in under two seconds and kept in the user's cache."""
+    """Matrix rate and copy bandwidth of the whole processor, measured in under two seconds and kept in the user's cache.
+
+    One process of the machine measures, the others wait for it: ranks that measured all at once would each see their
+    share of the cores, and report a utilisation above 100%.
+    """
     file = cache or _cache_file()
-    key = f"torch|{_processor()}|{cores}|{os.environ.get('OMP_NUM_THREADS', '')}"
+    key = f"torch|{_processor()}|{cores}"
+    with _alone(file.with_suffix(".lock")):
+        try:
+            known = json.loads(file.read_text())
+        except (OSError, ValueError):
+            known = {}
+        known = known if isinstance(known, dict) else {}
+        before = known[key] if isinstance(known.get(key), dict) else {}
+        if time.time() - before.get("measured_at", 0.0) < REMEMBERED:
+            return before
+        measured = _measure(cores)
+        # Other programs only ever slow a measurement down: the best one ever seen counts.
+        known[key] = {name: max(value, before.get(name, 0.0)) for name, value in measured.items()}
+        known[key]["measured_at"] = time.time()
+        try:
+            temporary = file.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps(known))
+            temporary.replace(file)
+        except OSError:
+            pass  # a read-only home only means measuring again next time
+        return known[key]
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Inside the block no other process of this machine is in it, where the home can be written."""
     try:
-        known = json.loads(file.read_text())
-    except (OSError, ValueError):
-        known = {}
-    known = known if isinstance(known, dict) else {}
-    before = known[key] if isinstance(known.get(key), dict) else {}
-    if time.time() - before.get("measured_at", 0.0) < REMEMBERED:
-        return before
-    measured = _measure()
-    # Other programs only ever slow a measurement down: the best one ever seen counts.
-    known[key] = {name: max(value, before.get(name, 0.0)) for name, value in measured.items()}
-    known[key]["measured_at"] = time.time()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(known))
-        temporary.replace(file)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "w")  # noqa: SIM115
     except OSError:
-        pass  # a read-only home only means measuring again next time
-    return known[key]
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
-def _measure() -> dict[str, float]:
-    """With torch, since its matrix products are what will train; numpy may use another library."""
+def _measure(cores: int) -> dict[str, float]:
+    """With torch, since its matrix products are what will train (numpy may use another library), on all cores, whatever
+    the number of threads that this process was started with."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    try:
+        return _measure_rates()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure_rates() -> dict[str, float]:
     import torch
 
     left = torch.full((2048, 2048), 0.5)
     result = torch.empty_like(left)
-    flops = _best_rate(lambda: torch.mm(left, left, out=result), 2.0 * 2048**3)
+    cores = torch.get_num_threads()
+    flops = _best_rate(lambda: torch.mm(left, left, out=result), 2.0 * 2048**3, cores)
     source = torch.ones(64 * 2**20 // 4)
     target = torch.ones_like(source)
     copy = _best_rate(lambda: target.copy_(source), 2.0 * source.nbytes)
     return {"fp32_flops": flops, "copy_bytes_per_s": copy}
 
 
-def _best_rate(action: Any, amount: float, seconds: float = 0.5) -> float:
-    """The best of repeated runs: other programs only ever slow a run down."""
+def _best_rate(action: Any, amount: float, cores: int | None = None, seconds: float = 0.5) -> float:
+    """The best of repeated runs: other programs only ever slow a run down.
+
+    cores: those that the action keeps busy. Its time is then that of the processor, shared among them, where that is less:
+    on a busy machine it waits for its turn, and a rate that waits were counted in would be no limit of anything.
+    """
     best, end = float("inf"), time.perf_counter() + seconds
     while True:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         action()
         now = time.perf_counter()
         best = min(best, now - start)
+        if cores:
+            best = min(best, (time.process_time() - used) / cores)
         if now > end:
             return amount / best
 

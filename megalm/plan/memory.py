@@ -16,6 +16,9 @@ from megalm.plan.shapes import layer_tensors, tensors
 
 FRAGMENTATION = 0.03
 """Share of the dynamic memory lost between the allocator's blocks: 2-5% is usual with torch's expandable segments."""
+CPU_RUNTIME_BYTES = 45 * 2**20
+"""Code of libraries that a CPU run loads when it first needs it, stacks and buffers of threads, objects of Python: 40 to 80
+MiB were measured (torch 2.13 on Linux) beyond what the process had taken before the model was built."""
 RUNTIME_BYTES = 1.2 * 2**30
 """CUDA context, libraries' workspaces and NCCL's channels of one GPU: 0.8 to 1.5 GiB are usual."""
 
@@ -40,9 +43,13 @@ class StageMemory:
     communication: float
     """Buckets, gathered weights and tensors under way."""
     runtime: float
-    """Contexts of the libraries, and fragmentation; on a CPU, whose memory is the host's, the guard's snapshots."""
+    """Contexts and workspaces of the libraries, and what the allocator cannot use again."""
     in_flight: int
     """Micro-batches (chunks of them) whose activations are held at the peak."""
+    snapshots: float = 0.0
+    """On a CPU, whose memory is the host's: the guard's snapshots."""
+    saving: float = 0.0
+    """On a CPU: this rank's share of a checkpoint, which a save copies before it writes."""
     host_snapshots: float = 0.0
     """Host memory of the guard's snapshots."""
 
@@ -62,7 +69,10 @@ class StageMemory:
         }
 
 
-PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "working", "communication", "runtime")
+PARTS = (
+    *("weights", "gradients", "optimizer", "activations", "logits", "working", "communication", "runtime"),
+    *("snapshots", "saving"),
+)
 """The parts that add up to a rank's memory."""
 
 
@@ -319,7 +329,9 @@ def _stage(
         communication += 2 * stream
     dynamic = activations + logits + working + communication
     state = 12.0 * held / (shards if layout.zero_stage or layout.fully_shard else 1)
-    runtime = snapshots * state if cpu else RUNTIME_BYTES + FRAGMENTATION * dynamic
+    # On a CPU the C library's allocator breaks the largest freed block up for smaller ones: the second step takes another.
+    largest = at_once * columns * size if last else 0.0
+    runtime = CPU_RUNTIME_BYTES + largest if cpu else RUNTIME_BYTES + FRAGMENTATION * dynamic
     return StageMemory(
         stage=stage,
         layers=layers,
@@ -333,5 +345,7 @@ def _stage(
         communication=communication,
         runtime=runtime,
         in_flight=flight,
+        snapshots=snapshots * state if cpu else 0.0,
+        saving=12.0 * held / (layout.data * layout.context) if cpu else 0.0,
         host_snapshots=snapshots * state,
     )

@@ -55,7 +55,8 @@ def test_estimate_against_the_real_allocation(words):
         dtype=config.precision.dtype,
     )
     estimate = estimate_layout(config.model, layout, cpu=True)
-    assert estimate.bytes_per_gpu == pytest.approx(peak_of_training(config), rel=0.10)
+    tensors = estimate.bytes_per_gpu - estimate.worst.runtime - estimate.worst.saving
+    assert tensors == pytest.approx(peak_of_training(config), rel=0.10)
 
 
 def test_bytes_per_parameter():
