@@ -400,7 +400,7 @@ def merge(
             stem = os.path.join(folder, f"{result.shard:06d}")
             with open(stem + ".tokens", "rb") as tokens, open(stem + ".lengths", "rb") as lengths:
                 while len(chunk := np.fromfile(lengths, "<i8", MERGED_DOCUMENTS)):
-                    for start, stop in _parts(chunk):
+                    for start, stop in document_parts(chunk):
                         part = chunk[start:stop]
                         writer.add_documents(np.fromfile(tokens, dtype, int(part.sum())), part)
         check()
@@ -414,7 +414,7 @@ def merge(
     return seen
 
 
-def _parts(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
+def document_parts(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
     """Ranges of documents of MERGED_TOKENS or fewer, a longer document alone."""
     ends = np.cumsum(lengths)
     start = 0

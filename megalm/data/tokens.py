@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from megalm.config.errors import ConfigError
+from megalm.data.formats.foreign_tokens import format_of
 from megalm.data.formats.store import Bytes, Cache, Store, is_url, open_bytes
 
 MAGIC = b"MMIDIDX\0\0"
@@ -51,10 +52,33 @@ def _resolve(prefix: str, exists: Callable[[str], bool]) -> str:
     for candidate in tried:
         if exists(candidate + ".idx"):
             return candidate
+    for path in (prefix, f"{text}.bin"):
+        if path and exists(path):
+            raise ConfigError(_why_no_data_set(path, text))
     names = " or ".join(f"{candidate}.idx" for candidate in tried)
     raise ConfigError(
         f"data set {prefix!r} does not exist: there is no {names}. Give the prefix of a .bin/.idx pair, "
         f"or make one: `python -m tools.tokenize INPUT --tokenizer FILE --output {text}`."
+    )
+
+
+def _why_no_data_set(path: str, prefix: str) -> str:
+    """Of what is there and cannot be trained on: what it is, and how it becomes a data set."""
+    if not is_url(path) and os.path.isdir(path):
+        return f"{path}: is a folder without an index.json of MDS shards. Give the prefix of a .bin/.idx pair in it."
+    known = format_of(path)
+    if known or path.endswith((".bin", ".npy", ".ds")):
+        what = (
+            f"is {known}" if known else f"has no {prefix}.idx beside it that says what it holds; it may be raw tokens"
+        )
+        option = "" if known else " --token-type uint16"
+        return (
+            f"{path}: {what}, and no .bin/.idx pair: make one by `python -m tools.tokenize {path} --from-tokens{option} "
+            "--end-id N --output PREFIX`, N being the token that ends documents."
+        )
+    return (
+        f"{path}: is no token file. If it holds text, `python -m tools.tokenize {path} --tokenizer FILE --output PREFIX` makes "
+        "one."
     )
 
 

@@ -16,7 +16,7 @@ def with_command(arguments: Sequence[str]) -> list[str]:
     path = Path(given[0])
     if (path / "manifest.json").exists() or (path / "checkpoints").is_dir() or list(path.glob("step-*")):
         return ["checkpoint", *given]
-    if path.suffix in (".idx", ".bin") or path.with_name(path.name + ".idx").exists():
+    if path.suffix in (".idx", ".bin", ".npy", ".ds") or path.with_name(path.name + ".idx").exists():
         return ["data", *given]
     return given
 

@@ -13,9 +13,11 @@ from megalm.config.errors import ConfigError
 from megalm.corpus import python_corpus
 from megalm.corpus.engine import make_engine
 from megalm.corpus.fields import from_command_line
+from megalm.corpus.token_import import import_tokens
 from megalm.corpus.tokenize_corpus import Settings, ShardResult
 from megalm.corpus.tokenize_job import Job, Outcome, Progress, fertility_table, run_job
 from megalm.corpus.tokenizer_training import TRAINING_MEGABYTES
+from megalm.data.formats.foreign_tokens import RAW_TYPES
 from megalm.tokenizer.tiktoken_ranks import NAMES as ENCODING_NAMES
 from megalm.tokenizer.tokenizer import FAST_BACKENDS
 from tools.engine_options import add_worker_arguments
@@ -90,6 +92,18 @@ def parser() -> argparse.ArgumentParser:
     )
     which.add_argument(
         "--train-bpe", type=int, metavar="N", help="train a byte-level BPE of N tokens: PREFIX_tokenizer.json"
+    )
+    which.add_argument(
+        "--from-tokens",
+        action="store_true",
+        help="the inputs are token files of other programs: llm.c's .bin, .npy, datatrove's .ds, or raw ones (--token-type)",
+    )
+    p.add_argument("--token-type", choices=RAW_TYPES, help="of raw tokens, which have no header that says it")
+    p.add_argument(
+        "--end-id",
+        type=int,
+        metavar="N",
+        help="number of the token that ends (or begins) documents in such files; without it a file, or a row of an array, is one",
     )
     p.add_argument(
         "--train-megabytes",
@@ -168,6 +182,8 @@ def parser() -> argparse.ArgumentParser:
 
 def job_of(args: argparse.Namespace) -> Job:
     """The job that the options describe."""
+    if args.token_type is not None or args.end_id is not None:
+        raise ConfigError("--token-type and --end-id are for token files of other programs: give --from-tokens, too.")
     if args.output is None and not (args.report or args.json):
         raise ConfigError("give --output PREFIX to write a token file, or --report to only measure.")
     if args.languages and not args.language_field:
@@ -232,12 +248,28 @@ def show(outcome: Outcome, report: bool, seconds: float) -> None:
             )
 
 
+def import_and_show(args: argparse.Namespace) -> int:
+    """Writes token files of other programs as a pair of ours."""
+    if args.output is None:
+        raise ConfigError("give --output PREFIX: --from-tokens writes a token file.")
+    made = import_tokens(args.inputs, args.output, args.token_type, args.end_id)
+    if args.json:
+        print(json.dumps(asdict(made)))
+    else:
+        print(
+            f"{made.prefix}.bin and .idx: {made.documents} documents, {made.tokens} tokens, from {', '.join(made.formats)}"
+        )
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 wrong input, 130 interrupted (the same command goes on)."""
     args = parser().parse_args(argv)
 
     def action() -> int:
         start = time.monotonic()
+        if args.from_tokens:
+            return import_and_show(args)
         job = job_of(args)
         make = partial(make_engine, args.engine, args.workers, args.engine_address)
         outcome = run_job(job, ConsoleProgress(), make)
