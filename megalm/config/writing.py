@@ -9,23 +9,28 @@ from pathlib import Path
 from megalm.config.errors import ConfigError, full_disk
 
 _WHY = {
-    errno.ENAMETOOLONG: "the name is too long: choose a shorter run.name",
-    errno.ENOTDIR: "a part of the path is a file: choose another run.dir or run.name",
-    errno.EEXIST: "there is a file of this name: choose another run.dir or run.name",
-    errno.EROFS: "it lies on a file system that is read-only: choose another run.dir",
-    errno.EACCES: "this user may not write there: choose another run.dir",
-    errno.EPERM: "this user may not write there: choose another run.dir",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter {key}",
+    errno.ENOTDIR: "a part of the path is a file: choose another {key}",
+    errno.EEXIST: "there is a file of this name: choose another {key}",
+    errno.EROFS: "it lies on a file system that is read-only: choose another {key}",
+    errno.EACCES: "this user may not write there: choose another {key}",
+    errno.EPERM: "this user may not write there: choose another {key}",
 }
 
 
 @contextmanager
-def written(folder: Path) -> Iterator[None]:
-    """Turns what the file system refuses in a run's folder into one message. Errors: ConfigError in place of OSError."""
+def written(folder: Path, *, key: str = "run.name") -> Iterator[None]:
+    """Turns what the file system refuses in a folder of a run into one message. Errors: ConfigError in place of OSError.
+
+    key: the setting that chooses another folder.
+    """
     try:
         yield
     except OSError as error:
-        why = _WHY.get(error.errno or 0) or f"{error.strerror or error}: choose another run.dir"
-        raise full_disk(error) or ConfigError(f"the run's folder {_short(folder)} cannot be written: {why}.") from None
+        choices = "run.dir or run.name" if key == "run.name" else key
+        why = _WHY.get(error.errno or 0, f"{error.strerror or error}: choose another {{key}}").format(key=choices)
+        what = "the run's folder" if key == "run.name" else "the folder of the checkpoints,"
+        raise full_disk(error) or ConfigError(f"{what} {_short(folder)} cannot be written: {why}.") from None
 
 
 def write_whole(path: Path, text: str) -> None:

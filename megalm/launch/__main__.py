@@ -14,6 +14,7 @@ from megalm.checkpoint.errors import CheckpointError
 from megalm.config import Config, ConfigError, PrecisionConfig
 from megalm.config.compose import compose_config, conf_dir, groups, model_is_given
 from megalm.config.console import escape_what_cannot_be_written
+from megalm.launch.lock import refuse_if_held
 from megalm.launch.resolve import resolve
 from megalm.launch.run_folder import make_run_folder, run_folder
 from megalm.launch.world import World, find_world
@@ -89,6 +90,8 @@ def launch(arguments: Sequence[str]) -> int:
     _check_data(config)
     folder = run_folder(config)
     make_run_folder(folder)
+    if not world.external:  # there, another rank of this very run may have it already
+        refuse_if_held(folder, config.run.name)
     console.print(plan_screen(planned))
     return _start(config, folder, world, planned.as_dict())
 

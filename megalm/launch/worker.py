@@ -17,6 +17,8 @@ from rich.console import Console
 from megalm import __version__, ops
 from megalm.config import Config, ConfigError
 from megalm.guard.hook import GuardHook
+from megalm.launch.hold import hold_run
+from megalm.launch.lock import Holder
 from megalm.launch.run_folder import log_file, make_run_folder
 from megalm.launch.world import World, device_type
 from megalm.observe.bystander import Bystander
@@ -79,10 +81,20 @@ def _run(
         ops.keep_freed_memory()
     if world.size > 1 or world.external:
         _join(config, world, kind, meeting)
+    with hold_run(config, folder, world) as former:
+        return _train(config, folder, world, plan, rank_log, former)
+
+
+def _train(
+    config: Config, folder: Path, world: World, plan: dict[str, Any], rank_log: "RankLog", former: list[Holder]
+) -> int:
+    kind = device_type(config)
     mesh = build_mesh(config.parallel, kind, _timeout(config))
     memory = PeakMemory(kind)
     trainer = Trainer(config, mesh, folder, peak_flops=machine_for(config).peak(config.precision.dtype))
     trainer.environment = _environment(config, world, kind)
+    if former:
+        trainer.environment["took_over"] = [holder.describe() for holder in former]
     trainer.hooks += [rank_log.hook, *_hooks(config, folder, trainer, plan, memory)]
     previous = {number: signal.signal(number, _stopper(trainer)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,0 +1,59 @@
+"""Holding what a run writes into, for all its ranks: rank 0 takes the locks, the others hear whether it could."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megalm.checkpoint.store import as_url
+from megalm.config import Config
+from megalm.launch.lock import FolderLock, Holder
+from megalm.launch.world import World
+
+log = logging.getLogger("megalm")
+
+
+@contextmanager
+def hold_run(config: Config, folder: Path, world: World) -> Iterator[list[Holder]]:
+    """Hold the run's folder and the place of its checkpoints; gives the dead holders that they were taken over from.
+
+    Every rank that has joined calls it, and all of them go on or none. Comm: one broadcast from rank 0.
+    Errors: ConfigError where another process has one of them.
+    """
+    held: list[FolderLock] = []
+    former: list[Holder] = []
+    problem: Exception | None = None
+    try:
+        if world.rank == 0:
+            try:
+                for lock in _locks(config, folder):
+                    dead = lock.acquire()
+                    held.append(lock)
+                    former += [dead] if dead is not None else []
+            except Exception as error:
+                problem = error
+        outcome = [problem]
+        if dist.is_initialized() and world.size > 1:
+            dist.broadcast_object_list(outcome, src=0)
+        if outcome[0] is not None:
+            raise outcome[0]
+        for dead in former:
+            log.info("took over from %s, which is gone", dead.describe())
+        yield former
+    finally:
+        for lock in reversed(held):
+            lock.release()
+
+
+def _locks(config: Config, folder: Path) -> list[FolderLock]:
+    """One for the run's folder and one for its place of checkpoints, which another run's `checkpoint.path` may name, too.
+
+    In an object store there is no lock to take.
+    """
+    locks = [FolderLock(folder, config.run.name)]
+    place = config.checkpoint.path or folder / "checkpoints"
+    if as_url(place) is None and Path(place).resolve() != folder.resolve():
+        locks.append(FolderLock(Path(place), config.run.name, key="checkpoint.path"))
+    return locks
