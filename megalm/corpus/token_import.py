@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.corpus.tokenize_corpus import document_parts
+from megalm.corpus.merge import document_parts
 from megalm.data.formats.foreign_tokens import MOST, ForeignTokens, is_there, open_foreign
 from megalm.data.tokens import TokenWriter
 

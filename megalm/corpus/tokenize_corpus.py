@@ -24,13 +24,12 @@ from megalm.config.errors import ConfigError
 from megalm.corpus.blocks import Blocks
 from megalm.corpus.documents import BadDocument, Document, Piece, read_piece
 from megalm.corpus.engine import Engine
+from megalm.corpus.losses import Losses, Watch, try_round_trips
 from megalm.data.formats.store import LocalFile
-from megalm.data.tokens import TokenWriter, token_dtype
-from megalm.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from megalm.data.tokens import token_dtype
+from megalm.tokenizer.tokenizer import CannotEncode, Tokenizer, load_tokenizer
 
 BATCH_CHARACTERS = 1 << 21  # encoded at a time: bounds the memory of a worker
-MERGED_DOCUMENTS = 1 << 16  # lengths read at a time
-MERGED_TOKENS = 1 << 22  # tokens copied at a time
 PROOF_CHARACTERS = 1 << 16  # of each of three places of the input: `tokenizers` needs a twentieth of a second for one
 LISTED = 1000  # skipped documents named in the report; all are counted
 
@@ -66,6 +65,10 @@ class Tally:
     characters: int = 0
     bytes: int = 0
     tokens: int = 0
+    unknown: int = 0
+    """Of the tokens, those that stand for what the vocabulary lacks."""
+    dropped: int = 0
+    """Characters that no token stands for."""
 
     def add(self, other: Tally) -> None:
         """Adds another one to this."""
@@ -73,6 +76,8 @@ class Tally:
         self.characters += other.characters
         self.bytes += other.bytes
         self.tokens += other.tokens
+        self.unknown += other.unknown
+        self.dropped += other.dropped
 
 
 @dataclass
@@ -89,6 +94,7 @@ class ShardResult:
     listed: list[str] = field(default_factory=list)
     tallies: dict[str, Tally] = field(default_factory=dict)
     """Keyed by source and language, joined by a tab."""
+    losses: Losses = field(default_factory=Losses)
     checksum: str = ""
     """Of its tokens, by which those that an interrupted run left are known to be whole."""
 
@@ -131,18 +137,31 @@ def tokenize_shard(
     `NUMBER.json` in the folder."""
     result, checksum = ShardResult(number), xxhash.xxh3_64()
     dtype = token_dtype(tokenizer.vocab_size)
+    watch = Watch(
+        tokenizer,
+        control_wanted=settings.control_tokens,
+        has_begin=settings.prepend_bos,
+        has_end=settings.append_eos,
+    )
     paths = {part: os.path.join(folder, f"{number:06d}.{part}") for part in ("tokens", "lengths", "json")}
     mine = f".{os.getpid()}.partial"  # an engine may run a task twice at once
     with open(paths["tokens"] + mine, "wb") as tokens, open(paths["lengths"] + mine, "wb") as lengths:
-        for keys, texts in _batches(pieces, settings, result, most):
-            stream, counts = _joined(tokenizer.encode_batch(texts), settings, tokenizer)
-            for key, text, count in zip(keys, texts, counts.tolist(), strict=True):
-                size = len(text) if text.isascii() else len(text.encode())
-                result.tallies.setdefault(key, Tally()).add(Tally(1, len(text), size, count))
+        for batch in _batches(pieces, settings, result, most):
+            encoded, wanted = _encode(batch, settings, tokenizer, result)
+            texts = [document.text for document in wanted]
+            stream, counts = _joined(encoded, settings, tokenizer)
             if len(stream) and int(stream.max()) >= tokenizer.vocab_size:
                 raise ConfigError(
                     f"{settings.tokenizer}: made the token {stream.max()}, beyond its {tokenizer.vocab_size}."
                 )
+            lost = watch.count(texts, stream, counts)
+            result.losses.add(lost.total())
+            columns = (counts.tolist(), lost.unknown.tolist(), lost.dropped.tolist())
+            for document, count, unknown, dropped in zip(wanted, *columns, strict=True):
+                text = document.text
+                size = len(text) if text.isascii() else len(text.encode())
+                tally = Tally(1, len(text), size, count, unknown, dropped)
+                result.tallies.setdefault(document.key, Tally()).add(tally)
             data = stream.astype(dtype).data
             tokens.write(data)
             checksum.update(data)
@@ -156,6 +175,46 @@ def tokenize_shard(
         json.dump(asdict(result), file)
     os.replace(paths["json"] + mine, paths["json"])
     return result
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A text that is to be encoded."""
+
+    key: str
+    """Its source and language."""
+    text: str
+    file: str
+    place: str
+
+
+def _encode(
+    batch: Sequence[_Wanted], settings: Settings, tokenizer: Tokenizer, result: ShardResult
+) -> tuple[list[np.ndarray], list[_Wanted]]:
+    """(ids, document) of those that the tokenizer has ids for. The others are bad documents."""
+    try:
+        return tokenizer.encode_batch([document.text for document in batch]), list(batch)
+    except CannotEncode:
+        pass  # which of them it is shows one by one
+    encoded, wanted = [], []
+    for document in batch:
+        try:
+            encoded.append(tokenizer.encode(document.text))
+            wanted.append(document)
+        except CannotEncode as error:
+            _leave_out(document.file, document.place, str(error).rstrip("."), settings, result)
+    return encoded, wanted
+
+
+def _leave_out(file: str, place: str, reason: str, settings: Settings, result: ShardResult) -> None:
+    """Counts and lists a bad document, or stops at it. Errors: ConfigError"""
+    if not settings.skip_bad:
+        raise ConfigError(
+            f"{file}: {place}: {reason}. Mend it, or pass --skip-bad to leave out and list what cannot be read."
+        )
+    result.bad += 1
+    if len(result.listed) < LISTED:
+        result.listed.append(f"{file}: {place}: {reason}")
 
 
 def _joined(encoded: Sequence[np.ndarray], settings: Settings, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -179,37 +238,28 @@ def _joined(encoded: Sequence[np.ndarray], settings: Settings, tokenizer: Tokeni
 
 def _batches(
     pieces: Sequence[Piece], settings: Settings, result: ShardResult, most: int | None
-) -> Iterator[tuple[list[str], list[str]]]:
+) -> Iterator[list[_Wanted]]:
     wanted = _wanted_documents(pieces, settings, result)
-    keys: list[str] = []
-    texts: list[str] = []
+    batch: list[_Wanted] = []
     held = 0
-    for key, text in itertools.islice(wanted, most):
-        keys.append(key)
-        texts.append(text)
-        held += len(text)
+    for document in itertools.islice(wanted, most):
+        batch.append(document)
+        held += len(document.text)
         if held >= BATCH_CHARACTERS:
-            yield keys, texts
-            keys, texts, held = [], [], 0
-    if texts:
-        yield keys, texts
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
-def _wanted_documents(pieces: Sequence[Piece], settings: Settings, result: ShardResult) -> Iterator[tuple[str, str]]:
-    """(source and language, text) of what is to be encoded; what is left out is counted in the result."""
+def _wanted_documents(pieces: Sequence[Piece], settings: Settings, result: ShardResult) -> Iterator[_Wanted]:
+    """What is to be encoded; what is left out is counted in the result."""
     others = [settings.language_field] if settings.language_field else []
     for piece in pieces:
         name = piece.label
         for document in read_piece(piece, settings.field, others):
             if isinstance(document, BadDocument):
-                if not settings.skip_bad:
-                    raise ConfigError(
-                        f"{name}: {document.place}: {document.reason}. Mend it, or pass --skip-bad to leave out and list "
-                        "what cannot be read."
-                    )
-                result.bad += 1
-                if len(result.listed) < LISTED:
-                    result.listed.append(f"{name}: {document.place}: {document.reason}")
+                _leave_out(name, document.place, document.reason, settings, result)
                 continue
             if not document.text.strip():
                 result.empty += 1
@@ -218,7 +268,7 @@ def _wanted_documents(pieces: Sequence[Piece], settings: Settings, result: Shard
             if not _wanted(document, language, settings):
                 result.filtered += 1
                 continue
-            yield f"{piece.source or name}\t{language}", document.text
+            yield _Wanted(f"{piece.source or name}\t{language}", document.text, name, document.place)
         result.input_bytes += piece.size
 
 
@@ -277,7 +327,9 @@ class ShardRun:
         if len(shards) > 1 or any(piece.block for shard in shards for piece in shard):
             engine.prepare(__name__)  # workers start while the tokenizer proves itself here
         tokenizer = check_tokenizer(settings)
-        tokenizer.prove(_first_texts(shards, settings))
+        texts = list(_first_texts(shards, settings))
+        tokenizer.prove(texts)
+        self.round_trips, self.rejected = try_round_trips(tokenizer, texts), dict(tokenizer.rejected)
         settings = replace(settings, backend=tokenizer.choose_backend())
         self.vocab_size, self.backend = tokenizer.vocab_size, tokenizer.backend
         _tokenizers.clear()
@@ -352,12 +404,13 @@ def _finished(folder: str, number: int) -> ShardResult | None:
     try:
         with open(os.path.join(folder, f"{number:06d}.json"), encoding="utf-8") as file:
             content = json.load(file)
-        result = ShardResult(**{**content, "tallies": {k: Tally(**v) for k, v in content["tallies"].items()}})
+        tallies = {key: Tally(**tally) for key, tally in content["tallies"].items()}
+        result = ShardResult(**{**content, "tallies": tallies, "losses": Losses(**content["losses"])})
         lengths = os.path.getsize(os.path.join(folder, f"{number:06d}.lengths"))
         tokens = LocalFile(os.path.join(folder, f"{number:06d}.tokens"))
         # The size alone says nothing after a power failure.
         checksum = xxhash.xxh3_64(tokens.read(0, tokens.size).data).hexdigest()
-    except (ConfigError, OSError, ValueError, TypeError):
+    except (ConfigError, OSError, ValueError, TypeError, KeyError):
         return None
     return result if lengths == 8 * result.documents and checksum == result.checksum else None
 
@@ -377,49 +430,3 @@ def _first_texts(
                     break
             if left <= 0:
                 break
-
-
-def merge(
-    folder: str,
-    results: Iterable[ShardResult],
-    prefix: str,
-    vocab_size: int,
-    check: Callable[[], None] = lambda: None,
-) -> list[ShardResult]:
-    """Joins the shards' files into PREFIX.bin and PREFIX.idx as they come; memory does not grow with their size. `check`
-    may refuse them at the end.
-
-    Returns the results, if there was any document; else nothing is written.
-    """
-    dtype = token_dtype(vocab_size)
-    seen: list[ShardResult] = []
-    writer = TokenWriter(prefix, dtype)
-    try:
-        for result in results:
-            seen.append(result)
-            stem = os.path.join(folder, f"{result.shard:06d}")
-            with open(stem + ".tokens", "rb") as tokens, open(stem + ".lengths", "rb") as lengths:
-                while len(chunk := np.fromfile(lengths, "<i8", MERGED_DOCUMENTS)):
-                    for start, stop in document_parts(chunk):
-                        part = chunk[start:stop]
-                        writer.add_documents(np.fromfile(tokens, dtype, int(part.sum())), part)
-        check()
-    except BaseException:
-        writer.abort()
-        raise
-    if writer.num_documents:
-        writer.finish()
-    else:
-        writer.abort()
-    return seen
-
-
-def document_parts(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of documents of MERGED_TOKENS or fewer, a longer document alone."""
-    ends = np.cumsum(lengths)
-    start = 0
-    while start < len(lengths):
-        before = int(ends[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + MERGED_TOKENS, side="right")))
-        yield start, stop
-        start = stop

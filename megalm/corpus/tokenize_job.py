@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from megalm.corpus import python_corpus
 from megalm.corpus.documents import Piece, cut_into_pieces, find_files
 from megalm.corpus.engine import Engine, LocalEngine
 from megalm.corpus.files import is_stream, spool
+from megalm.corpus.losses import Losses, RoundTrips
+from megalm.corpus.merge import merge
 from megalm.corpus.results import Results
 from megalm.corpus.shards import WorkFolder, check_unchanged, digest, make_shards, stamps
 from megalm.corpus.tokenize_corpus import (
@@ -25,7 +27,6 @@ from megalm.corpus.tokenize_corpus import (
     ShardResult,
     ShardRun,
     Tally,
-    merge,
 )
 from megalm.corpus.tokenizer_training import TRAINING_MEGABYTES, sample_texts, train_byte_level_bpe
 from megalm.data.tokens import TokenFile
@@ -68,6 +69,9 @@ class Outcome:
     bad: int
     listed: list[str]
     tallies: dict[str, Tally]
+    losses: Losses = field(default_factory=Losses)
+    """What of the texts does not come back from the tokens."""
+    round_trips: RoundTrips = field(default_factory=RoundTrips)
     reused: bool = False
 
 
@@ -148,6 +152,9 @@ def _run(
     with engine() if engine else LocalEngine(job.workers) as running:
         try:
             stage = ShardRun(shards, settings, work.path, running, progress.shard, job.max_documents)
+            if stage.rejected:
+                why = "; ".join(f"not by {name}, because {reason}" for name, reason in stage.rejected.items())
+                progress.say(f"encoding by {stage.backend}: {why}")
             results = merge(work.path, stage, prefix, stage.vocab_size, lambda: check_unchanged(files))
         finally:
             progress.finish()
@@ -160,7 +167,7 @@ def _run(
         )
     if job.mds:
         _write_mds(prefix, f"{output}_mds")
-    outcome = _outcome(results, prefix, tokenizer_path, stage.backend, stage.vocab_size)
+    outcome = _outcome(results, prefix, tokenizer_path, stage)
     sizes = {name: os.path.getsize(f"{prefix}.{name}") for name in ("bin", "idx")}
     _write_json(recipe_path, {"recipe": recipe, "sizes": sizes, "outcome": asdict(outcome)})
     whole.pop_all()
@@ -218,7 +225,16 @@ def _already_done(path: str, recipe: dict[str, Any], prefix: str, tokenizer: str
         if "mds" in recipe and not os.path.exists(os.path.join(recipe["mds"], "index.json")):
             return None
         outcome = content["outcome"]
-        return Outcome(**{**outcome, "tallies": {k: Tally(**v) for k, v in outcome["tallies"].items()}, "reused": True})
+        trips = outcome["round_trips"]
+        return Outcome(
+            **{
+                **outcome,
+                "tallies": {key: Tally(**tally) for key, tally in outcome["tallies"].items()},
+                "losses": Losses(**outcome["losses"]),
+                "round_trips": RoundTrips(**{**trips, "example": tuple(trips["example"])}),
+                "reused": True,
+            }
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -233,17 +249,22 @@ def _write_mds(prefix: str, folder: str) -> None:
     os.rename(folder + ".partial", folder)
 
 
-def _outcome(results: Sequence[ShardResult], prefix: str, tokenizer: str, backend: str, vocab_size: int) -> Outcome:
+def _outcome(results: Sequence[ShardResult], prefix: str, tokenizer: str, stage: ShardRun) -> Outcome:
     tallies: dict[str, Tally] = {}
+    losses = Losses()
     for result in results:
         for key, tally in result.tallies.items():
             tallies.setdefault(key, Tally()).add(tally)
+        losses.add(result.losses)
     listed = [line for result in results for line in result.listed]
     total = {
         name: sum(getattr(r, name) for r in results)
         for name in ("documents", "tokens", "input_bytes", "empty", "filtered", "bad")
     }
-    return Outcome(prefix, tokenizer, backend, vocab_size, listed=listed, tallies=tallies, **total)
+    return Outcome(
+        prefix, tokenizer, stage.backend, stage.vocab_size, listed=listed, tallies=tallies, losses=losses,
+        round_trips=stage.round_trips, **total,
+    )  # fmt: skip
 
 
 def _files(inputs: Sequence[str], output: str, ends: contextlib.ExitStack, progress: Progress) -> list[Piece]:
@@ -309,6 +330,8 @@ def _figures(tally: Tally) -> dict[str, Any]:
         "documents": tally.documents,
         "bytes": tally.bytes,
         "tokens": tally.tokens,
+        "unknown": tally.unknown,
+        "dropped": tally.dropped,
         "bytes_per_token": round(tally.bytes / tokens, 4),
         "characters_per_token": round(tally.characters / tokens, 4),
     }

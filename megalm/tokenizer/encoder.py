@@ -181,6 +181,10 @@ class Tokenizer:
         """The text of these ids; control tokens are written by name."""
         raise NotImplementedError
 
+    def decode_text(self, ids: Iterable[int]) -> str:
+        """The text of ids that `encode` gave for one."""
+        return self.decode(ids)
+
     def token_id(self, name: str) -> int | None:
         """The number of a token by its exact name, or None."""
         raise NotImplementedError

@@ -43,6 +43,8 @@ from megalm.tokenizer.plain_text import (
 COMMON = frozenset(name for names in SPELLINGS.values() for name in names)
 ONE_TO_ONE = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "Nmt", "Sequence"}
 """Normalizers that leave ASCII ASCII, letter by letter."""
+BYTE_LETTERS = frozenset([*map(chr, [*range(33, 127), *range(161, 173), *range(174, 256)]), *map(chr, range(256, 324))])
+"""The letters that ByteLevel writes for the 256 bytes."""
 MARK = (1 << 32) - 1  # a number that no vocabulary reaches
 
 
@@ -169,6 +171,9 @@ class HuggingFaceTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return self._whole.decode([int(i) for i in ids], skip_special_tokens=False)
 
+    def decode_text(self, ids: Iterable[int]) -> str:
+        return self._native.decode([int(i) for i in ids], skip_special_tokens=False)
+
     def token_id(self, name: str) -> int | None:
         return self._added.get(name, self._vocabulary.get(name))
 
@@ -196,9 +201,7 @@ class HuggingFaceTokenizer(Tokenizer):
         if model.get("byte_fallback") and sum(map(bool, map(BYTE_PIECE.fullmatch, self._vocabulary))) == 256:
             return False
         if any(part.get("type") == "ByteLevel" for part in parts_of(self._config)):
-            from tokenizers.pre_tokenizers import ByteLevel
-
-            return not set(ByteLevel.alphabet()) <= self._vocabulary.keys()
+            return not self._vocabulary.keys() >= BYTE_LETTERS
         return True
 
     @cached_property

@@ -12,7 +12,7 @@ import pytest
 
 from megalm.config.errors import ConfigError
 from megalm.corpus import documents as documents_module
-from megalm.corpus import shards, tokenize_corpus, tokenize_job
+from megalm.corpus import merge, shards, tokenize_corpus, tokenize_job
 from megalm.corpus.engine import LocalEngine
 from megalm.corpus.python_corpus import python_corpus
 from megalm.corpus.shards import make_shards
@@ -263,7 +263,7 @@ def test_missing_control_tokens_are_explained(corpus, tokenizer_file, tmp_path):
 def test_large_batches_are_cut_without_changing_the_tokens(corpus, tokenizer_file, tmp_path, monkeypatch):
     run_job(Job((str(corpus),), str(tmp_path / "one"), Settings(tokenizer_file)))
     monkeypatch.setattr(tokenize_corpus, "BATCH_CHARACTERS", 500)
-    monkeypatch.setattr(tokenize_corpus, "MERGED_DOCUMENTS", 7)
+    monkeypatch.setattr(merge, "MERGED_DOCUMENTS", 7)
     run_job(Job((str(corpus),), str(tmp_path / "two"), Settings(tokenizer_file)))
     assert data(tmp_path / "one") == data(tmp_path / "two")
 

@@ -1,6 +1,8 @@
 import base64
 import hashlib
 import json
+import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -269,3 +271,68 @@ def test_missing_files_are_explained(tmp_path):
 def test_too_small_a_vocabulary_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="257"):
         train_byte_level_bpe(["a"], 256, tmp_path / "t.json")
+
+
+@pytest.mark.parametrize("name", FAST_BACKENDS)
+def test_the_faster_libraries_come_with_the_package_and_are_pinned(name):
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    asked = next(line for line in project["dependencies"] if line.startswith(name))
+    assert "sys_platform == 'linux'" in asked, "a platform without wheels must still install"
+    assert re.search(rf"^{name}==", (root / "constraints.txt").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "content, match",
+    [
+        (b"", "is empty"),
+        ('{"model": {}}'.encode("utf-16"), "UTF-16"),
+        ('{"model": {}}'.encode("utf-16-le"), "UTF-16"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b'{"a": 0, "b": 1}', "vocab.json"),
+        (b'{"tokenizer_class": "X"}', "tokenizer_config.json"),
+        (b'{"model_type": "llama"}', "config.json"),
+        (b'{"config": {"version": "v3"}, "vocab": []}', "tekken.json"),
+    ],
+)
+def test_files_that_are_no_tokenizer_say_what_they_are(tmp_path, content, match):
+    pytest.importorskip("tiktoken")
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=match):
+        load_tokenizer(tmp_path)
+
+
+def test_a_byte_order_mark_does_no_harm(tokenizer_file, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(b"\xef\xbb\xbf" + Path(tokenizer_file).read_bytes())
+    marked, plain = load_tokenizer(tmp_path), load_tokenizer(tokenizer_file)
+    assert marked.decode(marked.encode("some words")) == "some words" and marked.eos_id == plain.eos_id
+
+
+def tekken(path, version="v3", special=None):
+    """Ranks of all bytes and two more, of which one is beyond the vocabulary's size; ten control tokens."""
+    tokens = [*(bytes([i]) for i in range(256)), b"th", b"the"]
+    vocab = [{"rank": n, "token_bytes": base64.b64encode(t).decode(), "token_str": None} for n, t in enumerate(tokens)]
+    config = {
+        "pattern": r"\w+|\W+",
+        "default_vocab_size": 267 + 20,
+        "default_num_special_tokens": 30,
+        "version": version,
+    }
+    content = {"config": config, "vocab": vocab} | ({} if special is None else {"special_tokens": special})
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_tekken_json_is_read_with_its_control_tokens_before_the_ranks(tmp_path):
+    pytest.importorskip("tiktoken")
+    tokenizer = load_tokenizer(tekken(tmp_path / "tekken.json"))
+    assert tokenizer.encode("the").tolist() == [30 + 256, 30 + ord("e")]
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (1, 2, 287)
+    assert min(tokenizer.encode("a</s>[INST]")) >= 30 and tokenizer.decode([2, *tokenizer.encode("the")]) == "</s>the"
+    assert (tokenizer.token_id("[INST]"), tokenizer.token_id("<SPECIAL_25>")) == (3, 25)
+    assert load_tokenizer(tmp_path / "tekken.json", control_tokens=True).encode("a</s>").tolist() == [30 + ord("a"), 2]
+    listed = [{"rank": 0, "token_str": "<unk>"}, {"rank": 5, "token_str": "</s>"}]
+    assert load_tokenizer(tekken(tmp_path / "b.json", "v13", listed)).eos_id == 5
+    with pytest.raises(ConfigError, match="must list its special_tokens"):
+        load_tokenizer(tekken(tmp_path / "c.json", "v13"))

@@ -13,6 +13,7 @@ from megalm.config.errors import ConfigError
 from megalm.corpus import python_corpus
 from megalm.corpus.engine import make_engine
 from megalm.corpus.fields import from_command_line
+from megalm.corpus.losses import describe_losses
 from megalm.corpus.token_import import import_tokens
 from megalm.corpus.tokenize_corpus import Settings, ShardResult
 from megalm.corpus.tokenize_job import Job, Outcome, Progress, fertility_table, run_job
@@ -239,12 +240,18 @@ def show(outcome: Outcome, report: bool, seconds: float) -> None:
     if report:
         rows = fertility_table(outcome.tallies)
         width = max(len(row["source"]) for row in rows)
-        print(f"{'source':{width}}  language  documents          bytes         tokens  bytes/token  characters/token")
+        lossy = any(row["unknown"] or row["dropped"] for row in rows)
+        print(
+            f"{'source':{width}}  language  documents          bytes         tokens  bytes/token  characters/token"
+            + "  unknown tokens  dropped characters" * lossy
+        )
         for row in rows:
             print(
                 f"{row['source']:{width}}  {row['language']:8}  {row['documents']:9}  {row['bytes']:13}  "
                 f"{row['tokens']:13}"
                 f"  {row['bytes_per_token']:11.3f}  {row['characters_per_token']:16.3f}"
+                + f"  {row['unknown']:14}  {row['dropped']:18}"
+                * lossy
             )
 
 
@@ -273,6 +280,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = job_of(args)
         make = partial(make_engine, args.engine, args.workers, args.engine_address)
         outcome = run_job(job, ConsoleProgress(), make)
+        for line in describe_losses(outcome.losses, outcome.round_trips, outcome.documents):
+            print(line, file=sys.stderr)
         if args.json:
             print(json.dumps({**asdict(outcome), "report": fertility_table(outcome.tallies)}))
         else:
