@@ -5,11 +5,11 @@
 namespace megalm {
 namespace {
 
-bool run_shingles(Address data, Address ends, int64_t texts, int64_t words, Address letters, Address values,
-                  Address offsets) {
+bool run_shingles(Address data, Address ends, int64_t texts, int64_t words, Address letters, Address classes,
+                  int64_t codes, Address values, Address offsets) {
   bool ok = false;
   shingles({pointer<uint8_t>(data), pointer<int64_t>(ends), texts, words, pointer<uint8_t>(letters),
-            pointer<uint64_t>(values), pointer<int64_t>(offsets), &ok});
+            pointer<uint8_t>(classes), codes, pointer<uint64_t>(values), pointer<int64_t>(offsets), &ok});
   return ok;
 }
 
@@ -22,7 +22,7 @@ void run_lower_case(Address data, Address ends, Address ascii, int64_t texts, Ad
 }  // namespace
 
 void register_shingle(pybind11::module_& m) {
-  m.def("shingles", &run_shingles, Released());
+  m.def("word_shingles", &run_shingles, Released());
   m.def("lower_case", &run_lower_case, Released());
 }
 

@@ -8,24 +8,102 @@
 namespace megalm::MEGALM_ISA {
 namespace {
 
-// Hashes of the words of one text; returns how many.
-int64_t hash_words(const uint8_t* data, int64_t size, const uint8_t* letters, uint64_t* out) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < size;) {
-    uint64_t letter = letters[data[i]];
-    if (letter == 0) {
-      ++i;
+// Bytes of the character that begins with this byte, as far as the text goes.
+MEGALM_INLINE int length_of(uint8_t byte, int64_t left) {
+  const int length = byte < 0x80 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
+  return length < left ? length : int(left);
+}
+
+// The code of the character of so many bytes.
+MEGALM_INLINE uint32_t code_of(const uint8_t* at, int length) {
+  uint32_t code = length == 1 ? 0 : uint32_t(at[0] & (0xFF >> (length + 1)));
+  for (int i = 1; i < length; ++i) code = (code << 6) | (at[i] & 63u);
+  return code;
+}
+
+// A word that goes on: what its bytes add up to, and the power for the next one.
+struct Word {
+  uint64_t sum = 0, power = kGolden;
+
+  MEGALM_INLINE void add(uint64_t letter) {
+    sum += (letter + 1) * power;
+    power *= kGolden;
+  }
+  MEGALM_INLINE bool begun() const { return power != kGolden; }
+};
+
+// Goes on from byte `at`, which is not ASCII, with the word before it, to a byte of ASCII behind one that separates
+// words, or to the end; returns where that is. The hashes of the words that end before it are added to `out`.
+const uint8_t* hash_beyond_ascii(const uint8_t* at, const uint8_t* end, const Shingles& a, Word word, uint64_t*& out) {
+  uint64_t* found = out;
+  const uint8_t *letters = a.letters, *classes = a.classes;
+  const int64_t codes = a.codes;
+  bool alone = false, joins = false;  // the word is none of letters; the next character that stands alone joins it
+  const auto end_word = [&] {
+    if (word.begun()) *found++ = mix_bits(word.sum);
+    word = Word();
+    alone = joins = false;
+  };
+  while (at < end) {
+    if (*at < 0x80) {
+      uint64_t letter = letters[*at];
+      if (letter == 0) {
+        end_word();
+        if (++at < end && *at < 0x80) break;
+        continue;
+      }
+      if (alone) end_word();
+      joins = false;
+      do {
+        word.add(letter);
+      } while (++at < end && *at < 0x80 && (letter = letters[*at]) != 0);
       continue;
     }
-    uint64_t sum = 0, power = kGolden;
-    for (;;) {
-      sum += (letter + 1) * power;
-      power *= kGolden;
-      if (++i == size || (letter = letters[data[i]]) == 0) break;
+    const int length = length_of(*at, end - at);
+    const uint32_t code = length == 2 ? (uint32_t(at[0] & 31u) << 6) | (at[1] & 63u) : code_of(at, length);
+    uint8_t kind = int64_t(code) < codes ? classes[code] : uint8_t(kLetter);
+    if (length == 2 && kind == kLetter && !alone) {
+      joins = false;
+      word.add(letters[at[0]]);
+      word.add(letters[at[1]]);
+    } else {
+      if (length < 3 && (kind == kAlone || kind == kLeading)) kind = kLetter;
+      const bool goes_on = kind == kMark || kind == kJoiner || (kind == kAlone && joins) || (kind == kLetter && !alone);
+      if (!goes_on) end_word();
+      if (kind == kSeparator) {
+        at += length;
+        continue;
+      }
+      if (kind == kAlone || kind == kLeading) alone = true;
+      joins = kind == kLeading || kind == kJoiner;
+      for (int byte = 0; byte < length; ++byte) word.add(letters[at[byte]]);
     }
-    out[count++] = mix_bits(sum);
+    at += length;
   }
-  return count;
+  end_word();
+  out = found;
+  return at;
+}
+
+// Hashes of the words of one text; returns how many. `ascii`: the letters, 0 for what is not ASCII.
+int64_t hash_words(const uint8_t* at, const uint8_t* end, const uint8_t* ascii, const Shingles& a, uint64_t* out) {
+  uint64_t* found = out;
+  while (at < end) {
+    uint64_t letter = ascii[*at];
+    Word word;
+    while (letter != 0) {
+      word.add(letter);
+      if (++at == end) break;
+      letter = ascii[*at];
+    }
+    if (at < end && *at >= 0x80) {
+      at = hash_beyond_ascii(at, end, a, word, found);
+      continue;
+    }
+    if (word.begun()) *found++ = mix_bits(word.sum);
+    at += at < end;  // what separates words
+  }
+  return found - out;
 }
 
 // Runs of `words` hashes in place: each entry becomes the hash of the run that begins there.
@@ -108,12 +186,6 @@ const uint64_t* sort(uint64_t* values, uint64_t* spare, int64_t* ends, int64_t c
   return spare;
 }
 
-// Bytes of the character that begins with this byte, as far as the text goes.
-MEGALM_INLINE int length_of(uint8_t byte, int64_t left) {
-  const int length = byte < 0x80 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
-  return length < left ? length : int(left);
-}
-
 MEGALM_INLINE uint8_t* put(uint32_t code, uint8_t* out) {
   if (code < 0x80) {
     *out++ = uint8_t(code);
@@ -148,8 +220,7 @@ uint8_t* lower(const uint8_t* at, const uint8_t* end, const uint32_t* small, int
     while (at < end && *at < 0x80) *out++ = *at++;
     while (at < end && *at >= 0x80) {
       const int length = length_of(*at, end - at);
-      uint32_t code = length == 1 ? 0 : uint32_t(at[0] & (0xFF >> (length + 1)));
-      for (int i = 1; i < length; ++i) code = (code << 6) | (at[i] & 63u);
+      const uint32_t code = code_of(at, length);
       if (length > 1 && int64_t(code) < codes && small[code] != code) {
         if (small[code] == kSpecial) return nullptr;
         out = put(small[code], out);
@@ -193,11 +264,13 @@ void shingles(const Shingles& a) {
   uint64_t* spare = static_cast<uint64_t*>(malloc(size_t(most) * sizeof(uint64_t)));
   int64_t* bucket_ends = static_cast<int64_t*>(malloc(size_t(buckets) * sizeof(int64_t)));
   *a.ok = spare != nullptr && bucket_ends != nullptr;
+  uint8_t ascii[256] = {};
+  memcpy(ascii, a.letters, 128);
   int64_t found = begin = 0;
   a.offsets[0] = 0;
   for (int64_t text = 0; *a.ok && text < a.texts; ++text) {
     uint64_t* values = a.values + found;
-    const int64_t count = hash_words(a.data + begin, a.ends[text] - begin, a.letters, values);
+    const int64_t count = hash_words(a.data + begin, a.data + a.ends[text], ascii, a, values);
     const int64_t runs = hash_runs(values, count, a.words);
     const uint64_t* sorted = sort(values, spare, bucket_ends, runs);
     int64_t kept = 0;

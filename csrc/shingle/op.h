@@ -1,9 +1,14 @@
 // Sets of runs of words, as sorted hashes, for deduplication; megalm/corpus/dedup/shingles.py defines them.
 //
-// A word is a longest run of bytes that `letters` has an entry for: what the byte counts as (a capital as the small
-// letter); 0 is what separates words. With M = 0x9E3779B97F4A7C15 and mix as in csrc/index:
-// hash of a word = mix(sum over its bytes of (entry + 1) * M^(1 + place)); of a run of w words = mix(sum of hash_j *
-// M^(w-1-j)). A text of fewer words than w, but not none, is one run of what it has, followed by zeros.
+// `letters` has an entry for each byte: what it counts as in a word (a capital as the small letter), 0 for ASCII that
+// separates words. A character beyond ASCII is of the class that `classes` has for its code, a letter from `codes` on:
+// a letter goes on with a word of letters, and begins one elsewhere; a separator ends the word; one that stands alone
+// begins a word, which marks and joiners behind it go on with, and so does the next that stands alone behind a joiner
+// or a leading character; a leading one begins a word; marks and joiners behind no word begin one of letters. A
+// character of fewer than three bytes never stands alone or leads: it is a letter then. With M = 0x9E3779B97F4A7C15 and
+// mix as in csrc/index: hash of a word = mix(sum over its bytes of (entry + 1) * M^(1 + place)); of a run of w words =
+// mix(sum of hash_j * M^(w-1-j)). A text of fewer words than w, but not none, is one run of what it has, followed by
+// zeros.
 //
 // values gets the sets of all texts one after another, each sorted and without repetition; offsets [texts + 1] where
 // each begins. values has room for as many as there can be: half the bytes, and one for each text.
@@ -18,11 +23,16 @@
 
 namespace megalm {
 
+// As megalm/corpus/dedup/scripts.py has them.
+enum CharacterClass : uint8_t { kLetter, kSeparator, kAlone, kMark, kLeading, kJoiner };
+
 struct Shingles {
   const uint8_t* data;
   const int64_t* ends;  // where each text ends in data
   int64_t texts, words;
   const uint8_t* letters;  // [256]
+  const uint8_t* classes;  // [codes]
+  int64_t codes;
   uint64_t* values;
   int64_t* offsets;
   bool* ok;  // false where memory was not to be had

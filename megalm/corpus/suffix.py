@@ -18,7 +18,7 @@ def native() -> ModuleType | None:
         from megalm import _C  # type: ignore[attr-defined]
     except ImportError:
         return None
-    return _C if hasattr(_C, "lower_case") and hasattr(_C, "minhash") else None
+    return _C if hasattr(_C, "word_shingles") and hasattr(_C, "minhash") else None
 
 
 def _symbols(text: np.ndarray) -> np.ndarray:

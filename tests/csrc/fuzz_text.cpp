@@ -29,6 +29,50 @@ std::unique_ptr<T[]> block(size_t count) {
   return std::unique_ptr<T[]>(new T[count]);
 }
 
+// How many words a text has, by the definition in csrc/shingle/op.h: bytes become (code, length) first, then classes.
+int64_t count_words(const uint8_t* data, int64_t size, const uint8_t* letters, const std::vector<uint8_t>& classes) {
+  std::vector<uint8_t> kinds;
+  for (int64_t i = 0; i < size;) {
+    const int64_t whole = data[i] < 0x80 ? 1 : data[i] < 0xE0 ? 2 : data[i] < 0xF0 ? 3 : 4;
+    const int64_t length = std::min(whole, size - i);
+    uint8_t kind = letters[data[i]] ? megalm::kLetter : megalm::kSeparator;
+    if (data[i] >= 0x80) {
+      uint32_t code = length == 1 ? 0 : data[i] & (0xFFu >> (length + 1));
+      for (int64_t byte = 1; byte < length; ++byte) code = code * 64 + (data[i + byte] & 63u);
+      kind = code < classes.size() ? classes[code] : megalm::kLetter;
+      if (length < 3 && (kind == megalm::kAlone || kind == megalm::kLeading)) kind = megalm::kLetter;
+    }
+    kinds.push_back(kind);
+    i += length;
+  }
+  int64_t words = 0;
+  for (size_t i = 0; i < kinds.size(); ++i) {
+    const uint8_t before = i > 0 ? kinds[i - 1] : uint8_t(megalm::kSeparator);
+    size_t base = i;  // what the word before is made of
+    while (base > 0 && (kinds[base - 1] == megalm::kMark || kinds[base - 1] == megalm::kJoiner)) --base;
+    const uint8_t made_of = base > 0 ? kinds[base - 1] : uint8_t(megalm::kSeparator);
+    const bool alone = made_of == megalm::kAlone || made_of == megalm::kLeading;
+    switch (kinds[i]) {
+      case megalm::kLetter:
+        words += before == megalm::kSeparator || alone;
+        break;
+      case megalm::kAlone:
+        words += before != megalm::kLeading && before != megalm::kJoiner;
+        break;
+      case megalm::kLeading:
+        ++words;
+        break;
+      case megalm::kMark:
+      case megalm::kJoiner:
+        words += before == megalm::kSeparator;
+        break;
+      default:
+        break;
+    }
+  }
+  return words;
+}
+
 void fuzz_shingles(Random& rng, uint64_t input, const uint8_t* letters) {
   const size_t texts = rng() % 5;
   std::vector<int64_t> ends(texts);
@@ -36,18 +80,27 @@ void fuzz_shingles(Random& rng, uint64_t input, const uint8_t* letters) {
   for (int64_t& end : ends) end = size += rng() % 3 ? int64_t(rng() % 40) : 0;
   if (rng() % 200 == 0 && texts > 0) ends[texts - 1] = size += 2000;
   const auto data = block<uint8_t>(size_t(size));
-  const unsigned kind = rng() % 3;  // any bytes; letters and spaces; nearly only letters
-  for (int64_t i = 0; i < size; ++i) data[i] = kind == 0 ? uint8_t(rng()) : " ab."[rng() % (kind == 1 ? 4 : 3)];
+  const unsigned kind = rng() % 4;  // any bytes; letters and spaces; nearly only letters; characters of three bytes
+  for (int64_t i = 0; i < size; ++i)
+    data[i] = kind == 0   ? uint8_t(rng())
+              : kind == 3 ? "\xE1\x82\x83 a"[rng() % 5]
+                          : " ab."[rng() % (kind == 1 ? 4 : 3)];
+  if (kind == 3)  // most of them whole
+    for (int64_t i = 0; i + 2 < size; ++i)
+      if (data[i] == 0xE1 && rng() % 8)
+        data[i + 1] = uint8_t(0x80 | rng() % 64), data[i + 2] = uint8_t(0x80 | rng() % 64);
+  std::vector<uint8_t> classes(rng() % 4 ? 0x2000 + rng() % 64 : rng() % 0x1000);
+  for (uint8_t& one : classes) one = uint8_t(rng() % 6);
   const int64_t words = 1 + int64_t(rng() % 6);
   const auto values = block<uint64_t>(size_t(size) / 2 + texts + 1);
   const auto offsets = block<int64_t>(texts + 1);
   bool ok = false;
-  megalm::shingles({data.get(), ends.data(), int64_t(texts), words, letters, values.get(), offsets.get(), &ok});
+  megalm::shingles({data.get(), ends.data(), int64_t(texts), words, letters, classes.data(), int64_t(classes.size()),
+                    values.get(), offsets.get(), &ok});
   if (!ok) fail("shingles: no memory", input);
   int64_t begin = 0;
   for (size_t text = 0; text < texts; ++text) {
-    int64_t count = 0;
-    for (int64_t i = begin; i < ends[text]; ++i) count += letters[data[i]] && (i == begin || !letters[data[i - 1]]);
+    const int64_t count = count_words(data.get() + begin, ends[text] - begin, letters, classes);
     begin = ends[text];
     const int64_t most = count >= words ? count - words + 1 : count > 0;
     const int64_t found = offsets[text + 1] - offsets[text];

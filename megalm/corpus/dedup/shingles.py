@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from megalm.corpus.dedup.scripts import ALONE, JOINER, LEADING, LETTER, MARK, SEPARATOR, classes_of_characters
 from megalm.corpus.dedup.texts import Texts
 from megalm.corpus.suffix import native
 from megalm.data.mixing import mix
 
-# Bytes that belong to words, as small letters: ASCII letters and digits, and everything beyond ASCII. 0 separates words.
+# Bytes as they count in a word: ASCII letters and digits as small letters, those of characters beyond as they are.
+# 0 separates words; characters beyond ASCII have their classes (megalm/corpus/dedup/scripts.py).
 _LETTERS = np.zeros(256, np.uint8)
 _LETTERS[[*range(48, 58), *range(97, 123), *range(128, 256)]] = [*range(48, 58), *range(97, 123), *range(128, 256)]
 _LETTERS[65:91] = range(97, 123)
@@ -25,18 +27,37 @@ def word_hashes(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     parts = [text.lower().encode("utf-8", "replace") for text in texts]
     data = np.frombuffer(b"\n".join([*parts, b""]), np.uint8)
     text_ends = np.cumsum([len(part) + 1 for part in parts])
-    inside = np.concatenate(([False], _LETTERS[data] > 0, [False]))
-    edges = np.flatnonzero(inside[1:] != inside[:-1])
-    starts, ends = edges[0::2], edges[1::2]
+    inside, begins = _words(data)
+    starts = np.flatnonzero(begins)
     if len(starts) == 0:
         return np.empty(0, np.uint64), np.zeros(len(parts), np.int64)
-    lengths = ends - starts
+    flat = np.flatnonzero(inside)  # every byte of every word, one after another
+    first = np.searchsorted(flat, starts)
+    lengths = np.diff(first, append=len(flat))
     powers = np.multiply.accumulate(np.full(int(lengths.max()), _MULTIPLIER))
-    flat = np.flatnonzero(inside[1:-1])  # every byte of every word, one after another
-    first = np.concatenate(([0], np.cumsum(lengths)[:-1]))
     offsets = np.arange(len(flat)) - np.repeat(first, lengths)
     sums = np.add.reduceat((data[flat].astype(np.uint64) + np.uint64(1)) * powers[offsets], first)
     return mix(sums), np.searchsorted(starts, text_ends)
+
+
+def _words(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each byte of UTF-8, whether it is in a word, and whether a word begins with it."""
+    heads = np.flatnonzero((data & 0xC0) != 0x80)  # the first byte of each character
+    codes = np.frombuffer(data.tobytes().decode("utf-8").encode("utf-32-le"), "<u4")
+    kind = classes_of_characters()[codes]
+    before = np.concatenate(([SEPARATOR], kind[:-1]))
+    extends = (kind == MARK) | (kind == JOINER)
+    # What the word of a character is made of: the last one at or before it that does not extend what is before it.
+    place = np.maximum.accumulate(np.where(extends, 0, np.arange(len(kind))))
+    base = np.where(extends[place], SEPARATOR, kind[place])
+    in_single = np.isin(np.concatenate(([SEPARATOR], base[:-1])), (ALONE, LEADING))
+    none = before == SEPARATOR
+    begins = (kind == LETTER) & (none | in_single) | extends & none | (kind == LEADING)
+    begins |= (kind == ALONE) & (before != LEADING) & (before != JOINER)
+    inside, at = np.zeros(len(data), bool), np.zeros(len(data), bool)
+    at[heads[begins]] = True
+    inside[:] = np.repeat(kind != SEPARATOR, np.diff(heads, append=len(data)))
+    return inside, at
 
 
 def shingles(texts: Texts | Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,8 +71,10 @@ def shingles(texts: Texts | Sequence[str], words: int) -> tuple[np.ndarray, np.n
     texts = texts if isinstance(texts, Texts) else Texts.of(texts)
     data, ends = texts.in_lower_case()
     values, offsets = np.empty(len(data) // 2 + len(texts) + 1, np.uint64), np.zeros(len(texts) + 1, np.int64)
-    addresses = (array.ctypes.data for array in (_LETTERS, values, offsets))
-    if not library.shingles(data.ctypes.data, ends.ctypes.data, len(texts), words, *addresses):
+    classes = np.empty(0, np.uint8) if texts.ascii.all() else classes_of_characters()
+    addresses = (array.ctypes.data for array in (values, offsets))
+    inputs = (data.ctypes.data, ends.ctypes.data, len(texts), words, _LETTERS.ctypes.data, classes.ctypes.data)
+    if not library.word_shingles(*inputs, len(classes), *addresses):
         raise MemoryError("no memory to sort the runs of a text")
     return values[: offsets[-1]].copy(), offsets
 

@@ -18,6 +18,7 @@ from megalm.corpus.dedup.removal import write_lists
 from megalm.corpus.dedup.shingles import jaccard, shingles, word_hashes
 from megalm.corpus.dedup.substring import cut_spans, repeated_token_spans
 from megalm.data.tokens import TokenFile
+from tests.corpus.dedup.test_dedup_scripts import plain_words
 from tests.data.test_loader import write
 from tests.texts import documents, sentences
 from tools.dedup.__main__ import main, run_tool, tools
@@ -35,9 +36,8 @@ def corpus(tmp_path, texts, name="c"):
 
 
 def plain_shingles(text, words):
-    """By the definition, in plain Python: lower-case words of letters, digits and all beyond ASCII."""
-    found = "".join(c if c.isascii() and c.isalnum() or not c.isascii() else " " for c in text.lower()).split(" ")
-    found = [word for word in found if word]
+    """By the definition, in plain Python."""
+    found = plain_words(text)
     return {tuple(found[i : i + words]) for i in range(max(len(found) - words + 1, min(len(found), 1)))}
 
 
