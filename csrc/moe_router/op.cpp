@@ -64,6 +64,26 @@ MEGALM_INLINE float row_scores(const T* x, int64_t experts, Score score, float* 
   return sum(sums) + tail;
 }
 
+MEGALM_INLINE float inverse_of(float total) { return total == 0.f ? 0.f : 1.f / total; }
+
+// The chosen scores' shares of their sum, in `shares`.
+template <typename T>
+MEGALM_INLINE void chosen_shares(const T* x, const float* scores, const int* chosen, int64_t top_k, float* shares) {
+  float largest = 0.f, peak = kLowest, total = 0.f;
+  for (int64_t k = 0; k < top_k; ++k) {
+    shares[k] = scores[chosen[k]];
+    largest = shares[k] > largest ? shares[k] : largest;
+    peak = to_float(x[chosen[k]]) > peak ? to_float(x[chosen[k]]) : peak;
+  }
+  const bool faint = largest < kRouterFaint && peak > kLowest;
+  for (int64_t k = 0; k < top_k; ++k) {
+    if (faint) shares[k] = expf(to_float(x[chosen[k]]) - peak);
+    total += shares[k];
+  }
+  const float inverse = inverse_of(total);
+  for (int64_t k = 0; k < top_k; ++k) shares[k] *= inverse;
+}
+
 MEGALM_INLINE void choose(const RouterForward& a, const float* values, Best& best) {
   const int experts = int(a.experts), top_k = int(a.top_k);
   best.size = 0;
@@ -90,7 +110,7 @@ MEGALM_INLINE void choose(const RouterForward& a, const float* values, Best& bes
 
 template <typename T>
 void forward_rows(const RouterForward& a, int64_t block, int64_t begin, int64_t end) {
-  float scores[kRouterExperts], biased[kRouterExperts];
+  float scores[kRouterExperts], biased[kRouterExperts], shares[kRouterExperts];
   Best best;
   const int64_t experts = a.experts;
   float* probability = a.partial + block * experts;
@@ -98,24 +118,29 @@ void forward_rows(const RouterForward& a, int64_t block, int64_t begin, int64_t 
   __builtin_memset(probability, 0, size_t(experts) * sizeof(float));
   __builtin_memset(counts, 0, size_t(experts) * sizeof(int64_t));
   for (int64_t row = begin; row < end; ++row) {
-    const float total =
-        row_scores(static_cast<const T*>(a.logits) + row * experts, experts, a.score, scores, a.log_z + row);
-    const float share = a.score == Score::kSoftmax ? 1.f : 1.f / (total + kRouterEps);
-    for_each_vec(experts, [&](int64_t i, auto get, auto put) {
-      put(probability + i, get(probability + i) + get(scores + i) * share);
-    });
+    const T* x = static_cast<const T*>(a.logits) + row * experts;
+    const float total = row_scores(x, experts, a.score, scores, a.log_z + row);
+    const float log_z = a.log_z[row];
+    if (a.score == Score::kSigmoid && log_z < kRouterFaintLog) {
+      for_each_vec(experts, [&](int64_t i, auto get, auto put) {
+        put(probability + i, get(probability + i) + exp(get(x + i) - log_z));
+      });
+    } else {
+      const float share = a.score == Score::kSoftmax ? 1.f : inverse_of(total);
+      for_each_vec(experts, [&](int64_t i, auto get, auto put) {
+        put(probability + i, get(probability + i) + get(scores + i) * share);
+      });
+    }
     const float* values = scores;
     if (a.bias) {
       for_each_vec(experts, [&](int64_t i, auto get, auto put) { put(biased + i, get(scores + i) + get(a.bias + i)); });
       values = biased;
     }
     choose(a, values, best);
-    float chosen_total = 0.f;
-    for (int64_t k = 0; k < a.top_k; ++k) chosen_total += scores[best.index[k]];
-    const float factor = a.normalize ? a.scale / (chosen_total + kRouterEps) : a.scale;
+    if (a.normalize) chosen_shares(x, scores, best.index, a.top_k, shares);
     for (int64_t k = 0; k < a.top_k; ++k) {
       const int e = best.index[k];
-      a.weights[row * a.top_k + k] = scores[e] * factor;
+      a.weights[row * a.top_k + k] = a.scale * (a.normalize ? shares[k] : scores[e]);
       a.chosen[row * a.top_k + k] = e;
       ++counts[e];
     }
@@ -124,62 +149,68 @@ void forward_rows(const RouterForward& a, int64_t block, int64_t begin, int64_t 
 
 template <typename T>
 void backward_rows(const RouterBackward& a, int64_t begin, int64_t end) {
-  float scores[kRouterExperts], slope[kRouterExperts];
+  // slope = the gradient of log s: it stays in range where s does not
+  float scores[kRouterExperts], slope[kRouterExperts], shares[kRouterExperts];
+  int chosen[kRouterExperts];
   const int64_t experts = a.experts;
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(a.logits) + row * experts;
     T* dx = static_cast<T*>(a.dlogits) + row * experts;
-    const int64_t* chosen = a.chosen + row * a.top_k;
     const float log_z = a.log_z[row], dlog_z = a.dlog_z ? a.dlog_z[row] : 0.f;
-    const bool softmax = a.score == Score::kSoftmax;
-    // slope = the gradient of the scores s
-    Vec totals{}, dots{};
+    const bool softmax = a.score == Score::kSoftmax, faint = !softmax && log_z < kRouterFaintLog;
     for_each_vec(experts, [&](int64_t i, auto get, auto put) {
-      Vec s = softmax ? exp(get(x + i) - log_z) : sigmoid(get(x + i));
-      put(scores + i, s);
-      if (a.dprobability) put(slope + i, get(a.dprobability + i));
+      put(scores + i, softmax ? exp(get(x + i) - log_z) : sigmoid(get(x + i)));
     });
     if (!a.dprobability) {
       __builtin_memset(slope, 0, size_t(experts) * sizeof(float));
-    } else if (!softmax) {
+    } else if (softmax) {
+      for_each_vec(experts,
+                   [&](int64_t i, auto get, auto put) { put(slope + i, get(scores + i) * get(a.dprobability + i)); });
+    } else {
+      // q, the shares, in `slope` first
+      for_each_vec(experts, [&](int64_t i, auto get, auto put) {
+        put(slope + i, faint ? exp(get(x + i) - log_z) : get(scores + i));
+      });
+      Vec totals{}, dots{};
       int64_t i = 0;
-      float total = kRouterEps, dot = 0.f;
+      float total = 0.f, dot = 0.f;
       for (; i + kLanes <= experts; i += kLanes) {
-        totals += load(scores + i);
-        dots += load(scores + i) * load(slope + i);
+        totals += load(slope + i);
+        dots += load(slope + i) * load(a.dprobability + i);
       }
       for (; i < experts; ++i) {
-        total += scores[i];
-        dot += scores[i] * slope[i];
+        total += slope[i];
+        dot += slope[i] * a.dprobability[i];
       }
-      total += sum(totals);
-      const float inverse = 1.f / total, mean = (dot + sum(dots)) * inverse;
-      for_each_vec(experts,
-                   [&](int64_t at, auto get, auto put) { put(slope + at, (get(slope + at) - mean) * inverse); });
+      const float inverse = inverse_of(total + sum(totals)), mean = (dot + sum(dots)) * inverse;
+      for_each_vec(experts, [&](int64_t at, auto get, auto put) {
+        put(slope + at, get(slope + at) * inverse * (get(a.dprobability + at) - mean));
+      });
     }
     if (a.dweights) {
       const float* dw = a.dweights + row * a.top_k;
-      float total = kRouterEps, dot = 0.f;
-      for (int64_t k = 0; k < a.top_k; ++k) {
-        total += scores[chosen[k]];
-        dot += dw[k] * scores[chosen[k]];
+      for (int64_t k = 0; k < a.top_k; ++k) chosen[k] = int(a.chosen[row * a.top_k + k]);
+      float mean = 0.f;
+      if (a.normalize) {
+        chosen_shares(x, scores, chosen, a.top_k, shares);
+        for (int64_t k = 0; k < a.top_k; ++k) mean += dw[k] * shares[k];
+      } else {
+        for (int64_t k = 0; k < a.top_k; ++k) shares[k] = scores[chosen[k]];
       }
-      const float factor = a.normalize ? a.scale / total : a.scale, mean = a.normalize ? dot / total : 0.f;
-      for (int64_t k = 0; k < a.top_k; ++k) slope[chosen[k]] += factor * (dw[k] - mean);
+      for (int64_t k = 0; k < a.top_k; ++k) slope[chosen[k]] += a.scale * shares[k] * (dw[k] - mean);
     }
     if (softmax) {
-      dots = Vec{};
-      float dot = 0.f;
+      Vec slopes{};
+      float slope_sum = 0.f;
       int64_t i = 0;
-      for (; i + kLanes <= experts; i += kLanes) dots += load(scores + i) * load(slope + i);
-      for (; i < experts; ++i) dot += scores[i] * slope[i];
-      const float shift = dlog_z - (dot + sum(dots));
+      for (; i + kLanes <= experts; i += kLanes) slopes += load(slope + i);
+      for (; i < experts; ++i) slope_sum += slope[i];
+      const float shift = dlog_z - (slope_sum + sum(slopes));
       for_each_vec(experts,
-                   [&](int64_t at, auto get, auto put) { put(dx + at, get(scores + at) * (get(slope + at) + shift)); });
+                   [&](int64_t at, auto get, auto put) { put(dx + at, get(slope + at) + get(scores + at) * shift); });
     } else {
       for_each_vec(experts, [&](int64_t at, auto get, auto put) {
-        const Vec s = get(scores + at);
-        Vec v = get(slope + at) * s * sigmoid(-get(x + at));
+        Vec v = get(slope + at) * sigmoid(-get(x + at));
         if (a.dlog_z) v += dlog_z * exp(get(x + at) - log_z);
         put(dx + at, v);
       });

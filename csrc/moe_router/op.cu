@@ -28,6 +28,29 @@ __device__ __forceinline__ float rank_value(float v) { return v != v ? -INFINITY
 
 __device__ __forceinline__ float sigmoid(float v) { return 1.f / (1.f + expf(-v)); }
 
+__device__ __forceinline__ float inverse_of(float total) { return total == 0.f ? 0.f : 1.f / total; }
+
+// What one of the chosen scores is measured by, and the peak that faint ones are measured from.
+struct ChosenScale {
+  bool faint;
+  float peak, inverse;
+};
+
+// The same in every lane. score(k), logit(k): of the k-th chosen expert.
+template <typename ScoreOf, typename LogitOf>
+__device__ __forceinline__ ChosenScale scale_of_chosen(int lane, int top_k, ScoreOf&& score, LogitOf&& logit) {
+  float largest = 0.f, peak = -INFINITY, total = 0.f;
+  for (int k = lane; k < top_k; k += kWarp) {
+    largest = fmaxf(largest, score(k));
+    peak = fmaxf(peak, logit(k));
+  }
+  largest = warp_reduce<Max>(largest);
+  peak = warp_reduce<Max>(peak);
+  const bool faint = largest < kRouterFaint && peak > -INFINITY;
+  for (int k = lane; k < top_k; k += kWarp) total += faint ? expf(logit(k) - peak) : score(k);
+  return {faint, peak, inverse_of(warp_reduce<Sum>(total))};
+}
+
 // The largest value(i) over this lane's i < count (i = lane, lane + 32, ...) whose bit in `taken` is not set.
 template <typename Value>
 __device__ __forceinline__ Choice best_left(int lane, int count, unsigned taken, Value&& value) {
@@ -65,7 +88,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(RouterForward a) {
   SHARED(float, scores, kWarps* kRouterExperts);
   SHARED(float, group_values, kWarps* kRouterGroups);
   SHARED(int, histogram, kRouterExperts);
-  SHARED(float, shares, kWarps);
+  SHARED(float, shares, kWarps);  // what a row's scores are multiplied by to be its shares of the probability
+  SHARED(float, log_zs, kWarps);  // of a row whose scores are faint; +INFINITY: its shares are of the scores themselves
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, experts = int(a.experts);
   float* s = scores + warp * int(kRouterExperts);
   float* group_value = group_values + warp * int(kRouterGroups);
@@ -96,11 +120,13 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(RouterForward a) {
         const float inverse = 1.f / total;
         for (int e = lane; e < experts; e += kWarp) s[e] *= inverse;
       } else {
-        share = 1.f / (warp_reduce<Sum>(score_total) + kRouterEps);
+        share = inverse_of(warp_reduce<Sum>(score_total));
       }
+      const float log_z = peak + logf(total);
       if (lane == 0) {
-        a.log_z[row] = peak + logf(total);
+        a.log_z[row] = log_z;
         shares[warp] = share;
+        log_zs[warp] = a.score == Score::kSigmoid && log_z < kRouterFaintLog ? log_z : INFINITY;
       }
       const auto value = [&](int e) { return a.bias ? s[e] + a.bias[e] : s[e]; };
       unsigned taken = 0;  // bit i: expert lane + 32 i is out
@@ -121,7 +147,6 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(RouterForward a) {
           }
         }
       }
-      float chosen_total = 0.f;
       for (int k = 0; k < int(a.top_k); ++k) {
         const int e = best_left(lane, experts, taken, value).index;
         if (e % kWarp == lane) {
@@ -129,13 +154,19 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(RouterForward a) {
           a.chosen[row * a.top_k + k] = e;
           atomicAdd(&histogram[e], 1);  // integers: the order does not matter
         }
-        chosen_total += __shfl_sync(kFullMask, s[e % kWarp == lane ? e : 0], e % kWarp);
       }
       __syncwarp(kFullMask);
-      const float factor = a.normalize ? a.scale / (chosen_total + kRouterEps) : a.scale;
-      for (int k = 0; k < int(a.top_k); ++k) {
-        const int e = int(a.chosen[row * a.top_k + k]);
-        if (lane == k % kWarp) a.weights[row * a.top_k + k] = s[e] * factor;
+      const int64_t* chosen = a.chosen + row * a.top_k;
+      const auto score = [&](int k) { return s[chosen[k]]; };
+      const auto logit = [&](int k) { return static_cast<float>(x[chosen[k]]); };
+      if (a.normalize) {
+        const ChosenScale scale = scale_of_chosen(lane, int(a.top_k), score, logit);
+        for (int k = lane; k < int(a.top_k); k += kWarp) {
+          const float v = scale.faint ? expf(logit(k) - scale.peak) : score(k);
+          a.weights[row * a.top_k + k] = a.scale * (v * scale.inverse);
+        }
+      } else {
+        for (int k = lane; k < int(a.top_k); k += kWarp) a.weights[row * a.top_k + k] = a.scale * score(k);
       }
     }
     __syncthreads();
@@ -144,7 +175,13 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(RouterForward a) {
     for (int i = 0; i < kColumns; ++i) {
       const int e = i * kThreads + int(threadIdx.x);
       if (e < experts) {
-        for (int w = 0; w < there; ++w) columns[i] += scores[w * int(kRouterExperts) + e] * shares[w];
+        for (int w = 0; w < there; ++w) {
+          const float faint = log_zs[w];
+          columns[i] +=
+              faint < INFINITY
+                  ? expf(static_cast<float>(static_cast<const T*>(a.logits)[(first + w) * experts + e]) - faint)
+                  : scores[w * int(kRouterExperts) + e] * shares[w];
+        }
       }
     }
     __syncthreads();
@@ -188,42 +225,47 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(RouterBackward a) {
   T* dx = static_cast<T*>(a.dlogits) + row * experts;
   const int64_t* chosen = a.chosen + row * a.top_k;
   const float log_z = a.log_z[row], dlog_z = a.dlog_z ? a.dlog_z[row] : 0.f;
-  const bool softmax = a.score == Score::kSoftmax;
+  const bool softmax = a.score == Score::kSoftmax, faint = !softmax && log_z < kRouterFaintLog;
+  // slope: the gradient of log s, which stays in range where s does not
   float total = 0.f, dot = 0.f;
   for (int e = lane; e < experts; e += kWarp) {
-    s[e] = softmax ? expf(static_cast<float>(x[e]) - log_z) : sigmoid(static_cast<float>(x[e]));
-    slope[e] = a.dprobability ? a.dprobability[e] : 0.f;
-    total += s[e];
-    dot += s[e] * slope[e];
+    const float logit = static_cast<float>(x[e]), g = a.dprobability ? a.dprobability[e] : 0.f;
+    s[e] = softmax ? expf(logit - log_z) : sigmoid(logit);
+    slope[e] = softmax ? s[e] * g : faint ? expf(logit - log_z) : s[e];
+    total += slope[e];
+    dot += slope[e] * g;
   }
-  if (!softmax && a.dprobability) {
-    total = warp_reduce<Sum>(total) + kRouterEps;
-    const float mean = warp_reduce<Sum>(dot) / total;
-    for (int e = lane; e < experts; e += kWarp) slope[e] = (slope[e] - mean) / total;
+  if (!softmax) {
+    const float inverse = inverse_of(warp_reduce<Sum>(total)), mean = warp_reduce<Sum>(dot) * inverse;
+    for (int e = lane; e < experts; e += kWarp) {
+      slope[e] = a.dprobability ? slope[e] * inverse * (a.dprobability[e] - mean) : 0.f;
+    }
   }
   if (a.dweights) {
     const float* dw = a.dweights + row * a.top_k;
+    const auto score = [&](int k) { return s[chosen[k]]; };
+    const auto logit = [&](int k) { return static_cast<float>(x[chosen[k]]); };
     __syncwarp(kFullMask);
-    total = dot = 0.f;
-    for (int k = lane; k < int(a.top_k); k += kWarp) {
-      total += s[chosen[k]];
-      dot += dw[k] * s[chosen[k]];
+    ChosenScale scale{false, 0.f, 1.f};
+    float mean = 0.f;
+    if (a.normalize) scale = scale_of_chosen(lane, int(a.top_k), score, logit);
+    const auto share = [&](int k) { return (scale.faint ? expf(logit(k) - scale.peak) : score(k)) * scale.inverse; };
+    if (a.normalize) {
+      for (int k = lane; k < int(a.top_k); k += kWarp) mean += dw[k] * share(k);
+      mean = warp_reduce<Sum>(mean);
     }
-    total = warp_reduce<Sum>(total) + kRouterEps;
-    dot = warp_reduce<Sum>(dot);
-    const float factor = a.normalize ? a.scale / total : a.scale, mean = a.normalize ? dot / total : 0.f;
-    for (int k = lane; k < int(a.top_k); k += kWarp) slope[chosen[k]] += factor * (dw[k] - mean);
+    for (int k = lane; k < int(a.top_k); k += kWarp) slope[chosen[k]] += a.scale * share(k) * (dw[k] - mean);
     __syncwarp(kFullMask);
   }
   if (softmax) {
-    dot = 0.f;
-    for (int e = lane; e < experts; e += kWarp) dot += s[e] * slope[e];
-    const float shift = dlog_z - warp_reduce<Sum>(dot);
-    for (int e = lane; e < experts; e += kWarp) dx[e] = static_cast<T>(s[e] * (slope[e] + shift));
+    float slope_sum = 0.f;
+    for (int e = lane; e < experts; e += kWarp) slope_sum += slope[e];
+    const float shift = dlog_z - warp_reduce<Sum>(slope_sum);
+    for (int e = lane; e < experts; e += kWarp) dx[e] = static_cast<T>(slope[e] + s[e] * shift);
   } else {
     for (int e = lane; e < experts; e += kWarp) {
       const float logit = static_cast<float>(x[e]);
-      float v = slope[e] * s[e] * sigmoid(-logit);
+      float v = slope[e] * sigmoid(-logit);
       if (a.dlog_z) v += dlog_z * expf(logit - log_z);
       dx[e] = static_cast<T>(v);
     }

@@ -1,12 +1,15 @@
 // The router of a mixture of experts: each token's top_k experts and their weights, and what the balance losses need.
 //
 //   s      = softmax(logits)          q = s                     (softmax scores)
-//          = sigmoid(logits)          q = s / (sum_e s + 1e-20) (sigmoid scores)
+//          = sigmoid(logits)          q = s / sum_e s           (sigmoid scores)
 //   chosen = the top_k experts by s + bias; of equals the first. bias only chooses: it has no part in the weights and
 //            no gradient. With `groups` > 0 the experts are `groups` runs of equal length, a run's score is the sum of
 //            its `group_scores` largest s + bias, and experts outside the best `top_groups` runs are never chosen.
 //   weight = scale * s[chosen]                              or, normalised,
-//          = scale * s[chosen] / (sum over chosen s + 1e-20)
+//          = scale * s[chosen] / sum over chosen s
+//            Quotients are right however small the scores are: where all of them are faint they are taken of
+//            exp(logits - log_z), not of s, which may be 0 in fp32. A constant in the sum would let a router lower its
+//            balance loss by lowering all its logits. Of scores that are all 0 (logits of -inf) they are 0.
 //   log_z  = log sum_e exp(logits)
 //   counts[e]      = tokens that chose e            (no gradient)
 //   probability[e] = sum over tokens of q[e]
@@ -29,7 +32,9 @@ enum class Score : int { kSoftmax = 0, kSigmoid = 1 };
 // A row's scores lie in a CUDA block's shared memory, or on a CPU thread's stack.
 constexpr int64_t kRouterExperts = 1024, kRouterGroups = 128;
 constexpr int64_t kRouterRowBlocks = 32, kRouterRowBlocksCuda = 264;
-constexpr float kRouterEps = 1e-20f;
+// Scores below e^-20 are faint. There sigmoid(x) is e^x in fp32, and an upper bound of this size keeps quotients
+// accurate.
+constexpr float kRouterFaintLog = -20.f, kRouterFaint = 2.0611536e-9f;
 
 struct RouterForward {
   DType dtype;

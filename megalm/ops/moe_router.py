@@ -11,7 +11,6 @@ from megalm.ops.backend import DTYPE_CODES, address, library, loaded_library, pl
 from megalm.ops.custom import CustomOp
 
 _SCORES = {"softmax": 0, "sigmoid": 1}
-_EPS = 1e-20  # a sum of scores that underflowed divides nothing by nothing
 
 
 class Routing(NamedTuple):
@@ -41,7 +40,8 @@ def moe_router_reference(
 ) -> Routing:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     scores = wide.softmax(-1) if score == "softmax" else wide.sigmoid()
-    shares = scores if score == "softmax" else scores / (scores.sum(-1, keepdim=True) + _EPS)
+    log_scores = wide.log_softmax(-1) if score == "softmax" else torch.nn.functional.logsigmoid(wide)
+    shares = scores if score == "softmax" else _shares_of(log_scores)
     ranks = scores.detach() if bias is None else scores.detach() + bias
     ranks = torch.where(ranks.isnan(), -torch.inf, ranks)
     order = ranks.argsort(dim=-1, descending=True, stable=True)
@@ -53,11 +53,21 @@ def moe_router_reference(
         closed = closed.repeat_interleave(ranks.shape[-1] // groups, -1)
         order = order.gather(-1, closed.gather(-1, order).to(torch.int8).argsort(dim=-1, stable=True))
     experts = order[..., :top_k]
-    weights = scores.gather(-1, experts)
-    if normalize:
-        weights = weights / (weights.sum(-1, keepdim=True) + _EPS)
+    weights = _shares_of(log_scores.gather(-1, experts)) if normalize else scores.gather(-1, experts)
     counts = (experts.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)).sum((0, 1))
     return Routing(weights * scale, experts, counts, shares.sum(0), wide.logsumexp(-1))
+
+
+def _shares_of(log_scores: Tensor) -> Tensor:
+    """Each score's share of its row's sum, from the scores' logarithms: right however small all of them are.
+
+    A constant added to the sum instead, so that nothing is divided by nothing, would let a router make its balance loss
+    vanish by lowering all its logits. Shares of a row without any score are 0.
+    """
+    peak = log_scores.detach().amax(-1, keepdim=True)
+    powers = (log_scores - torch.where(peak == -torch.inf, 0.0, peak)).exp()
+    total = powers.sum(-1, keepdim=True)
+    return powers / torch.where(total == 0, 1.0, total)
 
 
 def _forward(

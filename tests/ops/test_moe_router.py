@@ -119,6 +119,74 @@ def test_any_part_of_the_gradient(kernels):
             torch.testing.assert_close(*outputs)
 
 
+@pytest.mark.parametrize("shift", [0.0, -19.0, -21.0, -46.0, -60.0, -87.0, -110.0, -300.0])
+@pytest.mark.parametrize("part", ["weights", "probability"])
+def test_sigmoid_shares_stay_shares_however_faint_all_scores_are(kernels, shift, part):
+    """Values and gradients are those of float64, where no score of exp(-300) is 0."""
+    logits = (spread_out(9, 40, torch.float32, "cpu").detach() * 0.5 + shift).to(kernels.device).requires_grad_()
+    bias = torch.linspace(0, 0.1, 40, device=kernels.device)  # chooses where fp32 scores are all 0
+    upstream = torch.randn(9, 4) if part == "weights" else torch.randn(40)
+
+    def run(x, shifts):
+        routing = ops.moe_router(x, 4, score="sigmoid", normalize=True, scale=2.0, bias=shifts)
+        value = getattr(routing, part)
+        (slope,) = torch.autograd.grad(value, [x], upstream.to(value))
+        return value.detach().cpu().double(), slope.cpu().double(), routing.experts.cpu()
+
+    value, slope, experts = run(logits, bias)
+    whole = 2.0 * 9 if part == "weights" else 9.0
+    assert abs(float(value.sum()) - whole) < 1e-4
+    with use_backend("reference"):
+        exact = logits.detach().cpu().double().requires_grad_()
+        log_scores = torch.nn.functional.logsigmoid(exact)
+        right = (
+            log_scores.softmax(-1).sum(0) if part == "probability" else 2 * log_scores.gather(-1, experts).softmax(-1)
+        )
+        (right_slope,) = torch.autograd.grad(right, [exact], upstream.double())
+        plain, plain_slope, _ = run(logits.detach().cpu().requires_grad_(), bias.cpu())
+    for ours, theirs in ((value, slope), (plain, plain_slope)):
+        torch.testing.assert_close(ours, right.detach(), rtol=3e-5, atol=1e-6)
+        torch.testing.assert_close(theirs, right_slope, rtol=3e-4, atol=3e-6)
+
+
+def test_lower_logits_do_not_lower_the_balance_loss(kernels):
+    logits = torch.randn(64, 16, device=kernels.device) * 2
+    losses = []
+    for shift in (-10.0, -50.0, -100.0):
+        routing = ops.moe_router((logits + shift).contiguous(), 2, score="sigmoid", normalize=True)
+        losses.append(ops.load_balance_loss(routing.counts, routing.probability, 2).item())
+    assert min(losses) >= 0.99  # 1 is an even load; a vanished loss would be 0
+
+
+@pytest.mark.parametrize("shift", [0.0, -30.0, -90.0])
+def test_softmax_weights_of_faint_choices_are_still_shares(kernels, shift):
+    """A bias may choose experts whose probabilities are next to nothing."""
+    logits = torch.full((3, 8), shift)
+    logits[:, 0] = 20.0
+    logits[:, 1:] += torch.arange(7) * 0.3
+    bias = torch.tensor([-2.0, 0, 0, 0, 0, 0, 1, 1], device=kernels.device)
+    logits = logits.to(kernels.device).requires_grad_()
+    routing = ops.moe_router(logits, 2, normalize=True, bias=bias)
+    assert routing.experts.sort()[0].tolist() == [[6, 7]] * 3
+    right = logits.detach().gather(-1, routing.experts).double().softmax(-1)
+    torch.testing.assert_close(routing.weights.double(), right, rtol=1e-5, atol=1e-6)
+    (slope,) = torch.autograd.grad(routing.weights[:, 0].sum(), [logits])
+    expected = torch.zeros_like(slope)
+    shares = (right[:, 0] * right[:, 1]).float()
+    expected.scatter_(1, routing.experts, torch.stack([shares, -shares], 1))
+    torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_without_any_score_have_no_share(kernels):
+    logits = torch.full((2, 6), -torch.inf, device=kernels.device)
+    logits[1, 3] = -500.0
+    for backend in ("native", "reference"):
+        with use_backend(backend):
+            routing = ops.moe_router(logits, 1, score="sigmoid", normalize=True)
+            assert routing.probability.tolist() == [0, 0, 0, 1, 0, 0]
+            assert routing.weights[0].item() == 0
+
+
 def test_losses():
     counts, probability = torch.tensor([4, 4, 4, 4]), torch.full((4,), 2.0, requires_grad=True)
     assert ops.load_balance_loss(counts, probability, 2).item() == 1.0  # 8 tokens, two experts each: even
