@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megalm.plan.machine import planned_machine
-from tools.bench.train import train
+from tools.bench.train import _matrix, train
 from tools.bench.train._sides import Job
 from tools.subcommands import run_tool
 
@@ -24,6 +24,7 @@ def bench(monkeypatch, tmp_path):
         return status, json.loads(out.read_text()) if out.exists() else None
 
     monkeypatch.setattr(train, "SHAPES", {"50m": TINY, "1b": TINY})
+    monkeypatch.setattr(_matrix, "SIZE", 128)
     return run
 
 
@@ -33,6 +34,30 @@ def test_sides_take_turns_and_start_alike(bench, capsys):
     assert result["last_loss"]["megalm"] == pytest.approx(result["last_loss"]["reference"], abs=1e-5)
     assert "megalm / reference" in capsys.readouterr().out
     assert set(result["ratios"]) == {"reference"} and not result["failed"]
+
+
+def test_every_ratio_stands_beside_the_share_of_the_matmul_rate_of_the_same_run(bench, monkeypatch, capsys):
+    rates = iter([3e6, 1e6, 2e6])
+    asked = []
+    monkeypatch.setattr(_matrix, "matrix_flops", lambda *how: asked.append(how) or next(rates))
+    status, result = bench("--sides", "megalm,reference", "--rounds", "3", "--steps", "1")
+    assert status == 0 and asked == [("fp32", 1, 128)] * 3
+    assert result["matrix_flops"] == {"median": 2e6, "lowest": 1e6, "highest": 3e6, "size": 128}
+    for name, rate in result["tokens_per_second"].items():
+        assert result["matrix_share"][name] == pytest.approx(result["flops_per_token"] * rate / 2e6)
+    assert result["ratios"]["reference"]["shares"] == result["matrix_share"]
+    shown = capsys.readouterr().out
+    ours, theirs = (f"{100 * result['matrix_share'][name]:.1f}%" for name in ("megalm", "reference"))
+    assert f"at {ours} and {theirs} of the machine's matmul rate" in shown
+    assert "of matmul" in shown and "MFU" not in shown
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_matmul_rate_is_the_best_of_its_repeats_and_leaves_the_threads_as_they_are(monkeypatch, dtype):
+    threads = torch.get_num_threads()
+    ticks = iter([0.0, 4.0, 10.0, 12.0, 20.0, 23.0])
+    monkeypatch.setattr(_matrix.time, "perf_counter", lambda: next(ticks))
+    assert _matrix.matrix_flops(dtype, 1, 8) == 2 * 8**3 / 2.0 and torch.get_num_threads() == threads
 
 
 def test_a_side_that_ends_early_is_named(bench, monkeypatch, capsys):

@@ -12,9 +12,13 @@ from statistics import median
 from typing import Any
 
 from megalm.config.errors import ConfigError
+from tools.bench.train import _matrix
 from tools.bench.train._sides import SIDES, Job, Side, SideEnded, our_config
 
-HELP = "train a Llama shape in Hugging Face transformers and in megalm, in turns: tokens/s, MFU, memory and their ratio"
+HELP = (
+    "train a Llama shape in Hugging Face transformers and in megalm, in turns: tokens/s, their share of the matmul rate "
+    "(on a GPU MFU), memory, and the ratio"
+)
 
 SHAPES: dict[str, dict[str, Any]] = {
     "50m": {
@@ -111,8 +115,11 @@ class _Race:
             "last_loss": {},
             "failed": {},
         }
+        self.matrix_flops: list[float] = []
         if job.device == "cuda":
             self.result |= _gpu(job)
+        else:
+            self.result["flops_per_token"] = _flops_per_token(job)
 
     def run(self, together: bool) -> None:
         """together: all sides are in memory at a time and take turns; else one after the other makes all its rounds."""
@@ -122,6 +129,8 @@ class _Race:
                 for _ in range(self.rounds):
                     if time.monotonic() > self.end and all(side.name in self.times for side in sides):
                         break
+                    if self.job.device == "cpu":  # beside the steps: the machine's own rate changes, too
+                        self.matrix_flops.append(_matrix.matrix_flops(self.job.dtype, self.job.threads, _matrix.SIZE))
                     for side in [side for side in sides if side.name not in self.result["failed"]]:
                         self._measure(side)
                     self._note()
@@ -164,16 +173,25 @@ class _Race:
         tokens, result = self.job.tokens, self.result
         result["tokens_per_second"] = {name: tokens / median(values) for name, values in self.times.items()}
         result["tokens_per_second_best"] = {name: tokens / min(values) for name, values in self.times.items()}
+        per_token, rates = result["flops_per_token"], result["tokens_per_second"].items()
         if result.get("peak_flops"):
-            per_token = result["flops_per_token"]
-            rates = result["tokens_per_second"].items()
             result["mfu"] = {name: per_token * rate / result["peak_flops"] for name, rate in rates}
+        if self.matrix_flops:
+            measured = median(self.matrix_flops)
+            result["matrix_flops"] = {
+                "median": measured, "lowest": min(self.matrix_flops), "highest": max(self.matrix_flops),
+                "size": _matrix.SIZE,
+            }  # fmt: skip
+            result["matrix_share"] = {name: per_token * rate / measured for name, rate in rates}
+        shares = result.get("matrix_share") or result.get("mfu") or {}
         result["ratios"] = {}
         for name, values in self.times.items():
             if name == "megalm" or "megalm" not in self.times:
                 continue
             ratios = [peer / ours for peer, ours in zip(values, self.times["megalm"], strict=False)]
             result["ratios"][name] = {"median": median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+            if shares:
+                result["ratios"][name]["shares"] = {"megalm": shares["megalm"], name: shares[name]}
         if self.out:
             aside = self.out.with_name(self.out.name + ".new")
             aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -184,16 +202,29 @@ class _Race:
         result, job = self.result, self.job
         where = result.get("gpu", f"{job.device}, {job.threads} threads")
         print(f"{where}, {job.dtype}, {job.tokens:,} tokens a step; rounds of {self.steps} steps")
-        print(f"{'':<22} {'tokens/s':>11} {'best':>11} {'MFU':>6} {'memory, GiB':>12} {'last loss':>10}")
+        shares = result.get("matrix_share") or result.get("mfu") or {}
+        of = "of matmul" if "matrix_share" in result else "MFU"
+        if "matrix_flops" in result:
+            rate = result["matrix_flops"]
+            print(
+                f"matmul of {rate['size']} x {rate['size']} in {job.dtype}, measured between the rounds: "
+                f"{rate['median'] / 1e9:,.0f} GFLOP/s ({rate['lowest'] / 1e9:,.0f} to {rate['highest'] / 1e9:,.0f})"
+            )
+        print(f"{'':<22} {'tokens/s':>11} {'best':>11} {of:>9} {'memory, GiB':>12} {'last loss':>10}")
         for name in self.times:
-            mfu = f"{100 * result['mfu'][name]:.1f}%" if "mfu" in result else ""
+            mfu = f"{100 * shares[name]:.1f}%" if shares else ""
             held = result.get("measured_bytes", {}).get(name)
             memory = f"{held['allocated'] / 2**30:.2f}" if held else ""
             rate, best = result["tokens_per_second"][name], result["tokens_per_second_best"][name]
-            print(f"{name:<22} {rate:>11,.0f} {best:>11,.0f} {mfu:>6} {memory:>12} {result['last_loss'][name]:>10.4f}")
+            print(f"{name:<22} {rate:>11,.0f} {best:>11,.0f} {mfu:>9} {memory:>12} {result['last_loss'][name]:>10.4f}")
         for name, ratio in result.get("ratios", {}).items():
             lowest, highest = ratio["lowest"], ratio["highest"]
-            print(f"megalm / {name}: {ratio['median']:.3f} (median of rounds; {lowest:.3f} to {highest:.3f})")
+            line = f"megalm / {name}: {ratio['median']:.3f} (median of rounds; {lowest:.3f} to {highest:.3f})"
+            if "shares" in ratio:
+                what = "the machine's matmul rate" if "matrix_share" in result else "the peak"
+                ours, theirs = ratio["shares"]["megalm"], ratio["shares"][name]
+                line += f", at {100 * ours:.1f}% and {100 * theirs:.1f}% of {what}"
+            print(line)
         if "planned" in result and "megalm" in result.get("measured_bytes", {}):
             planned, measured = result["planned"], result["measured_bytes"]["megalm"]
             print(
@@ -210,11 +241,16 @@ def _sees_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def _flops_per_token(job: Job) -> float:
+    from megalm.plan.flops import flops_per_token
+
+    return flops_per_token(our_config(job).model)
+
+
 def _gpu(job: Job) -> dict[str, Any]:
     """The device, its peak, the FLOPs of a token, and the memory that the plan foretells."""
     import torch
 
-    from megalm.plan.flops import flops_per_token
     from megalm.plan.machine import this_machine
     from megalm.plan.memory import estimate
 
@@ -224,6 +260,6 @@ def _gpu(job: Job) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "peak_flops": None if machine.is_cpu else machine.peak(job.dtype),
-        "flops_per_token": flops_per_token(config.model),
+        "flops_per_token": _flops_per_token(job),
         "planned": {"bytes": planned.total, "runtime_bytes": planned.runtime},
     }
