@@ -100,7 +100,7 @@ class Stream:
         """Places within each source's own order, after all changes of it. Shapes: all int64 [N] -> int64 [N]"""
         for reseed in reversed(self.reseeds):  # a later change orders what the earlier one left
             for number, item in enumerate(self.sources):
-                given = reseed.before[item.name]
+                given = reseed.before.get(item.name, 0)  # a source that was added later had given nothing
                 where = np.nonzero((positions >= reseed.position) & (source == number) & (rank >= given))[0]
                 for epoch in np.unique(rank[where] // max(1, item.samples)):
                     inside = where[rank[where] // item.samples == epoch]
@@ -165,6 +165,11 @@ class Stream:
             raise ConfigError(
                 f"data.shuffle_window was {state.get('window', 0)} when the checkpoint was written and is {self.window} now: "
                 "samples would be seen twice. Keep it as it was."
+            )
+        if "segments" not in state:
+            raise ConfigError(
+                f"the checkpoint's data order is {state.get('order', 'another one')}, the configured one keyed: keep data.order "
+                "as it was."
             )
         sizes = {source.name: source.samples for source in self.sources}
         segments = [

@@ -9,14 +9,20 @@ from typing import Any
 import numpy as np
 
 from megalm.checkpoint import CheckpointError, CheckpointReader
+from megalm.config import Config
+from megalm.config.attempts import CONFIG, config_of_step
 from megalm.config.compose import load_config
 from megalm.config.errors import ConfigError
 from megalm.data.loader import Loader
+from megalm.data.openers import source_names
 from megalm.data.phases import Curriculum
 from megalm.data.stream import advance, merge_ranges, take, take_back
 from megalm.journal import read_events, read_steps
 from megalm.parallel.mesh import Axis
 from megalm.tokenizer.tokenizer import load_tokenizer
+
+NEVER = 1 << 60
+"""A step beyond any that was made: its settings are the newest."""
 
 
 def samples_of_step(run: Path, step: int) -> list[dict[str, Any]]:
@@ -42,12 +48,17 @@ def look_at_step(run: Path, step: int) -> dict[str, Any]:
     """
     if step < 1:
         raise ConfigError(f"--step is {step}: steps count from 1.")
-    config = load_config(run / "config.yaml")
+    newest, file = load_config(run / CONFIG), config_of_step(run, step)
+    config = load_config(file)
+    earlier = file != config_of_step(run, NEVER)
+    _follow_moved_files(config, newest)
     config.data.prefetch = 0
-    state = _saved(run)
+    state = _saved(newest.checkpoint.path or run)
+    records, events = read_steps(run / "metrics.jsonl"), read_events(run / "events.jsonl")
+    if earlier and state is not None and step <= state["step"]:
+        state = _before(state, records, step)
     loader = Loader(config, Axis("data"))
     try:
-        records, events = read_steps(run / "metrics.jsonl"), read_events(run / "events.jsonl")
         _as_it_was(loader, events, step, state)
         saved = (int(state["step"]), int(state["loader"]["samples_consumed"])) if state else (0, 0)
         positions, recorded = positions_of_step(records, events, step, loader.curriculum, saved)
@@ -61,10 +72,38 @@ def look_at_step(run: Path, step: int) -> dict[str, Any]:
         loader.close()
 
 
-def _saved(run: Path) -> dict[str, Any] | None:
+def _follow_moved_files(config: Config, newest: Config) -> None:
+    """Read each source, and the tokenizer, where the run has them now: a run may go on with data that was moved, and the
+    loader sees to it that a source's name means the same tokens."""
+    now = dict(zip(source_names(newest.data.train), newest.data.train, strict=True))
+    names = source_names(config.data.train)
+    config.data.train = [now.get(name, prefix) for name, prefix in zip(names, config.data.train, strict=True)]
+    if newest.data.tokenizer is not None:
+        config.data.tokenizer = newest.data.tokenizer
+
+
+def _before(state: dict[str, Any], records: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
+    """A later attempt's state as it was before a step that was made with other settings: what came after it, sources that
+    it did not have among them, is not to be laid over it."""
+    end = next((int(r["samples"]) for r in reversed(records) if r["step"] == step - 1), 0 if step == 1 else None)
+    if end is None:
+        return state
+    loader = state["loader"]
+    stream = loader["stream"]
+    if "segments" in stream:
+        kept = [segment for segment in stream["segments"] if segment["start"] <= end]
+        known = {name for segment in kept for name, weight in segment["weights"].items() if weight > 0}
+        sources = {name: samples for name, samples in stream["sources"].items() if name in known}
+        stream = {**stream, "segments": kept, "sources": sources}
+    skipped = [pair for pair in loader["skipped"] if pair[0] < end]
+    loader = {**loader, "samples_consumed": end, "batches": step - 1, "skipped": skipped, "stream": stream}
+    return {**state, "step": step - 1, "loader": loader}
+
+
+def _saved(place: Path | str) -> dict[str, Any] | None:
     """The state of the newest checkpoint, which knows of every change of the mixture before it."""
     try:
-        state = CheckpointReader(run).state()
+        state = CheckpointReader(place).state()
     except (CheckpointError, ConfigError, OSError):
         return None  # none was saved yet
     return state if "loader" in state else None

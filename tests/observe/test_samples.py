@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from megalm.config import ConfigError
+from megalm.config.attempts import keep_attempt
 from megalm.config.compose import compose_config, config_yaml
 from megalm.config.phases import PhaseConfig
 from megalm.data.loader import Loader
@@ -105,3 +106,54 @@ def test_a_step_that_was_not_made_is_refused_with_those_that_were(warmed):
         samples_of_step(warmed[0], 14)
     with pytest.raises(ConfigError, match="count from 1"):
         look_at_step(warmed[0], 0)
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    """A run that goes on after step 4 with another seed and batch, and after step 7 with a source more, in files that were
+    moved; with what its loader gave out."""
+    folder = tmp_path_factory.mktemp("changed")
+    for name, start in (("a", 0), ("b", 30_000)):
+        with TokenWriter(folder / name, np.int32) as writer:
+            for at in range(start, start + 20_000, 50):
+                writer.add_document(np.arange(at, at + 50))
+    words = ["data.holdout=0", "model.seq_length=16", "data.tokenizer=null", "model.vocab_size=60000", "+model=tiny"]
+    words.append("train.micro_batch_size=2")
+    (folder / "moved").mkdir()
+    attempts = [
+        (1, 4, [f"data.train=[{folder}/a]", "train.global_batch_size=8", "train.seed=1"]),
+        (5, 7, [f"data.train=[{folder}/a]", "train.global_batch_size=6", "train.seed=2"]),
+        (8, 10, [f"data.train=[{folder}/moved/a,{folder}/moved/b]", "train.global_batch_size=6", "train.seed=2"]),
+    ]
+    given, records, state = {}, [], None
+    for first, last, settings in attempts:
+        if first == 8:
+            for file in (*folder.glob("a.*"), *folder.glob("b.*")):
+                file.rename(folder / "moved" / file.name)
+        config = compose_config([*words, *settings])
+        keep_attempt(folder, config_yaml(config), first)
+        loader = Loader(config, Axis("data"))
+        if state is not None:
+            loader.load_state_dict(state)
+        for step in range(first, last + 1):
+            given[step] = [row.tolist() for batch in loader.next() for row in batch.tokens]
+            records.append({"step": step, "samples": loader.samples_consumed})
+        state = loader.state_dict()
+        loader.close()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in records))
+    return folder, given, {"step": 10, "loader": state}
+
+
+@pytest.mark.parametrize(
+    ("step", "saved"),
+    [
+        *((step, True) for step in range(1, 11)),
+        *((step, False) for step in range(1, 8)),
+    ],  # the mixture is known from there
+)
+def test_old_steps_are_told_with_the_settings_that_made_them(changed, step, saved, monkeypatch):
+    folder, given, state = changed
+    monkeypatch.setattr("megalm.observe.samples._saved", lambda place: state if saved else None)
+    found = look_at_step(folder, step)
+    assert found["recorded"]
+    assert [[int(word) for word in row["text"].split()] for row in found["samples"]] == given[step]
