@@ -189,6 +189,7 @@ class Loader:
             "batches": self._batches,
             "skipped": [list(pair) for pair in self._skipped],
             "stream": self._stream.state_dict(self._position),
+            "contents": {source.name: source.fingerprint for source in self.sources},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -200,7 +201,23 @@ class Loader:
         self._skipped = merge_ranges([(a, b) for a, b in state["skipped"]])
         self._batches = int(state.get("batches", self._position // self.global_batch_size))
         self._stream.load_state_dict(state["stream"], self._position)
+        self._check_contents(state)
         self._plan()
+
+    def _check_contents(self, state: dict[str, Any]) -> None:
+        """A source is known by its name, wherever its file lies now; what it holds must be what it held."""
+        segments = state["stream"].get("segments")
+        used = None if segments is None else {n for s in segments for n, weight in s["weights"].items() if weight > 0}
+        before = state.get("contents", {})
+        for source in self.sources:
+            held = before.get(source.name)
+            if held is None or source.fingerprint in (None, held) or (used is not None and source.name not in used):
+                continue
+            raise ConfigError(
+                f"data source {source.name!r} ({source.file.tokens_path}) holds other tokens than when the checkpoint was "
+                "written: what was seen would not be what is recorded. Give the file that it was trained on (it may lie "
+                "elsewhere under the same name); add new text as a source of its own."
+            )
 
     def close(self) -> None:
         """Ends the background thread."""

@@ -4,12 +4,17 @@ length.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from megalm.data.tokens import TokenFile
+
+PROBES, PROBE_TOKENS = 16, 64
+"""A fingerprint's stretches: sixteen pages of a mapped file, from its first token to its last."""
 
 
 class TokenSource:
@@ -32,6 +37,21 @@ class TokenSource:
         else:
             self.train_tokens = file.num_tokens - math.ceil(file.num_tokens * holdout)
         self.num_samples = max(0, (self.train_tokens - 1) // seq_length)
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Tells this file's tokens from those of another one, wherever it lies: their number, and short stretches over all
+        of them. None where reading these would fetch a file from a store."""
+        if self.file.cache:
+            return None
+        count = self.file.num_tokens
+        digest = hashlib.blake2b(str(count).encode(), digest_size=8)
+        for part in range(PROBES):
+            start = part * max(0, count - PROBE_TOKENS) // (PROBES - 1)
+            digest.update(
+                np.ascontiguousarray(self.file.read(start, min(count, start + PROBE_TOKENS)), "<i8").tobytes()
+            )
+        return digest.hexdigest()
 
     def read(self, index: int, length: int | None = None) -> np.ndarray:
         """Sample `index` of those of `length` tokens (default: `seq_length`). Shapes: -> int64 [length + 1]"""

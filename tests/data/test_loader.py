@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from megalm.config.compose import compose_config
 from megalm.config.errors import ConfigError
 from megalm.data import loader as module
 from megalm.data.blend import Chairman, Tree
@@ -296,3 +297,28 @@ def test_a_token_beyond_the_vocabulary_is_named_with_its_place(tmp_path, changes
         loader = Loader(settings, axis())
         with pytest.raises(ConfigError, match=expected):
             loader.evaluation_batches(100) if document == 39 else [loader.next() for _ in range(9)]
+
+
+def test_a_moved_file_is_known_by_what_it_holds(tmp_path):
+    """The same tokens under another path go on; other tokens, as many of them and under the same name, do not."""
+
+    def loader(folder, values):
+        folder.mkdir(exist_ok=True)
+        with TokenWriter(folder / "web", np.int32) as writer:
+            for at in range(0, 4000, 50):
+                writer.add_document(values[at : at + 50])
+        words = [f"data.train=[{folder}/web]", "data.holdout=0", "model.seq_length=16", "data.tokenizer=null"]
+        words += ["model.vocab_size=60000", "train.global_batch_size=4", "train.micro_batch_size=2", "data.prefetch=0"]
+        return Loader(compose_config(["+model=tiny", *words]), axis())
+
+    values = np.arange(4000)
+    first = loader(tmp_path / "here", values)
+    first.next()
+    state = json.loads(json.dumps(first.state_dict()))
+    moved = loader(tmp_path / "there", values)
+    moved.load_state_dict(state)
+    assert moved.next()[0].tokens.tolist() == first.next()[0].tokens.tolist()
+    with pytest.raises(ConfigError, match="'web'.*holds other tokens"):
+        loader(tmp_path / "other", values + 1).load_state_dict(state)
+    del state["contents"]  # as an earlier version wrote it
+    loader(tmp_path / "other", values + 1).load_state_dict(state)
