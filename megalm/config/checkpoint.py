@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass, field
 
-from megalm.config.fields import choice
+from megalm.config.fields import choice, number
 
 
 @dataclass
 class CheckpointConfig:
     """Saving and resuming."""
 
-    every: int = 200
+    every: int = number(200, at_least=0)
     """Steps between checkpoints; 0: only at the end."""
-    keep: int = 2
+    keep: int = number(2, at_least=0)
     """Newest checkpoints to keep; 0: all."""
-    keep_every: int = 0
+    keep_every: int = number(0, at_least=0)
     """Also keep each checkpoint whose step is a multiple of this; 0: none."""
     asynchronous: bool = True
     """The step waits only for the copy to host memory, and a thread writes the files; false: it waits for the disk."""
@@ -21,9 +21,9 @@ class CheckpointConfig:
     """Folder, or fsspec URL (s3://bucket/run), of the checkpoints of this run alone; None: the run's folder."""
     local_path: str | None = None
     """With a URL as `path`: the folder that checkpoints wait in until they are uploaded; None: one in the temporary folder."""
-    upload_queue: int = 2
+    upload_queue: int = number(2, at_least=1)
     """With a URL as `path`: how many checkpoints may wait while the store is away; then the oldest is given up."""
-    upload_timeout_s: float = 600.0
+    upload_timeout_s: float = number(600.0, at_least=0)
     """With a URL as `path`: how long the end of a run waits for the store."""
     resume: bool = True
     """Go on from the newest good checkpoint in `path`, if there is one. false: begin anew (or with `load_path`); what a run

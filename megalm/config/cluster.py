@@ -8,6 +8,10 @@ from typing import Any
 import yaml
 
 from megalm.config.errors import ConfigError
+from megalm.config.fields import number
+from megalm.config.ranges import check_fields
+from megalm.config.typed import Kind, build
+from megalm.config.yaml_text import read_yaml_file
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
@@ -26,49 +30,49 @@ class ClusterConfig:
 
     gpu: str | None = None
     """Name of the accelerator: a file of conf/cluster; None: this machine."""
-    gpus: int | None = None
+    gpus: int | None = number(None, at_least=1)
     """GPUs to plan for; None: the ranks that the run starts."""
     aliases: list[str] | None = None
     """Other names that mean this accelerator."""
     description: str | None = None
     """What it is, in words."""
-    memory_gib: float | None = None
+    memory_gib: float | None = number(None, above=0)
     """Memory that a program can allocate, in GiB."""
-    peak_tflops: dict[str, float] | None = None
+    peak_tflops: dict[str, float] | None = number(None, above=0)
     """Dense matrix rate by dtype (bf16, fp16, fp8, tf32, fp32), TFLOP/s."""
-    memory_tb_per_s: float | None = None
+    memory_tb_per_s: float | None = number(None, above=0)
     """Memory bandwidth, TB/s."""
-    processors: int | None = None
+    processors: int | None = number(None, at_least=1)
     """Streaming multiprocessors or compute units: sets how a small product fills the chip."""
-    gpus_per_node: int | None = None
+    gpus_per_node: int | None = number(None, at_least=1)
     """GPUs that the fast link joins."""
-    link_gb_per_s: float | None = None
+    link_gb_per_s: float | None = number(None, above=0)
     """Bandwidth to the GPUs of the same node, GB/s."""
-    link_latency_us: float | None = None
+    link_latency_us: float | None = number(None, at_least=0)
     """Latency of one step of a collective inside a node, microseconds."""
-    network_gb_per_s: float | None = None
+    network_gb_per_s: float | None = number(None, above=0)
     """Bandwidth to other nodes, GB/s of each GPU."""
-    network_latency_us: float | None = None
+    network_latency_us: float | None = number(None, at_least=0)
     """Latency of one step of a collective between nodes, microseconds."""
-    host_gb_per_s: float | None = None
+    host_gb_per_s: float | None = number(None, above=0)
     """Bandwidth to host memory, GB/s."""
-    matmul_efficiency: float | None = None
+    matmul_efficiency: float | None = number(None, above=0, at_most=1)
     """Share of the peak that a large matrix product reaches in a training step."""
-    attention_efficiency: dict[str, float] | None = None
+    attention_efficiency: dict[str, float] | None = number(None, above=0, at_most=1)
     """Share of the peak of the attention kernel's own work, forward and backward."""
-    memory_efficiency: float | None = None
+    memory_efficiency: float | None = number(None, above=0, at_most=1)
     """Share of the memory bandwidth that elementwise kernels reach."""
-    link_efficiency: float | None = None
+    link_efficiency: float | None = number(None, above=0, at_most=1)
     """Share of the link's bandwidth that collectives reach."""
-    network_efficiency: float | None = None
+    network_efficiency: float | None = number(None, above=0, at_most=1)
     """Share of the network's bandwidth that collectives reach."""
-    launch_us: float | None = None
+    launch_us: float | None = number(None, at_least=0)
     """Time that one kernel costs at least, microseconds."""
-    watts: float | None = None
+    watts: float | None = number(None, at_least=0)
     """Power limit of one GPU."""
-    price: float | None = None
+    price: float | None = number(None, at_least=0)
     """Dollars a GPU-hour; None: from conf/prices.yaml."""
-    failures_per_1000_gpu_days: float | None = None
+    failures_per_1000_gpu_days: float | None = number(None, at_least=0)
     """Unexpected interruptions; None: conf/prices.yaml's default rate."""
     sources: dict[str, str] | None = None
     """Where each figure comes from."""
@@ -151,15 +155,15 @@ def hardware() -> dict[str, ClusterConfig]:
     """Every record of conf/cluster by name."""
     records = {}
     for path in sorted((CONF / "cluster").glob("*.yaml")):
-        entries = yaml.safe_load(path.read_text()) or {}
+        entries = read_yaml_file(path, str(path)) or {}
         if entries.get("gpu") is None:
             continue
-        unknown = set(entries) - {f.name for f in fields(ClusterConfig)}
-        if unknown:
-            raise ConfigError(
-                f"{path}: unknown {', '.join(sorted(unknown))}; see megalm/config/cluster.py for the keys."
-            )
-        records[entries["gpu"]] = ClusterConfig(**entries)
+        try:
+            record = build(Kind(ClusterConfig), entries)
+            check_fields(record, "cluster.")
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        records[record.gpu] = record
     return records
 
 

@@ -1,24 +1,33 @@
-"""From command-line overrides to a checked `Config`; every mistake becomes one `ConfigError`."""
+"""From command-line words to a checked `Config`; every mistake becomes one `ConfigError`.
 
-import difflib
-import re
+Hydra puts the yaml files of the chosen groups together, as words; the fields' types then say what each word is.
+"""
+
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megalm.config.errors import ConfigError
-from megalm.config.model_file import expand_model_file
+from megalm.config.fields import MISSING
+from megalm.config.model import ModelConfig
+from megalm.config.model_file import read_model_file
+from megalm.config.ranges import check_fields
 from megalm.config.root import Config
+from megalm.config.typed import Kind, build, keys_of, shown
 from megalm.config.validate import validate
+from megalm.config.words import Setting, Words, read_words
+from megalm.config.yaml_text import read_yaml_file, write_yaml
+
+ALTERNATIVES = (("train.steps", "train.tokens"), ("optim.min_lr", "optim.min_lr_ratio"))
+"""Two ways to say one thing: what the command line gives replaces the other one of a yaml file."""
 
 
 def conf_dir() -> Path:
@@ -49,45 +58,49 @@ def compose_config(overrides: Sequence[str], *, check: bool = True) -> Config:
         overrides: what stands on the command line: `+model=tiny`, `+model=PATH.yaml`, `optim.lr=1e-3`, ...
     Errors: ConfigError for an unknown key, a wrong type, an unknown choice or values that do not go together.
     """
-    available = groups()
-    normal = [_normalise(word, available) for override in overrides for word in expand_model_file(override)]
-    ConfigStore.instance().store(name="base_config", node=Config)
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            composed = compose("config", overrides=normal)
-        _refuse_unknown_keys(composed, Config())
-        config = OmegaConf.to_object(composed)
-    except OverrideParseException as error:
-        raise ConfigError(
-            f"cannot read the override {error.override!r}: write key=value, for example train.steps=100 or +model=tiny."
-        ) from None
-    except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, normal, available)) from None
-    assert isinstance(config, Config)
-    config.model.fill_in()
-    config.train.fill_in(config.model)
+    words = read_words(overrides, groups())
+    values = _of_files(words)
+    _settle_alternatives(values, words.settings)
+    for setting in words.settings:
+        _set(values, setting)
+    config = _build_config(_follow_references(values))
+    check_fields(config)
+    _fill_in(config)
     if check:
         validate(config)
     return config
 
 
+def _build_config(values: dict[str, Any]) -> Config:
+    """The configuration that nested words stand for."""
+    config = build(Kind(Config), values)
+    assert isinstance(config, Config)
+    missing = [name for name in keys_of(ModelConfig) if getattr(config.model, name) == MISSING]
+    if missing:
+        raise ConfigError(
+            f"model.{missing[0]} must be given: choose a model with +model=NAME ({', '.join(groups()['model'])})."
+        )
+    return config
+
+
+def _fill_in(config: Config) -> None:
+    """Replace what was not given by what follows from other values."""
+    config.model.fill_in()
+    batches = [phase.global_batch_size for phase in config.data.phases if phase.global_batch_size]
+    config.train.fill_in(config.model, batches)
+
+
 def load_config(file: Path) -> Config:
     """Read back the resolved `config.yaml` of a run's folder."""
     try:
-        values = OmegaConf.load(file)
+        values = read_yaml_file(file, str(file))
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{file} is not there: is {file.parent} the folder of a run?") from None
     except PermissionError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
-    except (
-        yaml.YAMLError,
-        OmegaConfBaseException,
-        OSError,
-        ValueError,
-    ) as error:  # OSError: OmegaConf's, of a lone scalar
-        raise ConfigError(_damaged(file, _first_line(error))) from None
-    if not isinstance(values, DictConfig) or not values:
+    except ConfigError as error:
+        raise ConfigError(_damaged(file, str(error).removeprefix(f"{file}: "))) from None
+    if not isinstance(values, dict) or not values:
         raise ConfigError(_damaged(file, "it holds no settings."))
     return config_from(values, str(file))
 
@@ -101,89 +114,190 @@ def _damaged(file: Path, why: str) -> str:
 
 def config_from(values: Any, where: str) -> Config:
     """The configuration that nested values describe, as a run's `config.yaml` or a checkpoint has them."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: holds no configuration of a run, which has keys such as model and train.")
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{where}: {_first_line(error)}") from None
-    assert isinstance(config, Config)
-    config.model.fill_in()
+        config = _build_config(values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    _fill_in(config)
     return config
 
 
 def config_yaml(config: Config) -> str:
     """The configuration as yaml text, every field resolved."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return write_yaml(_plain(asdict(config)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def model_is_given(overrides: Sequence[str]) -> bool:
-    """Whether the overrides choose a model, or give its shape by hand."""
-    return any(re.match(r"\+{0,2}model(=|\.num_layers=)", o) or re.match(r"\+experiment=", o) for o in overrides)
+    """Whether the overrides choose a model, or give its shape by hand. Errors: as `read_words`."""
+    words = read_words(overrides, groups())
+    given = {setting.key for setting in words.settings}
+    return (
+        words.model_file is not None
+        or bool({"model", "experiment"} & set(words.choices))
+        or "model.num_layers" in given
+    )
 
 
-def _normalise(override: str, available: dict[str, list[str]]) -> str:
-    """`model=30b` means `+model=30b`: the group is not in the defaults list, and nobody should have to know that."""
-    key, separator, value = override.partition("=")
-    if separator and key in ("model", "experiment"):
-        override = f"+{override}"
-    if key == "checkpoint.async":  # a word that Python keeps for itself
-        return f"checkpoint.asynchronous={value}"
-    if separator and key.lstrip("+") in available and re.fullmatch(r"[\w./-]+", value):
-        group, choices = key.lstrip("+"), available[key.lstrip("+")]
-        if value not in choices and value != "null":
+def _of_files(words: Words) -> dict[str, Any]:
+    """What the yaml files of the chosen groups, and a model's own file, say together."""
+    root, store = conf_dir(), ConfigStore.instance()
+    for file in [root / "config.yaml", *root.glob("*/**/*.yaml")]:
+        name, changed = file.relative_to(root).with_suffix(""), file.stat().st_mtime_ns
+        if _STORED.get(name) != (file, changed):
+            group = "/".join(name.parts[:-1]) or None
+            store.store(name.name, _read_group_file(file), group=group, package=_package(file))
+            _STORED[name] = (file, changed)
+    GlobalHydra.instance().clear()
+    added = ("model", "experiment")  # not in the list of defaults
+    choices = [f"{'+' if group in added else ''}{group}='{name}'" for group, name in words.choices.items()]
+    try:
+        with initialize(version_base="1.3", config_path=None):
+            composed = compose("config", overrides=choices)
+        values = OmegaConf.to_container(composed, resolve=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"the yaml files of {root} do not go together: {str(error).strip().splitlines()[0]}"
+        ) from None
+    assert isinstance(values, dict)
+    found: dict[str, Any] = {str(key): value for key, value in values.items()}
+    if words.model_file is not None:
+        _merge(found.setdefault("model", {}), read_model_file(words.model_file))
+    return found
+
+
+_STORED: dict[Path, tuple[Path, int]] = {}
+"""What Hydra holds already: by the group and name of a file, the file and when it was changed."""
+
+
+def _read_group_file(file: Path) -> dict[str, Any]:
+    values = read_yaml_file(file, str(file)) or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: holds no keys. Correct the file, or remove it.")
+    return values
+
+
+def _package(file: Path) -> str | None:
+    """Where in the configuration the file's keys belong, when its head says so (`# @package _global_`)."""
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            if not line.startswith("#"):
+                return None
+            if line.lstrip("# ").startswith("@package"):
+                return line.split()[-1]
+    return None
+
+
+def _settle_alternatives(values: dict[str, Any], settings: Sequence[Setting]) -> None:
+    """Of two keys that say one thing the command line's counts. Errors: ConfigError where one place gives both."""
+    given = {setting.key: setting.value for setting in settings if setting.value is not None}
+    for pair in ALTERNATIVES:
+        typed = [key for key in pair if key in given]
+        if len(typed) == 2:
             raise ConfigError(
-                f"{group}={value}: there is no such {group}. Choices: {', '.join(choices)}.{_closest(value, choices)}"
+                f"{pair[0]}={shown(given[pair[0]])} and {pair[1]}={shown(given[pair[1]])}: give one of them."
             )
-    return override
+        for one, other in (pair, pair[::-1]):
+            if typed == [one]:
+                _set(values, Setting(other, None))
+    for one, other in ALTERNATIVES:
+        cleared = {setting.key for setting in settings if setting.value is None}
+        in_files = [key for key in (one, other) if _get(values, key) is not None and key not in cleared]
+        if len(in_files) == 2:
+            raise ConfigError(f"the yaml files give {one} and {other}: set one of them to null.")
 
 
-def _explain(error: Exception, overrides: Sequence[str], available: dict[str, list[str]]) -> str:
-    """One sentence for a person out of Hydra's or OmegaConf's exception."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    text = _first_line(cause)
-    unknown = re.search(r"Key '([^']*)' not in '?\w+'?|Key '([^']*)' is not in struct|not find '([^']+)'", str(cause))
-    key = getattr(cause, "full_key", None) or getattr(error, "full_key", None)
-    if unknown:
-        name = key or next(group for group in unknown.groups() if group)
-        parent, _, leaf = name.rpartition(".")
-        siblings = _keys_under(parent)
-        listing = f" Keys of {parent or 'the configuration'}: {', '.join(siblings)}." if siblings else ""
-        return f"unknown key {name!r}.{_closest(leaf, siblings)}{listing}"
-    if "Missing mandatory value" in str(cause) or "???" in str(cause):
-        return f"{key or text} must be given: choose a model with +model=NAME ({', '.join(available['model'])})."
-    given = next((o for o in reversed(overrides) if key and o.lstrip("+").startswith(f"{key}=")), None)
-    if key:
-        return f"{given or key}: {text}"
-    return text
+def _get(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
-def _refuse_unknown_keys(given: DictConfig, known: Any, prefix: str = "") -> None:
-    """`+key=value` adds any key it likes; only those of the dataclasses mean something."""
-    names = [f.name for f in fields(known)]
-    for key in given:
-        if key not in names:
-            raise ConfigError(
-                f"unknown key {prefix + str(key)!r}.{_closest(str(key), names)} "
-                f"Keys of {prefix.rstrip('.') or 'the configuration'}: {', '.join(names)}."
-            )
-        inner = getattr(known, str(key))
-        if is_dataclass(inner) and not OmegaConf.is_missing(given, key):
-            _refuse_unknown_keys(given[key], inner, f"{prefix}{key}.")
+def _set(values: dict[str, Any], setting: Setting) -> None:
+    """Put one value into its place; a mapping joins what is there."""
+    path, place, kind = setting.path, values, Kind(Config)
+    for number, part in enumerate(path[:-1]):
+        kind = keys_of(kind.type)[part] if kind.is_group else kind.part()
+        if kind.is_mapping:
+            path = [*path[: number + 1], ".".join(path[number + 1 :])]
+        if isinstance(place, list):
+            place = _item(place, part, path)
+        else:
+            if not isinstance(place.get(part), dict | list):
+                place[part] = list(kind.default or []) if kind.is_list else {}
+            place = place[part]
+        if kind.is_mapping:
+            break
+    if isinstance(place, list):
+        _item(place, path[-1], path)
+        place[int(path[-1])] = setting.value
+    elif isinstance(setting.value, dict) and isinstance(place.get(path[-1]), dict):
+        _merge(place[path[-1]], setting.value)
+    else:
+        place[path[-1]] = setting.value
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") + "."
+def _item(items: list[Any], number: str, path: Sequence[str]) -> Any:
+    if int(number) >= len(items):
+        where = ".".join(path)
+        raise ConfigError(f"{where}: the list has {len(items)} item{'s' * (len(items) != 1)}, counted from 0.")
+    return items[int(number)]
 
 
-def _closest(word: str, candidates: Sequence[str]) -> str:
-    match = difflib.get_close_matches(word, candidates, n=1)
-    return f" Did you mean {match[0]!r}?" if match else ""
+def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
 
 
-def _keys_under(parent: str) -> list[str]:
-    """The field names of the dataclass that the dotted path `parent` leads to."""
-    node: object = Config()
-    for part in filter(None, parent.split(".")):
-        node = getattr(node, part, None)
-    return [f.name for f in fields(node)] if is_dataclass(node) else []
+def _follow_references(values: dict[str, Any]) -> dict[str, Any]:
+    """`${train.seed}` means that key's value, `${oc.env:USER}` the environment's."""
+    if not _refers(values):
+        return values
+    try:
+        tree = OmegaConf.merge(OmegaConf.create(_defaults(Config)), OmegaConf.create(values))
+        followed: Any = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "a value"
+        raise ConfigError(
+            f"{key}: what stands in ${{...}} is no key that has a value. Correct it, or write \\${{ where the text itself is "
+            "meant."
+        ) from None
+    return {key: _replaced(value, followed[key]) for key, value in values.items()}
+
+
+def _refers(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_refers, value.values()))
+    if isinstance(value, list):
+        return any(map(_refers, value))
+    return isinstance(value, str) and "${" in value
+
+
+def _replaced(value: Any, followed: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _replaced(inner, followed[key]) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_replaced(inner, there) for inner, there in zip(value, followed, strict=True)]
+    return followed if isinstance(value, str) and "${" in value else value
+
+
+def _defaults(group: type) -> dict[str, Any]:
+    """The fields' defaults, for references to what nobody set."""
+    found: dict[str, Any] = {}
+    for field in fields(group):
+        kind = keys_of(group)[field.name]
+        if kind.is_group:
+            found[field.name] = _defaults(kind.type)
+        elif not (kind.is_list and is_dataclass(kind.part().type)):
+            found[field.name] = list(kind.default) if isinstance(kind.default, tuple) else kind.default
+    return found

@@ -1,10 +1,48 @@
-"""How a configuration field is declared: a default, the words it accepts, or that it must be given."""
+"""How a configuration field is declared: a default, the words or numbers it accepts, or that it must be given."""
 
-from dataclasses import field
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 MISSING = "???"
-"""What Hydra's configurations hold where a value must be given; the kernels' and the model's users need no Hydra."""
+"""What a configuration holds where a value must be given; the kernels' and the model's users need no Hydra."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers a field holds. Without `infinite` they are finite; NaN is never one of them."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    infinite: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        if math.isnan(value) or (math.isinf(value) and not self.infinite):
+            return False
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        upper = self.at_most is not None or self.below is not None
+        if not upper and (self.above == 0 or self.at_least == 0):
+            return "positive" if self.above == 0 else "0 or positive"
+        bounds = [
+            text.format(bound)
+            for text, bound in (
+                ("at least {:g}", self.at_least),
+                ("above {:g}", self.above),
+                ("at most {:g}", self.at_most),
+                ("below {:g}", self.below),
+            )
+            if bound is not None
+        ]
+        return " and ".join(bounds) or "a number"
 
 
 def choice(default: str, *others: str) -> Any:
@@ -12,6 +50,17 @@ def choice(default: str, *others: str) -> Any:
     return field(default=default, metadata={"choices": (default, *others)})
 
 
-def required() -> Any:
-    """A field without a default: composing fails with its name when it is not given."""
-    return MISSING
+def number(default: Any, **bounds: Any) -> Any:
+    """A number, an optional one, or several (lists, tuples and dicts of numbers); each must lie within the bounds of `Range`.
+
+    default: the value, or a function that makes it.
+    """
+    metadata = {"range": Range(**bounds)}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def required(**bounds: Any) -> Any:
+    """A number without a default: composing fails with the field's name when it is not given."""
+    return number(MISSING, **bounds)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from megalm.config.errors import ConfigError
-from megalm.config.fields import choice
+from megalm.config.fields import choice, number
+from megalm.config.ranges import check_fields
 
 ACTIONS = ("skip", "skip_data", "rollback", "lower_lr", "reseed", "give_up")
 
@@ -12,48 +13,48 @@ ACTIONS = ("skip", "skip_data", "rollback", "lower_lr", "reseed", "give_up")
 class DetectorConfig:
     """Constants of the spike detector (megalm/guard/detect.py). Counts are in samples of the curve, which are steps."""
 
-    window: int = 128
+    window: int = number(128, at_least=8)
     """Accepted samples that the baseline is made of: the median's error is 1.25 s/sqrt(n), and longer ones lag."""
-    min_window: int = 32
+    min_window: int = number(32, at_least=8)
     """No judgement but non-finite before so many samples: below it the spread's own error is above 15%."""
-    scale_floor: float = 0.004
+    scale_floor: float = number(0.004, above=0)
     """Smallest spread s of ln(loss): quieter runs (0.4% noise) would alarm on rounding and learning-rate steps."""
-    gate: float = 6.0
+    gate: float = number(6.0, above=0)
     """z from which one step is refused. Healthy real data reach it 25 to 30 times in 10,000 steps."""
-    gate_excess: float = 0.05
+    gate_excess: float = number(0.05, at_least=0)
     """... and the loss must be 5% above its baseline: z = 6 on a very quiet curve harms nobody."""
-    strong: float = 3.0
+    strong: float = number(3.0, at_least=0)
     """A run of outliers goes on while z is above this."""
-    fall: float = 0.7
+    fall: float = number(0.7, above=0)
     """A fall is only odd when it drops at once below exp(-0.7), half, of the baseline: losses fall for good reasons all the
     time. After `persistence` such samples the new level is taken up."""
-    gradient_gate: float = 8.0
+    gradient_gate: float = number(8.0, above=0)
     """z of ln(gradient norm) from which a step is refused; its tails are heavier than the loss'."""
-    update_gate: float = 1.5
+    update_gate: float = number(1.5, above=0)
     """ln by which the size of the coming update may exceed its median, 4.5 times, before the step is refused: a lost
     second moment or a wrong learning rate. With betas 0.9 and 0.95 a gradient alone cannot do that (0.1 g / sqrt(0.05 g^2)
     is 0.45); at 0.999 the spike of one tensor's gradient can, and updates like that come before spikes of the loss."""
-    spread_gate: float = 0.5
+    spread_gate: float = number(0.5, above=0)
     """Nats by which the worst data rank's loss must exceed the ranks' median, beside z > gradient_gate, to be odd."""
-    drift: float = 0.5
+    drift: float = number(0.5, at_least=0)
     """What a shift must exceed, in s, to be counted at all: half of the smallest shift that matters (Page 1954)."""
-    alarm: float = 22.0
+    alarm: float = number(22.0, above=0)
     """Sum of z beyond the drift from which a shift is declared; healthy real curves reached 15 in 130,000 steps."""
-    clip: float = 4.0
+    clip: float = number(4.0, above=0)
     """The most that one sample may add to that sum."""
-    persistence: int = 11
+    persistence: int = number(11, at_least=1)
     """Samples that an episode must have lasted: ten bad batches in a row heal by themselves."""
-    still: float = 0.4
+    still: float = number(0.4, at_least=0, at_most=1)
     """The last two samples must each be above this share of the episode's mean z: an episode that is over is no shift."""
-    healing: float = 0.8
+    healing: float = number(0.8, at_least=0, at_most=1)
     """An excess that shrank to less than this in five samples is healing by itself: the verdict waits ..."""
-    healing_limit: int = 30
+    healing_limit: int = number(30, at_least=0)
     """... but at most so many samples."""
-    freeze: float = 5.0
+    freeze: float = number(5.0, at_least=0)
     """The baseline learns nothing while the sum is above this."""
-    freeze_limit: int = 400
+    freeze_limit: int = number(400, at_least=0)
     """... for at most so many samples; then the new level is taken as the baseline."""
-    nonfinite_limit: int = 4
+    nonfinite_limit: int = number(4, at_least=1)
     """Non-finite steps in a row from which the weights are taken for lost. Loss scaling alone makes one or two."""
 
 
@@ -61,21 +62,21 @@ class DetectorConfig:
 class RungConfig:
     """One rung of the ladder: an action, how often it may be taken, and its own numbers."""
 
-    action: str = choice("skip", "skip_data", "rollback", "lower_lr", "reseed", "give_up")
+    action: str = choice(*ACTIONS)
     """skip: refuse one update. skip_data: also jump over the next batches. rollback: back to before the onset, and skip
     the data around it. lower_lr, reseed: a rollback with a lower learning rate, or with new random numbers for dropout and
     the rest of the data in another order. give_up: stop with a report, exit status 3."""
-    budget: int = 1
+    budget: int = number(1, at_least=0)
     """Times it may be taken within `within` steps; then the next rung that fits answers."""
-    within: int = 10000
+    within: int = number(10000, at_least=0)
     """Steps that the budget is for."""
-    in_a_row: int = 0
+    in_a_row: int = number(0, at_least=0)
     """skip: after so many refused steps in a row the next rung answers; 0: no limit but the budget."""
-    steps: int = 8
+    steps: int = number(8, at_least=0)
     """skip_data: batches to jump over; twice as many each time."""
-    lr_scale: float = 1.0
+    lr_scale: float = number(1.0, above=0, at_most=1)
     """lower_lr: factor on the scheduled learning rate ..."""
-    rewarm_steps: int = 1000
+    rewarm_steps: int = number(1000, at_least=0)
     """... that returns to 1, linearly, over so many steps."""
     reset_moments: bool = False
     """rollback, lower_lr, reseed: also start the optimizer's moments anew; the learning rate then comes back over
@@ -98,17 +99,17 @@ class ProvokeConfig:
     )
     """What is damaged: batches of random, permuted or one repeated token; the second moment set to zero; the learning
     rate multiplied; one bit of one weight of one rank; the gradients multiplied."""
-    step: int = 100
+    step: int = number(100, at_least=1)
     """First step of the damage."""
-    steps: int = 1
+    steps: int = number(1, at_least=1)
     """Steps that it lasts: batches that are bad, or updates at the wrong learning rate."""
-    times: int = 1
+    times: int = number(1, at_least=1)
     """How often it strikes when the same steps come again (2: it also strikes the replay, as a true fault would)."""
-    factor: float = 30.0
+    factor: float = number(30.0, infinite=True)
     """lr_jump, gradient_scale: the factor."""
-    bit: int = 30
+    bit: int = number(30, at_least=0, at_most=31)
     """bit_flip: which bit of the fp32 weight (30: the exponent's highest)."""
-    rank: int = 0
+    rank: int = number(0, at_least=0)
     """bit_flip: on which rank."""
 
 
@@ -124,34 +125,34 @@ class GuardConfig:
     """What counts as a spike."""
     rungs: list[RungConfig] = field(default_factory=list)
     """The ladder, gentlest first. An empty one only reports."""
-    snapshot_lags: list[int] = field(default_factory=lambda: [16, 64, 256])
+    snapshot_lags: list[int] = number(lambda: [16, 64, 256], at_least=1)
     """Steps between snapshots in host memory: one for each lag, the older ones filled from the younger. Empty: none."""
-    ring_memory_gb: float | None = None
+    ring_memory_gb: float | None = number(None, at_least=0)
     """Host memory that the snapshots of one rank may take, GB; None: half of what is free, shared by the local ranks."""
-    margin: int = 4
+    margin: int = number(4, at_least=0)
     """A snapshot is trusted when it is at least so many steps older than the onset of the trouble."""
-    probe_sequences: int = 8
+    probe_sequences: int = number(8, at_least=0)
     """Held-out sequences of the probe that tells bad data from damaged weights; 0: no probe."""
-    probe_excess: float = 0.1
+    probe_excess: float = number(0.1, above=0)
     """Nats by which the probe's loss may exceed that of the newest trusted snapshot before the weights count as damaged.
     One bad batch adds about 0.01, a wrong learning rate 0.3, a lost second moment 30."""
-    data_excess: float = 0.15
+    data_excess: float = number(0.15, above=0)
     """ln(loss) by which data must be harder for good, the weights being fine, to be left out; less is a change of the
     mixture that the run is to learn (from 3.0 nats to 3.5)."""
-    attention_warning: float = 100.0
+    attention_warning: float = number(100.0, at_least=0)
     """Largest attention logit from which a warning is written, and again at each doubling: without QK-norm or QK-clip they
     go on growing (Kimi K2 clips at 100; at 1e4 small models diverge, Wortsman et al. 2023); 0: never."""
     replay: bool = True
     """Repeat the steps since the last clean snapshot once: damage that does not come again was the hardware's."""
-    replica_check_every: int = 256
+    replica_check_every: int = number(256, at_least=0)
     """Steps between comparisons of the weights of data-parallel replicas, which must be equal bit by bit; 0: never."""
-    recurrence: int = 500
+    recurrence: int = number(500, at_least=0)
     """Steps within which trouble counts as the same trouble again: rollbacks then go further back, and skip twice as much."""
-    skip_before: int = 20
+    skip_before: int = number(20, at_least=0)
     """Batches before the onset that a rollback skips."""
-    skip_after: int = 50
+    skip_after: int = number(50, at_least=0)
     """Batches after the alarm that a rollback skips."""
-    skip_limit: int = 500
+    skip_limit: int = number(500, at_least=0)
     """Batches that one rollback skips at most."""
     provoke: ProvokeConfig = field(default_factory=ProvokeConfig)
     """Damage done on purpose."""
@@ -173,18 +174,9 @@ _GO_BACK = ("rollback", "lower_lr", "reseed")
 
 def check_guard(guard: GuardConfig) -> None:
     """Raise ConfigError for a ladder or numbers that cannot work."""
-    for number, rung in enumerate(guard.rungs):
-        where = f"guard.rungs[{number}]"
-        if rung.action not in ACTIONS:
-            raise ConfigError(f"{where}.action={rung.action}: there is no such action. Actions: {', '.join(ACTIONS)}.")
-        for name in ("budget", "within", "in_a_row", "steps", "rewarm_steps"):
-            value = getattr(rung, name)
-            if value < 0:
-                raise ConfigError(
-                    f"{where}.{name}={value} (action {rung.action}): must not be negative; 0 turns it off."
-                )
-        if not 0 < rung.lr_scale <= 1:
-            raise ConfigError(f"{where}.lr_scale={rung.lr_scale}: must be above 0 and at most 1.")
+    check_fields(guard, "guard.")
+    for place, rung in enumerate(guard.rungs):
+        where = f"guard.rungs[{place}]"
         if rung.reset_moments and rung.action not in _GO_BACK:
             raise ConfigError(
                 f"{where}.reset_moments=true (action {rung.action}): only what goes back can start the moments anew: "
@@ -193,22 +185,13 @@ def check_guard(guard: GuardConfig) -> None:
         if rung.action == "lower_lr" and rung.lr_scale == 1:
             raise ConfigError(f"{where}: lower_lr needs lr_scale below 1, for example lr_scale: 0.7.")
     lags = list(guard.snapshot_lags)
-    if lags != sorted(set(lags)) or any(lag <= 0 for lag in lags):
+    if lags != sorted(set(lags)):
         raise ConfigError(f"guard.snapshot_lags={lags}: positive numbers of steps, each larger than the one before.")
     if any(b % a for a, b in zip(lags, lags[1:], strict=False)):
         raise ConfigError(
             f"guard.snapshot_lags={lags}: each must be a multiple of the one before, as in [16, 64, 256]."
         )
-    counts = ("margin", "probe_sequences", "replica_check_every", "recurrence", "skip_before", "skip_after")
-    for name in (*counts, "attention_warning"):
-        if getattr(guard, name) < 0:
-            raise ConfigError(f"guard.{name}={getattr(guard, name)}: must not be negative.")
-    if guard.data_excess <= 0:
-        raise ConfigError(f"guard.data_excess={guard.data_excess}: must be positive (ln of the loss).")
-    if guard.probe_excess <= 0:
-        raise ConfigError(f"guard.probe_excess={guard.probe_excess}: must be positive (nats).")
     _check_detector(guard.detector)
-    _check_provoke(guard.provoke)
 
 
 def _check_detector(detector: DetectorConfig) -> None:
@@ -216,17 +199,4 @@ def _check_detector(detector: DetectorConfig) -> None:
         raise ConfigError(
             f"guard.detector.min_window={detector.min_window}: must lie between 8 and guard.detector.window="
             f"{detector.window}."
-        )
-    gates = ("gate", "gradient_gate", "update_gate", "spread_gate")
-    for name in ("scale_floor", *gates, "alarm", "clip", "persistence", "nonfinite_limit"):
-        if getattr(detector, name) <= 0:
-            raise ConfigError(f"guard.detector.{name}={getattr(detector, name)}: must be positive.")
-
-
-def _check_provoke(provoke: ProvokeConfig) -> None:
-    if not 0 <= provoke.bit <= 31:
-        raise ConfigError(f"guard.provoke.bit={provoke.bit}: an fp32 weight has bits 0 to 31.")
-    if provoke.kind != "none" and (provoke.step < 1 or provoke.steps < 1 or provoke.times < 1):
-        raise ConfigError(
-            f"guard.provoke: step={provoke.step}, steps={provoke.steps}, times={provoke.times}: each must be 1 or more."
         )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from megalm.config.effects import Aside, Course, Fixed, Function, Start
-from megalm.config.fields import choice, required
+from megalm.config.fields import choice, number, required
 
 
 @dataclass
@@ -12,13 +12,13 @@ class RopeScalingConfig:
 
     kind: str = choice("none", "linear", "llama3")
     """none, linear (positions divided by `factor`), or llama3 (only the low frequencies are stretched)."""
-    factor: float = 1.0
+    factor: float = number(1.0, above=0)
     """How many times longer the sequences become."""
-    low_frequency_factor: float = 1.0
+    low_frequency_factor: float = number(1.0, above=0)
     """llama3: wavelengths above original_seq_length / this are fully stretched."""
-    high_frequency_factor: float = 4.0
+    high_frequency_factor: float = number(4.0, above=0)
     """llama3: wavelengths below original_seq_length / this are left alone."""
-    original_seq_length: int = 8192
+    original_seq_length: int = number(8192, at_least=1)
     """llama3: the sequence length before stretching."""
 
 
@@ -26,13 +26,13 @@ class RopeScalingConfig:
 class MoEConfig:
     """Mixture of experts in place of the dense MLP. `num_experts: 0` means dense."""
 
-    num_experts: int = 0
+    num_experts: int = number(0, at_least=0)
     """Experts per layer; 0 for a dense model."""
-    top_k: int = 2
+    top_k: int = number(2, at_least=1)
     """Experts that each token is sent to."""
-    ffn_hidden_size: int | None = None
+    ffn_hidden_size: int | None = number(None, at_least=1)
     """Hidden size of one expert; None: the model's ffn_hidden_size."""
-    num_shared_experts: int = 0
+    num_shared_experts: int = number(0, at_least=0)
     """Experts that every token passes through, beside the routed ones."""
 
 
@@ -42,25 +42,25 @@ class ModelConfig:
 
     name: Aside[str] = "custom"
     """What people call it; used in reports only."""
-    num_layers: Fixed[int] = required()
+    num_layers: Fixed[int] = required(at_least=1)
     """Transformer layers."""
-    hidden_size: Fixed[int] = required()
+    hidden_size: Fixed[int] = required(at_least=1)
     """Width of the residual stream."""
-    num_heads: Function[int] = required()
+    num_heads: Function[int] = required(at_least=1)
     """Query heads of each attention."""
-    num_kv_heads: Function[int | None] = None
+    num_kv_heads: Function[int | None] = number(None, at_least=1)
     """Key/value heads (grouped-query attention, Ainslie et al. 2023); None: as many as query heads."""
-    head_dim: Function[int | None] = None
+    head_dim: Function[int | None] = number(None, at_least=1)
     """Width of a head; None: hidden_size / num_heads."""
-    ffn_hidden_size: Fixed[int | None] = None
+    ffn_hidden_size: Fixed[int | None] = number(None, at_least=1)
     """Hidden width of the MLP; None: 4 x hidden_size, or 8/3 of it in multiples of 64 for a gated activation."""
-    vocab_size: Fixed[int] = required()
+    vocab_size: Fixed[int] = required(at_least=1)
     """Rows of the embedding: at least the tokenizer's vocabulary."""
-    seq_length: Fixed[int] = required()
+    seq_length: Fixed[int] = required(at_least=1)
     """Tokens in a training sequence."""
     norm: Function[str] = choice("rmsnorm", "layernorm")
     """rmsnorm (Zhang & Sennrich 2019) or layernorm."""
-    norm_eps: Function[float] = 1e-5
+    norm_eps: Function[float] = number(1e-5, above=0, at_most=1)
     """Added to the variance inside every norm."""
     norm_bias: Fixed[bool] = False
     """A bias in each layernorm (GPT-2); rmsnorm never has one."""
@@ -70,15 +70,15 @@ class ModelConfig:
     """The MLP's function; swiglu and geglu are gated (Shazeer 2020), the others have one input matrix."""
     position: Function[str] = choice("rope", "learned", "alibi", "none")
     """rope (Su et al. 2021), learned (GPT-2), alibi (Press et al. 2021) or none."""
-    rope_theta: Function[float] = 10000.0
+    rope_theta: Function[float] = number(10000.0, at_least=1)
     """Base of the rotary wavelengths."""
-    rope_fraction: Function[float] = 1.0
+    rope_fraction: Function[float] = number(1.0, above=0, at_most=1)
     """Share of each head that is rotated (GPT-NeoX: 0.25)."""
     rope_interleaved: Function[bool] = False
     """Pairs are neighbours (true) or half a head apart (false, as in Hugging Face's Llama)."""
     rope_scaling: Function[RopeScalingConfig] = field(default_factory=RopeScalingConfig)
     """Stretching of rotary frequencies for long sequences."""
-    alibi_max_bias: Function[float] = 8.0
+    alibi_max_bias: Function[float] = number(8.0, above=0)
     """ALiBi: slopes run over 2^(-alibi_max_bias * k / heads)."""
     linear_bias: Fixed[bool] = False
     """Biases in the MLP's matrices."""
@@ -92,19 +92,19 @@ class ModelConfig:
     """Normalise queries and keys before their product: keeps attention logits bounded (Dehghani et al. 2023)."""
     qk_norm_scope: Function[str] = choice("head", "full")
     """head: each head by itself, one weight of head_dim (Qwen3); full: over all heads together (OLMo 2)."""
-    clip_qkv: Function[float | None] = None
+    clip_qkv: Function[float | None] = number(None, above=0)
     """Clamp queries, keys and values to +- this value (MPT); None: no clamp."""
     tie_embeddings: Fixed[bool] = False
     """The output matrix is the embedding's."""
     embedding_norm: Fixed[bool] = False
     """A norm right after the embedding (BLOOM)."""
-    embedding_scale: Function[float] = 1.0
+    embedding_scale: Function[float] = number(1.0, above=0)
     """The embedding's output is multiplied by this."""
-    dropout: Course[float] = 0.0
+    dropout: Course[float] = number(0.0, at_least=0, below=1)
     """Probability of dropping an element of each sub-layer's output and of the embedding's, in training."""
-    z_loss: Course[float] = 0.0
+    z_loss: Course[float] = number(0.0, at_least=0)
     """Weight of mean log^2 Z added to the loss: keeps logits from drifting (PaLM: 1e-4)."""
-    init_std: Start[float] = 0.02
+    init_std: Start[float] = number(0.02, above=0)
     """Standard deviation of the initial weights."""
     scaled_init: Start[bool] = True
     """Matrices that write to the residual stream start smaller, by 1 / sqrt(2 num_layers) (GPT-2)."""

@@ -2,72 +2,50 @@
 
 import dataclasses
 import difflib
-import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megalm.config.errors import ConfigError
 from megalm.config.model import ModelConfig
+from megalm.config.typed import keys_of
+from megalm.config.yaml_text import read_yaml_file, write_yaml
 
-_GIVEN = re.compile(r"\+{0,2}model=(.+\.ya?ml)")
 
+def read_model_file(path: Path) -> dict[str, Any]:
+    """The words of a model's file, in nested mappings as conf/model/*.yaml have them.
 
-def expand_model_file(override: str) -> list[str]:
-    """`+model=PATH.yaml` as the overrides `model.key=value` that the file stands for; any other override as it is.
-
-    The file has the keys of conf/model/*.yaml; in a run's config.yaml those under `model:` are taken. Overrides that
-    come later on the command line win.
-    Errors: ConfigError if it is not there, is no yaml mapping, or has keys that a model does not.
+    In a run's config.yaml those under `model:` are taken. What the command line says of the model wins over them.
+    Errors: ConfigError if the file is not there, is no yaml mapping, or has keys that a model does not.
     """
-    match = _GIVEN.fullmatch(override)
-    if match is None:
-        return [override]
-    path = Path(match[1].strip("'\""))
+    where = f"model={path}"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml_file(path, where)
     except OSError as error:
         raise ConfigError(
-            f"model={path}: {error.strerror}. Give the path of a yaml file with a model's keys, or a name of conf/model."
+            f"{where}: {error.strerror}. Give the path of a yaml file with a model's keys, or a name of conf/model."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"model={path}: not yaml ({str(error).splitlines()[0]}).") from None
     if isinstance(values, dict) and isinstance(values.get("model"), dict):
         values = values["model"]
-    if not isinstance(values, dict):
-        raise ConfigError(f"model={path}: holds no keys of a model, such as num_layers: 12.")
-    return _flat(path, values, ModelConfig(), "model")
+    if not isinstance(values, dict) or not values:
+        raise ConfigError(f"{where}: holds no keys of a model, such as num_layers: 12.")
+    _check_keys(where, values, ModelConfig, "model")
+    return values
+
+
+def _check_keys(where: str, values: dict[str, Any], known: type, prefix: str) -> None:
+    kinds = keys_of(known)
+    for key, value in values.items():
+        if key not in kinds:
+            close = difflib.get_close_matches(key, kinds, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{where}: unknown key {prefix}.{key}.{hint} Keys: {', '.join(kinds)}.")
+        if isinstance(value, dict) and kinds[key].is_group:
+            _check_keys(where, value, kinds[key].type, f"{prefix}.{key}")
 
 
 def model_yaml(model: ModelConfig) -> str:
     """The model as the text of such a file: what differs from the defaults."""
-    return yaml.safe_dump(_differing(model, ModelConfig()), sort_keys=False)
-
-
-def _flat(path: Path, values: dict[Any, Any], known: Any, prefix: str) -> list[str]:
-    fields = [field.name for field in dataclasses.fields(known)]
-    found = []
-    for key, value in values.items():
-        if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"model={path}: unknown key {prefix}.{key}.{hint} Keys: {', '.join(fields)}.")
-        if isinstance(value, dict):
-            found += _flat(path, value, getattr(known, key), f"{prefix}.{key}")
-        else:
-            found.append(f"{prefix}.{key}={_literal(value)}")
-    return found
-
-
-def _literal(value: Any) -> str:
-    """A value as Hydra's command line takes it: a backslash means something only before a quotation mark."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool | int | float):
-        return str(value).lower()
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
-    return f"'{escaped}'"
+    return write_yaml(_differing(model, ModelConfig()))
 
 
 def _differing(values: Any, defaults: Any) -> dict[str, Any]:

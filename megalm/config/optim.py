@@ -2,10 +2,16 @@
 
 from dataclasses import dataclass, field
 
-from megalm.config.fields import choice
+from megalm.config.fields import choice, number
 
 _USUAL = {"zclip": (2.5, 0.97, 25), "adagc": (1.05, 0.98, 100)}
 """Threshold, decay and warm-up as their papers have them."""
+
+
+USUAL_RATIO = 0.1
+"""Of the peak, at the end: what most schedules of language models go down to (Hoffmann et al. 2022)."""
+USUAL_RESET_WARMUP = 150
+"""Of SPAM (arXiv:2501.06842), after a reset every 500 updates."""
 
 
 @dataclass
@@ -15,11 +21,11 @@ class AdaptiveClipConfig:
     kind: str = choice("none", "zclip", "adagc")
     """zclip: the global norm against its moving average (Kumar et al. 2025, arXiv:2504.02507); adagc: each tensor's norm
     against its own (Wang et al. 2025, arXiv:2502.11034)."""
-    threshold: float = 0.0
+    threshold: float = number(0.0, at_least=0)
     """zclip: deviations above the mean (0: 2.5); adagc: times the usual norm (0: 1.05)."""
-    decay: float = 0.0
+    decay: float = number(0.0, at_least=0, below=1)
     """Averaging factor of the usual norm; 0: the paper's, 0.97 for zclip, 0.98 for adagc."""
-    warmup_steps: int = 0
+    warmup_steps: int = number(0, at_least=0)
     """Updates before it acts; 0: the paper's, 25 for zclip, 100 for adagc."""
 
     def __post_init__(self) -> None:
@@ -37,33 +43,46 @@ class OptimConfig:
 
     name: str = choice("adamw")
     """The update rule."""
-    lr: float = 3e-4
+    lr: float = number(3e-4, above=0)
     """Peak learning rate."""
-    min_lr: float = 3e-5
-    """Learning rate at the end of the schedule."""
-    warmup_steps: int = 100
-    """Steps of linear rise from zero to lr."""
+    min_lr_ratio: float | None = number(None, at_least=0, at_most=1)
+    """Share of lr at the end of the schedule, where min_lr is not given; None: a tenth."""
+    min_lr: float | None = number(None, at_least=0)
+    """Learning rate at the end of the schedule; None: `min_lr_ratio` of lr."""
+    warmup_steps: int | None = number(None, at_least=0)
+    """Steps of linear rise from zero to lr; None: 100, or a tenth of a run that is too short for them."""
     schedule: str = choice("cosine", "linear", "wsd", "constant")
     """cosine or linear decay to min_lr; wsd: stable, then linear decay over the last `decay_fraction`; constant."""
-    decay_fraction: float = 0.2
+    decay_fraction: float = number(0.2, above=0, at_most=1)
     """wsd: share of the run that the decay takes."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = number((0.9, 0.95), at_least=0, below=1)
     """Averaging factors of the first and second moments."""
-    eps: float = 1e-8
+    eps: float = number(1e-8, above=0)
     """Added to the root of the second moment."""
-    weight_decay: float = 0.1
+    weight_decay: float = number(0.1, at_least=0)
     """Decay per unit of learning rate; never applied to norms, biases and embeddings."""
-    clip_grad_norm: float = 1.0
+    clip_grad_norm: float = number(1.0, at_least=0)
     """Gradients are scaled down to this global norm; 0: never."""
     adaptive_clip: AdaptiveClipConfig = field(default_factory=AdaptiveClipConfig)
     """Clipping by what is usual."""
     update_clip: bool = False
     """StableAdamW (Wortsman et al. 2023, arXiv:2304.13013): a tensor whose gradients its second moment does not explain is
     updated with lr / RMS; lets clip_grad_norm be 0."""
-    qk_clip: float = 0.0
+    qk_clip: float = number(0.0, at_least=0)
     """Query and key weights of a head whose largest attention logit exceeds this are scaled down until it does not (Kimi
     K2, arXiv:2507.20534: 100); 0: never."""
-    reset_every: int = 0
+    reset_every: int = number(0, at_least=0)
     """Updates after which both moments start anew (SPAM, arXiv:2501.06842: 500; Stable-SPAM: 1000); 0: never."""
-    reset_warmup_steps: int = 150
-    """Updates over which the learning rate comes back, along half a cosine, after the moments started anew."""
+    reset_warmup_steps: int | None = number(None, at_least=0)
+    """Updates over which the learning rate comes back, along half a cosine, after the moments started anew; None: 150, or
+    three tenths of a shorter reset_every."""
+
+    def __post_init__(self) -> None:
+        """Derive what follows other values and was not given."""
+        if self.min_lr is None:
+            ratio = USUAL_RATIO if self.min_lr_ratio is None else self.min_lr_ratio
+            # In figures that people write: a tenth of 3e-4 is 3e-5, and not its neighbour in binary.
+            self.min_lr = float(f"{self.lr * ratio:.6g}")
+        if self.reset_warmup_steps is None:
+            short = 0 < self.reset_every <= USUAL_RESET_WARMUP
+            self.reset_warmup_steps = self.reset_every * 3 // 10 if short else USUAL_RESET_WARMUP

@@ -2,30 +2,30 @@
 
 from dataclasses import dataclass
 
-from megalm.config.fields import choice
+from megalm.config.fields import choice, number
 
 
 @dataclass
 class ParallelConfig:
     """Sizes of the mesh's axes and the way each is used; data x tensor x pipeline x context = world_size."""
 
-    data: int | str = "auto"
+    data: int | str = number("auto", at_least=1)
     """Data-parallel replicas; auto: what is left of the world."""
-    tensor: int = 1
+    tensor: int = number(1, at_least=1)
     """Ranks that share each matrix (Shoeybi et al. 2019)."""
-    pipeline: int = 1
+    pipeline: int = number(1, at_least=1)
     """Ranks that the layers are cut over (Narayanan et al. 2021)."""
-    virtual_pipeline: int = 1
+    virtual_pipeline: int = number(1, at_least=1)
     """Chunks of layers on each pipeline rank (interleaved and V schedules)."""
-    context: int = 1
+    context: int = number(1, at_least=1)
     """Ranks that each sequence is cut over."""
-    expert: int = 1
+    expert: int = number(1, at_least=1)
     """Ranks, within data parallelism, that experts are spread over."""
     sequence: bool = False
     """Sequence parallelism around tensor-parallel blocks (Korthikanti et al. 2022)."""
     schedule: str = choice("1f1b", "gpipe", "interleaved", "zb-h1", "zb-v", "dualpipe-v")
     """Order of forward and backward passes over the pipeline."""
-    zero_stage: int = 0
+    zero_stage: int = number(0, at_least=0, at_most=2)
     """0: each replica holds all optimizer state; 1: it is split; 2: gradients too (ZeRO, arXiv:1910.02054)."""
     data_mode: str = choice("replicate", "fully_shard")
     """replicate: weights on every data rank; fully_shard: torch's fully_shard."""
@@ -33,9 +33,9 @@ class ParallelConfig:
     """Activations computed again in backward: none, the attention core, norms and activations, or whole layers."""
     context_mode: str = choice("ring", "all_gather")
     """How keys and values travel under context parallelism."""
-    bucket_mb: float = 25.0
+    bucket_mb: float = number(25.0, above=0)
     """Megabytes of gradients that are reduced at a time, while backward goes on."""
-    loss_chunk: int | None = None
+    loss_chunk: int | None = number(None, at_least=0)
     """Positions whose logits are held at a time, their gradients made at once; 0: all; None: all while they take at most
     512 MB, else as many as take 64 MB, and no fewer than 256."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megalm.config.errors import ConfigError
+from megalm.config.fields import number
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 SCHEDULES = ("constant", "linear", "cosine")
@@ -34,21 +35,21 @@ class PhaseConfig:
     """What it is called in the table, the records and messages."""
     tokens: Any = None
     """Length in tokens: 1e9, 10T; or give `steps`."""
-    steps: int | None = None
+    steps: int | None = number(None, at_least=1)
     """Length in updates; or give `tokens`."""
     mixture: dict[str, Any] = field(default_factory=dict)
     """Source -> proportion (0.7 or 70%), epochs in this phase (2x), or tokens (300M); empty: `data.weights`."""
-    seq_length: int | None = None
+    seq_length: int | None = number(None, at_least=1)
     """Tokens of a sequence, a divisor of model.seq_length; None: model.seq_length."""
-    global_batch_size: int | None = None
+    global_batch_size: int | None = number(None, at_least=1)
     """Sequences in one update; None: train.global_batch_size."""
     schedule: str | None = None
     """Course of the learning rate within this phase: constant, linear or cosine; None: the run's own goes on."""
-    lr: float | None = None
+    lr: float | None = number(None, above=0)
     """With `schedule`: where it starts; None: where the phase before ended (the first phase: optim.lr)."""
-    min_lr: float | None = None
+    min_lr: float | None = number(None, at_least=0)
     """With `schedule`: where it ends; None: optim.min_lr."""
-    warmup_steps: int = 0
+    warmup_steps: int = number(0, at_least=0)
     """With `schedule`: updates of linear change from where the phase before ended to `lr`."""
 
 
@@ -97,8 +98,8 @@ def spans(
     Errors: ConfigError for the first thing in them that cannot work.
     """
     found: list[Span] = []
-    for number, phase in enumerate(phases):
-        where = f"data.phases[{number}]" + (f" ({phase.name})" if phase.name else "")
+    for place, phase in enumerate(phases):
+        where = f"data.phases[{place}]" + (f" ({phase.name})" if phase.name else "")
         if not phase.name or phase.name in {span.phase.name for span in found}:
             raise ConfigError(f"{where}: each phase needs a name of its own.")
         length, batch = phase.seq_length or seq_length, phase.global_batch_size or global_batch_size
@@ -123,13 +124,13 @@ def spans(
             raise ConfigError(f"{where}: it has {steps} steps; a phase needs at least one.")
         for name, value in phase.mixture.items():
             parse_share(f"{where}: mixture: {name}", value)
-        _check_rate(where, phase)
+        _check_rate(where, phase, steps)
         first = found[-1].end_step if found else 0
         found.append(Span(phase, first, first + steps, length, batch))
     return found
 
 
-def _check_rate(where: str, phase: PhaseConfig) -> None:
+def _check_rate(where: str, phase: PhaseConfig, steps: int) -> None:
     if phase.schedule is None:
         if phase.lr is not None or phase.min_lr is not None or phase.warmup_steps:
             raise ConfigError(
@@ -139,12 +140,14 @@ def _check_rate(where: str, phase: PhaseConfig) -> None:
         return
     if phase.schedule not in SCHEDULES:
         raise ConfigError(f"{where}: schedule={phase.schedule}: not one of {', '.join(SCHEDULES)}.")
-    if phase.lr is not None and phase.lr <= 0 or phase.min_lr is not None and phase.min_lr < 0:
-        raise ConfigError(f"{where}: lr must be positive, and min_lr at least 0.")
     if phase.lr is not None and phase.min_lr is not None and phase.min_lr > phase.lr:
         raise ConfigError(f"{where}: min_lr={phase.min_lr:g} lies above lr={phase.lr:g}.")
-    if phase.warmup_steps < 0:
-        raise ConfigError(f"{where}: warmup_steps={phase.warmup_steps}: must not be negative.")
+    room = steps - (1 if phase.schedule == "constant" else 2)  # the peak and the end each take an update
+    if phase.warmup_steps > max(0, room):
+        raise ConfigError(
+            f"{where}: warmup_steps={phase.warmup_steps} leaves nothing of its {steps} steps for the schedule: at most "
+            f"{max(0, room)}."
+        )
 
 
 def spans_of(config: Any) -> list[Span]:

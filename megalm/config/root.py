@@ -6,7 +6,7 @@ from megalm.config.checkpoint import CheckpointConfig
 from megalm.config.cluster import ClusterConfig
 from megalm.config.data import DataConfig
 from megalm.config.effects import Aside, Course, Function, Layout
-from megalm.config.fields import choice
+from megalm.config.fields import choice, number
 from megalm.config.guard import GuardConfig
 from megalm.config.model import ModelConfig
 from megalm.config.optim import OptimConfig
@@ -66,7 +66,7 @@ class Config:
     """Kernel backends."""
     run: Aside[RunConfig] = field(default_factory=RunConfig)
     """Name and folder."""
-    world_size: Layout[int | None] = None
+    world_size: Layout[int | None] = number(None, at_least=1)
     """Local ranks to start; None: one for each GPU, or on a CPU as many as the layout's axes multiply to."""
     device: Layout[str] = choice("auto", "cpu", "cuda")
     """Where tensors live; auto: GPUs when there are any."""

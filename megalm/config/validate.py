@@ -1,26 +1,24 @@
-"""Checks that look at several fields at once. What depends on the machine is checked by the launcher."""
-
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from typing import Any
+"""Checks of every field by its declaration, then of several at once. The launcher checks what depends on the machine."""
 
 from megalm.config.changes import check_allowed_keys
+from megalm.config.data import split_shares
 from megalm.config.errors import ConfigError
 from megalm.config.guard import check_guard
 from megalm.config.model import ModelConfig
+from megalm.config.optim import OptimConfig
 from megalm.config.phases import spans_of
+from megalm.config.ranges import check_fields
 from megalm.config.root import Config
-from megalm.config.train import TrainConfig
+from megalm.config.typed import shown
 
 
 def validate(config: Config) -> None:
     """Raise ConfigError for the first value, or pair of values, that cannot work."""
-    for path, value, choices in _choices(config):
-        if value not in choices:
-            raise ConfigError(f"{path}={value}: not one of {', '.join(choices)}.")
+    check_fields(config)
     _check_model(config.model)
-    _check_train(config.train)
-    _check_ranges(config)
+    _check_optim(config.optim)
+    _check_prevention(config)
+    _check_rest(config)
     check_guard(config.guard)
     _check_phases(config)
     check_allowed_keys(config)
@@ -41,20 +39,6 @@ def _check_phases(config: Config) -> None:
         config.data.packing != "best_fit" or short is None,
         "data.packing=best_fit packs samples of model.seq_length: leave seq_length out of data.phases.",
     )
-    window = config.data.shuffle_window
-    _require(window >= 0, f"data.shuffle_window={window}: a number of samples, or 0 to shuffle whole sources.")
-    for name in ("fim_rate", "fim_spm_rate"):
-        value = getattr(config.data, name)
-        _require(0 <= value <= 1, f"data.{name}={value}: a probability, from 0 to 1.")
-
-
-def _choices(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, tuple[str, ...]]]:
-    for f in fields(node):
-        value = getattr(node, f.name)
-        if is_dataclass(value):
-            yield from _choices(value, f"{prefix}{f.name}.")
-        elif "choices" in f.metadata:
-            yield f"{prefix}{f.name}", value, f.metadata["choices"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -63,11 +47,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _check_model(model: ModelConfig) -> None:
-    assert model.num_kv_heads is not None and model.head_dim is not None and model.ffn_hidden_size is not None
-    for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_hidden_size", "vocab_size"):
-        value = getattr(model, name)
-        _require(value > 0, f"model.{name}={value}: must be positive.")
-    _require(model.seq_length > 0, f"model.seq_length={model.seq_length}: must be positive.")
+    assert model.num_kv_heads is not None and model.head_dim is not None
     if model.head_dim * model.num_heads != model.hidden_size and model.hidden_size % model.num_heads:
         near = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
         near = sorted(sorted(near, key=lambda h: abs(h - model.num_heads))[:4])
@@ -84,7 +64,16 @@ def _check_model(model: ModelConfig) -> None:
         model.position != "rope" or int(model.head_dim * model.rope_fraction) % 2 == 0,
         f"model.position=rope rotates pairs: head_dim {model.head_dim} x rope_fraction {model.rope_fraction} is odd.",
     )
-    _require(0.0 <= model.dropout < 1.0, f"model.dropout={model.dropout}: must be at least 0 and below 1.")
+    _require(
+        model.position != "rope" or int(model.head_dim * model.rope_fraction) > 0,
+        f"model.rope_fraction={model.rope_fraction} of head_dim {model.head_dim} rotates nothing: set model.position=none.",
+    )
+    scaling = model.rope_scaling
+    _require(
+        scaling.kind != "llama3" or scaling.high_frequency_factor > scaling.low_frequency_factor,
+        f"model.rope_scaling.high_frequency_factor={scaling.high_frequency_factor}: must lie above low_frequency_factor="
+        f"{scaling.low_frequency_factor}.",
+    )
     _require(
         not (model.parallel_residual and model.norm_placement == "post"),
         "model.parallel_residual=true needs model.norm_placement=pre: both sub-layers read the same normalised input.",
@@ -96,49 +85,46 @@ def _check_model(model: ModelConfig) -> None:
     )
 
 
-def _check_train(train: TrainConfig) -> None:
-    for name in ("steps", "tokens", "micro_batch_size", "global_batch_size"):
-        value = getattr(train, name)
-        _require(value is None or value > 0, f"train.{name}={value}: must be positive.")
-    for name in ("log_every", "eval_every", "eval_sequences", "sample_tokens"):
-        value = getattr(train, name)
-        _require(value >= 0, f"train.{name}={value}: must not be negative.")
+def _check_optim(optim: OptimConfig) -> None:
+    assert optim.min_lr is not None
+    _require(
+        optim.min_lr <= optim.lr,
+        f"optim.min_lr={optim.min_lr:g}: must lie between 0 and optim.lr={optim.lr:g}. Leave it out for a share of optim.lr.",
+    )
 
 
-def _check_ranges(config: Config) -> None:
-    optim = config.optim
-    _require(optim.lr > 0, f"optim.lr={optim.lr}: must be positive.")
-    _require(0 <= optim.min_lr <= optim.lr, f"optim.min_lr={optim.min_lr}: must lie between 0 and optim.lr={optim.lr}.")
-    _require(optim.warmup_steps >= 0, f"optim.warmup_steps={optim.warmup_steps}: must not be negative.")
+def _check_rest(config: Config) -> None:
+    data = config.data
     _require(
-        len(optim.betas) == 2 and all(0 <= beta < 1 for beta in optim.betas),
-        f"optim.betas={list(optim.betas)}: two numbers, each at least 0 and below 1.",
+        data.weights is None or sum(data.weights) > 0,
+        f"data.weights={shown(data.weights)}: at least one of them must be above 0.",
     )
-    _require(optim.clip_grad_norm >= 0, f"optim.clip_grad_norm={optim.clip_grad_norm}: 0 (never clip) or positive.")
-    _check_prevention(config)
+    if data.split is not None:
+        split_shares(data.split)
     _require(
-        0 < optim.decay_fraction <= 1, f"optim.decay_fraction={optim.decay_fraction}: must be above 0 and at most 1."
+        config.parallel.data == "auto" or isinstance(config.parallel.data, int),
+        f"parallel.data={config.parallel.data}: a positive number, or auto (what is left of the world).",
     )
-    _require(0 <= config.data.holdout < 1, f"data.holdout={config.data.holdout}: must be at least 0 and below 1.")
-    for name in ("every", "keep", "keep_every"):
-        value = getattr(config.checkpoint, name)
-        _require(value >= 0, f"checkpoint.{name}={value}: must not be negative.")
     _require(
         config.checkpoint.load == "all" or config.checkpoint.load_path is not None,
         "checkpoint.load=weights needs checkpoint.load_path=FOLDER: the weights to start from.",
     )
+    _check_run_name(config.run.name)
+
+
+def _check_run_name(name: str) -> None:
+    """The run's folder must be one of its own within run.dir."""
+    parts = name.split("/")
     _require(
-        config.world_size is None or config.world_size > 0,
-        f"world_size={config.world_size}: the number of local ranks must be positive.",
+        all(part.strip() and part not in (".", "..") for part in parts) and name.isprintable(),
+        f"run.name={name!r}: the name of a folder within run.dir: not empty, no . or .. for a folder, not from the root.",
     )
 
 
 def _check_prevention(config: Config) -> None:
     """What keeps a run from diverging."""
     optim, clip = config.optim, config.optim.adaptive_clip
-    for name in ("qk_clip", "reset_every", "reset_warmup_steps"):
-        value = getattr(optim, name)
-        _require(value >= 0, f"optim.{name}={value}: 0 (never) or positive.")
+    assert optim.reset_warmup_steps is not None
     _require(
         not (optim.qk_clip and config.model.qk_norm),
         f"optim.qk_clip={optim.qk_clip} and model.qk_norm=true: the norm makes the size of query and key weights "

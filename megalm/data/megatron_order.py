@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from megalm.config.data import DataConfig
+from megalm.config.data import DataConfig, split_shares
 from megalm.config.errors import ConfigError
 from megalm.data.native import library
 from megalm.data.openers import open_tokens, source_names
@@ -299,10 +299,4 @@ def open_megatron_sources(data: DataConfig, seq_length: int, wanted: int, seed: 
 def _split(data: DataConfig) -> list[float]:
     if data.split is None:
         return [1.0 - data.holdout, data.holdout] if data.valid is None else [1.0]
-    try:
-        parts = [float(part) for part in data.split.replace("/", ",").split(",")]
-    except ValueError:
-        parts = []
-    if not 1 <= len(parts) <= 3 or any(part < 0 for part in parts) or parts[0] <= 0:
-        raise ConfigError(f"data.split is {data.split!r}: give up to three shares, for example '969,30,1'.")
-    return parts
+    return split_shares(data.split)

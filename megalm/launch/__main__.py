@@ -69,7 +69,7 @@ def launch(arguments: Sequence[str]) -> int:
         raise ConfigError(_choose_a_model())
     config = compose_config(expand_auto(list(arguments)))
     world = find_world(config, os.environ)
-    resolve(config, world.size)
+    notes = resolve(config, world.size)
     machine = machine_for(config, world.size)
     if config.dry_run and machine.is_cpu and world.size > machine.cores:
         machine = planned_machine("h100", world.size)  # no machine is named, and this one cannot be meant
@@ -87,6 +87,8 @@ def launch(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         console.print(plan_screen(planned))
         raise ConfigError(f"{error}\n\n{what_it_takes(config)}") from None
+    for note in notes:
+        console.print(note, highlight=False)
     _check_data(config)
     folder = run_folder(config)
     make_run_folder(folder)

@@ -11,9 +11,10 @@ TOKENS_PER_PARAMETER = 20
 """Compute-optimal training length, Hoffmann et al. 2022 (arXiv:2203.15556)."""
 
 
-def resolve(config: Config, world_size: int) -> None:
-    """Fill in `train.steps`, `train.tokens`, `parallel.data` and `world_size`, in place.
+def resolve(config: Config, world_size: int) -> list[str]:
+    """Fill in `train.steps`, `train.tokens`, `optim.warmup_steps`, `parallel.data` and `world_size`, in place.
 
+    Returns sentences on values that had to become others than asked for.
     Errors: ConfigError for a layout that the world or the model does not allow, or a batch that does not divide.
     """
     from megalm.config.layout import check_layout
@@ -22,12 +23,33 @@ def resolve(config: Config, world_size: int) -> None:
     config.world_size = world_size
     resolve_batch(config)
     resolve_length(config)
+    return resolve_warmup(config)
+
+
+def resolve_warmup(config: Config) -> list[str]:
+    """The updates of the warm-up; a sentence where those asked for, or the usual ones, are too many for the run."""
+    from megalm.optim.lr import USUAL_WARMUP, warmup_steps
+
+    optim, found = config.optim, spans_of(config)
+    total = found[-1].end_step if found else config.train.steps
+    assert total is not None
+    asked, optim.warmup_steps = optim.warmup_steps, warmup_steps(optim, total)
+    if optim.warmup_steps == (USUAL_WARMUP if asked is None else asked):
+        return []
+    what = f"the usual {USUAL_WARMUP} steps" if asked is None else f"optim.warmup_steps={asked}"
+    verb = "do" if asked is None else "does"
+    return [
+        f"Warm-up: {optim.warmup_steps} step{'s' * (optim.warmup_steps != 1)}, because {what} {verb} not fit into a run of "
+        f"{total}."
+    ]
 
 
 def resolve_batch(config: Config) -> None:
     """Check that the global batch is made of whole micro-batches, at least one for each data rank."""
     train, data = config.train, config.parallel.data
     assert isinstance(data, int)
+    phases = [phase.global_batch_size for phase in config.data.phases if phase.global_batch_size]
+    train.fit_micro_batch([train.global_batch_size, *phases], data)
     if train.global_batch_size % train.micro_batch_size:
         divisors = [n for n in range(1, train.global_batch_size + 1) if train.global_batch_size % n == 0]
         near = sorted(sorted(divisors, key=lambda n: abs(n - train.micro_batch_size))[:4])

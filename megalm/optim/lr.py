@@ -7,15 +7,33 @@ from dataclasses import replace
 from megalm.config import OptimConfig
 from megalm.config.phases import Span
 
+USUAL_WARMUP = 100
+"""Updates of a warm-up that nobody gave a length."""
+
+
+def warmup_steps(config: OptimConfig, total_steps: int) -> int:
+    """Updates that the learning rate rises over in a run of `total_steps`.
+
+    What is asked for, if the run has updates left for the peak and, unless the schedule is constant, for the end. Otherwise
+    a tenth of the run: a short try of a long run's settings then has a course of its own, and not a piece of a rise.
+    """
+    given = config.warmup_steps
+    last = total_steps - (1 if config.schedule == "constant" else 2)
+    if given is None and config.schedule == "wsd":
+        last = min(last, _decay_start(config, total_steps))
+    wanted = USUAL_WARMUP if given is None else given
+    return wanted if wanted <= last else max(0, min(last, max(1, total_steps // 10)))
+
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     """Learning rate of update number `step` (counted from 0) in a run of `total_steps`.
 
     Linear warm-up to `lr`, reached at update `warmup_steps`; then by `schedule` down to `min_lr` at the last update:
-    cosine (Loshchilov & Hutter 2017), linear, wsd (flat, then linear over the last `decay_fraction` of the run; Hu et al.
-    2024), or constant.
+    cosine (Loshchilov & Hutter 2017), linear, wsd (flat, then linear over the last `decay_fraction` of the run, or what the
+    warm-up leaves of it; Hu et al. 2024), or constant.
     """
-    warmup = min(config.warmup_steps, total_steps)
+    assert config.min_lr is not None
+    warmup = warmup_steps(config, total_steps)
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, total_steps - 1 - warmup)
@@ -25,9 +43,16 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     if config.schedule == "linear":
         return config.lr - span * min(1.0, progress)
     if config.schedule == "wsd":
-        start = total_steps - max(1, round(config.decay_fraction * total_steps))
+        start = _decay_start(config, total_steps)
+        if start <= warmup:  # the peak is reached, and the decay begins there
+            return config.lr - span * min(1.0, progress)
         return config.lr - span * min(1.0, max(0, step - start + 1) / max(1, total_steps - start))
     return config.lr
+
+
+def _decay_start(config: OptimConfig, total_steps: int) -> int:
+    """wsd: the first update below the peak."""
+    return total_steps - max(1, round(config.decay_fraction * total_steps))
 
 
 def phased_learning_rate(config: OptimConfig, spans: Sequence[Span], step: int, total_steps: int) -> float:
@@ -44,9 +69,12 @@ def phased_learning_rate(config: OptimConfig, spans: Sequence[Span], step: int, 
         return learning_rate(config, step, total_steps)
     first = span.first_step
     before = phased_learning_rate(config, spans, first - 1, total_steps) if first else None
-    lowest = config.min_lr if span.phase.min_lr is None else span.phase.min_lr
     peak = span.phase.lr if span.phase.lr is not None else config.lr if before is None else before
-    warmup = min(span.phase.warmup_steps, span.end_step - first)
+    assert config.min_lr is not None
+    lowest = span.phase.min_lr
+    if lowest is None:  # a phase that begins below the run's end ends at the same share of its own peak
+        lowest = config.min_lr if config.min_lr <= peak else peak * config.min_lr / config.lr
+    warmup = span.phase.warmup_steps
     if step - first < warmup:
         start = before or 0.0
         return start + (peak - start) * (step - first + 1) / (warmup + 1)

@@ -15,6 +15,7 @@ class Rewarming:
     """
 
     def __init__(self, optim: OptimConfig) -> None:
+        assert optim.reset_warmup_steps is not None
         self.every, self.steps = optim.reset_every, optim.reset_warmup_steps
         self.resets = 0
 

@@ -106,7 +106,7 @@ def experiment_yaml(rung: Rung, note: str) -> str:
         f"  micro_batch_size: {min(8, rung.global_batch)}",
         "optim:",
         f"  lr: {rung.lr:.3g}",
-        f"  min_lr: {rung.lr / 10:.3g}",
+        "  min_lr_ratio: 0.1",
         f"  warmup_steps: {warm_up}",
         "run:",
         f"  name: {rung.name}",

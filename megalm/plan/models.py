@@ -1,13 +1,12 @@
 """The models of conf/model: their sizes, and which of them fit a machine."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
-
-import yaml
 
 from megalm.config import ConfigError, ModelConfig, MoEConfig
 from megalm.config.cluster import CONF
+from megalm.config.model_file import read_model_file
+from megalm.config.typed import Kind, build
 from megalm.plan.layout import Layout
 from megalm.plan.machine import Machine
 from megalm.plan.memory import estimate_layout
@@ -41,12 +40,7 @@ def read_model(name: str) -> ModelConfig:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in (CONF / "model").glob("*.yaml")))
         raise ConfigError(f"model={name}: there is no such model. Choices: {known}.")
-    entries: dict[str, Any] = yaml.safe_load(path.read_text())
-    allowed = {f.name for f in fields(ModelConfig)}
-    values = {key: value for key, value in entries.items() if key in allowed and not isinstance(value, dict)}
-    model = ModelConfig(**values)
-    if isinstance(entries.get("moe"), dict):
-        model.moe = MoEConfig(**entries["moe"])
+    model: ModelConfig = build(Kind(ModelConfig), read_model_file(path), "model")
     model.fill_in()
     return model
 

@@ -53,8 +53,8 @@ def test_every_model_composes():
     [
         ("train.stepz=3", ["train.stepz", "'steps'", "global_batch_size"]),
         ("+invented=3", ["invented"]),
-        ("train.steps=abc", ["train.steps=abc", "Integer"]),
-        ("optim.betas=[a,b]", ["optim.betas", "Float"]),
+        ("train.steps=abc", ["train.steps=abc", "a whole number is needed"]),
+        ("optim.betas=[a,b]", ["optim.betas[0]=a", "a number is needed"]),
         ("model.num_heads=7", ["hidden_size=256", "num_heads=7", "4, 8"]),
         ("model.num_kv_heads=3", ["num_kv_heads=3"]),
         ("optim.schedule=sawtooth", ["sawtooth", "cosine", "wsd"]),

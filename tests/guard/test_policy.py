@@ -94,7 +94,7 @@ def test_what_the_curve_alone_is_answered_with():
     "override, says",
     [
         ("guard.rungs=[{action: nap}]", ["rungs[0].action=nap", "skip_data", "give_up"]),
-        ("guard.rungs=[{action: skip, budget: -3}]", ["rungs[0].budget=-3", "negative"]),
+        ("guard.rungs=[{action: skip, budget: -3}]", ["rungs[0].budget=-3", "0 or positive"]),
         ("guard.rungs=[{action: lower_lr, lr_scale: 1.5}]", ["lr_scale=1.5"]),
         ("guard.snapshot_lags=[16,40]", ["[16, 40]", "multiple"]),
         ("guard.snapshot_lags=[64,16]", ["[64, 16]", "larger"]),
