@@ -27,7 +27,9 @@ _MASK64 = (1 << 64) - 1
 
 def derive_key(*parts: object) -> int:
     """A 64-bit key from anything printable; the same on every machine."""
-    return int.from_bytes(hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little"
+    )
 
 
 def permute(index: np.ndarray, size: int, key: int | np.ndarray) -> np.ndarray:

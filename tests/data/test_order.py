@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -81,3 +83,10 @@ def test_a_window_keeps_neighbours_together_and_every_epoch_whole(size):
         assert len(orders) > 8
     some = np.array([size + 3, 1, 2 * size])
     assert np.array_equal(resolve(source, 5, np.zeros_like(some), some, window=8).index, got.index[some])
+
+
+def test_a_key_is_made_of_any_name_of_a_file():
+    """Also of one whose bytes are no UTF-8; names that are UTF-8 keep the key that they had."""
+    assert derive_key(1, "caf\udce9") != derive_key(1, "caf")
+    text = "\0".join(("1", "日本"))
+    assert derive_key(1, "日本") == int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
