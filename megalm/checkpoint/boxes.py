@@ -42,6 +42,11 @@ def index_of(box: Box) -> BoxIndex:
     return BoxIndex(box.name, tuple(box.global_shape), dtype_name(box.tensor.dtype), region_of(box))
 
 
+def bytes_of(box: Box) -> int:
+    """Of the whole tensor that the box is a part of."""
+    return math.prod(box.global_shape) * box.tensor.element_size()
+
+
 def intersection(a: Region, b: Region) -> Region | None:
     """The part that both hold; None where they do not meet (boxes without elements meet nothing)."""
     start = tuple(max(p, q) for p, q in zip(a.offset, b.offset, strict=True))

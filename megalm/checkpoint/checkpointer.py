@@ -1,9 +1,7 @@
 """What a run saves with and resumes from."""
 
 import json
-import math
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +11,7 @@ from typing import Any, Protocol
 
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
-from megalm.checkpoint.boxes import BoxIndex, index_of
+from megalm.checkpoint.boxes import BoxIndex, bytes_of, index_of
 from megalm.checkpoint.commit import step_name
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError, NoSpaceError
 from megalm.checkpoint.load import (
@@ -24,7 +22,7 @@ from megalm.checkpoint.load import (
     read_ranks,
     read_state,
 )
-from megalm.checkpoint.manifest import Manifest, checksum
+from megalm.checkpoint.manifest import Manifest
 from megalm.checkpoint.place import Place
 from megalm.checkpoint.planner import BoxSavePlanner
 from megalm.checkpoint.ranks import Ranks, agree_on, from_rank_0, problem_of, ranks_of
@@ -34,7 +32,7 @@ from megalm.checkpoint.save import SaveRequest, json_bytes, write_and_commit, wr
 from megalm.checkpoint.source import Source
 from megalm.checkpoint.staging import Staging
 from megalm.checkpoint.store import LocalStore, Store, as_url, named_checkpoint, open_store, store_under
-from megalm.checkpoint.upload import Uploader, take_up
+from megalm.checkpoint.upload import Uploader, take_up, waiting_room
 from megalm.checkpoint.verify import verify
 from megalm.config import CheckpointConfig, ConfigError
 from megalm.parallel.slices import Box
@@ -89,7 +87,7 @@ class Checkpointer:
             raise ConfigError(f"checkpoint.path={folder} is a file: give a folder, or a URL such as s3://bucket/run.")
         self._uploader: Uploader | None = None
         if isinstance(self.store, RemoteStore):
-            self.folder = _waiting_room(config, self.store.where)
+            self.folder = waiting_room(config, self.store.where)
             self._take_up(self.store)
             talk = upload_ranks if upload_ranks is not None else ranks_of(mesh.world_size, timeout_s)
             self._uploader = Uploader(self.store, talk, config.upload_queue, self.retention.apply)
@@ -111,7 +109,7 @@ class Checkpointer:
 
     def prepare(self, boxes: Sequence[Box]) -> None:
         """Clear what crashes left, and see that these boxes can be saved. Errors: CheckpointError if they cannot."""
-        parts = self.ranks.all_gather({box.name: _bytes_of(box) for box in boxes})
+        parts = self.ranks.all_gather({box.name: bytes_of(box) for box in boxes})
         self.place.prepare(sum({name: size for part in parts for name, size in part.items()}.values()), self.retention)
         if self._uploader is not None:
             agree_on(self.ranks, problem_of(LocalStore(self.folder).try_writing))
@@ -445,18 +443,7 @@ class Checkpointer:
             self._events(kind, step=step, **fields)
 
 
-def _bytes_of(box: Box) -> int:
-    """Of the whole tensor that the box is a part of."""
-    return math.prod(box.global_shape) * box.tensor.element_size()
-
-
 def _memory_of(box: Box) -> tuple[Any, ...]:
     """What a save needs to know of a box, and where its values lie: equal to the last save's, nothing is planned again."""
     tensor = box.tensor
     return box.name, box.global_shape, box.offset, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def _waiting_room(config: CheckpointConfig, url: str) -> Path:
-    """The local folder of checkpoints that are not in the store yet: one for each URL."""
-    parent = Path(config.local_path) if config.local_path else Path(tempfile.gettempdir()) / "megalm-checkpoints"
-    return parent / checksum(url.encode())

@@ -150,7 +150,10 @@ def place_of(path: Path | str) -> str:
 def as_url(path: Path | str) -> str | None:
     """`path` if it is a URL (also one that went through `Path`, which makes `s3://b` into `s3:/b`); None for a folder."""
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))
-    return f"{match[1]}://{match[2]}" if match else None
+    if match is None:
+        return None
+    root = "/" if match[1] in ("file", "local") else ""  # their first part is a folder, not a host or a bucket
+    return f"{match[1]}://{root}{match[2]}"
 
 
 def open_store(path: Path | str) -> Store:

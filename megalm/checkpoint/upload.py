@@ -1,6 +1,7 @@
 """Taking written checkpoints to the store in the background, in order, for as long as it takes."""
 
 import shutil
+import tempfile
 import threading
 import time
 from collections import deque
@@ -11,10 +12,11 @@ from pathlib import Path
 
 from megalm.checkpoint.commit import left_over, read_manifest
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError
-from megalm.checkpoint.manifest import MANIFEST
+from megalm.checkpoint.manifest import MANIFEST, checksum
 from megalm.checkpoint.ranks import Ranks
 from megalm.checkpoint.remote import RemoteStore, remote_name
 from megalm.checkpoint.save import Saved
+from megalm.config import CheckpointConfig
 
 # Pause between two rounds of trying while the store is away: short beside a checkpoint's interval.
 ROUND_PAUSE_S = 2.0
@@ -264,3 +266,9 @@ def take_up(store: RemoteStore, folder: Path) -> list[int]:
             steps.append(manifest.step)
         shutil.rmtree(path, ignore_errors=True)
     return sorted(steps)
+
+
+def waiting_room(config: CheckpointConfig, url: str) -> Path:
+    """The local folder of checkpoints that are not in the store yet: one for each URL."""
+    parent = Path(config.local_path) if config.local_path else Path(tempfile.gettempdir()) / "megalm-checkpoints"
+    return parent / checksum(url.encode())

@@ -47,13 +47,13 @@ def make_way(trainer: Trainer) -> None:
     if trainer.step >= trainer.total_steps:  # nothing will be trained, so nothing is touched
         return
     own = options.load_path is not None and options.load == "all" and checkpoints.place.holds(options.load_path)
-    checkpoints.trust(trainer.step - 1)
     try:
         checkpoints.prepare(trainer.boxes())
     except CheckpointError as error:
         raise ConfigError(
             f"this run could not be saved: {error}. Make the place writable, make room, or give another checkpoint.path."
         ) from None
+    checkpoints.trust(trainer.step - 1)  # the next step's loss tells whether the state is good
     moved = checkpoints.place.set_aside_after(trainer.step if resumed or own else -1)
     folder = None
     if not resumed:

@@ -398,3 +398,92 @@ def _save_and_load(folder):
     state, own = made.load(boxes)
     assert_holds(boxes, values)
     assert state == {"step": 2} and own == {"rank": dist.get_rank()}
+
+
+class SmallDisk:
+    """Writes fail as on a full disk once the folder's files would hold more than so many bytes."""
+
+    def __init__(self, folder, size, monkeypatch):
+        self.folder, self.size, self.write = folder, size, os.write
+        monkeypatch.setattr(commit_module.os, "write", self)
+
+    def __call__(self, descriptor, data):
+        used = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        if used + len(data) > self.size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.write(descriptor, data)
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [4]), (2, [4, 3]), (3, [4, 3, 2])])
+def test_a_full_disk_gives_up_before_the_save_what_retention_would_delete_after_it(tmp_path, monkeypatch, keep, left):
+    save_steps(tmp_path, [1, 2, 3], keep=0)
+    used = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    SmallDisk(tmp_path, used + 100, monkeypatch)
+    events = save_steps(tmp_path, [4], keep=keep)
+    assert [kind for kind, *_ in events] == ["checkpoint"]
+    assert [commit_module.step_of(path) for path in committed(tmp_path)] == left
+
+
+def test_a_full_disk_never_costs_the_last_good_checkpoint(tmp_path, monkeypatch):
+    save_steps(tmp_path, [1])
+    SmallDisk(tmp_path, 1000, monkeypatch)
+    made, events = checkpointer(tmp_path, keep=1)
+    with pytest.raises(CheckpointError, match="No space left"):
+        made.save(2, box(2), {"step": 2}, {}, wait=True)
+    assert names(tmp_path) == ["step-00000001"] and [kind for kind, *_ in events] == ["checkpoint_failed"]
+
+
+def test_a_failure_is_not_forgotten_before_a_save_succeeds(tmp_path, monkeypatch):
+    for asynchronous in (True, False):
+        made, _ = checkpointer(tmp_path, asynchronous=asynchronous)
+        with monkeypatch.context() as patched:
+            SmallDisk(tmp_path, 0, patched)
+            made.save(1, box(1), {"step": 1}, {})
+            assert "No space" in str(made.settle())
+        with pytest.raises(CheckpointError, match="No space"):
+            made.wait()
+        made.save(2, box(2), {"step": 2}, {})
+        made.wait()
+        assert made.settle() is None and made.durable == 2
+
+
+def test_a_new_checkpoint_deletes_an_older_one_once_it_has_proved_good(tmp_path):
+    made, _ = checkpointer(tmp_path, keep=1)
+    for step in (1, 2):
+        made.trust(step - 1)
+        made.save(step, box(step), {"step": step}, {}, wait=True)
+        made.trust(step - 1)
+        assert names(tmp_path)[-1] == f"step-{step:08d}" and len(names(tmp_path)) == step
+    made.trust(2)
+    made.close()
+    assert names(tmp_path) == ["step-00000002"]
+
+
+def test_a_checkpoint_that_is_a_link_is_deleted_and_not_what_it_leads_to(tmp_path):
+    save_steps(tmp_path / "elsewhere", [1])
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "step-00000001").symlink_to("../elsewhere/step-00000001")
+    (tmp_path / "place" / "step-00000002").symlink_to("../gone")
+    save_steps(tmp_path / "place", [2, 3], keep=1)
+    assert names(tmp_path / "place") == ["step-00000003"]
+    assert names(tmp_path / "elsewhere" / "step-00000001")
+
+
+def test_links_that_are_set_aside_lead_where_they_led(tmp_path):
+    save_steps(tmp_path / "elsewhere", [1])
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "step-00000001").symlink_to("../elsewhere/step-00000001")
+    aside = commit_module.set_aside(tmp_path / "place", ["step-00000001"])
+    assert CheckpointReader(aside / "step-00000001").step == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_that_are_not_finite_fail_a_save_that_must_have_none(tmp_path, value, dtype):
+    made, _ = checkpointer(tmp_path)
+    boxes = [Box("weight", (1000,), (0,), torch.full((1000,), 3e38, dtype=dtype))]  # whose sum is infinite, and fine
+    made.save(1, boxes, {"step": 1}, {}, wait=True, only_finite=True)
+    boxes[0].tensor[777] = value
+    with pytest.raises(CheckpointError, match="weight holds values that are not finite"):
+        made.save(2, boxes, {"step": 2}, {}, wait=True, only_finite=True)
+    assert names(tmp_path) == ["step-00000001"]

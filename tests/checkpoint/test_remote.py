@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megalm.checkpoint import Checkpointer, CheckpointError, CheckpointReader, checkpointer, remote, upload
+from megalm.checkpoint.store import as_url
 from megalm.config import CheckpointConfig, ConfigError
 from megalm.parallel.slices import Box
 from tools.bench.checkpoint._fake_ranks import (
@@ -260,3 +261,39 @@ def test_two_ranks_upload_their_own_files(tmp_path):
 def test_an_unknown_protocol_is_a_message(tmp_path):
     with pytest.raises(ConfigError, match="nosuch://bucket"):
         open_("nosuch://bucket/run", tmp_path)
+
+
+def test_what_is_set_aside_in_a_store_is_whole_and_does_not_count(url, tmp_path):
+    made, _ = open_(url, tmp_path, keep=0)
+    for step in (1, 2, 3):
+        made.save(step, box(step), {"step": step}, {}, wait=True)
+    moved = made.place.set_aside_after(1)
+    assert moved is not None and moved.steps == [2, 3]
+    assert [made.store.step(name) for name in made.store.names()] == [1]
+    state, _ = made.load(box(0), path=moved.where)
+    assert state["step"] == 3
+    made.close()
+
+
+def test_a_store_belongs_to_one_run_and_must_take_what_is_written(url, tmp_path, monkeypatch):
+    made, _ = open_(url, tmp_path)
+    made.place.claim("a")
+    made.place.claim("a")
+    with pytest.raises(ConfigError, match="where the run 'a' saves"):
+        made.place.claim("b")
+    made.prepare(box(1))
+    assert made.store.names() == []
+
+    def refuse(*given, **more):
+        raise PermissionError("403 Forbidden")
+
+    monkeypatch.setattr(type(made.store.files), "pipe_file", refuse)
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.0)
+    with pytest.raises(CheckpointError, match="403 Forbidden"):
+        made.prepare(box(1))
+    made.close()
+
+
+def test_a_file_url_is_an_absolute_path_however_it_was_written(tmp_path):
+    assert as_url("file:///a/b") == as_url("file:/a/b") == "file:///a/b"
+    assert as_url("s3:/bucket/run") == "s3://bucket/run" and as_url("/a/b") is None
