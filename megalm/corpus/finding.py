@@ -31,6 +31,8 @@ TEMPORARY_NAMES = (
 )  # fmt: skip
 DATASET_NOTES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # as `datasets` writes them
 READ_FIRST = ("readme", "license", "licence", "citation", "notice", "changelog", "contributing", "datasheet")
+WORK_ENDING = ".parts"  # of the folder in which the parts of a result wait
+WORK_MARK = "recipe"  # the file in it that says what they are of
 SHOWN = 5  # names of each kind that are told
 
 
@@ -71,6 +73,11 @@ def is_temporary(name: str, pattern: str = "", folder: bool = False) -> bool:
     endings = TEMPORARY_FOLDERS if folder else TEMPORARY_ENDINGS
     ends = any(low.endswith(end) and not asked.endswith(end) for end in endings)
     return ends or any(fnmatch.fnmatchcase(low, known) for known in TEMPORARY_NAMES)
+
+
+def is_work_folder(path: str) -> bool:
+    """Whether the parts of an interrupted run wait here."""
+    return path.endswith(WORK_ENDING) and os.path.isfile(os.path.join(path, WORK_MARK))
 
 
 def _refuse(error: OSError) -> None:
@@ -140,7 +147,7 @@ def _status(path: str) -> os.stat_result:
 
 def _passed_over(inside: str, name: str, pattern: str, left_out: LeftOut, own: set[str], folder: bool = False) -> bool:
     path = os.path.join(inside, name)
-    if own and os.path.abspath(path) in own or name.endswith(".parts") and os.path.isfile(os.path.join(path, "recipe")):
+    if own and os.path.abspath(path) in own or is_work_folder(path):
         left_out.add(OWN, path)
     elif is_temporary(name, pattern, folder):
         left_out.add(HIDDEN, path)

@@ -15,9 +15,8 @@ from pathlib import Path
 
 from megalm.config.errors import ConfigError
 from megalm.corpus.documents import Piece
+from megalm.corpus.finding import is_work_folder
 
-WORK_ENDING = ".parts"  # of the folder in which the parts of a result wait
-WORK_MARK = "recipe"  # the file in it that says what they are of
 NAMED = 5  # files that a message names
 
 
@@ -121,8 +120,3 @@ def is_result(path: str) -> bool:
 def _in_work_folder(folder: str) -> bool:
     above = os.path.dirname(folder)
     return is_work_folder(folder) or (above != folder and _in_work_folder(above))
-
-
-def is_work_folder(folder: str) -> bool:
-    """Whether the parts of an interrupted run wait here."""
-    return folder.endswith(WORK_ENDING) and os.path.isfile(os.path.join(folder, WORK_MARK))

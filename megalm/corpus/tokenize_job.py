@@ -34,7 +34,6 @@ from megalm.tokenizer.tokenizer import fingerprint_of
 
 _OF_MDS = re.compile(r"index\.json|tokens\.idx|shard\.[0-9]+\.mds(\.[a-z0-9]+)?")  # files of a folder of shards
 RECIPE_FORMAT = 3  # raised when the same request would give other tokens
-RESULTS = ("_text_document.bin", "_text_document.idx", "_recipe.json", "_tokenizer.json", "_mds", ".parts")
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _run(
     own_corpus = tuple(job.inputs) == (python_corpus.NAME,)
     if python_corpus.NAME in job.inputs and not own_corpus:
         raise ConfigError(f"{python_corpus.NAME} is an input of its own: tokenize other text in another run.")
-    files = [] if own_corpus else _results(job, output).input_files(_files(job.inputs, output, ends, progress))
+    files = [] if own_corpus else _files(job.inputs, output, _results(job, output), ends, progress)
     recipe = _recipe(job, files)
     recipe_path = f"{output}_recipe.json"
     done = _already_done(recipe_path, recipe, prefix, tokenizer_path)
@@ -267,7 +266,9 @@ def _outcome(results: Sequence[ShardResult], prefix: str, tokenizer: str, stage:
     )  # fmt: skip
 
 
-def _files(inputs: Sequence[str], output: str, ends: contextlib.ExitStack, progress: Progress) -> list[Piece]:
+def _files(
+    inputs: Sequence[str], output: str, results: Results, ends: contextlib.ExitStack, progress: Progress
+) -> list[Piece]:
     """The input's files; a stream, which can be read only once, becomes a hidden file beside the output until the end, which
     no later run reads if this one is killed."""
     spooled = {}
@@ -279,8 +280,9 @@ def _files(inputs: Sequence[str], output: str, ends: contextlib.ExitStack, progr
             spooled[item] = found
     name = {found.path: "standard input" if item == "-" else item for item, found in spooled.items()}
     stamp = {found.path: found.stamp for found in spooled.values()}
-    results = [f"{output}{end}" for end in RESULTS]
-    files = find_files([spooled[item].path if item in spooled else item for item in inputs], progress.say, results)
+    own = (*results.files, *results.folders)
+    matches = find_files([spooled[item].path if item in spooled else item for item in inputs], progress.say, own)
+    files = results.input_files(matches, progress.say)
     return [
         replace(f, name=name[f.path], source=name[f.path], stamp=stamp[f.path]) if f.path in name else f for f in files
     ]

@@ -1,3 +1,4 @@
+import argparse
 import gzip
 import io
 import json
@@ -17,7 +18,7 @@ from megalm.corpus.engine import LocalEngine
 from megalm.corpus.python_corpus import python_corpus
 from megalm.corpus.shards import make_shards
 from megalm.corpus.tokenize_corpus import Settings, ShardRun
-from megalm.corpus.tokenize_job import Job, run_job
+from megalm.corpus.tokenize_job import Job, Progress, run_job
 from megalm.data.formats.mds import read_token_documents
 from megalm.data.tokens import TokenFile
 from megalm.tokenizer.tokenizer import load_tokenizer
@@ -354,3 +355,18 @@ def test_what_a_killed_run_had_copied_of_a_stream_is_not_read(corpus, tokenizer_
             run_job(job)
     assert os.path.exists(seen[0]) and len(seen) == 7
     assert run_job(Job((str(corpus),), str(corpus / "x"), Settings(tokenizer_file))).documents == 180
+
+
+def test_a_result_of_dedup_in_the_folder_is_left_out_and_told(corpus, tokenizer_file, tmp_path):
+    from tools.dedup.exact import add_arguments, run
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert run(parser.parse_args([str(corpus), "--output", str(corpus / "kept.jsonl")])) == 0
+    said = []
+    progress = Progress()
+    progress.say = said.append
+    job = Job((str(corpus),), str(tmp_path / "x"), Settings(tokenizer_file))
+    assert run_job(job, progress).documents == 180
+    assert any("kept.jsonl" in message for message in said)
+    assert run_job(Job((str(corpus / "kept.jsonl"),), str(tmp_path / "y"), Settings(tokenizer_file))).documents > 0
