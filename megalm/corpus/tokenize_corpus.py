@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -158,10 +159,13 @@ def tokenize_shard(
             result.losses.add(lost.total())
             columns = (counts.tolist(), lost.unknown.tolist(), lost.dropped.tolist())
             for document, count, unknown, dropped in zip(wanted, *columns, strict=True):
-                text = document.text
-                size = len(text) if text.isascii() else len(text.encode())
-                tally = Tally(1, len(text), size, count, unknown, dropped)
-                result.tallies.setdefault(document.key, Tally()).add(tally)
+                text, tally = document.text, result.tallies.setdefault(document.key, Tally())
+                tally.documents += 1
+                tally.characters += len(text)
+                tally.bytes += len(text) if text.isascii() else len(text.encode())
+                tally.tokens += count
+                tally.unknown += unknown
+                tally.dropped += dropped
             data = stream.astype(dtype).data
             tokens.write(data)
             checksum.update(data)
@@ -177,8 +181,7 @@ def tokenize_shard(
     return result
 
 
-@dataclass(frozen=True)
-class _Wanted:
+class _Wanted(NamedTuple):
     """A text that is to be encoded."""
 
     key: str

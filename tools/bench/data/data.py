@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from megalm.tokenizer.encoder import FAST_BACKENDS, FastLibraryMissing, import_fast_library
 from tools.bench.data import _dedup as _dedup_bench
 
 HELP = "tokenizing, loading, start-up, order and deduplication, against what others use, alternating in one run"
@@ -140,7 +141,11 @@ def _tokenize(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         command = [sys.executable, "-m", "tools.bench.data._peers", str(source), args.tokenizer, str(theirs)]
         runs["one document a call"].append(_timed([*command, str(args.workers)]))
     ours_bytes, theirs_bytes = Path(f"{ours}_text_document.bin").read_bytes(), Path(f"{theirs}.bin").read_bytes()
+    outcome = json.loads(Path(f"{ours}_recipe.json").read_text(encoding="utf-8"))["outcome"]
     result: dict[str, Any] = {"megabytes": size, "workers": args.workers, "same_bytes": ours_bytes == theirs_bytes}
+    result["encoded_by"] = outcome["backend"]
+    if absent := _absent_fast_libraries():
+        result["not_there"] = absent
     for name, measured in runs.items():
         result[name] = {
             "mb_per_s": round(size / median(r["wall_s"] for r in measured), 2),
@@ -150,6 +155,17 @@ def _tokenize(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         result[f"ratio_{unit}"] = round(result["megalm"][unit] / result["one document a call"][unit], 2)
     result["memory_mb"] = round(max(r["memory_mb"] for r in runs["megalm"]))
     return result
+
+
+def _absent_fast_libraries() -> dict[str, str]:
+    """The faster encoders that cannot take part, with the reason."""
+    absent = {}
+    for name in FAST_BACKENDS:
+        try:
+            import_fast_library(name)
+        except FastLibraryMissing as error:
+            absent[name] = str(error)
+    return absent
 
 
 def _dedup(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
