@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,8 @@ def write_native(
     """
     weights = source.weights if optimizer is None else StateWeights(optimizer)
     names = weights.names()
-    state = {"step": source.step, "tokens": 0, "converted_from": source.format}
+    # The model that these weights are of: a run that begins with them is compared with it.
+    state = {"step": source.step, "tokens": 0, "converted_from": source.format, "model": asdict(source.model)}
     if optimizer is not None:
         state |= {"tokens": optimizer.tokens, "optimizer": {"step": optimizer.step}, "lr_scale": 1.0, "hooks": {}}
     config = Config(model=source.model)

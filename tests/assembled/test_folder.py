@@ -1,5 +1,6 @@
 """A run's folder is evidence: one process writes there, and only what was trained."""
 
+import json
 import os
 import signal
 import subprocess
@@ -43,6 +44,12 @@ def test_what_is_done_stays_and_what_goes_on_tells_what_changed(tmp_path):
     assert "this run is complete" in again.shown
     assert files(first.folder) == before
 
+    def batch(step: int) -> list[str]:
+        status, shown, errors = start("tools.inspect", "batch", str(first.folder), "--step", str(step), "--json")
+        assert status == 0, errors
+        return [sample["text"] for sample in json.loads(shown)["samples"]]
+
+    third = batch(3)
     on = train(tmp_path, "train.steps=8", "optim.lr=1e-3", "optim.min_lr=1e-4", "optim.weight_decay=0.2").ended_well()
     (changed,) = on.of("changed")
     assert changed["step"] == 6 and changed["lr_before"] != changed["lr_now"]
@@ -53,6 +60,10 @@ def test_what_is_done_stays_and_what_goes_on_tells_what_changed(tmp_path):
     kept = sorted(path.name for path in (on.folder / "configs").iterdir())
     assert kept == ["0001-step-00000001.yaml", "0002-step-00000007.yaml"]
     assert (on.folder / "configs" / kept[0]).read_bytes() == before["config.yaml"] != files(on.folder)["config.yaml"]
+
+    allowed = "checkpoint.allow_changes=[train.seed,train.global_batch_size]"
+    train(tmp_path, "train.steps=10", "train.seed=7", "train.global_batch_size=4", allowed).ended_well()
+    assert batch(3) == third and len(batch(8)) == 8 and len(batch(9)) == 4
 
 
 def test_two_starts_at_once_and_one_after_a_kill(tmp_path):
