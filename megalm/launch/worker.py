@@ -19,6 +19,7 @@ from megalm.config import Config, ConfigError
 from megalm.guard.hook import GuardHook
 from megalm.launch.hold import hold_run
 from megalm.launch.lock import Holder
+from megalm.launch.meeting import join
 from megalm.launch.run_folder import log_file, make_run_folder
 from megalm.launch.world import World, device_type
 from megalm.observe.bystander import Bystander
@@ -80,7 +81,7 @@ def _run(
     else:
         ops.keep_freed_memory()
     if world.size > 1 or world.external:
-        _join(config, world, kind, meeting)
+        join(config, world, "nccl" if kind == "cuda" else "gloo", meeting)
     with hold_run(config, folder, world) as former:
         return _train(config, folder, world, plan, rank_log, former)
 
@@ -136,19 +137,6 @@ class _Opening(Hook):
 
     def on_train_start(self, trainer: Trainer) -> None:
         self.rank_log.open()
-
-
-def _join(config: Config, world: World, kind: str, meeting: Path | None) -> None:
-    """Meet the other ranks."""
-    if "RANK" not in os.environ:
-        os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
-    dist.init_process_group(
-        "nccl" if kind == "cuda" else "gloo",
-        init_method=f"file://{meeting}" if meeting is not None else "env://",
-        rank=world.rank,
-        world_size=world.size,
-        timeout=_timeout(config),
-    )
 
 
 def _timeout(config: Config) -> timedelta:

@@ -25,19 +25,22 @@ def find_world(config: Config, environment: Mapping[str, str]) -> World:
     and SLURM_LOCALID, beside which MASTER_ADDR and MASTER_PORT must be exported.
     Errors: ConfigError where the variables are incomplete or contradict the configuration.
     """
-    if "RANK" in environment and "WORLD_SIZE" in environment:
+    if "RANK" in environment or "WORLD_SIZE" in environment:
+        _need(environment, "RANK", "WORLD_SIZE")
         found = _external(environment, "WORLD_SIZE", "RANK", "LOCAL_RANK")
-    elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
-        if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
+    elif "SLURM_PROCID" in environment and _number(environment, "SLURM_NTASKS", 1) > 1:
+        if _number(environment, "SLURM_PROCID") == 0 and not environment.get("SLURM_STEP_ID", "").isdecimal():
             raise ConfigError(
-                "Slurm started this process without MASTER_ADDR and MASTER_PORT: export the first node's name and a free "
-                "port before srun, for example MASTER_ADDR=$(scontrol show hostnames | head -1) MASTER_PORT=29500."
+                f"Slurm gave SLURM_NTASKS={environment['SLURM_NTASKS']} tasks, and this is the batch script itself: start "
+                "them with srun python -m megalm.launch ..., or for one process unset SLURM_NTASKS."
             )
         found = _external(environment, "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
     elif config.dry_run:
         return World(size=config.world_size or _product(config))
     else:
         return World(size=_local_size(config))
+    if not config.dry_run:
+        _check_meeting(environment)
     if config.world_size not in (None, found.size):
         raise ConfigError(
             f"world_size={config.world_size}, but the launcher started {found.size} ranks: leave world_size out."
@@ -80,8 +83,44 @@ def _product(config: Config) -> int:
 
 
 def _external(environment: Mapping[str, str], size: str, rank: str, local: str) -> World:
-    try:
-        return World(int(environment[size]), int(environment[rank]), int(environment.get(local, "0")), external=True)
-    except ValueError:
-        values = ", ".join(f"{name}={environment.get(name)}" for name in (size, rank, local))
-        raise ConfigError(f"the launcher's variables are not numbers: {values}.") from None
+    world = World(_number(environment, size), _number(environment, rank), _number(environment, local, 0), external=True)
+    for name, value in ((rank, world.rank), (local, world.local_rank)):
+        if value >= world.size:
+            raise ConfigError(f"{name}={value} with {size}={world.size}: ranks are counted from 0 to {world.size - 1}.")
+    return world
+
+
+def _need(environment: Mapping[str, str], *names: str) -> None:
+    missing = [name for name in names if name not in environment]
+    there = [f"{name}={environment[name]}" for name in names if name in environment]
+    if missing:
+        raise ConfigError(
+            f"{' and '.join(there)} without {' and '.join(missing)}: a launcher such as torchrun sets both. Set the other one "
+            f"too, or to run without a launcher: unset {' '.join(name for name in names if name in environment)}."
+        )
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """A launcher's count or rank."""
+    text = environment.get(name)
+    if text is None and default is not None:
+        return default
+    smallest = 1 if name in ("WORLD_SIZE", "SLURM_NTASKS") else 0
+    if text is None or not (text.isascii() and text.isdecimal()) or int(text) < smallest:
+        raise ConfigError(
+            f"{name}={text or ''}: a whole number of at least {smallest} is needed, as the launcher sets it. Correct it, or "
+            f"unset {name}."
+        )
+    return int(text)
+
+
+def _check_meeting(environment: Mapping[str, str]) -> None:
+    """Where the ranks meet is given, and can be a place."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name, "").strip()]
+    if missing:
+        raise ConfigError(
+            f"the launcher started this process without {' and '.join(missing)}: export the name of rank 0's node and a free "
+            "port of it, under Slurm before srun: MASTER_ADDR=$(scontrol show hostnames | head -1) MASTER_PORT=29500."
+        )
+    if not 1 <= _number(environment, "MASTER_PORT") <= 65535:
+        raise ConfigError(f"MASTER_PORT={environment['MASTER_PORT']}: a port is a number from 1 to 65535.")

@@ -111,7 +111,7 @@ def test_the_dry_run_keeps_the_activations_that_the_plan_foretells(words, recomp
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (8, 3, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, (8, 3, 1)),
         (
             {"SLURM_PROCID": "5", "SLURM_NTASKS": "16", "SLURM_LOCALID": "5", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
             (16, 5, 5),
