@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def launch(arguments: Sequence[str]) -> int:
     """Everything between the command line and the exit status. Errors: ConfigError."""
     from megalm.plan.fit import check_fits
-    from megalm.plan.machine import machine_for, planned_machine, usual_precision
+    from megalm.plan.machine import machine_for, planned_machine, resolve_precision
     from megalm.plan.screen import plan_screen
     from megalm.plan.search import expand_auto
     from megalm.plan.summary import plan
@@ -73,7 +73,7 @@ def launch(arguments: Sequence[str]) -> int:
     machine = machine_for(config, world.size)
     if config.dry_run and machine.is_cpu and world.size > machine.cores:
         machine = planned_machine("h100", world.size)  # no machine is named, and this one cannot be meant
-    config.precision = usual_precision(config, arguments, machine)
+    resolve_precision(config, machine)
     planned = plan(config, machine)
     console = Console(quiet=world.rank != 0, width=None if sys.stdout.isatty() else 140)
     if config.dry_run:

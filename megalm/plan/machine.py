@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -130,11 +130,10 @@ def machine_for(config: Config, gpus: int | None = None) -> Machine:
     return machine.with_gpus(count) if count else machine
 
 
-def usual_precision(config: Config, words: Sequence[str], machine: Machine) -> PrecisionConfig:
-    """The configuration's number format; bf16 on GPUs where the command line says nothing of precision."""
-    if machine.is_cpu or any(word.lstrip("+").startswith("precision") for word in words):
-        return config.precision
-    return PrecisionConfig(dtype="bf16")
+def resolve_precision(config: Config, machine: Machine) -> None:
+    """Where nobody gave a number format: bf16 on GPUs. What any file or word gave stays."""
+    if config.precision.dtype_chosen and not machine.is_cpu:
+        config.precision = PrecisionConfig(dtype="bf16")
 
 
 def _world_from_environment() -> int | None:

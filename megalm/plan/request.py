@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import floor, log2
 
-from megalm.config import Config, ConfigError
+from megalm.config import Config, ConfigError, PrecisionConfig
 from megalm.config.cluster import THIS_MACHINE
 from megalm.plan.machine import Machine, failure_rate, machine_for, planned_machine, this_machine
 from megalm.plan.shapes import parameters
@@ -220,9 +220,9 @@ def compose(request: Request, *, global_batch: int | None = None) -> Config:
         words.append(f"model.seq_length={request.own['seq_length']}")
     if global_batch:
         words.append(f"train.global_batch_size={global_batch}")
-    if not request.gives("precision") and not _on_cpu(request):
-        words.append("precision=bf16")
     config = compose_config(words, check=False)
+    if config.precision.dtype_chosen and not _on_cpu(request):
+        config.precision = PrecisionConfig(dtype="bf16")
     experts, config.model.moe.num_experts = config.model.moe.num_experts, 0
     validate(config)
     config.model.moe.num_experts = experts

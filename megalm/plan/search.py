@@ -140,12 +140,12 @@ def expand_auto(overrides: list[str]) -> list[str]:
     if "parallel=auto" not in overrides:
         return overrides
     from megalm.config.compose import compose_config
-    from megalm.plan.machine import machine_for, usual_precision
+    from megalm.plan.machine import machine_for, resolve_precision
 
     given = [word for word in overrides if word != "parallel=auto"]
     config = compose_config(given)
     machine = machine_for(config)
-    config.precision = usual_precision(config, given, machine)
+    resolve_precision(config, machine)
     return [*auto_overrides(config, machine, fixed_by(given, config)), *given]
 
 
