@@ -5,6 +5,8 @@ import json
 import pytest
 
 import tools.bench
+from megalm.config import ConfigError
+from tests.small_run import write_corpus
 from tools.bench.guard import _cost as _guard_cost
 from tools.bench.guard import _recipes as _guard_recipes
 from tools.subcommands import run_tool
@@ -70,3 +72,27 @@ def test_results_are_on_the_disk_as_they_come(tmp_path):
         _write(path, result)
         assert json.loads(path.read_text()) == result
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_attached_run_is_the_product_as_a_user_starts_it(tmp_path):
+    data = write_corpus(tmp_path, vocab_size=64)
+    small = [
+        "model.num_layers=1",
+        "model.hidden_size=32",
+        "model.num_kv_heads=4",
+        "model.ffn_hidden_size=64",
+        "model.vocab_size=64",
+    ]
+    small += ["train.steps=3", "checkpoint.every=0", "model.seq_length=32", "train.eval_sequences=4"]
+    (outcome,) = _guard_recipes._launch(str(tmp_path / "twin-1-"), "twin", data, 1, "", 1, 1, small)
+    assert outcome["status"] == 0 and 0 < outcome["loss"] < 5 and outcome["events"][0]["kind"] == "start"
+    assert all((tmp_path / "twin-1-" / name).exists() for name in ("report.html", "tensorboard", "metrics.jsonl"))
+    with pytest.raises(ConfigError, match="the undisturbed run of seed 1 ended with 2.*num_heads"):
+        _guard_recipes._launch(str(tmp_path / "twin-1-"), "twin", data, 1, "", 1, 1, [*small, "model.num_heads=5"])
+
+
+def test_a_run_that_fell_is_a_row_with_its_last_words():
+    fallen = {"status": 1, "loss": float("nan"), "events": [], "said": ["ValueError: no number"]}
+    row = _guard_recipes._row("bit_flip", 1, fallen, outcome([], 3.0))
+    text = _guard_recipes.tables({"provoked": [row], "layouts": []})
+    assert "it ended with status 1:" in text and "ValueError: no number" in text and "worst NaN" in text

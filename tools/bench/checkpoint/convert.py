@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
+from megalm.journal import read_course
 
 HELP = "import SmolLM2-135M, compare logits and perplexity with transformers, train on in several layouts, export"
 
@@ -204,7 +205,7 @@ def _train_on(args: argparse.Namespace, work: Path, tensor: int, pipeline: int) 
         f"run.dir={work}",
         f"run.name={name}",
     )
-    losses = [json.loads(line)["loss"] for line in (work / name / "metrics.jsonl").read_text().splitlines()]
+    losses = [step["loss"] for step in read_course(work / name / "metrics.jsonl").steps]
     _call("tools.convert", str(work / name), str(work / f"{name}-hf"), "--to", "huggingface")
     source = open_source(work / name)
     inputs = torch.arange(100, 100 + SEQUENCE)[None]

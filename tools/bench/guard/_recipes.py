@@ -6,10 +6,12 @@ statistics are in it) and is compared with the twin at the end.
 
 from __future__ import annotations
 
-import json
+import math
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -18,6 +20,7 @@ from typing import Any
 
 from megalm.config.compose import compose_config, conf_dir
 from megalm.config.errors import ConfigError
+from megalm.journal import number_text, read_course, read_events
 from megalm.launch.resolve import resolve
 from tools.bench._workers import run_world
 
@@ -55,9 +58,13 @@ SAME = ("bad_shard", "zeroed_second_moment", "learning_rate_jump", "bit_flip")
 Report = Callable[[dict[str, Any]], None]
 
 
-def recipes(names: Sequence[str], seeds: int, data: str, *, jobs: int, layouts: bool, report: Report) -> None:
+def recipes(
+    names: Sequence[str], seeds: int, data: str, *, jobs: int, layouts: bool, report: Report, attached: bool = False
+) -> None:
     """Run the recipes; `report` gets the whole result so far after every run, so that an interruption loses nothing.
 
+    attached: start each run as a user does, `python -m megalm.launch` with console, metrics, TensorBoard and report,
+    instead of a trainer with the guard alone.
     Errors: ConfigError for an unknown recipe, or missing data.
     """
     for name in names:
@@ -78,7 +85,8 @@ def recipes(names: Sequence[str], seeds: int, data: str, *, jobs: int, layouts: 
             more = [*more, "train.micro_batch_size=2"]
         run = folder / f"{name}-{seed}-{layout.replace(' ', '-')}"
         args = (str(run), name, data, seed, str(folder / f"twin-{seed}-"), size, threads, more)
-        running[pool.submit(_run, *args)] = (name, seed, layout)
+        body: Callable[..., list[dict[str, Any]]] = _launch if attached else _run
+        running[pool.submit(body, *args)] = (name, seed, layout)
 
     try:
         for seed in range(1, seeds + 1):
@@ -103,6 +111,8 @@ def recipes(names: Sequence[str], seeds: int, data: str, *, jobs: int, layouts: 
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():  # else the command would only end with the runs under way
             process.terminate()
+        for started in list(_launched):
+            started.terminate()
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -123,24 +133,82 @@ def _train(
 
     torch.set_num_threads(threads)
     where = Path(folder)
-    recipe, variant = VARIANTS.get(name, (name, []))
-    if name == "twin":
-        recipe, variant = "bad_shard", ["guard.provoke.kind=none", f"checkpoint.every={BRANCH}", "checkpoint.keep=2"]
-    elif not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        start = f"step-{BRANCH:08d}"
-        shutil.copytree(Path(twin) / "checkpoints" / start, where / "checkpoints" / start)
+    recipe, variant = _variant(name)
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        _branch(name, where, Path(twin))
     if size > 1:
         torch.distributed.barrier()
     trainer, _ = make_trainer(where, recipe, data, f"train.seed={seed}", *variant, *more, size=size)
     status = trainer.train()
     loss = trainer.evaluate().get("eval/loss", float("nan"))
-    events = [json.loads(line) for line in (where / "events.jsonl").read_text().splitlines()]
+    events = read_events(where / "events.jsonl")
     if name != "twin":
         shutil.rmtree(where / "checkpoints", ignore_errors=True)
     yield {"status": status, "loss": loss, "events": events}
 
 
-def _config(recipe: str, data: str, *more: str, size: int = 1) -> Any:
+def _variant(name: str) -> tuple[str, list[str]]:
+    """The recipe's file, and what makes it another: the twin is a run that nothing happens to."""
+    if name == "twin":
+        return "bad_shard", ["guard.provoke.kind=none", f"checkpoint.every={BRANCH}", "checkpoint.keep=2"]
+    return VARIANTS.get(name, (name, []))
+
+
+def _branch(name: str, where: Path, twin: Path) -> None:
+    """A damaged run goes on from a checkpoint of its twin."""
+    if name != "twin":
+        start = f"step-{BRANCH:08d}"
+        shutil.copytree(twin / "checkpoints" / start, where / "checkpoints" / start)
+
+
+_launched: list[subprocess.Popen] = []
+"""Runs under way that are processes of their own."""
+
+
+def _launch(
+    folder: str, name: str, data: str, seed: int, twin: str, size: int, threads: int, more: list[str]
+) -> list[dict[str, Any]]:
+    """One run as a user starts it: how it ended, and its events."""
+    where = Path(folder)
+    recipe, variant = _variant(name)
+    _branch(name, where, Path(twin))
+    words = [*_words(recipe, data), f"train.seed={seed}", *variant, *more]
+    words += [f"world_size={size}", f"run.dir={where.parent}", f"run.name={where.name}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "megalm.launch", *words],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    _launched.append(process)
+    try:
+        said, _ = process.communicate()
+    finally:
+        _launched.remove(process)
+    steps = read_course(where / "metrics.jsonl").steps
+    outcome: dict[str, Any] = {
+        "status": process.returncode,
+        "loss": steps[-1].get("eval/loss", math.nan) if steps else math.nan,
+        "events": read_events(where / "events.jsonl"),
+        "said": said.strip().splitlines()[-8:] if process.returncode not in (0, 3) else [],
+    }
+    if name != "twin":
+        shutil.rmtree(where, ignore_errors=True)
+    elif process.returncode:
+        raise ConfigError(
+            f"the undisturbed run of seed {seed} ended with {process.returncode}: {' '.join(outcome['said'])}"
+        )
+    return [outcome]
+
+
+def _words(recipe: str, data: str) -> list[str]:
+    """Overrides of a recipe's run.
+
+    Errors: ConfigError where the recipe or the data is not there.
+    """
     if not (conf_dir() / "experiment" / "spike" / f"{recipe}.yaml").is_file():
         raise ConfigError(f"conf/experiment/spike/{recipe}.yaml is not there.")
     prefix = data if Path(f"{data}.bin").is_file() else f"{data}_text_document"
@@ -148,8 +216,12 @@ def _config(recipe: str, data: str, *more: str, size: int = 1) -> Any:
         raise ConfigError(
             f"--data {data}: there is no {data}.bin. Make it with `make data`, or name other tokenized data."
         )
-    overrides = ["+model=tiny", f"+experiment=spike/{recipe}", f"data.train=[{prefix}]", "data.tokenizer=null"]
-    config = compose_config([*overrides, "device=cpu", "checkpoint.every=0", "train.eval_every=0", *more])
+    words = ["+model=tiny", f"+experiment=spike/{recipe}", f"data.train=[{prefix}]", "data.tokenizer=null"]
+    return [*words, "device=cpu", "checkpoint.every=0", "train.eval_every=0"]
+
+
+def _config(recipe: str, data: str, *more: str, size: int = 1) -> Any:
+    config = compose_config([*_words(recipe, data), *more])
     resolve(config, size)
     return config
 
@@ -191,6 +263,7 @@ def _row(name: str, seed: int, run: dict[str, Any], twin: dict[str, Any]) -> dic
         "loss": run["loss"],
         "regret": run["loss"] - twin["loss"],
         "status": run["status"],
+        "said": run.get("said", []),
         "events": [
             _short(e) for e in events if e["kind"] in ("spike", "skip", "replay", "verdict", "rollback", "give_up")
         ],
@@ -221,20 +294,23 @@ def tables(result: dict[str, Any]) -> str:
     ]
     rows = sorted(result["provoked"], key=lambda row: (list(EXPECTED).index(row["recipe"]), row["seed"]))
     for row in rows:
-        seconds = "-" if row["rollback_s"] is None else f"{row['rollback_s']:.3f}"
+        seconds = number_text(row["rollback_s"], ".3f")
         delay = "-" if row["delay"] is None else row["delay"]
         lines.append(
             f"{row['recipe']:<22}{row['seed']:>5}{row['verdict']:>10}{'yes' if row['right'] else 'NO':>7}{delay!s:>7}"
-            f"{row['refused']:>9}{row['rollbacks']:>11}{seconds:>8}{row['regret']:>+9.4f}"
+            f"{row['refused']:>9}{row['rollbacks']:>11}{seconds:>8}{number_text(row['regret'], '+.4f'):>9}"
         )
+        if row.get("said"):
+            lines += [f"    it ended with status {row['status']}:", *(f"    {line}" for line in row["said"])]
     if rows:
         right = sum(row["right"] for row in rows)
         near = sum(row["regret"] <= 0.02 for row in rows)
         slowest = max((row["rollback_s"] for row in rows if row["rollback_s"] is not None), default=0.0)
+        worst = max((row["regret"] for row in rows), key=lambda regret: math.inf if math.isnan(regret) else regret)
         needless = sum(row["rollbacks"] for row in rows if row["recipe"] in VARIANTS)
         lines += [
             f"right verdicts: {right} of {len(rows)} ({right / len(rows):.0%}); within 0.02 nats of the twin: {near} of "
-            f"{len(rows)}, worst {max(row['regret'] for row in rows):+.4f}",
+            f"{len(rows)}, worst {number_text(worst, '+.4f')}",
             f"rolled back where 1 or 10 bad batches heal by themselves: {needless} times; slowest return {slowest:.3f} s",
         ]
     for name in dict.fromkeys(row["recipe"] for row in result["layouts"]):

@@ -1,7 +1,6 @@
 """The guard measured: false rollbacks and detection on loss curves beside published rules; recoveries from real damage."""
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
+from megalm.journal import json_text, number_text
 
 HELP = "the guard: detection on curves beside published rules, real damage repaired, cost of a step (about 25 minutes)"
 
@@ -27,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-layouts", action="store_true", help="provoked: do not repeat recipes with dp=2, tp=2, pp=2"
     )
+    parser.add_argument(
+        "--attached", action="store_true",
+        help="provoked: start each run as a user does, with console, TensorBoard and report attached",
+    )  # fmt: skip
     parser.add_argument(
         "--jobs",
         type=int,
@@ -59,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
         _write(args.out, result)
         if part["provoked"] and sys.stderr.isatty():
             last = part["provoked"][-1]
-            print(f"  {last['recipe']}, seed {last['seed']}: {last['verdict']}, {last['regret']:+.4f}", file=sys.stderr)
+            print(
+                f"  {last['recipe']}, seed {last['seed']}: {last['verdict']}, {number_text(last['regret'], '+.4f')}",
+                file=sys.stderr,
+            )
 
     if everything or args.detection:
         result["detection"] = _curves(args)
@@ -72,14 +79,15 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             _guard_recipes.recipes(
-                names, args.seeds, args.data, jobs=args.jobs, layouts=not args.no_layouts, report=progress
-            )
+                names, args.seeds, args.data, jobs=args.jobs, layouts=not args.no_layouts, report=progress,
+                attached=args.attached,
+            )  # fmt: skip
         except KeyboardInterrupt:
             status = 130  # what is done is done
         if "provoked" in result:
             show("\n" + _guard_recipes.tables(result["provoked"]))
     if args.json:
-        print(json.dumps(result))
+        print(json_text(result))
     return status
 
 
@@ -89,7 +97,7 @@ def _write(path: Path | None, result: dict[str, Any]) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".new")
-    aside.write_text(json.dumps(result, indent=1) + "\n")
+    aside.write_text(json_text(result, indent=1) + "\n")
     os.replace(aside, path)
 
 

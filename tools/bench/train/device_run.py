@@ -118,13 +118,10 @@ class _Comparison:
 
     def _losses(self, name: str) -> dict[int, float]:
         """Loss of each step; of one that was made twice, the later."""
-        losses = {}
-        with contextlib.suppress(OSError):
-            for line in (self.folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):  # the end of a line may not be there yet
-                    record = json.loads(line)
-                    losses[int(record["step"])] = float(record["loss"])
-        return losses
+        from megalm.journal import read_course
+
+        steps = read_course(self.folder / name / "metrics.jsonl").steps
+        return {step["step"]: step["loss"] for step in steps if "loss" in step}
 
     def _last_words(self, name: str) -> str:
         lines = (self.folder / f"{name}.log").read_text(encoding="utf-8").strip().splitlines()
