@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
 from megalm.convert.huggingface import open_folder, write_folder
-from megalm.convert.huggingface_config import ARCHITECTURES, choose_architecture, read_config, write_config
+from megalm.convert.huggingface_architectures import ARCHITECTURES
+from megalm.convert.huggingface_config import choose_architecture, read_config, write_config
 from megalm.convert.huggingface_names import rules
 from megalm.convert.source import Source
 from megalm.convert.weight_files import choose_weight_files
