@@ -14,7 +14,7 @@ from tests.observe.test_report import record
 def compared(folder, records):
     """What plan.json says in the end, and what was printed."""
     (folder / "plan.json").write_text(json.dumps({"step_seconds": 1.0, "tokens_per_second": 10.0, "mfu": 0.5}))
-    hook = ComparisonHook(folder, Console(file=io.StringIO(), width=100))
+    hook = ComparisonHook(folder, Console(file=io.StringIO(), width=100), SimpleNamespace(bytes=lambda: 2**20))
     trainer = SimpleNamespace(mesh=SimpleNamespace(device=SimpleNamespace(type="cpu")))
     for each in records:
         hook.on_step_end(trainer, each)
@@ -27,7 +27,7 @@ def test_a_step_made_twice_counts_once(tmp_path):
     fast = [record(step, step_time_s=2.0, mfu=0.4, hfu=0.5) for step in range(4, 20)]
     plan, text = compared(tmp_path, [record(1), record(2), record(3), *slow, *fast])
     assert plan["measured"]["step_seconds"] == 2.0 and plan["measured"]["mfu"] == 0.4
-    assert plan["measured"]["hfu"] == 0.5 and plan["measured"]["bytes_per_gpu"] > 0
+    assert plan["measured"]["hfu"] == 0.5 and plan["measured"]["bytes_per_gpu"] == 2**20
     assert "2.00" in text and "step, s" in text
 
 
