@@ -1,30 +1,39 @@
 """One micro-batch of one data rank."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def along(*dims: str, optional: bool = True) -> Any:
+    """A field of a batch and what its dims are: `batch`, `sequence` (cut over the context ranks), `whole_sequence` (each of
+    them needs all of it), or any other name."""
+    metadata = {"dims": dims}
+    return field(default=None, metadata=metadata) if optional else field(metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Batch:
     """Tokens and what is to be predicted from them.
 
-    Shapes: all [B, S]; under context parallelism [B, S/c], this rank's positions only.
+    Each field declares its dims: context parallelism cuts those along `sequence` to this rank's positions, [B, S/c], without
+    knowing them. A batch with further fields is a subclass that declares them.
     """
 
-    tokens: Tensor
+    tokens: Tensor = along("batch", "sequence", optional=False)
     """int64: the input."""
-    labels: Tensor
+    labels: Tensor = along("batch", "sequence", optional=False)
     """int64: the token that follows each position."""
-    loss_mask: Tensor | None = None
+    loss_mask: Tensor | None = along("batch", "sequence")
     """float32: weight of each position in the loss; None: all ones."""
-    positions: Tensor | None = None
+    positions: Tensor | None = along("batch", "sequence")
     """int64: position of each token in its document; None: 0 .. S-1."""
-    document_ids: Tensor | None = None
+    document_ids: Tensor | None = along("batch", "whole_sequence")
     """int32: which document each token is of; attention stays within one. None: one document. Whole, [B, S], on every
     context rank."""
-    sources: Tensor | None = None
+    sources: Tensor | None = along("batch")
     """int64 [B]: number of the source that each row is of; given where there is more than one source."""
 
     def to(self, device: torch.device | str) -> "Batch":

@@ -120,7 +120,7 @@ def next_logits(model: Transformer, tokens: Tensor, position: int) -> Tensor:
     positions = torch.arange(position, position + length, device=tokens.device).expand(batch_size, length)
     batch = Batch(tokens=tokens, labels=tokens, positions=positions)
     hidden = model.run_layers(model.embed(batch), batch, seen=position)
-    logits = all_gather(model.logits(hidden[-1:]), model.tensor, dim=-1)[0]
+    logits = all_gather(model.head.logits(hidden[-1:]), model.tensor, dim=-1)[0]
     return logits[:, : model.config.vocab_size].float()
 
 

@@ -63,7 +63,7 @@ def logits(model: Transformer, tokens: Tensor) -> Tensor:
     """Logits fp32 at every position. Shapes: tokens [B, S] -> [B, S, V]"""
     batch = Batch(tokens=tokens, labels=tokens)
     return (
-        model.logits(model.run_layers(model.embed(batch), batch))
+        model.head.logits(model.run_layers(model.embed(batch), batch))
         .transpose(0, 1)[..., : model.config.vocab_size]
         .float()
     )

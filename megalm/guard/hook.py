@@ -28,7 +28,6 @@ from megalm.guard.replay import History, StepRecord, differing, gather_fingerpri
 from megalm.guard.snapshots import Snapshot, SnapshotRing, check_memory
 from megalm.journal import number_text
 from megalm.parallel.collectives import all_gather
-from megalm.train.build import local_seq_length
 from megalm.train.hooks import Hook
 from megalm.train.signals import Signals
 
@@ -81,8 +80,7 @@ class GuardHook(Hook):
             check_memory(self.ring.lags, trainer.boxes(), local_ranks=local, limit_gb=limit)
         if self.config.probe_sequences:
             batches = trainer.loader.evaluation_batches(self.config.probe_sequences)
-            length = local_seq_length(trainer.config, trainer.mesh)
-            self.probe = Probe(trainer.executor, batches, trainer.mesh, length) if batches else None
+            self.probe = Probe(trainer.evaluator, batches) if batches else None
         if not self.ring.lags:
             # A forward pass is a third of a sequence's step: at this interval the probe is a quarter of a percent of all.
             share = self.config.probe_sequences / (3 * trainer.config.train.global_batch_size)

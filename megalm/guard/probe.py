@@ -16,10 +16,8 @@ from torch.distributed.tensor import DTensor
 
 from megalm.data.batch import Batch
 from megalm.parallel.collectives import all_reduce
-from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import Box
-from megalm.pipeline.execute import Executor
-from megalm.train.mean_loss import mean_loss
+from megalm.train.mean_loss import Evaluator
 
 
 class Probe:
@@ -27,19 +25,17 @@ class Probe:
 
     Args:
         batches: this rank's micro-batches of the probe; as many on every rank, or none on all of them.
-        seq_length: of their tensors between pipeline stages.
     """
 
-    def __init__(self, executor: Executor, batches: Sequence[Batch], mesh: Mesh, seq_length: int):
-        self.executor, self.batches, self.mesh = executor, list(batches), mesh
-        self.seq_length = seq_length
+    def __init__(self, evaluator: Evaluator, batches: Sequence[Batch]):
+        self.evaluator, self.batches = evaluator, list(batches)
 
     def loss(self) -> float:
         """Mean loss over the probe's tokens, the same on every rank; NaN or infinite if the weights are that far gone.
 
-        Comm: that of `mean_loss`
+        Comm: that of `Evaluator.mean_loss`
         """
-        return mean_loss(self.executor, self.batches, self.mesh, self.seq_length)
+        return self.evaluator.mean_loss(self.batches)
 
 
 @contextmanager

@@ -231,8 +231,8 @@ def _step_on_paper(config: Config, mesh: Mesh, chunk: Transformer) -> tuple[int,
         with _Storages([*chunk.parameters(), *chunk.buffers()]) as storages:
             tokens = torch.empty(rows, length, dtype=torch.int64, device="meta")
             hidden = None if chunk.first else torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
-            output = chunk(hidden, Batch(tokens, tokens))
-            objective = output[0] if isinstance(output, tuple) else output.sum()
+            output, _ = chunk(hidden, Batch(tokens, tokens))
+            objective = output.sum()
         del output, hidden
         kept = storages.alive()
         objective.backward()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from megalm.config import ModelConfig
 from megalm.data.batch import Batch
+from megalm.model.auxiliary import Auxiliary
 from megalm.model.heads import local_query_heads
 from megalm.parallel.mesh import Axis
 from megalm.parallel.slices import attach, replicated
@@ -79,6 +80,8 @@ class Where:
     """ALiBi slopes of this rank's heads, [A/t]."""
     documents: Tensor | None = None
     """Under context parallelism, where no mask is made: the document of each token of the whole sequence, [B, S]."""
+    auxiliary: Auxiliary | None = None
+    """Takes the sums and losses that layers have beside their output."""
 
 
 class Positions(nn.Module):

@@ -1,8 +1,8 @@
 """One chunk of a decoder-only transformer: what a pipeline stage runs; a whole model is the chunk with every layer."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils.checkpoint
@@ -11,15 +11,18 @@ from torch import Tensor, nn
 from megalm.config import ModelConfig, ParallelConfig
 from megalm.data.batch import Batch
 from megalm.model.attention import Attention
+from megalm.model.auxiliary import Auxiliary
+from megalm.model.head import Head
 from megalm.model.mlp import MLP
+from megalm.model.norm import make_norm
 from megalm.model.positions import LearnedPositions, Positions, Where
 from megalm.model.recompute import recomputed
 from megalm.parallel.embedding import VocabularyParallelEmbedding
-from megalm.parallel.linear import ColumnParallelLinear, Output, column_parallel
-from megalm.parallel.loss import vocabulary_parallel_cross_entropy, vocabulary_parallel_linear_cross_entropy
 from megalm.parallel.mesh import Mesh
-from megalm.parallel.norm import Norm
 from megalm.parallel.random import dropout
+
+if TYPE_CHECKING:
+    from megalm.objectives.objective import Objective
 
 
 class Layer(nn.Module):
@@ -80,11 +83,10 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The layers `layers` of the model, with the embedding if `first` and the loss if `last`.
+    """The layers `layers` of the model, with the embedding if `first`, and the head and the objective if `last`.
 
-    Shapes:  tokens [B, S/c] or hidden [S/(c t) or S/c, B, H] -> hidden, or on the last chunk the pair
-             (objective: scalar to run backward from, a sum over this rank's tokens; report: fp32 [loss sum, tokens],
-             and, where the batch names sources, the loss sum of each row, then the tokens of each row)
+    Shapes:  tokens [B, S/c] or hidden [S/(c t) or S/c, B, H] -> (hidden, or on the last chunk the objective's total: a
+             scalar to run backward from, a sum over this rank's tokens; named sums, fp32)
     Comm:    inside the tensor and context axes only
     """
 
@@ -97,11 +99,15 @@ class Transformer(nn.Module):
         layers: range | None = None,
         first: bool = True,
         last: bool = True,
+        objective: "Objective | None" = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.config, self.first, self.last = config, first, last
+        self.objective = objective
+        self.loss_scale: Tensor
+        self.register_buffer("loss_scale", torch.ones((), device=device), persistent=False)
         self.sequence = parallel.sequence and mesh.tensor.size > 1
         self.tensor, self.context = mesh.tensor, mesh.context
         self.parallel = parallel
@@ -136,27 +142,24 @@ class Transformer(nn.Module):
             for index in (layers if layers is not None else range(config.num_layers))
         )
         if last:
-            self.final_norm = make_norm(config, mesh, parallel, "final_norm", device, dtype)
-            if not config.tie_embeddings:
-                self.output = ColumnParallelLinear(
-                    config.hidden_size,
-                    [Output("output", config.vocab_size)],
-                    mesh.tensor,
-                    bias=False,
-                    sequence_parallel=self.sequence,
-                    init_std=config.init_std,
-                    **made,
-                )
+            self.head = Head(config, mesh, parallel, self.embedding if config.tie_embeddings else None, **made)
 
-    def forward(self, x: Tensor | None, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         hidden = self.embed(batch) if self.first else x
         assert hidden is not None
-        hidden = self.run_layers(hidden, batch)
-        return self.loss(hidden, batch) if self.last else hidden
+        auxiliary = Auxiliary(self.loss_scale)
+        hidden = self.run_layers(hidden, batch, auxiliary=auxiliary)
+        if not self.last:
+            return hidden, auxiliary.sums
+        if self.objective is None:
+            raise ValueError("a chunk that ends the model runs forward with an objective only: give it one")
+        outcome = self.objective(self.head, hidden, batch)
+        return outcome.total, {**auxiliary.sums, **outcome.sums}
 
-    def run_layers(self, hidden: Tensor, batch: Batch, *, seen: int = 0) -> Tensor:
+    def run_layers(self, hidden: Tensor, batch: Batch, *, seen: int = 0, auxiliary: Auxiliary | None = None) -> Tensor:
         """The chunk's layers; `seen` tokens before the batch's are in the attention layers' caches."""
         where = self.positions(batch, hidden.dtype, context=self.context.size > 1, seen=seen)
+        where = replace(where, auxiliary=auxiliary or Auxiliary(self.loss_scale))
         for layer in self.layers:
             if self.recompute_layers and torch.is_grad_enabled():
                 hidden = torch.utils.checkpoint.checkpoint(
@@ -165,6 +168,11 @@ class Transformer(nn.Module):
             else:
                 hidden = layer(hidden, where)
         return hidden
+
+    @property
+    def reported(self) -> dict[str, int]:
+        """Names of the sums that the layers of the whole model report, alike on all ranks, with their numbers of values."""
+        return {}
 
     def embed(self, batch: Batch) -> Tensor:
         """Tokens [B, S] -> hidden [S/t or S, B, H]."""
@@ -176,73 +184,3 @@ class Transformer(nn.Module):
         if self.config.embedding_norm:
             hidden = self.embedding_norm(hidden)
         return dropout(hidden, self.config.dropout, self.training, self.tensor, sharded=self.sequence)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden [S/t or S, B, H] -> this rank's share of the logits [S, B, V/t]."""
-        normed = self.final_norm(hidden)
-        if self.config.tie_embeddings:
-            return column_parallel(normed, self.embedding.weight, None, self.tensor, self.sequence)
-        return self.output(normed)
-
-    def _losses(self, hidden: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(sum of mask * cross-entropy, mask * cross-entropy [S, B]) with all logits, or in chunks of positions."""
-        weight = self.embedding.weight if self.config.tie_embeddings else self.output.weight
-        z_loss = self.config.z_loss if self.training else 0.0
-        chunk = self.parallel.loss_positions(labels.numel(), weight.shape[0], hidden.element_size())
-        if chunk < labels.numel():
-            loss = partial(
-                vocabulary_parallel_linear_cross_entropy,
-                labels=labels,
-                mask=mask,
-                axis=self.tensor,
-                sequence_parallel=self.sequence,
-                vocab_size=self.config.vocab_size,
-                chunk=chunk,
-                z_loss=z_loss,
-            )
-            normed = self.final_norm(hidden)
-            return loss(normed, weight) if self.config.tie_embeddings else self.output(normed, instead=loss)
-        losses = vocabulary_parallel_cross_entropy(
-            self.logits(hidden),
-            labels,
-            self.tensor,
-            vocab_size=self.config.vocab_size,
-            z_loss=z_loss,
-            inplace_backward=True,
-        )
-        losses = losses if mask is None else losses * mask
-        return losses.sum(), losses
-
-    def loss(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy summed over this rank's tokens, to run backward from and to report."""
-        mask = None if batch.loss_mask is None else batch.loss_mask.t()
-        total, per_token = self._losses(hidden, batch.labels.t(), mask)
-        count = torch.full((), float(per_token.numel()), device=per_token.device) if mask is None else mask.sum()
-        report = torch.stack([total.detach(), count])
-        if batch.sources is not None:
-            rows = per_token.detach().sum(0)
-            full = torch.full_like(rows, float(per_token.shape[0]))
-            report = torch.cat([report, rows, full if batch.loss_mask is None else batch.loss_mask.sum(1)])
-        return total, report
-
-
-def make_norm(
-    config: ModelConfig,
-    mesh: Mesh,
-    parallel: ParallelConfig,
-    name: str,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> Norm:
-    """A norm over the residual stream's width."""
-    return Norm(
-        config.norm,
-        config.hidden_size,
-        name=name,
-        eps=config.norm_eps,
-        bias=config.norm_bias,
-        axis=mesh.tensor,
-        sequence_parallel=parallel.sequence and mesh.tensor.size > 1,
-        device=device,
-        dtype=dtype,
-    )

@@ -63,17 +63,18 @@ def shard_sequence(tensor: Tensor, axis: Axis, dim: int = 1) -> Tensor:
 
 
 def shard_batch(batch: AnyBatch, axis: Axis) -> AnyBatch:
-    """This rank's part of a Batch: every field that has a sequence cut along it, positions filled in.
+    """This rank's part of a Batch: every field that declares a `sequence` dim cut along it, positions filled in.
 
-    `document_ids` stay whole: this rank's queries are compared with the keys of every rank.
+    What has a `whole_sequence` (document_ids) stays whole: this rank's queries are compared with the keys of every rank.
     """
     if axis.size == 1:
         return batch
     cut: dict[str, Any] = {}
     for field in fields(batch):  # type: ignore[arg-type]
         value = getattr(batch, field.name)
-        if isinstance(value, Tensor) and value.dim() > 1 and field.name != "document_ids":
-            cut[field.name] = shard_sequence(value, axis)
+        dims = field.metadata["dims"]
+        if value is not None and "sequence" in dims:
+            cut[field.name] = shard_sequence(value, axis, dim=dims.index("sequence"))
     tokens = getattr(batch, "tokens")  # noqa: B009
     if getattr(batch, "positions", None) is None:
         positions = zigzag_positions(tokens.shape[1], axis, tokens.device)

@@ -1,6 +1,6 @@
 """Runs a schedule: the same code for one stage and for many."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +23,9 @@ _TO = {Kind.SEND_ACTIVATION: 1, Kind.SEND_GRADIENT: -1}
 class Executor:
     """One pipeline rank: computes its chunks' passes in the schedule's order and exchanges tensors with neighbours.
 
-    A chunk is a module: forward(x, batch) -> hidden; the first stage gets x=None; the last returns (objective, report),
-    a scalar to run backward from and a tensor to hand back.
+    A chunk is a module: forward(x, batch) -> (y, sums). The first stage gets x=None; y is what the next stage gets, and on
+    the last one the scalar that backward runs from. sums: named tensors that any stage may hand back. A chunk's
+    `loss_scale` buffer, where it has one, is set to the run's scale, by which losses of its own inside are to count.
 
     Shapes:  what travels between stages is [seq_length, micro_batch_size, hidden_size], where seq_length is S/(c*t)
              if the sequence is sharded over context and (sequence parallelism) tensor ranks
@@ -73,7 +74,7 @@ class Executor:
 
     @property
     def has_last(self) -> bool:
-        """Whether this rank holds the last stage, and so the reports."""
+        """Whether this rank holds the last stage, and so the objective's sums."""
         return self._placement.rank(self._placement.stages - 1) == self.axis.rank
 
     @property
@@ -85,20 +86,23 @@ class Executor:
         """The passes that follow have sequences of this (local) length."""
         self.shape = (seq_length, *self.shape[1:])
 
-    def run(self, micro_batches: Sequence[Any], scale: float = 1.0) -> list[Tensor]:
+    def run(self, micro_batches: Sequence[Any], scale: float = 1.0) -> list[dict[str, Tensor]]:
         """Forward and backward of all micro-batches; gradients of scale * objective accumulate in the parameters.
 
-        Returns the reports in the order of the micro-batches; nothing on ranks without the last stage.
+        Returns the sums that this rank's stages reported, for each micro-batch in order.
         The schedule is rebuilt for another number of micro-batches than it was made for.
         """
         count = len(micro_batches)
+        for chunk in self.chunks:
+            if (own_scale := getattr(chunk, "loss_scale", None)) is not None:
+                own_scale.fill_(scale)
         if count not in self._schedules:
             where = self._placement
             self._schedules[count] = build_schedule(self.schedule.kind, where.ranks, count, where.chunks)
         return _Step(self, micro_batches, scale, training=True).run(self._schedules[count])
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: Sequence[Any]) -> list[Tensor]:
+    def evaluate(self, micro_batches: Sequence[Any]) -> list[dict[str, Tensor]]:
         """Forward passes only; any number of micro-batches. Returns as `run`. The caller sets eval mode."""
         count = len(micro_batches)
         if count not in self._forward_schedules:
@@ -115,7 +119,7 @@ class _Step:
         self.scale = scale
         self.training = training
         self.placement = executor._placement
-        self.reports: dict[int, Tensor] = {}
+        self.reports: list[dict[str, Tensor]] = [{} for _ in micro_batches]
         # keys: (chunk, micro-batch)
         self._inputs: dict[tuple[int, int], Tensor] = {}
         self._roots: dict[tuple[int, int], GradientEdge] = {}
@@ -125,7 +129,7 @@ class _Step:
         self._departing: dict[tuple[Kind, int, int], Tensor] = {}
         self._sent: list[tuple[dist.Work, list[Tensor]]] = []
 
-    def run(self, schedule: Schedule) -> list[Tensor]:
+    def run(self, schedule: Schedule) -> list[dict[str, Tensor]]:
         compute = {Kind.F: self._forward, Kind.B: self._backward, Kind.I: self._backward, Kind.W: self._weights}
         actions = schedule.actions[self.executor.axis.rank]
         together: list[Action] = []
@@ -140,7 +144,7 @@ class _Step:
         for work, _ in self._sent:
             work.wait()
         self._sent.clear()
-        return [self.reports[i] for i in sorted(self.reports)]
+        return self.reports
 
     def _stage(self, chunk: int) -> int:
         return self.placement.stage(self.executor.axis.rank, chunk)
@@ -154,12 +158,11 @@ class _Step:
             if self.training:
                 x.requires_grad_()
                 self._inputs[key] = x
-        output = executor.chunks[chunk](x, self.micro_batches[micro_batch])
+        output, sums = executor.chunks[chunk](x, self.micro_batches[micro_batch])
+        self._report(micro_batch, sums)
         if stage == self.placement.stages - 1:
-            objective, report = output
-            self.reports[micro_batch] = report.detach()
             if self.training:
-                self._roots[key] = get_gradient_edge(objective * self.scale)
+                self._roots[key] = get_gradient_edge(output * self.scale)
             return
         if tuple(output.shape) != executor.shape:
             raise RuntimeError(
@@ -170,6 +173,13 @@ class _Step:
             # the edge keeps the graph alive without the output's data
             self._roots[key] = get_gradient_edge(output)
         self._hand_over(Kind.F, action, stage, output.detach())
+
+    def _report(self, micro_batch: int, sums: Mapping[str, Tensor]) -> None:
+        """Keep what a stage reported; of several stages of this rank the values add up."""
+        kept = self.reports[micro_batch]
+        for name, value in sums.items():
+            value = value.detach()
+            kept[name] = kept[name] + value if name in kept else value
 
     def _backward(self, action: Action) -> None:
         executor, (kind, micro_batch, chunk) = self.executor, action

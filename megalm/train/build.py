@@ -4,6 +4,8 @@ import torch
 
 from megalm.config import Config, ConfigError
 from megalm.model.transformer import Transformer
+from megalm.objectives.next_token import NextToken
+from megalm.objectives.objective import Objective
 from megalm.parallel.initialize import initialize
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import tie
@@ -28,8 +30,22 @@ def local_seq_length(config: Config, mesh: Mesh, seq_length: int | None = None) 
     return seq_length // mesh.tensor.size if config.parallel.sequence else seq_length
 
 
-def build_chunks(config: Config, mesh: Mesh, *, device: torch.device | str | None = None) -> list[Transformer]:
+def build_objective(config: Config) -> Objective:
+    """What the run minimises."""
+    sources = len(config.data.train)
+    return NextToken(config.model.z_loss, sources if sources > 1 else 0)
+
+
+def build_chunks(
+    config: Config,
+    mesh: Mesh,
+    objective: Objective | None = None,
+    *,
+    device: torch.device | str | None = None,
+) -> list[Transformer]:
     """This rank's chunks of the model, by chunk number, with weights drawn by (seed, global name, global index).
+
+    objective: what the last chunk computes of its hidden states; None: the configured one.
 
     On the meta device nothing is drawn. Errors: ConfigError when there are fewer layers than stages.
     """
@@ -50,6 +66,7 @@ def build_chunks(config: Config, mesh: Mesh, *, device: torch.device | str | Non
             layers=layers[stage],
             first=stage == 0,
             last=stage == where.stages - 1,
+            objective=(objective or build_objective(config)) if stage == where.stages - 1 else None,
             device=device if device is not None else mesh.device,
             dtype=DTYPES[config.precision.dtype],
         )

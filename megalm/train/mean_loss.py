@@ -8,26 +8,44 @@ from megalm.parallel.collectives import all_reduce
 from megalm.parallel.context import shard_batch
 from megalm.parallel.mesh import Mesh
 from megalm.pipeline.execute import Executor
-from megalm.train.measure import sum_own
+from megalm.train.sums import Sums
 
 
-def mean_loss(executor: Executor, batches: Sequence[Batch], mesh: Mesh, seq_length: int) -> float:
-    """Mean loss over the tokens of all ranks' batches that count, nats; NaN where none does. The same on every rank.
+class Evaluator:
+    """The objective's mean over held-out batches, on whatever layout.
 
-    batches: this rank's whole micro-batches, as many on every rank. seq_length: of their tensors between pipeline stages.
-    The model is in evaluation mode meanwhile; afterwards the executor expects the lengths that it did before.
-
-    Comm: the forward pass's, then one all-reduce of 3 numbers over the world
+    Args:
+        sums: what the stages report; `divisor`: the sum that the loss is divided by.
+        seq_length: positions in the tensors between pipeline stages (`build.local_seq_length`).
     """
-    before = executor.shape
-    executor.set_seq_length(seq_length)
-    for chunk in executor.chunks:
-        chunk.eval()
-    try:
-        reports = executor.evaluate([shard_batch(batch.to(mesh.device), mesh.context) for batch in batches])
-    finally:
-        executor.shape = before
+
+    def __init__(self, executor: Executor, sums: Sums, divisor: str, mesh: Mesh, seq_length: int) -> None:
+        self.executor, self.mesh, self.seq_length = executor, mesh, seq_length
+        self.sums, self.divisor = sums, divisor
+
+    def mean_loss(self, batches: Sequence[Batch]) -> float:
+        """Loss of all ranks' batches over what it is divided by (tokens: nats a token); NaN where none counts. The same on
+        every rank.
+
+        batches: this rank's whole micro-batches, as many on every rank. The model is in evaluation mode meanwhile;
+        afterwards the executor expects the lengths that it did before.
+
+        Comm: the forward pass's, then one all-reduce of the objective's sums over the world
+        """
+        executor = self.executor
+        before = executor.shape
+        executor.set_seq_length(self.seq_length)
         for chunk in executor.chunks:
-            chunk.train()
-    loss_sum, tokens, _ = all_reduce(sum_own(reports, mesh), mesh.world).tolist()
-    return loss_sum / tokens if tokens > 0 else math.nan
+            chunk.eval()
+        try:
+            reports = executor.evaluate(
+                [shard_batch(batch.to(self.mesh.device), self.mesh.context) for batch in batches]
+            )
+        finally:
+            executor.shape = before
+            for chunk in executor.chunks:
+                chunk.train()
+        message = all_reduce(self.sums.pack(reports, self.mesh), self.mesh.world)
+        sums = self.sums.unpack(message.cpu().numpy())
+        counted = float(sums[self.divisor].sum())
+        return float(sums["loss"].sum()) / counted if counted > 0 else math.nan

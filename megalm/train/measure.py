@@ -1,13 +1,14 @@
 """What a step measured before its update, gathered over the world in the one message that carries the gradient norm.
 
-The message is a sum. What is wanted by itself (a loss for each data rank, a largest logit for each rank) has a place of
-its own in it, which is zero on all other ranks.
+The message is a sum. Values needed per rank (a loss for each data rank, a largest logit for each rank) get one slot per
+rank; every other rank adds zero.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,17 +16,35 @@ import torch
 from torch import Tensor
 
 from megalm.config import Config
-from megalm.data.batch import Batch
 from megalm.model.attention import Attention
+from megalm.objectives.objective import Objective
 from megalm.optim.stretches import TensorIndex
 from megalm.optim.update_sample import UpdateSample
 from megalm.parallel.mesh import Mesh
 from megalm.train.signals import Signals
+from megalm.train.sums import Sums
 
 if TYPE_CHECKING:
     from megalm.model.transformer import Transformer
     from megalm.optim.fully_sharded import FullyShardedOptimizer
     from megalm.optim.sharded import ShardedOptimizer
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `Measurement.take` read, the same on every rank."""
+
+    signals: Signals
+    divisor: float
+    """What the loss was divided by, and the update must be."""
+    tokens: int
+    """Tokens of the global batch that count."""
+    stop: bool
+    """Whether any rank wants to stop."""
+    means: dict[str, float]
+    """Each further sum of the objective and the layers, divided as the loss was."""
+    source_losses: dict[str, float]
+    """Mean loss of each data source that had tokens."""
 
 
 class Measurement:
@@ -40,12 +59,13 @@ class Measurement:
         mesh: Mesh,
         chunks: Sequence[Transformer],
         optimizer: ShardedOptimizer | FullyShardedOptimizer,
+        objective: Objective,
+        sources: Sequence[str] = (),
     ) -> None:
+        """sources: names of the data sources, alike on all ranks, in the order of the objective's sums of each."""
         self.mesh, self.optimizer = mesh, optimizer
-        self.sources: list[str] = []
-        """Names of the data sources whose losses are measured apart; alike on all ranks."""
-        self.source_losses: dict[str, float] = {}
-        """Mean loss of each source that had tokens in the last step."""
+        self.sources, self.divisor = list(sources), objective.divisor
+        self.sums = Sums({**chunks[0].reported, **objective.sums})
         self.attention: list[Attention] = []
         self.updates: UpdateSample | None = None
         self.watched = config.guard.enabled or config.optim.qk_clip > 0
@@ -71,28 +91,19 @@ class Measurement:
         found = [layer.largest_logit for layer in self.attention if layer.largest_logit is not None]
         return torch.cat(found) if found else torch.empty(0, device=self.mesh.device)
 
-    def take(
-        self,
-        reports: Sequence[Tensor],
-        lr: float,
-        expected_tokens: int,
-        stop: bool,
-        batches: Sequence[Batch] = (),
-    ) -> tuple[Signals, float, bool]:
-        """(signals, tokens of the global batch, whether any rank wants to stop).
+    def take(self, reports: Sequence[Mapping[str, Tensor]], lr: float, expected: float, stop: bool) -> Measured:
+        """Reduce what this rank's stages reported, and all else that is measured.
 
-        lr: what the update would be made with. expected_tokens: what the objective was divided by.
-        batches: what the reports are of, to tell the sources apart.
-        Comm: one all-reduce over the world, of 5 numbers, 2 for each source and each data rank, 1 for each rank and 1 for
-              each tensor
+        lr: what the update would be made with. expected: what the objective was divided by in backward.
+        Comm: one all-reduce over the world, of the sums, 2 numbers for each data rank, 1 for each rank and 1 for each
+              tensor
         """
-        own = sum_own(reports, self.mesh, float(stop))
-        message = [own]
-        if self.sources:
-            message.append(sum_sources(reports, batches, len(self.sources), self.mesh))
+        own = self.sums.pack(reports, self.mesh)
+        message = [own, own.new_full((1,), float(stop))]
         if self.by_rank:
             losses = own.new_zeros(self.mesh.data.size, 2)
-            losses[self.mesh.data.rank] = own[:2]
+            losses[self.mesh.data.rank, 0] = own[self.sums.places["loss"]].sum()
+            losses[self.mesh.data.rank, 1] = own[self.sums.places[self.divisor]].sum()
             message.append(losses.flatten())
         if self.watched:
             largest = own.new_zeros(self.mesh.world_size)
@@ -102,20 +113,18 @@ class Measurement:
             message.append(self.updates.sums(self.optimizer.step_count + 1, self.optimizer.last_scale))
         norm, nonfinite, summed = self.optimizer.statistics(extra=torch.cat(message))
         values = torch.cat([norm[None], nonfinite[None], summed]).cpu().numpy()
-        return self._read(values, lr, expected_tokens)
+        return self._read(values, lr, expected)
 
-    def _read(self, values: np.ndarray, lr: float, expected_tokens: int) -> tuple[Signals, float, bool]:
-        grad_norm, bad_values, loss_sum, tokens, stop = values[:5].tolist()
-        tokens, rest = max(tokens, 1.0), values[5:]
-        if self.sources:
-            sums, rest = rest[: 2 * len(self.sources)].reshape(2, -1), rest[2 * len(self.sources) :]
-            seen = zip(self.sources, *sums.tolist(), strict=True)
-            self.source_losses = {name: loss / count for name, loss, count in seen if count > 0}
+    def _read(self, values: np.ndarray, lr: float, expected: float) -> Measured:
+        (grad_norm, nonfinite), rest = values[:2].tolist(), values[2:]
+        sums, rest = self.sums.unpack(rest[: self.sums.length]), rest[self.sums.length :]
+        stop, rest = bool(rest[0] > 0), rest[1:]
+        divisor = max(float(sums[self.divisor].sum()), 1.0)
         spread = logit = update = None
         worst = -1
         if self.by_rank:
-            sums, rest = rest[: 2 * self.mesh.data.size].reshape(-1, 2), rest[2 * self.mesh.data.size :]
-            losses = sums[:, 0] / np.maximum(sums[:, 1], 1.0)
+            ranks, rest = rest[: 2 * self.mesh.data.size].reshape(-1, 2), rest[2 * self.mesh.data.size :]
+            losses = ranks[:, 0] / np.maximum(ranks[:, 1], 1.0)
             worst = int(np.argmax(np.nan_to_num(losses, nan=np.inf)))
             spread = float(losses.max() - np.median(losses))
         if self.watched:
@@ -123,34 +132,21 @@ class Measurement:
         if self.updates is not None:
             update = lr * math.sqrt(float(np.max(rest / self.updates.counts.numpy())))
         signals = Signals(
-            loss=loss_sum / tokens,
-            grad_norm=grad_norm * expected_tokens / tokens,
-            nonfinite=bad_values,
+            loss=float(sums["loss"].sum()) / divisor,
+            grad_norm=grad_norm * expected / divisor,
+            nonfinite=nonfinite,
             update_rms=update,
             attention_logit=logit,
             loss_spread=spread,
             worst_rank=worst,
         )
-        return signals, tokens, stop > 0
+        known = {"loss", "tokens", self.divisor, "source_loss", "source_tokens"}
+        means = {name: float(values.sum()) / divisor for name, values in sums.items() if name not in known}
+        tokens = int(max(float(sums["tokens"].sum()), 1.0))
+        return Measured(signals, divisor, tokens, stop, means, self._source_losses(sums))
 
-
-def sum_own(reports: Sequence[Tensor], mesh: Mesh, flag: float = 0.0) -> Tensor:
-    """[loss sum, tokens, flag] of this rank, fp64, such that the sum over the world counts each token once."""
-    total = torch.zeros(3, dtype=torch.float64, device=mesh.device)
-    for report in reports:
-        total[:2] += report[:2]
-    total[:2] /= mesh.tensor.size
-    total[2] = flag
-    return total
-
-
-def sum_sources(reports: Sequence[Tensor], batches: Sequence[Batch], sources: int, mesh: Mesh) -> Tensor:
-    """Loss sum of each source, then tokens of each, such that the sum over the world counts each token once.
-
-    Shapes: reports [2 + 2 B], of this rank's micro-batches in their order -> fp64 [2 sources]
-    """
-    total = torch.zeros(2, sources, dtype=torch.float64, device=mesh.device)
-    for report, batch in zip(reports, batches, strict=False):  # no reports on ranks without the last stage
-        if batch.sources is not None:
-            total.index_add_(1, batch.sources, report[2:].double().view(2, -1))
-    return total.flatten() / mesh.tensor.size
+    def _source_losses(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
+        if "source_loss" not in sums:
+            return {}
+        seen = zip(self.sources, sums["source_loss"].tolist(), sums["source_tokens"].tolist(), strict=True)
+        return {name: loss / count for name, loss, count in seen if count > 0}

@@ -19,6 +19,7 @@ from megalm.data.batch import Batch
 from megalm.data.loader import Loader
 from megalm.data.phases import Phase
 from megalm.journal import EventLog
+from megalm.objectives.objective import Objective
 from megalm.optim import build_optimizer
 from megalm.optim.logit_clip import LogitClip
 from megalm.optim.lr import phased_learning_rate
@@ -28,10 +29,10 @@ from megalm.parallel.random import seed_of, seed_ranks
 from megalm.parallel.slices import Box
 from megalm.pipeline.execute import Executor
 from megalm.plan.flops import flops_per_token, hardware_flops_per_token
-from megalm.train.build import DTYPES, build_chunks, local_seq_length, schedule_of
+from megalm.train.build import DTYPES, build_chunks, build_objective, local_seq_length, schedule_of
 from megalm.train.earlier import check_place, make_way
 from megalm.train.hooks import Hook
-from megalm.train.mean_loss import mean_loss
+from megalm.train.mean_loss import Evaluator
 from megalm.train.measure import Measurement
 from megalm.train.resume import Origin, SettingsCheck, changes_event
 from megalm.train.signals import Signals
@@ -46,7 +47,15 @@ class Trainer:
     (`reason`).
     """
 
-    def __init__(self, config: Config, mesh: Mesh, folder: Path, *, peak_flops: float | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        mesh: Mesh,
+        folder: Path,
+        *,
+        objective: Objective | None = None,
+        peak_flops: float | None = None,
+    ) -> None:
         assert config.train.steps is not None
         self.config, self.mesh, self.folder = config, mesh, folder
         self.total_steps = config.train.steps
@@ -71,7 +80,8 @@ class Trainer:
 
         _seed_everything(config.train.seed, mesh)
         choose_algorithms(config.train.deterministic, mesh.device)
-        self.model_chunks = build_chunks(config, mesh)
+        self.objective = objective or build_objective(config)
+        self.model_chunks = build_chunks(config, mesh, self.objective)
         self.optimizer = build_optimizer(self.model_chunks, config.optim, config.precision, mesh, config.parallel)
         self.executor = Executor(
             self.model_chunks,
@@ -84,12 +94,13 @@ class Trainer:
             device=mesh.device,
             split_backward=config.parallel.data_mode != "fully_shard",  # weights are whole only during backward
         )
-        self.measurement = Measurement(config, mesh, self.model_chunks, self.optimizer)
-        self.logit_clip = LogitClip(self.measurement.attention, self.boxes() if config.optim.qk_clip else [], mesh)
         self.loader = Loader(config, mesh.data)
+        names = [source.name for source in self.loader.sources]
+        self.measurement = Measurement(config, mesh, self.model_chunks, self.optimizer, self.objective, names)
+        length = local_seq_length(config, mesh)
+        self.evaluator = Evaluator(self.executor, self.measurement.sums, self.objective.divisor, mesh, length)
+        self.logit_clip = LogitClip(self.measurement.attention, self.boxes() if config.optim.qk_clip else [], mesh)
         self.spans = spans_of(config)
-        if len(self.loader.sources) > 1:
-            self.measurement.sources = [source.name for source in self.loader.sources]
         self.checkpoints = Checkpointer(
             config.checkpoint.path or folder / "checkpoints", config.checkpoint, mesh, events=self.events.write
         )
@@ -146,22 +157,23 @@ class Trainer:
         schedule = phased_learning_rate(self.config.optim, self.spans, self.step, self.total_steps)
         lr = self.lr = schedule * self.lr_scale * self.optimizer.lr_factor()
         micro_batches = [self._own_part(batch) for batch in self.loader.next()]
-        expected_tokens = phase.global_batch_size * phase.seq_length
+        expected = self.objective.expect(phase.global_batch_size, phase.seq_length)
 
         self.measurement.begin()
         self.optimizer.begin_step(len(micro_batches))
-        reports = self.executor.run(micro_batches, scale=1.0 / expected_tokens)
+        reports = self.executor.run(micro_batches, scale=1.0 / expected)
         self.optimizer.finish_gradients()
 
-        signals, tokens, stop = self.measurement.take(reports, lr, expected_tokens, self.stop_requested, micro_batches)
+        measured = self.measurement.take(reports, lr, expected, self.stop_requested)
+        signals, tokens = measured.signals, measured.tokens
         answers = [hook.on_gradients(self, signals) for hook in self.hooks]
         if all(answers):
-            self._update(signals, lr, expected_tokens / tokens)
+            self._update(signals, lr, expected / measured.divisor)
         self.step += 1
         if self.soundness.see(self.step, signals, all(answers)):
             self.checkpoints.trust(self.step - 1)
-        self.tokens += int(tokens)
-        self._stopping = stop
+        self.tokens += tokens
+        self._stopping = measured.stop
         elapsed = time.perf_counter() - started
         model_flops, hardware_flops = self._flops_per_token(phase.seq_length)
         record: dict[str, Any] = {
@@ -182,7 +194,8 @@ class Trainer:
         }
         if phase.name:
             record["phase"] = phase.name
-        record.update({f"loss/{name}": loss for name, loss in self.measurement.source_losses.items()})
+        record.update(measured.means)
+        record.update({f"loss/{name}": loss for name, loss in measured.source_losses.items()})
         for name in ("update_rms", "attention_logit", "loss_spread"):
             if (value := getattr(signals, name)) is not None:
                 record[name] = value
@@ -197,8 +210,7 @@ class Trainer:
         batches = self.loader.evaluation_batches()
         if not batches:
             return {}
-        length = local_seq_length(self.config, self.mesh)
-        return {"eval/loss": mean_loss(self.executor, batches, self.mesh, length)}
+        return {"eval/loss": self.evaluator.mean_loss(batches)}
 
     # ------------------------------------------------------------------------------------------------------ the state
     def boxes(self) -> list[Box]:

@@ -8,6 +8,7 @@ from megalm.config import OptimConfig, ParallelConfig, PrecisionConfig
 from megalm.convert.formats import open_source
 from megalm.data.batch import Batch
 from megalm.generate.model import build_model, logits
+from megalm.objectives.next_token import NextToken
 from megalm.optim.sharded import ShardedOptimizer
 from megalm.parallel.mesh import Mesh
 from tests.convert.architectures import build, tokens
@@ -49,6 +50,7 @@ def losses_of_transformers(peer) -> list[float]:
 def losses_of_megalm(model) -> list[float]:
     optimizer = ShardedOptimizer([model], OPTIM, PrecisionConfig(), Mesh.single("cpu"), ParallelConfig())
     model.train()
+    model.objective = NextToken()
     losses = []
     for inputs, labels in batches():
         optimizer.begin_step(1)
@@ -57,7 +59,7 @@ def losses_of_megalm(model) -> list[float]:
         optimizer.finish_gradients()
         norm = float(optimizer.statistics()[0])
         optimizer.step(LR, grad_scale=min(1.0, CLIP / (norm + 1e-6)))
-        losses.append(float(report[0] / report[1]))
+        losses.append(float(report["loss"] / report["tokens"]))
     return losses
 
 

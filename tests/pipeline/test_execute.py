@@ -65,10 +65,11 @@ class Chunk(nn.Module):
         assert x is not None and x.shape == (SEQUENCE, batch.shape[0], HIDDEN)
         for layer in self.layers.values():
             x = layer(x)
+        layers = {"layers": torch.tensor(float(len(self.layers)))}
         if not self.last:
-            return x
+            return x, layers
         objective = (x**2).sum() * (1 + batch[0, 0])
-        return objective, torch.stack([objective.detach(), torch.tensor(float(batch[0, 0]))])
+        return objective, {**layers, "loss": objective, "first": torch.tensor(float(batch[0, 0]))}
 
 
 def data(count: int) -> list[Tensor]:
@@ -121,28 +122,34 @@ def on_ranks(*arguments) -> dict:
     return execute(*arguments, axis)
 
 
-def plain(count: int, num_layers: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+def plain(count: int, num_layers: int) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
     chunk = Chunk(range(num_layers), True, True)
     reports = []
     for batch in data(count):
-        objective, report = chunk(None, batch)
+        objective, sums = chunk(None, batch)
         (objective * 0.5).backward()
-        reports.append(report)
+        reports.append({name: value.detach() for name, value in sums.items()})
     return reports, {name: p.grad for name, p in chunk.named_parameters()}
+
+
+def added(of_ranks: list[list[dict[str, Tensor]]]) -> list[dict[str, Tensor]]:
+    """What all ranks reported of each micro-batch: every stage has a part in it."""
+    return [
+        {name: sum(report[name] for report in reports if name in report) for name in ("layers", "loss", "first")}
+        for reports in zip(*of_ranks, strict=True)
+    ]
 
 
 def check(results: list[dict], count: int, num_layers: int) -> None:
     reports, gradients = plain(count, num_layers)
     seen = {}
     for rank, result in enumerate(results):
-        assert len(result["reports"]) == (count if result["last"] else 0)
-        assert len(result["evaluated"]) == (3 if result["last"] else 0)
-        if result["last"]:
-            torch.testing.assert_close(result["reports"], reports)
-            torch.testing.assert_close(result["evaluated"], plain(3, num_layers)[0])
+        assert all(("loss" in report) == result["last"] for report in result["reports"] + result["evaluated"])
         assert result["first"] == (rank == 0)
         seen.update(result["gradients"])
     assert sum(result["last"] for result in results) == 1
+    torch.testing.assert_close(added([result["reports"] for result in results]), reports)
+    torch.testing.assert_close(added([result["evaluated"] for result in results]), plain(3, num_layers)[0])
     assert seen.keys() == gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(seen[name], gradient, msg=lambda m, name=name: f"{name}: {m}")
@@ -178,7 +185,7 @@ def outputs_alive() -> tuple[int, int]:
         def forward(self, x, batch):
             nonlocal most
             output = super().forward(x, batch)
-            alive.append(weakref.ref(output.untyped_storage()))
+            alive.append(weakref.ref(output[0].untyped_storage()))
             gc.collect()
             most = max(most, sum(ref() is not None for ref in alive))
             return output

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 from megalm.config import Config
 from megalm.data.batch import Batch
 from megalm.model.transformer import Transformer
+from megalm.objectives.next_token import NextToken
 from megalm.optim.sharded import ShardedOptimizer
 from megalm.parallel.mesh import Mesh
 
@@ -47,7 +48,7 @@ def peak_of_training(config: Config, steps: int = 2) -> int:
     dtype = torch.float32 if config.precision.dtype == "fp32" else torch.bfloat16
     model, train = config.model, config.train
     with Allocation() as allocation:
-        chunk = Transformer(model, mesh, config.parallel, device="cpu", dtype=dtype)
+        chunk = Transformer(model, mesh, config.parallel, objective=NextToken(model.z_loss), device="cpu", dtype=dtype)
         optimizer = ShardedOptimizer([chunk], config.optim, config.precision, mesh, config.parallel)
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, model.vocab_size, (train.micro_batch_size, model.seq_length + 1), generator=generator)

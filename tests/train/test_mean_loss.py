@@ -6,7 +6,6 @@ from megalm.config.compose import compose_config
 from megalm.guard.probe import Probe
 from megalm.launch.resolve import resolve
 from megalm.parallel.mesh import build_mesh
-from megalm.train.build import local_seq_length
 from megalm.train.trainer import Trainer
 from tests.distributed import run_ranks
 from tests.small_run import small_run
@@ -25,7 +24,7 @@ def losses(ranks, arguments, folder):
     resolve(config, ranks)
     mesh = build_mesh(config.parallel, "cpu")
     trainer = Trainer(config, mesh, folder)
-    probe = Probe(trainer.executor, trainer.loader.evaluation_batches(6), mesh, local_seq_length(config, mesh))
+    probe = Probe(trainer.evaluator, trainer.loader.evaluation_batches(6))
     found = trainer.evaluate()["eval/loss"], probe.loss(), trainer.evaluate()["eval/loss"]
     trainer.checkpoints.close()
     trainer.loader.close()

@@ -74,7 +74,7 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
 
     from megalm.config import Config, ModelConfig
     from megalm.data.batch import Batch
-    from megalm.model import transformer
+    from megalm.model import head
     from megalm.optim.sharded import ShardedOptimizer
     from megalm.parallel.mesh import Mesh
     from megalm.pipeline.execute import Executor
@@ -94,7 +94,7 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
     if args.one != "chunks":
         config.parallel.loss_chunk = 0
     if args.one == "plain":
-        transformer.vocabulary_parallel_cross_entropy = plain_loss
+        head.vocabulary_parallel_cross_entropy = plain_loss
     # What was imported and touched so far is not the step's.
     before = _peak()
     mesh = Mesh.single("cpu")
@@ -120,7 +120,7 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
         optimizer.finish_gradients()
         norm, *_ = optimizer.statistics()
         optimizer.step(1e-4, grad_scale=min(1.0, 1.0 / (float(norm) + 1e-6)))
-        loss = float(reports[0][0]) / batch.tokens.numel()
+        loss = float(reports[0]["loss"]) / batch.tokens.numel()
         times.append(time.perf_counter() - begun)
     return {"step_bytes": _peak() - before, "process_bytes": _peak(), "seconds": median(times[1:]), "loss": loss}
 

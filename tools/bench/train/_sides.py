@@ -256,7 +256,7 @@ def _our_step(job: Job, name: str) -> Callable[[], float]:
         optimizer.begin_step(1)
         reports = executor.run([batch], scale=1.0 / job.tokens)
         optimizer.finish_gradients()
-        norm, _, extra = optimizer.statistics(extra=reports[0])
+        norm, _, extra = optimizer.statistics(extra=reports[0]["loss"].reshape(1))
         grad_norm, loss_sum = torch.stack([norm, extra[0]]).tolist()
         optimizer.step(1e-4, grad_scale=min(1.0, 1.0 / (grad_norm + 1e-6)))
         return loss_sum / job.tokens

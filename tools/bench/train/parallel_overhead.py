@@ -16,7 +16,10 @@ from torch.nn import functional as F
 from megalm import ops
 from megalm.config import ModelConfig, OptimConfig, ParallelConfig
 from megalm.data.batch import Batch
+from megalm.model.head import Head
 from megalm.model.transformer import Transformer
+from megalm.objectives.next_token import NextToken
+from megalm.objectives.objective import Objective, Outcome
 from megalm.optim.clip import clip_factor
 from megalm.optim.sharded import ShardedOptimizer
 from megalm.parallel.embedding import VocabularyParallelEmbedding
@@ -51,13 +54,13 @@ def _plain(module: nn.Module) -> nn.Module:
     return module
 
 
-class _PlainLoss(Transformer):
-    """The same model with torch's cross-entropy."""
+class _PlainLoss(Objective):
+    """torch's cross-entropy."""
 
-    def loss(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = self.output(self.final_norm(hidden))
+    def __call__(self, head: Head, hidden: Tensor, batch: Batch) -> Outcome:
+        logits = head.output(head.final_norm(hidden))
         total = F.cross_entropy(logits.flatten(0, 1), batch.labels.t().flatten(), reduction="sum")
-        return total, total.detach()
+        return Outcome(total, {"loss": total.detach()})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +102,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model.fill_in()
     mesh, parallel = Mesh.single(), ParallelConfig()
     optim = OptimConfig(betas=(0.9, 0.95), weight_decay=0.1)
-    ours, plain = Transformer(model, mesh, parallel), _PlainLoss(model, mesh, parallel)
+    ours = Transformer(model, mesh, parallel, objective=NextToken())
+    plain = Transformer(model, mesh, parallel, objective=_PlainLoss())
     initialize(ours, 0)
     initialize(plain, 0)
     _plain(plain)

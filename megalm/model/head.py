@@ -1,0 +1,117 @@
+"""The end of the model: from the residual stream to logits, losses and log-probabilities of tokens."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megalm.config import ModelConfig, ParallelConfig
+from megalm.model.norm import make_norm
+from megalm.parallel.embedding import VocabularyParallelEmbedding
+from megalm.parallel.linear import ColumnParallelLinear, Output, column_parallel
+from megalm.parallel.loss import vocabulary_parallel_cross_entropy, vocabulary_parallel_linear_cross_entropy
+from megalm.parallel.mesh import Mesh
+
+
+class Head(nn.Module):
+    """The final norm and the output matrix, its own or the embedding's.
+
+    logits = norm(hidden) W^T, with W's vocabulary split over the tensor axis and never gathered
+
+    Shapes:  hidden [S/t or S, B, H] -> logits [S, B, V/t]; losses and log-probabilities [S, B] fp32
+    Comm:    with sequence parallelism all-gather(S) forward, reduce-scatter(S) backward; all-reduces of [S, B] for losses
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        mesh: Mesh,
+        parallel: ParallelConfig,
+        embedding: VocabularyParallelEmbedding | None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """embedding: whose matrix is the output matrix; None: the head has one of its own."""
+        super().__init__()
+        self.vocab_size, self.parallel = config.vocab_size, parallel
+        self.tensor = mesh.tensor
+        self.sequence = parallel.sequence and mesh.tensor.size > 1
+        self.final_norm = make_norm(config, mesh, parallel, "final_norm", device, dtype)
+        self._tied = (embedding,)  # a tuple, so that its parameters are counted where the embedding stands
+        if embedding is None:
+            self.output = ColumnParallelLinear(
+                config.hidden_size,
+                [Output("output", config.vocab_size)],
+                mesh.tensor,
+                bias=False,
+                sequence_parallel=self.sequence,
+                init_std=config.init_std,
+                device=device,
+                dtype=dtype,
+            )
+
+    @property
+    def weight(self) -> Tensor:
+        """The output matrix, [V/t, H]."""
+        (embedding,) = self._tied
+        return self.output.weight if embedding is None else embedding.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """This rank's share of the logits. Shapes: [S/t or S, B, H] -> [S, B, V/t]"""
+        normed = self.final_norm(hidden)
+        (embedding,) = self._tied
+        if embedding is not None:
+            return column_parallel(normed, embedding.weight, None, self.tensor, self.sequence)
+        return self.output(normed)
+
+    def losses(
+        self, hidden: Tensor, labels: Tensor, mask: Tensor | None = None, z_loss: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """(sum of mask * cross-entropy, mask * cross-entropy of each position), with all logits at once or, where
+        `parallel.loss_chunk` wants it, in chunks of positions; then gradients flow through the sum alone.
+
+        Shapes: hidden [S/t or S, B, H]; labels, mask [S, B] -> fp32 scalar, fp32 [S, B]
+        """
+        chunk = self.parallel.loss_positions(labels.numel(), self.weight.shape[0], hidden.element_size())
+        if chunk < labels.numel():
+            return self._losses_in_chunks(hidden, labels, mask, z_loss, chunk)
+        losses = vocabulary_parallel_cross_entropy(
+            self.logits(hidden),
+            labels,
+            self.tensor,
+            vocab_size=self.vocab_size,
+            z_loss=z_loss,
+            inplace_backward=True,
+        )
+        losses = losses if mask is None else losses * mask
+        return losses.sum(), losses
+
+    def log_probabilities(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Log-probability of each label, through which gradients flow; 0 for labels outside the vocabulary.
+
+        Shapes: hidden [S/t or S, B, H]; labels [S, B] -> fp32 [S, B]
+        """
+        return -vocabulary_parallel_cross_entropy(
+            self.logits(hidden), labels, self.tensor, vocab_size=self.vocab_size, inplace_backward=True
+        )
+
+    def _losses_in_chunks(
+        self, hidden: Tensor, labels: Tensor, mask: Tensor | None, z_loss: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        loss: Any = partial(
+            vocabulary_parallel_linear_cross_entropy,
+            labels=labels,
+            mask=mask,
+            axis=self.tensor,
+            sequence_parallel=self.sequence,
+            vocab_size=self.vocab_size,
+            chunk=chunk,
+            z_loss=z_loss,
+        )
+        normed = self.final_norm(hidden)
+        (embedding,) = self._tied
+        return self.output(normed, instead=loss) if embedding is None else loss(normed, embedding.weight)
