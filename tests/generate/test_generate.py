@@ -91,7 +91,7 @@ def test_training_mode_and_gradients_survive():
     model = make("mpt").train()
     generate(model, [1, 2], max_tokens=4)
     assert model.training
-    hidden = model.logits(torch.randn(4, 1, 32))
+    hidden = model.head.logits(torch.randn(4, 1, 32))
     hidden.sum().backward()
     assert model.embedding.weight.grad is not None
 
