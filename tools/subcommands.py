@@ -1,24 +1,36 @@
-"""How a tool finds its subcommands: each module of its folder, or of a folder in it, with HELP, add_arguments and run."""
+"""How a tool finds its subcommands: each module of its folder, or of a folder in it, with HELP, add_arguments and run.
+
+A tool may take modules of another folder for subcommands: `ELSEWHERE = {package: wrap}` in its `__init__.py`, where
+`wrap(module)` has HELP, add_arguments and run.
+"""
 
 import argparse
 import importlib
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
+from typing import Any
 
 from megalm.config.console import escape_what_cannot_be_written
 from megalm.config.errors import ConfigError, full_disk
 
 
-def modules(package: ModuleType) -> dict[str, str]:
-    """Name of each subcommand -> the module that is it, from the tool's folder and the folders in it."""
-    found = {}
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        name = module.name.rpartition(".")[2]
-        if not module.ispkg and not name.startswith("_"):
-            found[name] = module.name
+def find_subcommands(package: ModuleType) -> dict[str, Callable[[], Any]]:
+    """Name of each subcommand -> what imports it, from the tool's folder, the folders in it, and what it has ELSEWHERE."""
+    found: dict[str, Callable[[], Any]] = {}
+    for folder, wrap in {package: None, **getattr(package, "ELSEWHERE", {})}.items():
+        for module in pkgutil.walk_packages(folder.__path__, f"{folder.__name__}."):
+            name = module.name.rpartition(".")[2]
+            if not module.ispkg and not name.startswith("_"):
+                found[name] = partial(_load, module.name, wrap)
     return dict(sorted(found.items()))
+
+
+def _load(name: str, wrap: Callable[[ModuleType], Any] | None) -> Any:
+    module = importlib.import_module(name)
+    return wrap(module) if wrap else module
 
 
 def run_tool(package: ModuleType, argv: Sequence[str] | None = None) -> int:
@@ -32,13 +44,12 @@ def run_tool(package: ModuleType, argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=package.__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     wanted = next((a for a in arguments if not a.startswith("-")), None)
-    available = modules(package)
+    available = find_subcommands(package)
     loaded = {}
     for command in available if wanted not in available else [wanted]:
-        module = importlib.import_module(available[command])
-        loaded[command] = module
-        subparser = subparsers.add_parser(command, help=module.HELP, description=module.HELP)
-        module.add_arguments(subparser)
+        loaded[command] = available[command]()
+        subparser = subparsers.add_parser(command, help=loaded[command].HELP, description=loaded[command].HELP)
+        loaded[command].add_arguments(subparser)
     parsed = parser.parse_args(arguments)
     return run_reporting(lambda: loaded[parsed.command].run(parsed))
 

@@ -1,19 +1,23 @@
 """The planner's command line: its answers as JSON and pages, and one message for every mistake."""
 
+import importlib
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import megalm.plan.answers
 import tools.plan
 from megalm.config.cluster import accelerator_from, hardware
 from megalm.config.compose import compose_config, groups
 from megalm.plan.machine import machine_for, measure_cpu, this_machine
+from megalm.plan.request import KEYS
 from megalm.plan.screen import plan_screen
 from megalm.plan.summary import plan
-from tools.subcommands import run_tool
+from tools.subcommands import find_subcommands, run_tool
 
 
 def ask(capsys, command: str) -> dict:
@@ -206,3 +210,12 @@ def test_plan_of_a_run_on_one_screen_and_as_json():
 def test_plan_imports_no_torch():
     code = "import sys, megalm.plan.summary, megalm.plan.search, megalm.plan.scaling; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_answer_is_a_subcommand_with_keys_that_are_explained():
+    answers = {file.stem for file in Path(megalm.plan.answers.__file__).parent.glob("*.py")} - {"__init__"}
+    assert answers | {"schedule"} == set(find_subcommands(tools.plan))
+    for name in answers:
+        module = importlib.import_module(f"megalm.plan.answers.{name}")
+        assert set(module.KEYS) <= set(KEYS), name
+        assert module.EXAMPLE.startswith(f"python -m tools.plan {name} "), name

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tools.inspect
-from tools.subcommands import modules, run_tool
+from tools.subcommands import find_subcommands, run_tool
 
 
 def with_command(arguments: Sequence[str]) -> list[str]:
     """`PATH ...` becomes `checkpoint PATH ...` or `data PATH ...` where the path holds one of these."""
     given = list(arguments)
-    if not given or given[0].startswith("-") or given[0] in modules(tools.inspect):
+    if not given or given[0].startswith("-") or given[0] in find_subcommands(tools.inspect):
         return given
     path = Path(given[0])
     if (path / "manifest.json").exists() or (path / "checkpoints").is_dir() or list(path.glob("step-*")):

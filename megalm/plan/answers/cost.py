@@ -11,6 +11,14 @@ from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine, positive
 from megalm.plan.shapes import parameters
 
+HELP = "dollars of GPUs, of people's data and of storage"
+KEYS = [
+    "tokens", "finetune_tokens", "parameters", "gpus", "gpu", "peak", "dtype", "mfu", "convention", "price",
+    "price_list", "days", "hours", "batch_tokens", "seq_length", "instruction_pairs", "comparisons",
+    "multi_turn_chats", "annotation_hours", "checkpoints", "storage_days",
+]  # fmt: skip
+EXAMPLE = "python -m tools.plan cost tokens=1e12 gpus=440 gpu=a100-40gb days=9.5 parameters=6.65e9"
+
 PEOPLE = {
     "instruction_pairs": "instruction_pair",
     "comparisons": "comparison",

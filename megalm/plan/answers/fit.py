@@ -12,6 +12,12 @@ from megalm.plan.request import Request
 from megalm.plan.scaling import fit, read_points
 from megalm.plan.shapes import parameters
 
+HELP = "fit a scaling law to finished runs and extrapolate with its uncertainty"
+KEYS = ["parameters", "tokens", "form"]
+EXAMPLE = "python -m tools.plan fit runs/a runs/b runs/c parameters=30e9 tokens=600e9"
+FILES = "RUN"
+"""Words without `=` are files of this kind."""
+
 
 def answer(request: Request) -> Report:
     """Fit, show how well it holds, and extrapolate to the size and tokens asked for."""

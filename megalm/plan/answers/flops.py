@@ -11,6 +11,13 @@ from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
 from megalm.plan.shapes import parameters
 
+HELP = "FLOPs of training; MFU and HFU of a measured speed"
+KEYS = [
+    "seq_length", "batch_tokens", "tokens", "gpus", "gpu", "peak", "tokens_per_second", "sequences_per_second",
+    "convention", "parameters",
+]  # fmt: skip
+EXAMPLE = "python -m tools.plan flops +model=7b gpus=64 gpu=a100-40gb tokens_per_second=233000"
+
 
 def check_convention(name: str | None) -> str:
     """A name out of flops.DEFINITIONS."""

@@ -8,6 +8,13 @@ from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, failures, machine
 from megalm.plan.summary import checkpoint_stall
 
+HELP = "failures, checkpoint interval, spares: how much of the time trains"
+KEYS = [
+    "gpus", "gpu", "failures", "observed_failures", "observed_nodes", "observed_days", "gpus_per_node", "mtti",
+    "stall", "restart", "repair", "interval", "spares", "days",
+]  # fmt: skip
+EXAMPLE = "python -m tools.plan goodput gpus=3072 failures=1 stall=60s days=30"
+
 
 def answer(request: Request) -> Report:
     """What is lost, and the interval and number of spares that lose least."""

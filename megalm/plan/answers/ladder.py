@@ -14,6 +14,10 @@ from megalm.plan.render import dollars
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
 
+HELP = "sizes, tokens and learning rates of a scaling ladder; writes the experiments"
+KEYS = ["rungs", "ratio", "gpus", "gpu", "mfu", "price", "price_list", "out"]
+EXAMPLE = "python -m tools.plan ladder model=30b rungs=5 out=ladder-30b"
+
 
 def answer(request: Request) -> Report:
     """Sizes, tokens, learning rates and cost of each rung; writes the experiments."""

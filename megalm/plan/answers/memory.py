@@ -5,14 +5,18 @@ from typing import Any
 from megalm.page.document import Table
 from megalm.page.plots import Bars
 from megalm.plan.activations import korthikanti, layer_activations
-from megalm.plan.answers.resolve import resolve_layout
 from megalm.plan.fit import nearest_fitting
 from megalm.plan.layout import divisibility
 from megalm.plan.memory import PARTS, estimate_layout, guard_snapshots
 from megalm.plan.render import gib
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
+from megalm.plan.resolve import resolve_layout
 from megalm.plan.shapes import parameters
+
+HELP = "bytes on each GPU, by pipeline stage and part"
+KEYS = ["gpus", "gpu", "seq_length", "batch_tokens", "snapshots"]
+EXAMPLE = "python -m tools.plan memory +model=30b gpus=64 gpu=h100 parallel.tensor=8 parallel.recompute=full"
 
 
 def answer(request: Request) -> Report:

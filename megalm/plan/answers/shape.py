@@ -12,6 +12,10 @@ from megalm.plan.report import Report
 from megalm.plan.request import Request, compose
 from megalm.plan.shapes import layer_tensors, parameters
 
+HELP = "exact parameters of a model, tensor by tensor"
+KEYS = ["seq_length"]
+EXAMPLE = "python -m tools.plan shape +model=7b"
+
 
 def answer(request: Request) -> Report:
     """Parameters by tensor; without a model, the list of models."""

@@ -8,14 +8,21 @@ from megalm.page.document import Table
 from megalm.page.plots import Bars
 from megalm.plan import cost, flops
 from megalm.plan.answers.flops import check_convention, hardware_flops
-from megalm.plan.answers.resolve import resolve_layout
 from megalm.plan.layout import divisibility
 from megalm.plan.machine import Machine
 from megalm.plan.render import dollars, duration
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
+from megalm.plan.resolve import resolve_layout
 from megalm.plan.shapes import parameters
 from megalm.plan.time import PARTS, step_time
+
+HELP = "seconds of a step and days of a run"
+KEYS = [
+    "tokens", "parameters", "gpus", "gpu", "peak", "dtype", "mfu", "convention", "price", "price_list",
+    "batch_tokens", "seq_length",
+]  # fmt: skip
+EXAMPLE = "python -m tools.plan time +model=7b tokens=140e9 gpus=64 gpu=a100-40gb mfu=0.507 --json"
 
 
 def answer(request: Request) -> Report:
