@@ -14,6 +14,7 @@ from megalm.parallel.embedding import VocabularyParallelEmbedding
 from megalm.parallel.linear import ColumnParallelLinear, Output, column_parallel
 from megalm.parallel.loss import vocabulary_parallel_cross_entropy, vocabulary_parallel_linear_cross_entropy
 from megalm.parallel.mesh import Mesh
+from megalm.parallel.slices import Role
 
 
 class Head(nn.Module):
@@ -50,6 +51,7 @@ class Head(nn.Module):
                 bias=False,
                 sequence_parallel=self.sequence,
                 init_std=config.init_std,
+                role=Role.OUTPUT,
                 device=device,
                 dtype=dtype,
             )

@@ -9,7 +9,7 @@ from megalm.parallel import collectives
 from megalm.parallel.linear import Output, split_rows
 from megalm.parallel.mesh import Axis
 from megalm.parallel.norm import Norm
-from megalm.parallel.slices import Piece, Slice, attach
+from megalm.parallel.slices import Piece, Role, Slice, attach
 
 
 class HeadNorm(nn.Module):
@@ -65,7 +65,7 @@ class AllHeadsNorm(nn.Module):
         owner = axis.rank % self.replicas == 0
         piece = Piece(f"{name}.weight", (features,), (start,), (rows,), 0, self.replicas, owner, over)
         self.weight = nn.Parameter(torch.ones(rows, device=device, dtype=dtype))
-        attach(self.weight, Slice((piece,), decay=False, initial="ones"))
+        attach(self.weight, Slice((piece,), role=Role.NORM, initial="ones"))
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.flatten(2).float()

@@ -11,7 +11,7 @@ from megalm.data.batch import Batch
 from megalm.model.auxiliary import Auxiliary
 from megalm.model.heads import local_query_heads
 from megalm.parallel.mesh import Axis
-from megalm.parallel.slices import attach, replicated
+from megalm.parallel.slices import Role, attach, replicated
 
 
 def rotary_dim(config: ModelConfig) -> int:
@@ -171,7 +171,7 @@ class LearnedPositions(nn.Module):
             (seq_length, hidden),
             axis,
             partial_gradient=sequence_parallel,
-            decay=False,
+            role=Role.EMBEDDING,
             initial=init_std,
         )
         attach(self.weight, slice_)

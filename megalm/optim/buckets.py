@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from megalm.config.optim import OptimConfig
+from megalm.optim.groups import decay_of
 from megalm.optim.stretches import Part, Stretch
 from megalm.parallel import collectives
 from megalm.parallel.mesh import Axis, Mesh
@@ -46,11 +48,18 @@ class Bucket:
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], axis: Axis, *, shards: int, keep_gradient: bool, late: bool
+        self,
+        parameters: Sequence[nn.Parameter],
+        axis: Axis,
+        *,
+        shards: int,
+        keep_gradient: bool,
+        late: bool,
+        decay: float,
     ) -> None:
         first = parameters[0]
         self.axis, self.shards, self.late, self.keep_gradient = axis, shards, late, keep_gradient
-        self.decay = slice_of(first).decay
+        self.decay = decay
         self.entries: list[Entry] = []
         end = 0
         for parameter in parameters:
@@ -216,7 +225,7 @@ class Bucket:
 
 
 def plan_buckets(
-    chunks: Sequence[nn.Module], mesh: Mesh, *, zero_stage: int, bucket_bytes: float
+    chunks: Sequence[nn.Module], optim: OptimConfig, mesh: Mesh, *, zero_stage: int, bucket_bytes: float
 ) -> tuple[list[Bucket], dict[int, int]]:
     """Buckets of all parameters, in the order in which backward completes them (the late ones last), and how often
     each parameter occurs.
@@ -239,7 +248,7 @@ def plan_buckets(
     for position, parameter in enumerate(ordered):
         slice_ = slice_of(parameter)
         late = slice_.shared or uses[id(parameter)] > 1 or any(piece.sum_over for piece in slice_.pieces)
-        key = (late, parameter.dtype, slice_.decay, slice_.reduce_over)
+        key = (late, parameter.dtype, decay_of(slice_, optim), slice_.reduce_over)
         group = open_groups.setdefault(key, [])
         group.append(parameter)
         if sum(member.numel() for member in group) * 4 >= bucket_bytes:
@@ -249,8 +258,9 @@ def plan_buckets(
     finished += [(places[id(group[-1])], key, group) for key, group in rest]
     finished.sort(key=lambda item: (item[1][0], item[0]))
     buckets = []
-    for _, (late, _, _, reduce_over), group in finished:
+    for _, (late, _, decay, reduce_over), group in finished:
         axis: Axis = getattr(mesh, reduce_over)
         shards = axis.size if zero_stage else 1
-        buckets.append(Bucket(group, axis, shards=shards, keep_gradient=zero_stage < 2 or late, late=late))
+        keep = zero_stage < 2 or late
+        buckets.append(Bucket(group, axis, shards=shards, keep_gradient=keep, late=late, decay=decay))
     return buckets, uses

@@ -23,6 +23,7 @@ from megalm.config.optim import OptimConfig
 from megalm.ops import adamw_
 from megalm.optim.adamw import AdamW
 from megalm.optim.clip import global_statistics
+from megalm.optim.groups import decay_of
 from megalm.optim.stretches import Part, Stretch
 from megalm.optim.tensor_rules import TensorRules
 from megalm.parallel import collectives
@@ -36,6 +37,7 @@ class _Shard:
 
     parameter: DTensor
     slice_: Slice
+    decay: float
     first: int
     master: Tensor
     exp_avg: Tensor
@@ -53,7 +55,7 @@ class _Shard:
     def part(self) -> Part:
         """As `Bucket.part`."""
         state = self.master.view(-1), self.exp_avg.view(-1), self.exp_avg_sq.view(-1)
-        return Part(tuple(self._stretches()), *state, self._flat_gradient, self.slice_.decay)
+        return Part(tuple(self._stretches()), *state, self._flat_gradient, self.decay)
 
     def _flat_gradient(self) -> Tensor:
         assert self.gradient is not None
@@ -121,7 +123,9 @@ class FullyShardedOptimizer(AdamW):
             per_rank = -(-parameter.shape[0] // self.axis.size)
             first = min(self.axis.rank * per_rank, parameter.shape[0])
             state = torch.zeros_like(local), torch.zeros_like(local)
-            self.shards.append(_Shard(parameter, slices[name], first, local, *state))
+            self.shards.append(
+                _Shard(parameter, slices[name], decay_of(slices[name], self.optim), first, local, *state)
+            )
 
     def begin_step(self, num_micro_batches: int) -> None:
         """Start accumulating. Comm: two numbers over the data axis: every pass gathers weights, so all ranks must run
@@ -184,7 +188,7 @@ class FullyShardedOptimizer(AdamW):
                 beta1=beta1,
                 beta2=beta2,
                 eps=self.optim.eps,
-                weight_decay=self.optim.weight_decay if shard.slice_.decay else 0.0,
+                weight_decay=shard.decay,
                 step=self.step_count,
                 grad_scale=grad_scale,
                 segments=segments,

@@ -83,7 +83,7 @@ class ShardedOptimizer(AdamW):
         # Nobody to share with: the stages are the same, and stage 2's early reductions would count gradients again.
         self.zero_stage = parallel.zero_stage if mesh.data_context.size > 1 else 0
         self.buckets, self._uses = plan_buckets(
-            chunks, mesh, zero_stage=self.zero_stage, bucket_bytes=parallel.bucket_mb * 2**20
+            chunks, optim, mesh, zero_stage=self.zero_stage, bucket_bytes=parallel.bucket_mb * 2**20
         )
         self._expected: dict[int, int] = {}
         self._every_micro_batch = False
@@ -211,7 +211,7 @@ class ShardedOptimizer(AdamW):
                 beta1=beta1,
                 beta2=beta2,
                 eps=self.optim.eps,
-                weight_decay=self.optim.weight_decay if bucket.decay else 0.0,
+                weight_decay=bucket.decay,
                 step=self.step_count,
                 grad_scale=grad_scale,
                 out=bucket.weights[bucket.low : bucket.high] if bucket.narrow else None,

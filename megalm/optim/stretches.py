@@ -47,7 +47,7 @@ class Part:
     exp_avg: Tensor
     exp_avg_sq: Tensor
     gradient: Callable[[], Tensor]
-    decay: bool
+    decay: float
     out: Tensor | None = None
 
 

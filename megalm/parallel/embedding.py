@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from megalm.parallel import collectives
 from megalm.parallel.linear import Output, split_rows
 from megalm.parallel.mesh import Axis
-from megalm.parallel.slices import Piece, Slice, attach
+from megalm.parallel.slices import Piece, Role, Slice, attach
 from megalm.parallel.weight_gradient import GradientSink
 
 
@@ -68,7 +68,7 @@ class VocabularyParallelEmbedding(nn.Module):
         self.start, rows, local, _ = split_rows(Output(name, vocab_size), axis)
         self.weight = nn.Parameter(torch.empty(local, hidden, device=device, dtype=dtype))
         piece = Piece(f"{name}.weight", (vocab_size, hidden), (self.start, 0), (rows, hidden))
-        attach(self.weight, Slice((piece,) if rows else (), decay=False, initial=init_std, shared=True))
+        attach(self.weight, Slice((piece,) if rows else (), role=Role.EMBEDDING, initial=init_std, shared=True))
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.axis.size == 1:

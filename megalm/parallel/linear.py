@@ -19,7 +19,7 @@ from megalm.config.errors import ConfigError
 from megalm.config.layout import deal
 from megalm.parallel import collectives
 from megalm.parallel.mesh import Axis
-from megalm.parallel.slices import Piece, Slice, attach, replicated
+from megalm.parallel.slices import Piece, Role, Slice, attach, replicated
 from megalm.parallel.weight_gradient import weight_gradient
 
 _ALONE = Axis("alone")
@@ -154,6 +154,7 @@ class ColumnParallelLinear(nn.Module):
         bias: bool,
         sequence_parallel: bool,
         init_std: float,
+        role: Role = Role.MATRIX,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -186,11 +187,11 @@ class ColumnParallelLinear(nn.Module):
             self.split_sizes.append(local)
             row += local
         self.weight = nn.Parameter(torch.empty(row, in_features, device=device, dtype=dtype))
-        attach(self.weight, Slice(tuple(weights), decay=True, initial=init_std))
+        attach(self.weight, Slice(tuple(weights), role=role, initial=init_std))
         self.bias: nn.Parameter | None = None
         if bias:
             self.bias = nn.Parameter(torch.zeros(row, device=device, dtype=dtype))
-            attach(self.bias, Slice(tuple(biases), decay=False))
+            attach(self.bias, Slice(tuple(biases), role=Role.BIAS))
 
     def forward(self, x: Tensor, instead: Callable[[Tensor, Tensor], Any] | None = None) -> Any:
         """Y, or instead(x, weight): another use of the weight, which all that waits for this module's call waits for."""
@@ -219,6 +220,7 @@ class RowParallelLinear(nn.Module):
         bias: bool,
         sequence_parallel: bool,
         init_std: float,
+        role: Role = Role.MATRIX,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -234,14 +236,19 @@ class RowParallelLinear(nn.Module):
         local = count * unit
         piece = Piece(f"{name}.weight", (out_features, in_features), (0, first * unit), (out_features, local))
         self.weight = nn.Parameter(torch.empty(out_features, local, device=device, dtype=dtype))
-        attach(self.weight, Slice((piece,), decay=True, initial=init_std))
+        attach(self.weight, Slice((piece,), role=role, initial=init_std))
         self.bias: nn.Parameter | None = None
         if bias:
             self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
             attach(
                 self.bias,
                 replicated(
-                    f"{name}.bias", (out_features,), axis, partial_gradient=sequence_parallel, decay=False, initial=0.0
+                    f"{name}.bias",
+                    (out_features,),
+                    axis,
+                    partial_gradient=sequence_parallel,
+                    role=Role.BIAS,
+                    initial=0.0,
                 ),
             )
 

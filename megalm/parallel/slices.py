@@ -1,16 +1,37 @@
-"""Which part of which global tensor a local parameter holds: the one truth for initialisation, checkpoints,
-conversion and norms."""
+"""Which part of which global tensor a local parameter holds, and what it is for: the one truth for initialisation,
+checkpoints, conversion, norms and update rules."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from math import prod
 
 import torch
 from torch import nn
 
 from megalm.parallel.mesh import Axis
+
+
+class Role(Enum):
+    """What a parameter is in the network, said by the layer that makes it: two tensors of one shape may need other update
+    rules, rates and decay."""
+
+    MATRIX = "matrix"
+    """A map from one hidden space to another: projections of attention and of the dense MLP."""
+    EXPERT_MATRIX = "expert_matrix"
+    """The same, of one expert."""
+    ROUTER = "router"
+    """From the hidden state to a score for each expert."""
+    OUTPUT = "output"
+    """From the hidden state to the logits, where it is not the embedding's own table."""
+    EMBEDDING = "embedding"
+    """A table that is looked up by token or by position."""
+    NORM = "norm"
+    """The scale, and where there is one the shift, of a norm."""
+    BIAS = "bias"
+    """What a matrix's product is shifted by."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +59,14 @@ class Piece:
 class Slice:
     """What a local parameter is made of. Rows that no piece covers are padding: always zero, never saved.
 
-    decay: whether weight decay applies. reduce_over: the mesh axis over which its gradients are summed
-    ("data_context", or "expert_data").
+    role: what it is for. reduce_over: the mesh axis over which its gradients are summed ("data_context", or
+    "expert_data").
     initial: standard deviation of the initial values (0.0: zeros), or "ones".
     shared: one backward pass may bring its gradient in several parts (an embedding that is also the output matrix).
     """
 
     pieces: tuple[Piece, ...]
-    decay: bool
+    role: Role
     initial: float | str = 0.0
     reduce_over: str = "data_context"
     shared: bool = False
@@ -90,7 +111,7 @@ def tie(parameter: nn.Parameter, axis: Axis) -> nn.Parameter:
 
 
 def replicated(
-    name: str, shape: Sequence[int], axis: Axis, *, partial_gradient: bool, decay: bool, initial: float | str
+    name: str, shape: Sequence[int], axis: Axis, *, partial_gradient: bool, role: Role, initial: float | str
 ) -> Slice:
     """A whole tensor on every rank of `axis`; partial_gradient: each rank sees only a part of its gradient."""
     whole = tuple(shape)
@@ -103,7 +124,7 @@ def replicated(
         owner=axis.rank == 0,
         sum_over=(axis,) if partial_gradient and axis.size > 1 else (),
     )
-    return Slice((piece,), decay, initial)
+    return Slice((piece,), role, initial)
 
 
 def piece_tensor(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:

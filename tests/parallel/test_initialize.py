@@ -9,7 +9,7 @@ from torch import nn
 
 from megalm import ops
 from megalm.parallel.initialize import fill, initialize, key_of
-from megalm.parallel.slices import Piece, Slice, attach
+from megalm.parallel.slices import Piece, Role, Slice, attach
 
 MASK = (1 << 64) - 1
 
@@ -31,7 +31,7 @@ def by_definition(seed, name, index, std):
 
 def whole(name, shape, std, dtype=torch.float32):
     parameter = nn.Parameter(torch.full(shape, 7.0, dtype=dtype))
-    attach(parameter, Slice((Piece(name, shape, (0,) * len(shape), shape),), True, std))
+    attach(parameter, Slice((Piece(name, shape, (0,) * len(shape), shape),), Role.MATRIX, std))
     return parameter
 
 
@@ -53,7 +53,7 @@ def test_every_slice_of_a_tensor_gets_the_same_values():
         ((0, 9, 5), (12, 1, 1)),
     ):
         part = nn.Parameter(torch.empty(size))
-        attach(part, Slice((Piece("x", shape, offset, size),), True, 1.0))
+        attach(part, Slice((Piece("x", shape, offset, size),), Role.MATRIX, 1.0))
         fill(part, 5)
         window = tuple(slice(o, o + s) for o, s in zip(offset, size, strict=True))
         assert torch.equal(part, full[window])
@@ -63,7 +63,7 @@ def test_a_stack_holds_its_pieces_and_zero_padding():
     a, b = whole("a", (3, 4), 0.5), whole("b", (5, 4), 0.5)
     stack = nn.Parameter(torch.full((7, 4), 9.0))
     pieces = (Piece("a", (3, 4), (1, 0), (2, 4), 0), Piece("b", (5, 4), (2, 0), (3, 4), 3))
-    attach(stack, Slice(pieces, True, 0.5))
+    attach(stack, Slice(pieces, Role.MATRIX, 0.5))
     for parameter in (a, b, stack):
         fill(parameter, 0)
     assert torch.equal(stack[:2], a[1:]) and torch.equal(stack[3:6], b[2:])
@@ -93,7 +93,7 @@ def test_ones_zeros_meta_and_rounding():
     initialize(module, 3)
     assert ones.eq(1).all() and zeros.eq(0).all()
     assert torch.equal(narrow, wide.to(torch.bfloat16))
-    meta = attach(nn.Parameter(torch.empty(2, device="meta")), Slice((), True, 1.0))
+    meta = attach(nn.Parameter(torch.empty(2, device="meta")), Slice((), Role.MATRIX, 1.0))
     fill(meta, 0)
     with pytest.raises(LookupError, match="no slice"):
         fill(nn.Parameter(torch.empty(3)), 0)
@@ -111,7 +111,7 @@ def test_the_compiled_function_gives_the_same_bits():
     ]
     for piece in pieces:
         parameter = nn.Parameter(torch.empty(piece.shape))
-        attach(parameter, Slice((piece,), True, 0.5))
+        attach(parameter, Slice((piece,), Role.MATRIX, 0.5))
         fill(parameter, 9)
         compiled = parameter.detach().clone()
         with ops.use_backend("reference"):

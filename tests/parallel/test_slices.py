@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from megalm.parallel.mesh import Axis
-from megalm.parallel.slices import Piece, Slice, attach, boxes_of, range_boxes, slice_of, tie
+from megalm.parallel.slices import Piece, Role, Slice, attach, boxes_of, range_boxes, slice_of, tie
 
 
 def test_any_range_of_a_piece_is_covered_once_by_boxes():
@@ -32,7 +32,7 @@ def test_an_empty_range_has_no_box():
 def test_boxes_of_a_module_are_views():
     stack = nn.Parameter(torch.zeros(5, 2))
     pieces = (Piece("a", (4, 2), (2, 0), (2, 2), 0), Piece("b", (9, 2), (6, 0), (3, 2), 2))
-    attach(stack, Slice(pieces, True))
+    attach(stack, Slice(pieces, Role.MATRIX))
     boxes = {box.name: box for box in boxes_of(nn.ParameterList([stack]))}
     boxes["b"].tensor.fill_(3.0)
     assert stack[:2].eq(0).all() and stack[2:].eq(3).all()
@@ -42,10 +42,12 @@ def test_boxes_of_a_module_are_views():
 def test_tied_copies_have_one_owner_and_sum_their_gradients():
     for rank in (0, 1):
         axis = Axis("pipeline_ends", 2, rank, (0, 3))
-        parameter = attach(nn.Parameter(torch.zeros(2, 2)), Slice((Piece("e", (2, 2), (0, 0), (2, 2)),), False))
+        parameter = attach(
+            nn.Parameter(torch.zeros(2, 2)), Slice((Piece("e", (2, 2), (0, 0), (2, 2)),), Role.EMBEDDING)
+        )
         tie(parameter, axis)
         piece = slice_of(parameter).pieces[0]
         assert piece.owner == (rank == 0) and piece.sum_over == (axis,)
-    alone = attach(nn.Parameter(torch.zeros(1)), Slice((Piece("e", (1,), (0,), (1,)),), False))
+    alone = attach(nn.Parameter(torch.zeros(1)), Slice((Piece("e", (1,), (0,), (1,)),), Role.EMBEDDING))
     before = slice_of(alone)
     assert slice_of(tie(alone, Axis("pipeline_ends"))) is before

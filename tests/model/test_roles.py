@@ -1,0 +1,69 @@
+"""Every parameter of every model that conf/ knows has the role that it has in the network."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+import megalm
+from megalm.config.compose import compose_config
+from megalm.model.transformer import Transformer
+from megalm.optim.groups import decay_of
+from megalm.parallel.mesh import Mesh
+from megalm.parallel.slices import Role, slice_of
+
+MODELS = sorted(path.stem for path in (Path(megalm.__file__).parent.parent / "conf" / "model").glob("*.yaml"))
+MATRICES = {
+    f"{layer}.weight"
+    for layer in ("attention.query", "attention.key", "attention.value", "attention.output")
+    + ("mlp.gate", "mlp.up", "mlp.down")
+}
+WITH_EVERYTHING = [
+    "+model=gpt2-124m", "model.qk_norm=true", "model.embedding_norm=true", "model.tie_embeddings=false",
+    "model.qkv_bias=true", "model.norm_bias=true",
+]  # fmt: skip
+
+
+def roles(*overrides):
+    """Global name -> its role, in a model of two layers without memory."""
+    config = compose_config([*overrides, "model.num_layers=2"])
+    model = Transformer(config.model, Mesh.single(), config.parallel, device="meta", dtype=torch.float32)
+    slices = [slice_of(parameter) for parameter in model.parameters()]
+    return {piece.name: slice_ for slice_ in slices for piece in slice_.pieces}, config
+
+
+def expected_role(name):
+    inner = name.split(".", 2)[2] if name.startswith("layers.") else name
+    if inner in MATRICES:
+        return Role.MATRIX
+    if inner == "output.weight":
+        return Role.OUTPUT
+    if inner in ("embedding.weight", "position_embedding.weight"):
+        return Role.EMBEDDING
+    if "norm." in inner:
+        return Role.NORM
+    if inner.removesuffix(".bias") + ".weight" in MATRICES:
+        return Role.BIAS
+    raise AssertionError(f"{name}: say in this test what it is")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_models_parameters_have_their_roles(model):
+    found, config = roles(f"+model={model}")
+    assert {name: slice_.role for name, slice_ in found.items()} == {name: expected_role(name) for name in found}
+    count = Counter(slice_.role for slice_ in found.values())
+    assert count[Role.OUTPUT] == (not config.model.tie_embeddings)
+    assert count[Role.MATRIX] == 2 * (6 + ("layers.0.mlp.gate.weight" in found))
+
+
+def test_a_model_with_every_part_has_every_role_of_a_dense_one():
+    found, _ = roles(*WITH_EVERYTHING)
+    assert {name: slice_.role for name, slice_ in found.items()} == {name: expected_role(name) for name in found}
+    assert {slice_.role for slice_ in found.values()} == set(Role) - {Role.ROUTER, Role.EXPERT_MATRIX}
+
+
+def test_only_what_multiplies_a_hidden_state_decays():
+    found, config = roles(*WITH_EVERYTHING)
+    decayed = {name for name, slice_ in found.items() if decay_of(slice_, config.optim)}
+    assert decayed == {n for n in found if n.endswith(".weight") and "norm." not in n and "embedding" not in n}
