@@ -10,7 +10,7 @@ import megalm
 ROOT = Path(megalm.__file__).parent
 
 ROOMS = [
-    "config", "journal", "page", "ops", "tokenizer", "data", "corpus", "parallel", "model", "objectives", "optim",
+    "config", "journal", "page", "architecture", "ops", "tokenizer", "data", "corpus", "parallel", "model", "objectives", "optim",
     "pipeline", "plan", "checkpoint", "convert", "generate", "train", "guard", "observe", "resilience", "launch",
 ]  # fmt: skip
 
@@ -18,14 +18,15 @@ NOTHING_BUT = {
     "config": set(),
     "journal": set(),
     "page": set(),
+    "architecture": {"config"},
     "tokenizer": {"config"},
     "data": {"config", "tokenizer"},
     "corpus": {"config", "tokenizer", "data"},
-    "plan": {"config", "journal", "pipeline", "page"},
+    "plan": {"config", "journal", "architecture", "pipeline", "page"},
 }
 """Rooms that may not use all that lies below them."""
 
-WITHOUT_TORCH = ["config", "journal", "page", "plan"]
+WITHOUT_TORCH = ["config", "journal", "page", "architecture", "plan"]
 
 
 def imports(file: Path, package: str = "megalm") -> set[str]:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
-from megalm.config import ModelConfig
-from megalm.plan.shapes import ffn_width, key_width, parameters, query_width
+from megalm.architecture.blocks import AttentionSpec
+from megalm.architecture.layers import layers_of
+from megalm.architecture.tensors import parameters
+from megalm.config.model import ModelConfig
 
 DEFINITIONS = {
     "6nd": "6 N D: six FLOPs per parameter and token (Kaplan et al. 2020), attention's products not counted",
@@ -17,7 +19,7 @@ HFU = "HFU = FLOPs the hardware ran (model FLOPs + recomputed forwards) / (time 
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """Forward FLOPs of one token, by part (a multiply and an add are two)."""
+    """Forward FLOPs of one token through all layers, by part (a multiply and an add are two)."""
 
     attention_projections: float
     attention_core: float
@@ -25,36 +27,28 @@ class ForwardFlops:
     mlp: float
     """The MLP; in a MoE model the router, the top_k experts and the shared ones."""
     logits: float
-    layers: int
 
     @property
-    def layer(self) -> float:
-        """One layer."""
+    def layers(self) -> float:
+        """All layers."""
         return self.attention_projections + self.attention_core + self.mlp
 
     @property
     def total(self) -> float:
         """All layers and the logits."""
-        return self.layers * self.layer + self.logits
+        return self.layers + self.logits
 
 
 def forward_flops(model: ModelConfig, seq_length: int | None = None, causal: bool = True) -> ForwardFlops:
     """Forward FLOPs of one token of a sequence of `seq_length` (default: the model's)."""
-    length = seq_length or model.seq_length
-    hidden, query, key = model.hidden_size, query_width(model), key_width(model)
-    matrices = 3 if model.gated else 2
-    if model.moe.num_experts:
-        width = model.moe.ffn_hidden_size or ffn_width(model)
-        experts = model.moe.top_k + model.moe.num_shared_experts
-        mlp = 2.0 * hidden * (matrices * width * experts + model.moe.num_experts)
-    else:
-        mlp = 2.0 * hidden * matrices * ffn_width(model)
+    keys = attended(seq_length or model.seq_length, causal)
+    blocks = [block for layer in layers_of(model) for block in layer.blocks]
+    attention = [block for block in blocks if isinstance(block, AttentionSpec)]
     return ForwardFlops(
-        attention_projections=2.0 * hidden * (query + 2 * key) + 2.0 * query * hidden,
-        attention_core=4.0 * query * attended(length, causal),
-        mlp=mlp,
-        logits=2.0 * hidden * model.vocab_size,
-        layers=model.num_layers,
+        attention_projections=sum(block.matrix_flops for block in attention),
+        attention_core=sum(block.core_flops(keys) for block in attention),
+        mlp=sum(block.matrix_flops for block in blocks if not isinstance(block, AttentionSpec)),
+        logits=2.0 * model.hidden_size * model.vocab_size,
     )
 
 
@@ -74,7 +68,7 @@ def flops_by_definition(model: ModelConfig, definition: str, seq_length: int | N
     if definition == "6nd":
         return 6.0 * parameters(model).active
     if definition == "mosaic":
-        return 3.0 * (2.0 * parameters(model).active + 4.0 * model.num_layers * query_width(model) * length)
+        return 3.0 * (2.0 * parameters(model).active + forward_flops(model, length, causal=False).attention_core)
     return flops_per_token(model, length, causal=definition == "causal")
 
 
@@ -89,8 +83,8 @@ def hardware_flops_per_token(
     forward = forward_flops(model, seq_length, causal)
     extra = {
         "none": 0.0,
-        "selective": forward.layers * forward.attention_core,
-        "full": forward.layers * forward.layer,
+        "selective": forward.attention_core,
+        "full": forward.layers,
     }[recompute]
     return 3.0 * forward.total + extra
 

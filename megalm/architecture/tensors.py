@@ -40,9 +40,14 @@ def tensors(model: ModelConfig) -> Tensors:
     yield from back_tensors(shape)
 
 
+def embedding_tensor(shape: ModelShape) -> tuple[str, tuple[int, ...]]:
+    """The embedding, which the last stage has as well where it is tied to the output."""
+    return "embedding.weight", (shape.vocab_size, shape.hidden_size)
+
+
 def front_tensors(shape: ModelShape) -> Tensors:
     """Yield the tensors in front of the layers: the first pipeline stage's."""
-    yield "embedding.weight", (shape.vocab_size, shape.hidden_size)
+    yield embedding_tensor(shape)
     if shape.learned_positions:
         yield "position_embedding.weight", (shape.seq_length, shape.hidden_size)
     if shape.embedding_norm:

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from megalm.config.effects import Aside, Course, Fixed, Function, Start
 from megalm.config.fields import choice, number, required
 
+GATED = ("swiglu", "geglu")
+"""Activations of an MLP that has a gate beside its up projection."""
+
 
 @dataclass
 class RopeScalingConfig:
@@ -114,11 +117,11 @@ class ModelConfig:
     @property
     def gated(self) -> bool:
         """Whether the MLP has a gate beside its up projection."""
-        return self.activation in ("swiglu", "geglu")
+        return self.activation in GATED
 
     @property
     def approximate_parameters(self) -> float:
-        """12 L h^2 + V h: enough to choose defaults by (exact counts: megalm.plan.shapes)."""
+        """12 L h^2 + V h: enough to choose defaults by (exact counts: megalm.architecture.tensors)."""
         return 12.0 * self.num_layers * self.hidden_size**2 + self.vocab_size * self.hidden_size
 
     def fill_in(self) -> None:

@@ -75,7 +75,7 @@ def resolve_length(config: Config) -> None:
     tokens_per_step = train.global_batch_size * config.model.seq_length
     if train.steps is None:
         if train.tokens is None:
-            from megalm.plan.shapes import parameters
+            from megalm.architecture.tensors import parameters
 
             train.tokens = float(TOKENS_PER_PARAMETER * parameters(config.model).total)
         train.steps = math.ceil(train.tokens / tokens_per_step)

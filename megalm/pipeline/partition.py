@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megalm.architecture.flops import attended
+from megalm.architecture.layers import LayerSpec, layers_of
 from megalm.config.errors import ConfigError
 from megalm.config.model import ModelConfig
 
@@ -22,26 +24,22 @@ class LayerCosts:
 def layer_costs(model: ModelConfig) -> LayerCosts:
     """What each part of the model costs, per token of a sequence of model.seq_length.
 
-    layer:      2 * (matrix elements used) + 2 * S * heads * d   (causal scores and their weighted sum; half of S^2)
+    layer:      what its blocks cost (matrix products, and for attention the causal half of scores and weighted sums)
     output:     2 * H * V, plus 5 V for the cross-entropy's exponentials and sums
     embedding:  a table look-up and its gradient's scatter move H elements and compute nearly nothing: 4 H
     """
-    heads, kv_heads, width = model.num_heads, model.num_kv_heads or model.num_heads, model.hidden_size
-    head_dim = model.head_dim or width // heads
-    ffn = model.ffn_hidden_size or 4 * width
-    matrices = 3 if model.gated else 2
-    attention = width * head_dim * (2 * heads + 2 * kv_heads)
-    if model.moe.num_experts:
-        used = model.moe.top_k + model.moe.num_shared_experts
-        mlp = matrices * width * (model.moe.ffn_hidden_size or ffn) * used + width * model.moe.num_experts
-    else:
-        mlp = matrices * width * ffn
-    layer = 2.0 * (attention + mlp) + 2.0 * model.seq_length * heads * head_dim
+    keys, width = attended(model.seq_length, causal=True), model.hidden_size
+    layers = layers_of(model)
+    costs = {layer: _layer_cost(layer, keys) for layer in set(layers)}
     return LayerCosts(
-        layers=(layer,) * model.num_layers,
+        layers=tuple(costs[layer] for layer in layers),
         embedding=4.0 * width,
         output=2.0 * width * model.vocab_size + 5.0 * model.vocab_size,
     )
+
+
+def _layer_cost(layer: LayerSpec, keys: float) -> float:
+    return sum(block.matrix_flops + block.core_flops(keys) for block in layer.blocks)
 
 
 def partition_layers(model: ModelConfig, stages: int) -> list[range]:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from megalm.architecture.blocks import MixtureSpec
+from megalm.architecture.layers import every_layer
 from megalm.config import ModelConfig
 from megalm.plan.layout import BYTES, Layout
-from megalm.plan.shapes import ffn_width, key_width, query_width
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,14 @@ def layer_activations(model: ModelConfig, layout: Layout, *, cpu: bool = False) 
     t = layout.tensor
     along_sequence = t if layout.sequence else 1
     stream = tokens * model.hidden_size * size / along_sequence
-    query, key = query_width(model) / t, max(key_width(model) / t, key_width(model) / (model.num_kv_heads or 1))
-    width = ffn_width(model) / t
-    experts = 1.0
-    if model.moe.num_experts:
-        width = (model.moe.ffn_hidden_size or ffn_width(model)) / t
-        experts = model.moe.top_k + model.moe.num_shared_experts
+    layer = every_layer(model)
+    attention, mlp = layer.attention, layer.mlp
+    query, key = attention.query_width / t, max(attention.key_width / t, float(attention.head_dim))
+    dense, experts = (mlp.expert, mlp.used_experts) if isinstance(mlp, MixtureSpec) else (mlp, 1)
+    width = dense.ffn_hidden_size / t
     statistics = (2 if model.norm == "layernorm" else 1) * 4.0 * tokens / along_sequence
-    heads = model.num_heads / t
-    parallel = 0 if model.parallel_residual else 1
+    heads = attention.num_heads / t
+    parallel = 0 if layer.parallel else 1
     every = {
         "attention norm's input": stream + statistics,
         "query, key and value's input": stream,
@@ -58,23 +58,23 @@ def layer_activations(model: ModelConfig, layout: Layout, *, cpu: bool = False) 
         "attention's output": tokens * query * size + 4.0 * tokens * heads,
         "MLP norm's input": stream * parallel + statistics,
         "MLP's input": stream,
-        "activation's input": tokens * width * experts * (2 if model.gated else 1) * size,
+        "activation's input": tokens * width * experts * len(dense.inputs) * size,
         "activation's output": tokens * width * experts * size,
     }
-    if model.position == "rope" or model.qk_norm:
+    if attention.position == "rope" or attention.query_norm is not None:
         every["rotated queries and keys"] = tokens * (query + key) * size
-    if model.clip_qkv is not None:
+    if attention.clip_qkv is not None:
         every["queries, keys and values before the clamp"] = tokens * (query + 2 * key) * size
     if math_attention(model, layout, cpu):
         every["attention's probabilities"] = tokens * heads * model.seq_length * size
     if model.dropout:
         every["dropout masks"] = 2.0 * tokens * model.hidden_size / along_sequence
-    if model.moe.num_experts:
+    if isinstance(mlp, MixtureSpec):
         every["tokens sent to experts"] = tokens * model.hidden_size * experts * size
     # Backward goes through the MLP first, whose activations are free again when attention's gradients are there.
-    mlp = every["activation's input"] + every["activation's output"]
+    between = every["activation's input"] + every["activation's output"]
     probabilities = every.get("attention's probabilities", 0.0)
-    working = max(2 * stream + every["activation's input"], 2 * probabilities - mlp)
+    working = max(2 * stream + every["activation's input"], 2 * probabilities - between)
     if layout.recompute == "full":
         return LayerActivations({"layer's input": stream}, sum(every.values()), working)
     if layout.recompute == "selective":

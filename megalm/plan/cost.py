@@ -4,12 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from megalm.architecture.tensors import ParameterCounts, parameters
 from megalm.config import ConfigError, ModelConfig
 from megalm.config.cluster import prices
 from megalm.page.plots import Line, Lines
 from megalm.plan.machine import Machine
 from megalm.plan.models import models
-from megalm.plan.shapes import ParameterCounts, parameters
 
 CHECKPOINT_BYTES = 12.0
 """Bytes a parameter in a checkpoint: fp32 master and the two moments of Adam."""

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 
+from megalm.architecture.tensors import parameters
 from megalm.config import ConfigError, ModelConfig
 from megalm.plan.models import scaled_model
-from megalm.plan.shapes import parameters
 
 LEARNING_RATES = (
     (125e6, 6.0e-4), (350e6, 3.0e-4), (760e6, 2.5e-4), (1.3e9, 2.0e-4), (2.7e9, 1.6e-4), (6.7e9, 1.2e-4), (13e9, 1.0e-4),

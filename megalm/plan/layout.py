@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from megalm.architecture.shape import shape_of
 from megalm.config import Config, ConfigError, ModelConfig
 
 BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
@@ -144,8 +145,8 @@ def divisibility(model: ModelConfig, layout: Layout, *, uneven: bool = False) ->
     it works, and the ranks with fewer wait for the others.
     """
     problems = []
-    t = layout.tensor
-    kv = model.num_kv_heads or model.num_heads
+    t, shape = layout.tensor, shape_of(model)
+    kv = shape.num_kv_heads
     dealt = uneven and kv >= t
     if model.num_heads % t and not dealt:
         problems.append(
@@ -153,7 +154,7 @@ def divisibility(model: ModelConfig, layout: Layout, *, uneven: bool = False) ->
         )
     if kv % t and t % kv and not dealt:
         problems.append(f"num_kv_heads {kv} and tensor {t}: one must divide the other")
-    width = model.ffn_hidden_size or 4 * model.hidden_size
+    width = shape.ffn_hidden_size
     if width % t:
         problems.append(f"ffn_hidden_size {width} by tensor {t}: tensor {_near_divisors(width, t)} divide")
     chunks = layout.pipeline * layout.virtual

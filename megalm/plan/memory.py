@@ -6,13 +6,15 @@ from heapq import heapify, heapreplace
 from math import ceil, prod
 from typing import Any
 
+from megalm.architecture.layers import LayerSpec, every_layer
+from megalm.architecture.shape import ModelShape, shape_of
+from megalm.architecture.tensors import back_tensors, embedding_tensor, front_tensors
 from megalm.config import Config, ModelConfig, ParallelConfig
 from megalm.pipeline.actions import Placement
 from megalm.pipeline.partition import layer_costs
 from megalm.plan.activations import attention_mask, layer_activations
 from megalm.plan.layout import BYTES, Layout, layout_of
 from megalm.plan.machine import Machine, machine_for
-from megalm.plan.shapes import layer_tensors, tensors
 
 FRAGMENTATION = 0.03
 """Share of the dynamic memory lost between the allocator's blocks: 2-5% is usual with torch's expandable segments."""
@@ -206,58 +208,44 @@ def chunks_in_flight(layout: Layout, rank: int) -> int:
     return min(ranks - rank, batches) * chunks
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """The model, as one stage's parameters are counted from it: equal models share what was counted."""
+
+    shape: ModelShape
+    layer: LayerSpec
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> "Pieces":
+        """Resolve a model whose layers are alike."""
+        return cls(shape_of(model), every_layer(model))
+
+    def held(self, layers: int, first: bool, last: bool, tensor: int, expert: int) -> float:
+        """Parameters that one rank of a stage with so many layers holds."""
+        kv_heads = self.layer.attention.num_kv_heads
+        pieces = [(name, full, layers) for name, full in self.layer.tensors()]
+        if first:
+            pieces += [(name, full, 1) for name, full in front_tensors(self.shape)]
+        if last:
+            pieces += [(name, full, 1) for name, full in back_tensors(self.shape)]
+        if last and not first and self.shape.tie_embeddings:
+            pieces.append((*embedding_tensor(self.shape), 1))
+        return sum(prod(local_shape(kv_heads, name, full, tensor, expert)) * times for name, full, times in pieces)
+
+
 @lru_cache(maxsize=4096)
-def _local_parameters(shape: tuple[Any, ...], layers: int, first: bool, last: bool, tensor: int, expert: int) -> float:
-    model = _MODELS[shape]
-    return sum(
-        prod(local_shape(model, name, full, tensor, expert)) * times
-        for name, full, times in _pieces(model, layers, first, last)
-    )
+def local_parameters(pieces: Pieces, layers: int, first: bool, last: bool, tensor: int, expert: int) -> float:
+    """What `Pieces.held` counts, counted once."""
+    return pieces.held(layers, first, last, tensor, expert)
 
 
-_MODELS: dict[tuple[Any, ...], ModelConfig] = {}
-
-
-def model_key(model: ModelConfig) -> tuple[Any, ...]:
-    """A hashable stand-in of a model's shape, for caches."""
-    moe = model.moe
-    key = (
-        model.num_layers, model.hidden_size, model.num_heads, model.num_kv_heads, model.head_dim,
-        model.ffn_hidden_size, model.vocab_size, model.seq_length, model.norm, model.norm_bias, model.norm_placement,
-        model.activation, model.position, model.linear_bias, model.qkv_bias, model.attention_out_bias,
-        model.parallel_residual, model.qk_norm, model.qk_norm_scope, model.tie_embeddings, model.embedding_norm,
-        model.dropout, moe.num_experts, moe.top_k, moe.ffn_hidden_size, moe.num_shared_experts,
-    )  # fmt: skip
-    _MODELS.setdefault(key, model)
-    return key
-
-
-def _pieces(model: ModelConfig, layers: int, first: bool, last: bool) -> list[tuple[str, tuple[int, ...], int]]:
-    pieces = [(name, shape, layers) for name, shape in layer_tensors(model)]
-    for name, shape in tensors_outside_layers(model):
-        front = name.startswith(("embedding", "position_embedding"))
-        back = name.startswith(("final_norm", "output"))
-        shared = name == "embedding.weight" and model.tie_embeddings
-        if (front and first) or (back and last) or (shared and last and not first):
-            pieces.append((name, shape, 1))
-    return pieces
-
-
-def tensors_outside_layers(model: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
-    """The embeddings, the last norm and the output matrix."""
-    return list(tensors(replace(model, num_layers=0)))
-
-
-def local_shape(
-    model: ModelConfig, name: str, shape: tuple[int, ...], tensor: int, expert: int = 1
-) -> tuple[float, ...]:
-    """Shape of one rank's share of a tensor; experts count by their share of the expert axis."""
+def local_shape(kv: int, name: str, shape: tuple[int, ...], tensor: int, expert: int) -> tuple[float, ...]:
+    """Shape of one rank's share of a tensor, with `kv` key/value heads; experts count by their share of their axis."""
     if ".experts." in name:
         share = (shape[0] / tensor if len(shape) > 1 or ".down." not in name else shape[0],)
         return (share[0] / expert, *shape[1:])
     if tensor == 1:
         return shape
-    kv = model.num_kv_heads or model.num_heads
     if name in ("embedding.weight", "output.weight"):
         return (ceil(shape[0] / tensor), *shape[1:])
     # Heads that do not divide are dealt out: the fullest rank's share.
@@ -286,12 +274,12 @@ def _stage(
 ) -> StageMemory:
     layers, first, last, flight = place
     size = BYTES[layout.dtype]
-    key = model_key(model)
-    held = _local_parameters(key, layers, first, last, layout.tensor, layout.expert)
+    pieces = Pieces.of(model)
+    held = local_parameters(pieces, layers, first, last, layout.tensor, layout.expert)
     shards = layout.shards
     gathered = 0.0
     if layout.fully_shard:
-        one_layer = _local_parameters(key, 1, False, False, layout.tensor, layout.expert)
+        one_layer = local_parameters(pieces, 1, False, False, layout.tensor, layout.expert)
         weights, gradients, optimizer = 4.0 * held / shards, 4.0 * held / shards, 8.0 * held / shards
         gathered = 2 * one_layer * size + one_layer * 4.0
         if first or last:

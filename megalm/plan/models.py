@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from megalm.architecture.shape import shape_of
+from megalm.architecture.tensors import parameters
 from megalm.config import ConfigError, ModelConfig, MoEConfig
 from megalm.config.cluster import CONF
 from megalm.config.model_file import read_model_file
@@ -10,7 +12,6 @@ from megalm.config.typed import Kind, build
 from megalm.plan.layout import Layout
 from megalm.plan.machine import Machine
 from megalm.plan.memory import estimate_layout
-from megalm.plan.shapes import parameters
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def scaled_model(parameters_wanted: float, like: ModelConfig | None = None) -> M
 def _shape(base: ModelConfig, layers: int, width: int) -> ModelConfig:
     head = _head(width)
     heads = max(1, width // head)
-    group = max(1, base.num_heads // (base.num_kv_heads or base.num_heads))
+    group = base.num_heads // shape_of(base).num_kv_heads
     model = replace(
         base,
         name=f"{layers}x{width}",
@@ -112,7 +113,7 @@ def _shape(base: ModelConfig, layers: int, width: int) -> ModelConfig:
         num_heads=heads,
         num_kv_heads=heads // group if heads % group == 0 else heads,
         head_dim=head,
-        ffn_hidden_size=None if not base.ffn_hidden_size else _ffn(base, width),
+        ffn_hidden_size=_ffn(base, width),
         moe=MoEConfig(),
     )
     model.fill_in()
@@ -125,16 +126,14 @@ def _head(width: int) -> int:
 
 
 def _ffn(base: ModelConfig, width: int) -> int:
-    assert base.ffn_hidden_size is not None
-    return max(64, round(base.ffn_hidden_size / base.hidden_size * width / 64) * 64)
+    return max(64, round(shape_of(base).ffn_hidden_size / base.hidden_size * width / 64) * 64)
 
 
 def approximate_parameters(model: ModelConfig) -> float:
     """Parameters in closed form, without listing tensors (biases and norms left out)."""
-    hidden, query = model.hidden_size, model.num_heads * (model.head_dim or 0)
-    key = (model.num_kv_heads or 0) * (model.head_dim or 0)
-    matrices = 3 if model.gated else 2
-    layer = 2 * hidden * query + 2 * hidden * key + matrices * hidden * (model.ffn_hidden_size or 0)
+    shape = shape_of(model)
+    hidden, heads = shape.hidden_size, 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
+    layer = hidden * (heads + (3 if model.gated else 2) * shape.ffn_hidden_size)
     embeddings = 1 if model.tie_embeddings else 2
     return model.num_layers * layer + embeddings * model.vocab_size * hidden
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import floor, log2
 
+from megalm.architecture.tensors import parameters
 from megalm.config import Config, ConfigError, PrecisionConfig
 from megalm.config.cluster import THIS_MACHINE
 from megalm.plan.machine import Machine, failure_rate, machine_for, planned_machine, this_machine
-from megalm.plan.shapes import parameters
 
 LETTERS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
 SECONDS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "hours": 3600.0, "d": 86400.0, "days": 86400.0}

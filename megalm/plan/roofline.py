@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from math import ceil
 
-from megalm.config import ModelConfig
+from megalm.architecture.blocks import MixtureSpec
+from megalm.architecture.layers import LayerSpec
+from megalm.architecture.shape import ModelShape
 from megalm.plan.layout import BYTES, Layout
 from megalm.plan.machine import Machine
-from megalm.plan.shapes import ffn_width, key_width, query_width
 
 TILE = 128
 """Rows and columns of the output tile of a matrix product kernel."""
@@ -87,37 +88,36 @@ class Roofline:
         return forward, self.matmul(rows, inner, columns) + self.matmul(inner, columns, rows)
 
 
-def layer_time(model: ModelConfig, layout: Layout, roofline: Roofline, micro_batch: int | None = None) -> LayerTime:
+def layer_time(model: ModelShape, layer: LayerSpec, layout: Layout, roofline: Roofline) -> LayerTime:
     """Seconds of one layer for one micro-batch."""
     length, t = model.seq_length, layout.tensor
-    tokens = length * (micro_batch or layout.micro_batch) / layout.context
+    tokens = length * layout.micro_batch / layout.context
     hidden, size = model.hidden_size, roofline.size
-    query, key = query_width(model) / t, max(key_width(model) / t, key_width(model) / (model.num_kv_heads or 1))
-    width = ffn_width(model) / t
+    attention, mlp = layer.attention, layer.mlp
+    query, key = attention.query_width / t, max(attention.key_width / t, float(attention.head_dim))
+    dense, experts = (mlp.expert, mlp.used_experts) if isinstance(mlp, MixtureSpec) else (mlp, 1)
+    width = dense.ffn_hidden_size / t
     along_sequence = t if layout.sequence else 1
-    up = 2 if model.gated else 1
+    up = len(dense.inputs)
     products = [
         roofline.products(tokens, query + 2 * key, hidden),
         roofline.products(tokens, hidden, query),
     ]
-    experts = 1.0
-    if model.moe.num_experts:
-        width = (model.moe.ffn_hidden_size or ffn_width(model)) / t
-        experts = model.moe.top_k + model.moe.num_shared_experts
-        local = max(1.0, model.moe.num_experts / layout.expert)
-        rows = tokens * model.moe.top_k * layout.expert / model.moe.num_experts
+    if isinstance(mlp, MixtureSpec):
+        local = max(1.0, mlp.num_experts / layout.expert)
+        rows = tokens * mlp.top_k * layout.expert / mlp.num_experts
         for columns, inner in ((up * width, hidden), (hidden, width)):
             forward, backward = roofline.products(rows, columns, inner)
             products.append((forward * local, backward * local))
             shared = roofline.products(tokens, columns, inner)
-            products.append((shared[0] * model.moe.num_shared_experts, shared[1] * model.moe.num_shared_experts))
-        products.append(roofline.products(tokens, model.moe.num_experts, hidden))
+            products.append((shared[0] * mlp.num_shared_experts, shared[1] * mlp.num_shared_experts))
+        products.append(roofline.products(tokens, mlp.num_experts, hidden))
     else:
         products.append(roofline.products(tokens, up * width, hidden))
         products.append(roofline.products(tokens, hidden, width))
     core = 4.0 * tokens * (length + TILE) / 2 * query
-    rotated = 2 * (query + key) if model.position == "rope" else 0.0
-    routed = 4.0 * experts * hidden if model.moe.num_experts else 0.0
+    rotated = 2 * (query + key) if attention.position == "rope" else 0.0
+    routed = 4.0 * experts * hidden if isinstance(mlp, MixtureSpec) else 0.0
     forward_bytes = tokens * size * (8 * hidden / along_sequence + rotated + (up + 1) * width * experts + routed)
     backward_bytes = tokens * size * (10 * hidden / along_sequence + rotated + (2 * up + 1) * width * experts + routed)
     matmul_forward, matmul_backward = (sum(column) for column in zip(*products, strict=True))
@@ -139,7 +139,7 @@ def layer_time(model: ModelConfig, layout: Layout, roofline: Roofline, micro_bat
     )
 
 
-def ends_time(model: ModelConfig, layout: Layout, roofline: Roofline) -> tuple[float, float]:
+def ends_time(model: ModelShape, layout: Layout, roofline: Roofline) -> tuple[float, float]:
     """(forward, backward) seconds of the logits and the loss for one micro-batch, on the last stage."""
     tokens = model.seq_length * layout.micro_batch / layout.context
     columns = model.vocab_size / layout.tensor

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
+from megalm.architecture import flops
+from megalm.architecture.tensors import ParameterCounts, parameters
 from megalm.config import Config
-from megalm.plan import cost, flops
+from megalm.plan import cost
 from megalm.plan.fit import gib
 from megalm.plan.goodput import Goodput, goodput
 from megalm.plan.layout import Layout, layout_of
 from megalm.plan.machine import Machine, machine_for
 from megalm.plan.memory import MemoryEstimate, estimate
-from megalm.plan.shapes import ParameterCounts, parameters
 from megalm.plan.time import PARTS as TIME_PARTS
 from megalm.plan.time import StepTime, step_time
 

@@ -10,7 +10,7 @@ from megalm.pipeline.timeline import Costs, timeline
 from megalm.plan.communication import MeshLinks, mesh_links
 from megalm.plan.layout import BYTES, Layout
 from megalm.plan.machine import Machine
-from megalm.plan.memory import _MODELS, _local_parameters, layers_of_ranks, model_key
+from megalm.plan.memory import Pieces, layers_of_ranks, local_parameters
 from megalm.plan.roofline import LayerTime, Roofline, ends_time, layer_time, optimizer_time
 
 OVERLAP = 0.9
@@ -59,9 +59,11 @@ PARTS = (
 
 def step_time(model: ModelConfig, layout: Layout, machine: Machine, *, exact: bool = True) -> StepTime:
     """Seconds of one step of a model under a layout on a machine; exact: the pipeline is simulated, action by action."""
-    key = model_key(model)
+    pieces = Pieces.of(model)
     micro = (layout.tensor, layout.context, layout.expert, layout.sequence, layout.recompute, layout.micro_batch)
-    return _Clock(model, key, layout, machine, _layer(key, micro, layout.dtype, machine_key(machine)), exact).step()
+    return _Clock(
+        model, pieces, layout, machine, _layer(pieces, micro, layout.dtype, machine_key(machine)), exact
+    ).step()
 
 
 def machine_key(machine: Machine) -> tuple[Any, ...]:
@@ -76,15 +78,15 @@ _MACHINES: dict[tuple[Any, ...], Machine] = {}
 
 @lru_cache(maxsize=65536)
 def _layer(
-    key: tuple[Any, ...], micro: tuple[Any, ...], dtype: str, machine: tuple[Any, ...]
+    pieces: Pieces, micro: tuple[Any, ...], dtype: str, machine: tuple[Any, ...]
 ) -> tuple[LayerTime, tuple[float, float], Roofline]:
     tensor, context, expert, sequence, recompute, batch = micro
     layout = Layout(
         tensor=tensor, context=context, expert=expert, sequence=sequence, recompute=recompute, micro_batch=batch
     )
     roofline = Roofline(_MACHINES[machine], dtype)
-    model = _MODELS[key]
-    return layer_time(model, layout, roofline), ends_time(model, layout, roofline), roofline
+    shape = pieces.shape
+    return layer_time(shape, pieces.layer, layout, roofline), ends_time(shape, layout, roofline), roofline
 
 
 class _Clock:
@@ -93,14 +95,14 @@ class _Clock:
     def __init__(
         self,
         model: ModelConfig,
-        key: tuple[Any, ...],
+        pieces: Pieces,
         layout: Layout,
         machine: Machine,
         layer: tuple[LayerTime, tuple[float, float], Roofline],
         exact: bool,
     ) -> None:
         self.exact = exact
-        self.model, self.key, self.layout = model, key, layout
+        self.model, self.pieces, self.layout = model, pieces, layout
         self.layer, (self.logits_forward, self.logits_backward), self.roofline = layer
         self.links: MeshLinks = mesh_links(layout, machine)
         self.size = BYTES[layout.dtype]
@@ -138,7 +140,7 @@ class _Clock:
         )
 
     def _held(self, layers: int, first: bool = False, last: bool = False) -> float:
-        return _local_parameters(self.key, layers, first, last, self.layout.tensor, self.layout.expert)
+        return local_parameters(self.pieces, layers, first, last, self.layout.tensor, self.layout.expert)
 
     def _tensor_communication(self) -> float:
         """Per layer: two all-reduces forward and two backward (or their halves under sequence parallelism)."""
@@ -148,9 +150,14 @@ class _Clock:
 
     def _context_communication(self) -> float:
         """Keys and values to all ranks of the axis, forward and (with their gradients) backward, behind attention."""
-        from megalm.plan.shapes import key_width
-
-        total = 2 * self.tokens * self.layout.context * key_width(self.model) / self.layout.tensor * self.size
+        total = (
+            2
+            * self.tokens
+            * self.layout.context
+            * self.pieces.layer.attention.key_width
+            / self.layout.tensor
+            * self.size
+        )
         moving = 3 * self.links.context.all_gather(total)
         compute = self.layer.attention_forward + self.layer.attention_backward
         return max(moving - OVERLAP * compute, moving * (1 - OVERLAP)) if self.layout.context > 1 else 0.0

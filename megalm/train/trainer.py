@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megalm.architecture.flops import flops_per_token, hardware_flops_per_token
 from megalm.checkpoint import Checkpointer, CheckpointError
 from megalm.checkpoint.random_state import random_state, restore_random_state
 from megalm.config import Config, ConfigError
@@ -28,7 +29,6 @@ from megalm.parallel.mesh import Mesh
 from megalm.parallel.random import seed_of, seed_ranks
 from megalm.parallel.slices import Box
 from megalm.pipeline.execute import Executor
-from megalm.plan.flops import flops_per_token, hardware_flops_per_token
 from megalm.train.build import DTYPES, build_chunks, build_objective, local_seq_length, schedule_of
 from megalm.train.earlier import check_place, make_way
 from megalm.train.hooks import Hook

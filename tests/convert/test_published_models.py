@@ -2,10 +2,10 @@
 
 import pytest
 
+from megalm.architecture.tensors import tensors
 from megalm.convert.huggingface_config import choose_architecture
 from megalm.convert.huggingface_names import rules
 from megalm.plan.models import models
-from megalm.plan.shapes import tensors
 
 # Parameters as their publishers count them (a tied embedding once).
 PUBLISHED = {

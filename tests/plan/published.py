@@ -4,8 +4,8 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from megalm.architecture.flops import narayanan_batch_flops
 from megalm.config import ModelConfig
-from megalm.plan.flops import narayanan_batch_flops
 from megalm.plan.layout import Layout
 from megalm.plan.machine import Machine, planned_machine
 

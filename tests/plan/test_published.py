@@ -5,8 +5,8 @@ from statistics import median
 
 import pytest
 
-from megalm.plan import flops
-from megalm.plan.shapes import parameters
+from megalm.architecture import flops
+from megalm.architecture.tensors import parameters
 from megalm.plan.time import step_time
 from tests.plan.published import Published, mpt_benchmark, narayanan
 from tests.plan.results import FILE, HEADER, lines

@@ -2,11 +2,11 @@
 
 import pytest
 
+from megalm.architecture.tensors import parameters
 from megalm.config.compose import compose_config
 from megalm.plan.machine import planned_machine
 from megalm.plan.models import largest_fitting, models, read_model, scaled_model, table
 from megalm.plan.request import compose, parse
-from megalm.plan.shapes import parameters
 
 PUBLISHED = {
     "gpt2-124m": (124_439_808, "Radford et al. 2019, as counted by Hugging Face's gpt2"),

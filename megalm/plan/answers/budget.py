@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from megalm.architecture.tensors import parameters
 from megalm.config import ConfigError
 from megalm.page.axis import number
 from megalm.page.document import Table
@@ -11,7 +12,6 @@ from megalm.plan.models import models, scaled_model
 from megalm.plan.render import dollars
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
-from megalm.plan.shapes import parameters
 
 HELP = "the best model and token count for a budget"
 KEYS = [

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from megalm.architecture.tensors import parameters
 from megalm.config import ConfigError
 from megalm.page.axis import number
 from megalm.page.document import Table
@@ -9,7 +10,6 @@ from megalm.plan import cost
 from megalm.plan.render import dollars
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine, positive
-from megalm.plan.shapes import parameters
 
 HELP = "dollars of GPUs, of people's data and of storage"
 KEYS = [

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from megalm.architecture.tensors import parameters
 from megalm.config import ConfigError
 from megalm.page.axis import number
 from megalm.page.document import Table
@@ -10,7 +11,6 @@ from megalm.plan.budget import Law
 from megalm.plan.report import Report
 from megalm.plan.request import Request
 from megalm.plan.scaling import fit, read_points
-from megalm.plan.shapes import parameters
 
 HELP = "fit a scaling law to finished runs and extrapolate with its uncertainty"
 KEYS = ["parameters", "tokens", "form"]

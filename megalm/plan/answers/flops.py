@@ -2,14 +2,14 @@
 
 from typing import Any
 
+from megalm.architecture import flops
+from megalm.architecture.tensors import parameters
 from megalm.config import ConfigError, ModelConfig
 from megalm.page.axis import number
 from megalm.page.document import Table
 from megalm.page.plots import Bars
-from megalm.plan import flops
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
-from megalm.plan.shapes import parameters
 
 HELP = "FLOPs of training; MFU and HFU of a measured speed"
 KEYS = [
@@ -56,9 +56,9 @@ def answer(request: Request) -> Report:
         "flops_per_token_causal": flops.flops_by_definition(model, "causal"),
         "flops_per_token_mosaic": flops.flops_by_definition(model, "mosaic"),
         "forward_flops_per_token": {
-            "attention_projections": forward.layers * forward.attention_projections,
-            "attention_core": forward.layers * forward.attention_core,
-            "mlp": forward.layers * forward.mlp,
+            "attention_projections": forward.attention_projections,
+            "attention_core": forward.attention_core,
+            "mlp": forward.mlp,
             "logits": forward.logits,
         },
         "mfu_definition": flops.MFU,

@@ -23,8 +23,8 @@ def answer(request: Request) -> Report:
     node = request.whole("gpus_per_node", 8) or 8
     stall = request.number("stall")
     if request.has_model:
+        from megalm.architecture.tensors import parameters
         from megalm.plan.layout import Layout
-        from megalm.plan.shapes import parameters
 
         config = compose(request)
         found = machine(request, config)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from megalm.architecture.tensors import parameters
 from megalm.page.document import Table
 from megalm.page.plots import Bars
 from megalm.plan.activations import korthikanti, layer_activations
@@ -12,7 +13,6 @@ from megalm.plan.render import gib
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
 from megalm.plan.resolve import resolve_layout
-from megalm.plan.shapes import parameters
 
 HELP = "bytes on each GPU, by pipeline stage and part"
 KEYS = ["gpus", "gpu", "seq_length", "batch_tokens", "snapshots"]

@@ -1,16 +1,16 @@
 """The ranking of layouts as tables."""
 
+from megalm.architecture import flops
+from megalm.architecture.tensors import parameters
 from megalm.config import Config, ConfigError
 from megalm.page.axis import number
 from megalm.page.document import Table
 from megalm.page.plots import Bars
-from megalm.plan import flops
 from megalm.plan.machine import Machine
 from megalm.plan.render import duration, gib
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
 from megalm.plan.search import Candidate, fixed_by, search
-from megalm.plan.shapes import parameters
 from megalm.plan.time import PARTS
 
 HELP = "every valid layout, pruned by memory, ranked by time"

@@ -2,15 +2,16 @@
 
 from math import prod
 
+from megalm.architecture.layers import every_layer
+from megalm.architecture.shape import shape_of
+from megalm.architecture.tensors import back_tensors, front_tensors, parameters
 from megalm.config import ModelConfig
 from megalm.page.axis import number
 from megalm.page.document import Table
 from megalm.page.plots import Bars
-from megalm.plan.memory import tensors_outside_layers
 from megalm.plan.models import models
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose
-from megalm.plan.shapes import layer_tensors, parameters
 
 HELP = "exact parameters of a model, tensor by tensor"
 KEYS = ["seq_length"]
@@ -23,13 +24,14 @@ def answer(request: Request) -> Report:
         return _list()
     model = compose(request).model
     counts = parameters(model)
-    layer = list(layer_tensors(model, "layers.N."))
-    outside = tensors_outside_layers(model)
-    rows = [(name, _shape(shape), 1, f"{prod(shape):,}") for name, shape in outside if "embedding" in name]
+    layer = list(every_layer(model).tensors("layers.N."))
+    shape = shape_of(model)
+    front, back = list(front_tensors(shape)), list(back_tensors(shape))
+    rows = [(name, _shape(shape), 1, f"{prod(shape):,}") for name, shape in front]
     rows += [
         (name, _shape(shape), model.num_layers, f"{prod(shape) * model.num_layers:,}") for name, shape in _merged(layer)
     ]
-    rows += [(name, _shape(shape), 1, f"{prod(shape):,}") for name, shape in outside if "embedding" not in name]
+    rows += [(name, _shape(shape), 1, f"{prod(shape):,}") for name, shape in back]
     data = {
         "model": model.name,
         "parameters": counts.total,
@@ -81,7 +83,7 @@ def _merged(layer: list[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tuple[i
 def _parts(model: ModelConfig) -> list[tuple[str, float]]:
     counts = parameters(model)
     sums = {"attention": 0.0, "MLP": 0.0, "norms": 0.0}
-    for name, shape in layer_tensors(model):
+    for name, shape in every_layer(model).tensors():
         part = "norms" if "norm" in name else "attention" if name.startswith("attention") else "MLP"
         sums[part] += prod(shape) * model.num_layers
     return [("embeddings", float(counts.embedding)), *sums.items()]

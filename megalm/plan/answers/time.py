@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from megalm.architecture import flops
+from megalm.architecture.tensors import parameters
 from megalm.config import Config, ConfigError
 from megalm.page.axis import number
 from megalm.page.document import Table
 from megalm.page.plots import Bars
-from megalm.plan import cost, flops
+from megalm.plan import cost
 from megalm.plan.answers.flops import check_convention, hardware_flops
 from megalm.plan.layout import divisibility
 from megalm.plan.machine import Machine
@@ -14,7 +16,6 @@ from megalm.plan.render import dollars, duration
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose, machine
 from megalm.plan.resolve import resolve_layout
-from megalm.plan.shapes import parameters
 from megalm.plan.time import PARTS, step_time
 
 HELP = "seconds of a step and days of a run"

@@ -242,7 +242,7 @@ def _sees_gpu() -> bool:
 
 
 def _flops_per_token(job: Job) -> float:
-    from megalm.plan.flops import flops_per_token
+    from megalm.architecture.flops import flops_per_token
 
     return flops_per_token(our_config(job).model)
 

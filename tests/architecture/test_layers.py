@@ -1,0 +1,80 @@
+"""What a configuration leaves out is one number for everybody, and a layer's spec says what it is made of."""
+
+from dataclasses import replace
+
+import pytest
+
+from megalm.architecture.blocks import AttentionSpec, MixtureSpec, MLPSpec
+from megalm.architecture.flops import forward_flops
+from megalm.architecture.layers import every_layer, layers_of
+from megalm.architecture.shape import shape_of
+from megalm.architecture.tensors import parameters
+from megalm.config.model import ModelConfig, MoEConfig
+from megalm.pipeline.partition import layer_costs
+from megalm.plan.layout import Layout, divisibility
+
+
+def model(**fields) -> ModelConfig:
+    return ModelConfig(
+        **{"num_layers": 4, "hidden_size": 640, "num_heads": 10, "vocab_size": 999, "seq_length": 96, **fields}
+    )
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "geglu", "gelu", "relu"])
+@pytest.mark.parametrize("fields", [{}, {"num_kv_heads": 2}, {"head_dim": 32}, {"moe": MoEConfig(num_experts=4)}])
+def test_what_is_left_out_costs_the_same_as_when_it_is_written(activation, fields):
+    """A gated MLP's default width is 8/3 of the model's, not four times it, for whoever asks."""
+    bare, full = model(activation=activation, **fields), model(activation=activation, **fields)
+    full.moe = replace(full.moe)
+    full.fill_in()
+    assert layer_costs(bare) == layer_costs(full)
+    assert forward_flops(bare) == forward_flops(full)
+    assert parameters(bare) == parameters(full)
+    layout = Layout(tensor=5, data=2, global_batch=2)
+    assert divisibility(bare, layout) == divisibility(full, layout)
+
+
+def test_the_default_width_of_a_gated_mlp_by_hand():
+    assert shape_of(model()).ffn_hidden_size == 1728  # 8/3 of 640 is 1706.7: the next multiple of 64
+    assert shape_of(model(activation="gelu")).ffn_hidden_size == 2560
+
+
+def test_resolving_leaves_the_configuration_as_it_was():
+    bare = model(moe=MoEConfig(num_experts=2))
+    shape_of(bare)
+    assert bare == model(moe=MoEConfig(num_experts=2))
+
+
+def test_a_stage_costs_what_the_planner_counts():
+    made = model(num_kv_heads=5, moe=MoEConfig(num_experts=8, top_k=3, num_shared_experts=1))
+    assert sum(layer_costs(made).layers) == forward_flops(made).layers
+
+
+def test_a_layer_says_what_it_is_made_of():
+    attention, mlp = layers_of(model(num_kv_heads=2, norm_placement="post"))[0].sublayers
+    assert isinstance(attention.block, AttentionSpec) and isinstance(mlp.block, MLPSpec)
+    assert (attention.block.query_width, attention.block.key_width) == (640, 128)
+    assert attention.norm_output and mlp.norm_output
+    assert isinstance(every_layer(model(moe=MoEConfig(num_experts=2))).mlp, MixtureSpec)
+
+
+@pytest.mark.parametrize(("scope", "query", "key"), [("head", 64, 64), ("full", 640, 128)])
+def test_norms_of_queries_and_keys_are_as_wide_as_what_they_normalise(scope, query, key):
+    block = every_layer(model(num_kv_heads=2, qk_norm=True, qk_norm_scope=scope)).attention
+    tensors = dict(block.tensors("attention"))
+    assert tensors["attention.query_norm.weight"] == (query,) and tensors["attention.key_norm.weight"] == (key,)
+
+
+def test_equal_models_have_equal_specs_and_others_have_not():
+    assert hash(every_layer(model())) == hash(every_layer(model())) and every_layer(model()) == every_layer(model())
+    for change in ({"qkv_bias": True}, {"activation": "gelu"}, {"clip_qkv": 8.0}, {"parallel_residual": True}):
+        assert every_layer(model(**change)) != every_layer(model()), change
+
+
+def test_one_layer_is_not_asked_of_a_model_whose_layers_differ(monkeypatch):
+    import megalm.architecture.layers as module
+
+    first = layers_of(model())
+    monkeypatch.setattr(module, "layers_of", lambda _: (*first, *layers_of(model(qkv_bias=True))))
+    with pytest.raises(ValueError, match="differ"):
+        every_layer(model())
