@@ -23,7 +23,7 @@ from megalm.config.ranges import check_fields
 from megalm.config.root import Config
 from megalm.config.typed import Kind, build, keys_of, shown
 from megalm.config.validate import validate
-from megalm.config.words import Setting, Words, read_words
+from megalm.config.words import Setting, Words, read_words, take_out_search
 from megalm.config.yaml_text import read_yaml_file, write_yaml
 
 ALTERNATIVES = (("train.steps", "train.tokens"), ("optim.min_lr", "optim.min_lr_ratio"))
@@ -137,7 +137,7 @@ def _plain(value: Any) -> Any:
 
 def model_is_given(overrides: Sequence[str]) -> bool:
     """Whether the overrides choose a model, or give its shape by hand. Errors: as `read_words`."""
-    words = read_words(overrides, groups())
+    words = read_words(take_out_search(overrides)[0], groups())
     given = {setting.key for setting in words.settings}
     return (
         words.model_file is not None

@@ -87,6 +87,12 @@ def read_words(words: Sequence[str], groups: dict[str, list[str]]) -> Words:
     return Words(choices, model_file, settings)
 
 
+def take_out_search(words: Sequence[str]) -> tuple[list[str], bool]:
+    """Words without `parallel=auto`, and whether it was among them: it is no choice of a file, but asks the planner for one."""
+    rest = [word for word in words if word.strip().lstrip("+") != "parallel=auto"]
+    return rest, len(rest) < len(words)
+
+
 def _split(word: str, following: Sequence[str], groups: dict[str, list[str]]) -> tuple[str, str, str]:
     """Sign, key and value of a word. The word behind it and the groups only serve to say what is meant by a wrong one."""
     found = _WORD.fullmatch(word.strip())
@@ -133,7 +139,10 @@ def _is_key(name: str) -> bool:
 def _no_such_choice(group: str, name: str, groups: dict[str, list[str]]) -> ConfigError:
     near = difflib.get_close_matches(name, groups[group], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ConfigError(f"{group}={name}: there is no such {group}. Choices: {', '.join(groups[group])}.{hint}")
+    searched = ", or auto, by which the planner chooses" if group == "parallel" else ""
+    return ConfigError(
+        f"{group}={name}: there is no such {group}. Choices: {', '.join(groups[group])}{searched}.{hint}"
+    )
 
 
 def parse(kind: Kind, value: str, key: str) -> Any:

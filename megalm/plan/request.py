@@ -8,6 +8,7 @@ from math import floor, log2
 from megalm.architecture.tensors import parameters
 from megalm.config import Config, ConfigError, PrecisionConfig
 from megalm.config.cluster import THIS_MACHINE
+from megalm.config.words import take_out_search
 from megalm.plan.machine import Machine, failure_rate, machine_for, planned_machine, this_machine
 
 LETTERS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
@@ -113,7 +114,7 @@ class Request:
     @property
     def wants_search(self) -> bool:
         """parallel=auto: the layout is to be found."""
-        return any(word in ("parallel=auto", "+parallel=auto") for word in self.overrides)
+        return take_out_search(self.overrides)[1]
 
 
 def parse(command: str, words: Sequence[str], keys: Iterable[str], *, files: bool = False) -> Request:
@@ -215,7 +216,7 @@ def compose(request: Request, *, global_batch: int | None = None) -> Config:
 
     if not request.has_model:
         raise ConfigError("no model: add +model=7b (python -m tools.plan shape lists the models), or parameters=7e9.")
-    words = [word for word in request.overrides if word not in ("parallel=auto", "+parallel=auto")]
+    words, _ = take_out_search(request.overrides)
     if request.own.get("seq_length"):
         words.append(f"model.seq_length={request.own['seq_length']}")
     if global_batch:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megalm.config import Config, ModelConfig
+from megalm.config.words import take_out_search
 from megalm.plan.fit import gib
 from megalm.plan.layout import Layout, divisibility
 from megalm.plan.machine import Machine
@@ -137,12 +138,12 @@ def expand_auto(overrides: list[str]) -> list[str]:
 
     Errors: ConfigError when no layout fits.
     """
-    if "parallel=auto" not in overrides:
+    given, searched = take_out_search(overrides)
+    if not searched:
         return overrides
     from megalm.config.compose import compose_config
     from megalm.plan.machine import machine_for, resolve_precision
 
-    given = [word for word in overrides if word != "parallel=auto"]
     config = compose_config(given)
     machine = machine_for(config)
     resolve_precision(config, machine)

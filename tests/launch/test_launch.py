@@ -79,6 +79,16 @@ def test_help_lists_groups(capsys):
     assert "guard" in shown and "llama3-8b" in shown
 
 
+@pytest.mark.parametrize("word", ["parallel=auto", "+parallel=auto"])
+def test_the_planner_chooses_a_layout_where_it_is_asked_to(capsys, word):
+    assert launch.main(["+model=tiny", word, "parallel.tensor=2", "world_size=2", "dry_run=true"]) == 0
+    assert "free of deadlock" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_layout_of_no_known_name_is_told_that_auto_is_one(capsys):
+    assert "or auto" in refused(capsys, "+model=tiny", "parallel=fastest")
+
+
 def test_a_dry_run_of_thousands_of_ranks(capsys):
     layout = ["parallel.tensor=8", "parallel.pipeline=16"]
     begun = time.perf_counter()
