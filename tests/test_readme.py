@@ -1,4 +1,4 @@
-"""What the README says exists: its commands, targets, modules, models and paths."""
+"""What the README says exists: its commands, targets, modules and models. Its paths: test_pages.py."""
 
 import re
 import shlex
@@ -53,11 +53,3 @@ def test_subcommands_exist(command):
     if "run_tool" in (folder / "__main__.py").read_text() and rest and not (ROOT / rest[0]).exists():
         name = rest[0]
         assert any(folder.rglob(f"{name}.py")) or name.startswith(("runs/", "-")), command
-
-
-def test_paths_in_backquotes_exist():
-    named = re.findall(r"`([\w./-]+/[\w.-]*|[\w-]+\.(?:md|py|toml|txt|yaml|sh))`", README)
-    made = ("runs/", "data/", "checkpoints/", "configs/", "huggingface/", "sample.txt")  # what commands of the README make
-    missing = [path for path in named if not path.startswith(made) and not (ROOT / path).exists()]
-    missing = [path for path in missing if path.split("/")[0] not in ("tensorboard", "logs")]
-    assert not [path for path in missing if not list(ROOT.glob(f"*/{path}"))]
