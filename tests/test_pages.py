@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_arrows import ROOMS
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATH = re.compile(r"[A-Za-z][\w.*-]*(?:/[\w.*-]*)+|[\w-]+\.(?:py|toml|sh|h|cuh|cpp|cu)")
@@ -45,3 +47,8 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_arrows():
+    picture = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```")[1]
+    assert [line.split()[0] for line in picture.strip().splitlines()] == ROOMS[::-1]
