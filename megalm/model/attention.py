@@ -8,7 +8,8 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from megalm import ops
-from megalm.config import ModelConfig, ParallelConfig
+from megalm.architecture.blocks import AttentionSpec, NormSpec
+from megalm.config import ParallelConfig
 from megalm.model.cache import KeyValueCache
 from megalm.model.head_norm import AllHeadsNorm, HeadNorm
 from megalm.model.heads import key_value_heads, query_heads
@@ -28,7 +29,7 @@ class Attention(nn.Module):
 
     def __init__(
         self,
-        config: ModelConfig,
+        spec: AttentionSpec,
         mesh: Mesh,
         parallel: ParallelConfig,
         *,
@@ -37,52 +38,48 @@ class Attention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        assert config.head_dim is not None and config.num_kv_heads is not None
-        self.config = config
+        self.spec = spec
         self.context = mesh.context
         self.context_mode = parallel.context_mode
-        self.head_dim = config.head_dim
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         sequence = parallel.sequence and mesh.tensor.size > 1
-        queries = query_heads(config, mesh.tensor, f"{name}.query")
+        queries = query_heads(spec, mesh.tensor, f"{name}.query")
         self.qkv = ColumnParallelLinear(
-            config.hidden_size,
+            spec.hidden_size,
             [
                 queries,
-                key_value_heads(config, mesh.tensor, f"{name}.key"),
-                key_value_heads(config, mesh.tensor, f"{name}.value"),
+                key_value_heads(spec, mesh.tensor, f"{name}.key"),
+                key_value_heads(spec, mesh.tensor, f"{name}.value"),
             ],
             mesh.tensor,
-            bias=config.qkv_bias,
+            bias=spec.qkv_bias,
             sequence_parallel=sequence,
-            init_std=config.init_std,
+            init_std=spec.init_std,
             **made,
         )
         self.output = RowParallelLinear(
             queries.features,
-            config.hidden_size,
+            spec.hidden_size,
             mesh.tensor,
             name=f"{name}.output",
             unit=queries.unit,
             uneven=queries.uneven,
-            bias=config.attention_out_bias,
+            bias=spec.output_bias,
             sequence_parallel=sequence,
-            init_std=residual_std(config),
+            init_std=spec.output_init_std,
             **made,
         )
-        if config.qk_norm:
-            self.query_norm = self._head_norm(query_heads(config, mesh.tensor, f"{name}.query_norm"), mesh, **made)
-            self.key_norm = self._head_norm(key_value_heads(config, mesh.tensor, f"{name}.key_norm"), mesh, **made)
+        self.query_norm: nn.Module = nn.Identity()
+        self.key_norm: nn.Module = nn.Identity()
+        if spec.query_norm is not None:
+            heads = query_heads(spec, mesh.tensor, f"{name}.query_norm")
+            self.query_norm = _head_norm(spec.query_norm, heads, mesh, **made)
+        if spec.key_norm is not None:
+            heads = key_value_heads(spec, mesh.tensor, f"{name}.key_norm")
+            self.key_norm = _head_norm(spec.key_norm, heads, mesh, **made)
         self.recompute_core = parallel.recompute == "selective"
         self.cache: KeyValueCache | None = None  # set while text is generated: see megalm.model.cache
         self.largest_logit: Tensor | None = None  # [A/t] where it is watched: see megalm.ops.attention_logit
-
-    def _head_norm(self, heads: Output, mesh: Mesh, **made: Any) -> nn.Module:
-        config = self.config
-        assert config.head_dim is not None
-        if config.qk_norm_scope == "head":
-            return HeadNorm(config.norm, config.head_dim, mesh.tensor, name=heads.name, eps=config.norm_eps, **made)
-        return AllHeadsNorm(heads, mesh.tensor, eps=config.norm_eps, **made)
 
     def forward(self, x: Tensor, where: Where) -> Tensor:
         return self.output(self.attend(self.qkv(x), where))
@@ -99,23 +96,21 @@ class Attention(nn.Module):
         q, k, v = self.heads(qkv)
         if where.rotary is not None:
             cos, sin = where.rotary
-            q = ops.rotary(q, cos, sin, interleaved=self.config.rope_interleaved)
-            k = ops.rotary(k, cos, sin, interleaved=self.config.rope_interleaved)
+            q = ops.rotary(q, cos, sin, interleaved=self.spec.rope_interleaved)
+            k = ops.rotary(k, cos, sin, interleaved=self.spec.rope_interleaved)
         if self.largest_logit is not None and self.training:
             mask = (
                 where.mask if where.mask is None or where.mask.dtype == torch.bool else None
             )  # else it is causal, with biases
-            ops.largest_logits_(self.largest_logit, q, k, self.head_dim**-0.5, mask)
+            ops.largest_logits_(self.largest_logit, q, k, self.spec.head_dim**-0.5, mask)
         return self._mix(q, k, v, where).flatten(2)
 
     def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cut the stack into q [S, B, A/t, d] and k, v [S, B, K/t, d], clamped and normalised as configured."""
-        if self.config.clip_qkv is not None:
-            qkv = qkv.clamp(-self.config.clip_qkv, self.config.clip_qkv)
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in qkv.split(self.qkv.split_sizes, dim=-1))
-        if self.config.qk_norm:
-            q, k = self.query_norm(q), self.key_norm(k)
-        return q, k, v
+        if self.spec.clip_qkv is not None:
+            qkv = qkv.clamp(-self.spec.clip_qkv, self.spec.clip_qkv)
+        q, k, v = (part.unflatten(-1, (-1, self.spec.head_dim)) for part in qkv.split(self.qkv.split_sizes, dim=-1))
+        return self.query_norm(q), self.key_norm(k), v
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, where: Where) -> Tensor:
         if self.context.size > 1:
@@ -125,7 +120,7 @@ class Attention(nn.Module):
                 v,
                 self.context,
                 causal=True,
-                scale=self.head_dim**-0.5,
+                scale=self.spec.head_dim**-0.5,
                 alibi_slopes=where.slopes,
                 document_ids=where.documents,
                 mode=self.context_mode,
@@ -139,11 +134,18 @@ class Attention(nn.Module):
             k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
             grouped = False
         mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=where.mask, is_causal=where.mask is None, enable_gqa=grouped, scale=self.head_dim**-0.5
+            q,
+            k,
+            v,
+            attn_mask=where.mask,
+            is_causal=where.mask is None,
+            enable_gqa=grouped,
+            scale=self.spec.head_dim**-0.5,
         )
         return mixed.permute(2, 0, 1, 3)
 
 
-def residual_std(config: ModelConfig) -> float:
-    """Initial standard deviation of matrices that write to the residual stream."""
-    return config.init_std / (2 * config.num_layers) ** 0.5 if config.scaled_init else config.init_std
+def _head_norm(norm: NormSpec, heads: Output, mesh: Mesh, **made: Any) -> nn.Module:
+    if norm.scope == "head":
+        return HeadNorm(norm.kind, norm.size, mesh.tensor, name=heads.name, eps=norm.eps, **made)
+    return AllHeadsNorm(heads, mesh.tensor, eps=norm.eps, **made)

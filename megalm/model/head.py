@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megalm.architecture.shape import shape_of
 from megalm.config import ModelConfig, ParallelConfig
 from megalm.model.norm import make_norm
 from megalm.parallel.embedding import VocabularyParallelEmbedding
@@ -41,7 +42,7 @@ class Head(nn.Module):
         self.vocab_size, self.parallel = config.vocab_size, parallel
         self.tensor = mesh.tensor
         self.sequence = parallel.sequence and mesh.tensor.size > 1
-        self.final_norm = make_norm(config, mesh, parallel, "final_norm", device, dtype)
+        self.final_norm = make_norm(shape_of(config).norm, mesh, parallel, "final_norm", device, dtype)
         self._tied = (embedding,)  # a tuple, so that its parameters are counted where the embedding stands
         if embedding is None:
             self.output = ColumnParallelLinear(

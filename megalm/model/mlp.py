@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megalm import ops
-from megalm.config import ModelConfig, ParallelConfig
-from megalm.model.attention import residual_std
+from megalm.architecture.blocks import MLPSpec
+from megalm.config import ParallelConfig
+from megalm.model.positions import Where
 from megalm.model.recompute import recomputed
 from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
 from megalm.parallel.mesh import Mesh
@@ -36,7 +37,7 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        config: ModelConfig,
+        spec: MLPSpec,
         mesh: Mesh,
         parallel: ParallelConfig,
         *,
@@ -45,34 +46,33 @@ class MLP(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        assert config.ffn_hidden_size is not None
         sequence = parallel.sequence and mesh.tensor.size > 1
-        self.activation = config.activation
-        names = ("gate", "up") if config.gated else ("up",)
+        self.activation = spec.activation
         self.up = ColumnParallelLinear(
-            config.hidden_size,
-            [Output(f"{name}.{part}", config.ffn_hidden_size) for part in names],
+            spec.hidden_size,
+            [Output(f"{name}.{part}", spec.ffn_hidden_size) for part in spec.inputs],
             mesh.tensor,
-            bias=config.linear_bias,
+            bias=spec.bias,
             sequence_parallel=sequence,
-            init_std=config.init_std,
+            init_std=spec.init_std,
             device=device,
             dtype=dtype,
         )
         self.down = RowParallelLinear(
-            config.ffn_hidden_size,
-            config.hidden_size,
+            spec.ffn_hidden_size,
+            spec.hidden_size,
             mesh.tensor,
             name=f"{name}.down",
-            bias=config.linear_bias,
+            bias=spec.bias,
             sequence_parallel=sequence,
-            init_std=residual_std(config),
+            init_std=spec.output_init_std,
             device=device,
             dtype=dtype,
         )
         self.recompute_activation = parallel.recompute == "selective"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, where: Where) -> Tensor:
+        """Every block of a layer is told where its tokens stand; this one treats them all alike."""
         projected = self.up(x)
         hidden = activate(self.activation, projected)
         if not self.recompute_activation:

@@ -2,13 +2,14 @@
 
 import torch
 
-from megalm.config import ModelConfig, ParallelConfig
+from megalm.architecture.blocks import NormSpec
+from megalm.config import ParallelConfig
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.norm import Norm
 
 
 def make_norm(
-    config: ModelConfig,
+    spec: NormSpec,
     mesh: Mesh,
     parallel: ParallelConfig,
     name: str,
@@ -17,11 +18,11 @@ def make_norm(
 ) -> Norm:
     """A norm over the residual stream's width."""
     return Norm(
-        config.norm,
-        config.hidden_size,
+        spec.kind,
+        spec.size,
         name=name,
-        eps=config.norm_eps,
-        bias=config.norm_bias,
+        eps=spec.eps,
+        bias=spec.bias,
         axis=mesh.tensor,
         sequence_parallel=parallel.sequence and mesh.tensor.size > 1,
         device=device,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from megalm.architecture.layers import every_layer
+from megalm.architecture.shape import shape_of
 from megalm.config import ModelConfig
 from megalm.data.batch import Batch
 from megalm.model.auxiliary import Auxiliary
@@ -16,8 +18,7 @@ from megalm.parallel.slices import Role, attach, replicated
 
 def rotary_dim(config: ModelConfig) -> int:
     """Leading elements of each head that are rotated."""
-    assert config.head_dim is not None
-    return int(config.head_dim * config.rope_fraction)
+    return int(shape_of(config).head_dim * config.rope_fraction)
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
@@ -100,7 +101,9 @@ class Positions(nn.Module):
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
         if self.kind == "alibi":
-            slopes = alibi_slopes(config.num_heads, config.alibi_max_bias)[local_query_heads(config, axis)]
+            slopes = alibi_slopes(config.num_heads, config.alibi_max_bias)[
+                local_query_heads(every_layer(config).attention, axis)
+            ]
             self.register_buffer("slopes", slopes.to(device), persistent=False)
 
     def forward(self, batch: Batch, dtype: torch.dtype, *, context: bool = False, seen: int = 0) -> Where:

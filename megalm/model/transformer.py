@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from megalm.architecture.blocks import AttentionSpec, BlockSpec, MLPSpec
+from megalm.architecture.layers import LayerSpec, SublayerSpec, layer_name, layers_of
+from megalm.architecture.shape import shape_of
 from megalm.config import ModelConfig, ParallelConfig
 from megalm.data.batch import Batch
 from megalm.model.attention import Attention
@@ -25,8 +29,12 @@ if TYPE_CHECKING:
     from megalm.objectives.objective import Objective
 
 
+MODULES: dict[type[BlockSpec], Callable[..., nn.Module]] = {AttentionSpec: Attention, MLPSpec: MLP}
+"""The module that computes each kind of block: made of (spec, mesh, parallel, name, device, dtype), run on (x, where)."""
+
+
 class Layer(nn.Module):
-    """Attention and MLP around the residual stream.
+    """The sublayers of a spec around the residual stream; for attention and MLP, for example:
 
     pre:       h' = h + attention(norm(h));  y = h' + mlp(norm(h'))
     post:      h' = h + norm(attention(h));  y = h' + norm(mlp(h'))          (OLMo 2)
@@ -37,46 +45,60 @@ class Layer(nn.Module):
 
     def __init__(
         self,
-        config: ModelConfig,
+        spec: LayerSpec,
         mesh: Mesh,
         parallel: ParallelConfig,
         *,
         index: int,
+        dropout: float,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        name = f"layers.{index}"
+        self.spec = spec
         self.sequence = parallel.sequence and mesh.tensor.size > 1
         self.tensor = mesh.tensor
-        self.dropout = config.dropout
-        self.placement = "parallel" if config.parallel_residual else config.norm_placement
+        self.dropout = dropout
         self.recompute_norms = parallel.recompute == "selective"
-        self.attention_norm = make_norm(config, mesh, parallel, f"{name}.attention_norm", device, dtype)
-        self.attention = Attention(config, mesh, parallel, name=f"{name}.attention", device=device, dtype=dtype)
-        self.mlp_norm = make_norm(config, mesh, parallel, f"{name}.mlp_norm", device, dtype)
-        self.mlp = MLP(config, mesh, parallel, name=f"{name}.mlp", device=device, dtype=dtype)
+        for sublayer in spec.sublayers:
+            norm_name, name = (f"{layer_name(index)}.{part}" for part in (sublayer.norm_name, sublayer.name))
+            self.add_module(sublayer.norm_name, make_norm(sublayer.norm, mesh, parallel, norm_name, device, dtype))
+            block = MODULES[type(sublayer.block)](sublayer.block, mesh, parallel, name=name, device=device, dtype=dtype)
+            self.add_module(sublayer.name, block)
 
     def forward(self, hidden: Tensor, where: Where) -> Tensor:
-        if self.placement == "post":
-            hidden = self._drop(self.attention_norm(self.attention(hidden, where)), hidden)
-            return self._drop(self.mlp_norm(self.mlp(hidden)), hidden)
-        normed = self.attention_norm(hidden)
-        attended = self._drop(
-            self._consume(normed, lambda: self.attention_norm(hidden), lambda: self.attention(normed, where))
-        )
-        if self.placement == "parallel":
-            return self._drop(self.mlp(self.mlp_norm(hidden)), hidden + attended)
-        normed, summed = self.mlp_norm(attended, hidden)
-        output = self._consume(normed, lambda: self.mlp_norm(summed), lambda: self.mlp(normed))
-        return self._drop(output, summed)
+        if self.spec.parallel:
+            *others, last = self.spec.sublayers
+            total = hidden
+            for sublayer in others:
+                total = total + self._drop(self._run(sublayer, hidden, where))
+            return self._drop(self._run(last, hidden, where), total)
+        branch: Tensor | None = None  # what a sublayer gave: a norm on the next one's input adds it in the same kernel
+        for sublayer in self.spec.sublayers:
+            if branch is None:
+                branch = self._run(sublayer, hidden, where)
+            elif sublayer.norm_output:
+                hidden = self._drop(branch, hidden)
+                branch = self._run(sublayer, hidden, where)
+            else:
+                normed, hidden = getattr(self, sublayer.norm_name)(self._drop(branch), hidden)
+                branch = self._consume(sublayer, normed, hidden, where)
+        return hidden if branch is None else self._drop(branch, hidden)
 
-    def _consume(self, produced: Tensor, again: Callable[[], Tensor], consumer: Callable[[], Tensor]) -> Tensor:
-        """Run `consumer`, which reads `produced`; under selective recomputation it keeps `again` instead."""
+    def _run(self, sublayer: SublayerSpec, hidden: Tensor, where: Where) -> Tensor:
+        """A sublayer's output, not yet added to the stream."""
+        norm = getattr(self, sublayer.norm_name)
+        if sublayer.norm_output:
+            return norm(getattr(self, sublayer.name)(hidden, where))
+        return self._consume(sublayer, norm(hidden), hidden, where)
+
+    def _consume(self, sublayer: SublayerSpec, normed: Tensor, hidden: Tensor, where: Where) -> Tensor:
+        """Run the block on the normed stream; selective recomputation keeps the stream and norms it again."""
+        block = getattr(self, sublayer.name)
         if not self.recompute_norms:
-            return consumer()
-        with recomputed(produced, again):
-            return consumer()
+            return block(normed, where)
+        with recomputed(normed, partial(getattr(self, sublayer.norm_name), hidden)):
+            return block(normed, where)
 
     def _drop(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return dropout(x, self.dropout, self.training, self.tensor, sharded=self.sequence, residual=residual)
@@ -135,10 +157,11 @@ class Transformer(nn.Module):
                     **made,
                 )
             if config.embedding_norm:
-                self.embedding_norm = make_norm(config, mesh, parallel, "embedding_norm", device, dtype)
+                self.embedding_norm = make_norm(shape_of(config).norm, mesh, parallel, "embedding_norm", device, dtype)
         self.positions = Positions(config, mesh.tensor, device)
+        specs = layers_of(config)
         self.layers = nn.ModuleList(
-            Layer(config, mesh, parallel, index=index, **made)
+            Layer(specs[index], mesh, parallel, index=index, dropout=config.dropout, **made)
             for index in (layers if layers is not None else range(config.num_layers))
         )
         if last:

@@ -34,8 +34,8 @@ class LogitClip:
         for layer in layers:
             query = slice_of(layer.qkv.weight).pieces[0]
             prefix = query.name.removesuffix("query.weight")
-            width, heads = layer.head_dim, query.shape[0] // layer.head_dim
-            shared = layer.config.num_kv_heads != layer.config.num_heads
+            width, heads = layer.spec.head_dim, query.shape[0] // layer.spec.head_dim
+            shared = layer.spec.num_kv_heads != layer.spec.num_heads
             for kind in ("query",) if shared else ("query", "key"):
                 for name in (f"{prefix}{kind}.weight", f"{prefix}{kind}.bias"):
                     for box in by_name.get(name, ()):

@@ -74,7 +74,7 @@ class Measurement:
         if self.watched:
             self.attention = [m for chunk in chunks for m in chunk.modules() if isinstance(m, Attention)]
             for layer in self.attention:
-                heads = layer.qkv.split_sizes[0] // layer.head_dim
+                heads = layer.qkv.split_sizes[0] // layer.spec.head_dim
                 layer.largest_logit = torch.full((heads,), -math.inf, device=mesh.device)
         if config.guard.enabled:
             parts = optimizer.parts()

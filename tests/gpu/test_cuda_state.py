@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megalm import ops
+from megalm.architecture.layers import every_layer
 from megalm.config import ModelConfig, ParallelConfig
 from megalm.data.batch import Batch
 from megalm.guard.snapshots import SnapshotRing
@@ -79,7 +80,9 @@ def test_attention_keeps_no_scores(device, case):
         seq_length=length,
     )
     made = {"device": device, "dtype": dtype}
-    layer = Attention(config, Mesh.single(device), ParallelConfig(), name="layers.0.attention", **made)
+    layer = Attention(
+        every_layer(config).attention, Mesh.single(device), ParallelConfig(), name="layers.0.attention", **made
+    )
     mask = None
     if "masked" in case:
         rows = torch.arange(length, device=device)
