@@ -9,6 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from megalm.architecture.layers import layer_name
+from megalm.architecture.shape import shape_of
+from megalm.architecture.tensors import tensors
 from megalm.config import ModelConfig
 from megalm.convert.rules import Part, Rule, grouped_rows, half_split_rows
 
@@ -19,53 +22,43 @@ RECOMPUTED = re.compile(
 
 
 class Shapes:
-    """The global tensors of a model and their shapes, by role."""
+    """The global tensors of a model by the layer that they belong to, and the sizes that their rows are ordered by."""
 
     def __init__(self, model: ModelConfig):
-        assert model.num_kv_heads is not None and model.head_dim is not None and model.ffn_hidden_size is not None
+        shape = shape_of(model)
         self.model = model
-        self.hidden = model.hidden_size
-        self.ffn = model.ffn_hidden_size
-        self.head_dim = model.head_dim
-        self.heads = model.num_heads
-        self.kv_heads = model.num_kv_heads
-        self.query = model.num_heads * model.head_dim
-        self.kv = model.num_kv_heads * model.head_dim
+        self.ffn, self.head_dim = shape.ffn_hidden_size, shape.head_dim
+        self.heads, self.kv_heads = shape.num_heads, shape.num_kv_heads
+        self._tensors = dict(tensors(model))
 
-    def matrix(self, name: str, rows: int, columns: int, bias: bool) -> dict[str, Part]:
-        """Weight, and bias where there is one, of a linear layer."""
-        parts = {"weight": Part(f"{name}.weight", (rows, columns))}
-        if bias:
-            parts["bias"] = Part(f"{name}.bias", (rows,))
-        return parts
+    def parts(self, name: str) -> dict[str, Part]:
+        """Weight, and bias where there is one, of the linear layer, norm or embedding called `name`."""
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        found = {"weight": Part(weight, self._tensors[weight])}
+        if bias in self._tensors:
+            found["bias"] = Part(bias, self._tensors[bias])
+        return found
 
-    def norm(self, name: str) -> dict[str, Part]:
-        parts = {"weight": Part(f"{name}.weight", (self.hidden,))}
-        if self.model.norm == "layernorm" and self.model.norm_bias:
-            parts["bias"] = Part(f"{name}.bias", (self.hidden,))
-        return parts
+    def weight(self, name: str) -> Part:
+        """The weight of what has no bias."""
+        return self.parts(name)["weight"]
+
+    def attention(self, layer: int, name: str) -> dict[str, Part]:
+        return self.parts(f"{layer_name(layer)}.attention.{name}")
 
     def query_key_value(self, layer: int) -> list[dict[str, Part]]:
-        bias = self.model.qkv_bias
-        sizes = (("query", self.query), ("key", self.kv), ("value", self.kv))
-        return [self.matrix(f"layers.{layer}.attention.{name}", rows, self.hidden, bias) for name, rows in sizes]
-
-    def attention_output(self, layer: int) -> dict[str, Part]:
-        return self.matrix(f"layers.{layer}.attention.output", self.hidden, self.query, self.model.attention_out_bias)
+        return [self.attention(layer, name) for name in ("query", "key", "value")]
 
     def mlp(self, layer: int, name: str) -> dict[str, Part]:
-        rows, columns = (self.hidden, self.ffn) if name == "down" else (self.ffn, self.hidden)
-        return self.matrix(f"layers.{layer}.mlp.{name}", rows, columns, self.model.linear_bias)
+        return self.parts(f"{layer_name(layer)}.mlp.{name}")
+
+    def norm(self, layer: int, name: str) -> dict[str, Part]:
+        return self.parts(f"{layer_name(layer)}.{name}_norm")
 
     def qk_norms(self, layer: int) -> dict[str, Part]:
-        if not self.model.qk_norm:
-            return {}
-        full = self.model.qk_norm_scope == "full"
-        sizes = {"query": self.query, "key": self.kv} if full else {"query": self.head_dim, "key": self.head_dim}
-        return {name: Part(f"layers.{layer}.attention.{name}_norm.weight", (size,)) for name, size in sizes.items()}
-
-    def embedding(self, name: str = "embedding.weight") -> Part:
-        return Part(name, (self.model.vocab_size, self.hidden))
+        """The norms of queries and keys by what they norm; none where the model has none."""
+        names = ("query", "key") if self.model.qk_norm else ()
+        return {name: self.attention(layer, f"{name}_norm")["weight"] for name in names}
 
     def half_split(self, heads: int) -> Callable[[], Tensor] | None:
         """Row order for a projection of `heads` heads where the model's rotary pairs are interleaved; else None."""
@@ -91,14 +84,14 @@ def _fused(
 def _llama_rules(model: ModelConfig) -> Iterator[Rule]:
     """Llama, Mistral, Qwen2, Qwen3 and OLMo 2, which share their names but for the norms."""
     shapes = Shapes(model)
-    norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    norms = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
     if model.norm_placement == "post":
-        norms = {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
-    yield Rule("model.embed_tokens.weight", (shapes.embedding(),))
+        norms = {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
+    yield Rule("model.embed_tokens.weight", (shapes.weight("embedding"),))
     for layer in range(model.num_layers):
         prefix = f"model.layers.{layer}"
         for ours, theirs in norms.items():
-            yield from _same(f"{prefix}.{theirs}", shapes.norm(f"layers.{layer}.{ours}"))
+            yield from _same(f"{prefix}.{theirs}", shapes.norm(layer, ours))
         heads = (shapes.heads, shapes.kv_heads, None)
         for letter, count, parts in zip("qkv", heads, shapes.query_key_value(layer), strict=True):
             yield from _fused(
@@ -108,48 +101,48 @@ def _llama_rules(model: ModelConfig) -> Iterator[Rule]:
         for name, part in shapes.qk_norms(layer).items():
             count = {"query": shapes.heads, "key": shapes.kv_heads}[name] if full else 1
             yield Rule(f"{prefix}.self_attn.{name[0]}_norm.weight", (part,), shapes.half_split(count))
-        yield from _same(f"{prefix}.self_attn.o_proj", shapes.attention_output(layer))
+        yield from _same(f"{prefix}.self_attn.o_proj", shapes.attention(layer, "output"))
         for name in ("gate", "up", "down"):
             yield from _same(f"{prefix}.mlp.{name}_proj", shapes.mlp(layer, name))
-    yield from _same("model.norm", shapes.norm("final_norm"))
+    yield from _same("model.norm", shapes.parts("final_norm"))
     if not model.tie_embeddings:
-        yield Rule("lm_head.weight", (shapes.embedding("output.weight"),))
+        yield Rule("lm_head.weight", (shapes.weight("output"),))
 
 
 def _gpt2_rules(model: ModelConfig) -> Iterator[Rule]:
     """GPT-2: matrices are stored transposed, query, key and value stacked."""
     shapes = Shapes(model)
-    yield Rule("transformer.wte.weight", (shapes.embedding(),))
-    yield Rule("transformer.wpe.weight", (Part("position_embedding.weight", (model.seq_length, model.hidden_size)),))
+    yield Rule("transformer.wte.weight", (shapes.weight("embedding"),))
+    yield Rule("transformer.wpe.weight", (shapes.weight("position_embedding"),))
     for layer in range(model.num_layers):
         prefix = f"transformer.h.{layer}"
-        yield from _same(f"{prefix}.ln_1", shapes.norm(f"layers.{layer}.attention_norm"))
+        yield from _same(f"{prefix}.ln_1", shapes.norm(layer, "attention"))
         yield from _fused(f"{prefix}.attn.c_attn", shapes.query_key_value(layer), transpose=True)
-        yield from _same(f"{prefix}.attn.c_proj", shapes.attention_output(layer), transpose=True)
-        yield from _same(f"{prefix}.ln_2", shapes.norm(f"layers.{layer}.mlp_norm"))
+        yield from _same(f"{prefix}.attn.c_proj", shapes.attention(layer, "output"), transpose=True)
+        yield from _same(f"{prefix}.ln_2", shapes.norm(layer, "mlp"))
         yield from _same(f"{prefix}.mlp.c_fc", shapes.mlp(layer, "up"), transpose=True)
         yield from _same(f"{prefix}.mlp.c_proj", shapes.mlp(layer, "down"), transpose=True)
-    yield from _same("transformer.ln_f", shapes.norm("final_norm"))
+    yield from _same("transformer.ln_f", shapes.parts("final_norm"))
     if not model.tie_embeddings:
-        yield Rule("lm_head.weight", (shapes.embedding("output.weight"),))
+        yield Rule("lm_head.weight", (shapes.weight("output"),))
 
 
 def _gpt_neox_rules(model: ModelConfig) -> Iterator[Rule]:
     """GPT-NeoX and Pythia: [query, key, value] of each head together."""
     shapes = Shapes(model)
-    yield Rule("gpt_neox.embed_in.weight", (shapes.embedding(),))
+    yield Rule("gpt_neox.embed_in.weight", (shapes.weight("embedding"),))
     for layer in range(model.num_layers):
         prefix = f"gpt_neox.layers.{layer}"
-        yield from _same(f"{prefix}.input_layernorm", shapes.norm(f"layers.{layer}.attention_norm"))
-        yield from _same(f"{prefix}.post_attention_layernorm", shapes.norm(f"layers.{layer}.mlp_norm"))
+        yield from _same(f"{prefix}.input_layernorm", shapes.norm(layer, "attention"))
+        yield from _same(f"{prefix}.post_attention_layernorm", shapes.norm(layer, "mlp"))
         order = partial(_neox_rows, shapes)
         yield from _fused(f"{prefix}.attention.query_key_value", shapes.query_key_value(layer), rows=order)
-        yield from _same(f"{prefix}.attention.dense", shapes.attention_output(layer))
+        yield from _same(f"{prefix}.attention.dense", shapes.attention(layer, "output"))
         yield from _same(f"{prefix}.mlp.dense_h_to_4h", shapes.mlp(layer, "up"))
         yield from _same(f"{prefix}.mlp.dense_4h_to_h", shapes.mlp(layer, "down"))
-    yield from _same("gpt_neox.final_layer_norm", shapes.norm("final_norm"))
+    yield from _same("gpt_neox.final_layer_norm", shapes.parts("final_norm"))
     if not model.tie_embeddings:
-        yield Rule("embed_out.weight", (shapes.embedding("output.weight"),), aliases=("lm_head.weight",))
+        yield Rule("embed_out.weight", (shapes.weight("output"),), aliases=("lm_head.weight",))
 
 
 def _neox_rows(shapes: Shapes) -> Tensor:
@@ -164,18 +157,18 @@ def _neox_rows(shapes: Shapes) -> Tensor:
 def _mpt_rules(model: ModelConfig) -> Iterator[Rule]:
     """MPT: query, key and value stacked; no bias anywhere."""
     shapes = Shapes(model)
-    yield Rule("transformer.wte.weight", (shapes.embedding(),))
+    yield Rule("transformer.wte.weight", (shapes.weight("embedding"),))
     for layer in range(model.num_layers):
         prefix = f"transformer.blocks.{layer}"
-        yield from _same(f"{prefix}.norm_1", shapes.norm(f"layers.{layer}.attention_norm"))
+        yield from _same(f"{prefix}.norm_1", shapes.norm(layer, "attention"))
         yield from _fused(f"{prefix}.attn.Wqkv", shapes.query_key_value(layer))
-        yield from _same(f"{prefix}.attn.out_proj", shapes.attention_output(layer))
-        yield from _same(f"{prefix}.norm_2", shapes.norm(f"layers.{layer}.mlp_norm"))
+        yield from _same(f"{prefix}.attn.out_proj", shapes.attention(layer, "output"))
+        yield from _same(f"{prefix}.norm_2", shapes.norm(layer, "mlp"))
         yield from _same(f"{prefix}.ffn.up_proj", shapes.mlp(layer, "up"))
         yield from _same(f"{prefix}.ffn.down_proj", shapes.mlp(layer, "down"))
-    yield from _same("transformer.norm_f", shapes.norm("final_norm"))
+    yield from _same("transformer.norm_f", shapes.parts("final_norm"))
     if not model.tie_embeddings:
-        yield Rule("lm_head.weight", (shapes.embedding("output.weight"),))
+        yield Rule("lm_head.weight", (shapes.weight("output"),))
 
 
 TABLES: dict[str, Callable[[ModelConfig], Iterator[Rule]]] = {

@@ -106,26 +106,26 @@ def rules(model: ModelConfig, *, tensor: int, padded_vocab_size: int, version: f
 
 
 def _rules(model: ModelConfig, shapes: Shapes, tensor: int, padded: int, version: float) -> Iterator[Rule]:
-    yield Rule(EMBEDDING, (shapes.embedding(),), pad_to=padded, dim=0)
+    yield Rule(EMBEDDING, (shapes.weight("embedding"),), pad_to=padded, dim=0)
     if model.position == "learned":
-        positions = Part("position_embedding.weight", (model.seq_length, model.hidden_size))
+        positions = shapes.weight("position_embedding")
         yield Rule("embedding.position_embeddings.weight", (positions,))
     qkv_rows = partial(_qkv_rows, shapes, tensor, version)
     fc1_rows = partial(gated_rows, shapes.ffn, tensor) if model.gated and tensor > 1 else None
     for layer in range(model.num_layers):
         prefix = f"decoder.layers.{layer}"
-        yield from _norm(f"{prefix}.input_layernorm", shapes.norm(f"layers.{layer}.attention_norm"))
+        yield from _norm(f"{prefix}.input_layernorm", shapes.norm(layer, "attention"))
         yield from _divided(f"{prefix}.self_attention.linear_qkv", shapes.query_key_value(layer), 0, qkv_rows)
         for name, part in shapes.qk_norms(layer).items():
             yield Rule(f"{prefix}.self_attention.{name[0]}_layernorm.weight", (part,))
-        yield from _divided(f"{prefix}.self_attention.linear_proj", [shapes.attention_output(layer)], 1)
-        yield from _norm(f"{prefix}.pre_mlp_layernorm", shapes.norm(f"layers.{layer}.mlp_norm"))
+        yield from _divided(f"{prefix}.self_attention.linear_proj", [shapes.attention(layer, "output")], 1)
+        yield from _norm(f"{prefix}.pre_mlp_layernorm", shapes.norm(layer, "mlp"))
         first = [shapes.mlp(layer, name) for name in (("gate", "up") if model.gated else ("up",))]
         yield from _divided(f"{prefix}.mlp.linear_fc1", first, 0, fc1_rows)
         yield from _divided(f"{prefix}.mlp.linear_fc2", [shapes.mlp(layer, "down")], 1)
-    yield from _norm("decoder.final_layernorm", shapes.norm("final_norm"))
+    yield from _norm("decoder.final_layernorm", shapes.parts("final_norm"))
     if not model.tie_embeddings:
-        yield Rule(OUTPUT, (shapes.embedding("output.weight"),), pad_to=padded, dim=0)
+        yield Rule(OUTPUT, (shapes.weight("output"),), pad_to=padded, dim=0)
 
 
 def _norm(foreign: str, parts: dict[str, Part]) -> Iterator[Rule]:
@@ -152,6 +152,6 @@ def _qkv_rows(shapes: Shapes, tensor: int, version: float) -> Tensor:
         return grouped_rows(shapes.heads, shapes.kv_heads, shapes.head_dim)
     if shapes.heads != shapes.kv_heads:
         raise ConfigError(f"checkpoint_version {version} has no grouped-query attention")
-    rows = torch.arange(3 * shapes.query).view(3, tensor, shapes.heads // tensor, shapes.head_dim)
+    rows = torch.arange(3 * shapes.heads * shapes.head_dim).view(3, tensor, shapes.heads // tensor, shapes.head_dim)
     # 0: [3, heads, d] on each rank; 1: [heads, d, 3] on each rank
     return rows.permute(1, 0, 2, 3).reshape(-1) if version == 0 else rows.permute(1, 2, 3, 0).reshape(-1)
