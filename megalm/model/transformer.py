@@ -63,7 +63,10 @@ class Layer(nn.Module):
         for sublayer in spec.sublayers:
             norm_name, name = (f"{layer_name(index)}.{part}" for part in (sublayer.norm_name, sublayer.name))
             self.add_module(sublayer.norm_name, make_norm(sublayer.norm, mesh, parallel, norm_name, device, dtype))
-            block = MODULES[type(sublayer.block)](sublayer.block, mesh, parallel, name=name, device=device, dtype=dtype)
+            module = MODULES.get(type(sublayer.block))
+            if module is None:
+                raise ValueError(f"{name}: no module computes a {type(sublayer.block).__name__}; see MODULES")
+            block = module(sublayer.block, mesh, parallel, name=name, device=device, dtype=dtype)
             self.add_module(sublayer.name, block)
 
     def forward(self, hidden: Tensor, where: Where) -> Tensor:
