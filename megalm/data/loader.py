@@ -83,6 +83,7 @@ class Loader:
         self._position = 0
         self._batches = 0  # global batches given out
         self._skipped: list[tuple[int, int]] = []
+        self._contents: dict[str, str | None] = {}  # fingerprints from the checkpoint, for sources that have none now
         self._plan()
         self._prefetch = max(0, data.prefetch)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="data") if self._prefetch else None
@@ -189,7 +190,7 @@ class Loader:
             "batches": self._batches,
             "skipped": [list(pair) for pair in self._skipped],
             "stream": self._stream.state_dict(self._position),
-            "contents": {source.name: source.fingerprint for source in self.sources},
+            "contents": {s.name: s.fingerprint or self._contents.get(s.name) for s in self.sources},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -208,7 +209,7 @@ class Loader:
         """A source is known by its name, wherever its file lies now; what it holds must be what it held."""
         segments = state["stream"].get("segments")
         used = None if segments is None else {n for s in segments for n, weight in s["weights"].items() if weight > 0}
-        before = state.get("contents", {})
+        before = self._contents = state.get("contents", {})
         for source in self.sources:
             held = before.get(source.name)
             if held is None or source.fingerprint in (None, held) or (used is not None and source.name not in used):

@@ -1,5 +1,6 @@
 """Starts the ranks of one machine, through torch elastic's API, and turns how they ended into one exit status."""
 
+import ctypes
 import json
 import logging
 import os
@@ -57,6 +58,7 @@ def _rank_process(config: Config, folder: str, meeting: str, plan: dict[str, Any
     from megalm.launch.worker import run_rank
     from megalm.launch.world import World
 
+    _end_with_the_launcher()
     environment = os.environ
     world = World(int(environment["WORLD_SIZE"]), int(environment["RANK"]), int(environment["LOCAL_RANK"]))
     attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -68,6 +70,14 @@ def _rank_process(config: Config, folder: str, meeting: str, plan: dict[str, Any
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):  # the run is over: nothing is left to interrupt
             signal.signal(number, signal.SIG_IGN)
+
+
+def _end_with_the_launcher() -> None:
+    """A launcher that is killed takes its ranks along: they save and stop, in place of training on unseen. (Linux.)"""
+    if sys.platform != "linux":
+        return
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _report_failure(error: ChildFailedError, folder: Path) -> int:

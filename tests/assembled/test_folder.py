@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.assembled.runs import ROOT, Run, start, surroundings, train
 from tests.small_run import small_run
 
@@ -104,3 +106,17 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path):
     ):
         status, _, errors = start("megalm.launch", *small_run(tmp_path, *words))
         assert status == 2 and said in errors and "Traceback" not in errors, errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_ranks_whose_launcher_is_killed_save_and_end(tmp_path):
+    launcher = begin(tmp_path, *LONG, "world_size=2")
+    wait_until_saved(launcher, tmp_path)
+    launcher.kill()
+    folder, deadline = tmp_path / "runs/small", time.monotonic() + 300
+    while not all("status 130" in (folder / f"logs/rank-{rank}.log").read_text() for rank in (0, 1)):
+        assert time.monotonic() < deadline, "the ranks train on unseen"
+        time.sleep(0.1)
+    launcher.communicate()
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert (folder / f"checkpoints/step-{last:08d}").is_dir()

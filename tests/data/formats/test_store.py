@@ -53,6 +53,9 @@ def run(prefixes, cache, *, steps=5, rank=0, size=1, state=None, **changes):
     rows = [[row.tolist() for batch in loader.next() for row in batch.tokens] for _ in range(steps)]
     held = [row.tolist() for batch in loader.evaluation_batches() for row in batch.tokens]
     state = loader.state_dict()
+    contents = state.pop("contents")  # not read where that would fetch: the only thing that depends on the place
+    local = all(Path(f"{prefix}.bin").exists() for prefix in prefixes)
+    assert all((held is not None) == local for held in contents.values())
     loader.close()
     return rows, held, state
 
