@@ -58,12 +58,16 @@ def _rank_process(config: Config, folder: str, meeting: str, plan: dict[str, Any
     from megalm.launch.worker import run_rank
     from megalm.launch.world import World
 
+    launcher = os.getppid()
     _end_with_the_launcher()
     environment = os.environ
     world = World(int(environment["WORLD_SIZE"]), int(environment["RANK"]), int(environment["LOCAL_RANK"]))
     attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        return run_rank(config, Path(folder), world, plan, meeting=Path(meeting) / f"ranks-{attempt}")
+        status = run_rank(config, Path(folder), world, plan, meeting=Path(meeting) / f"ranks-{attempt}")
+        if os.getppid() != launcher:
+            os._exit(status)  # nobody is left to hand the status to, and waiting to do so would never end
+        return status
     except ConfigError as error:
         error_file(Path(folder), world.rank).write_text(json.dumps(str(error)), encoding="utf-8")
         sys.exit(2)
