@@ -14,7 +14,7 @@ FORMATS = ("huggingface", "megalm", "megatron")
 
 
 def detect(path: Path) -> str:
-    """`huggingface`, `megalm` or `megatron`; ConfigError if the folder is none of them."""
+    """Tell `huggingface`, `megalm` or `megatron` by what lies there; ConfigError if the folder is none of them."""
     from megalm.convert.megatron_legacy import TRACKER
 
     if not path.is_dir():
@@ -34,7 +34,9 @@ def detect(path: Path) -> str:
 def open_source(
     path: Path, format: str | None = None, *, vocab_size: int | None = None, accept: Collection[str] = ()
 ) -> Source:
-    """The folder as a Source. `format` None: by what lies in it. `vocab_size` cuts Megatron's padding off. `accept`: settings
+    """Open the folder as a Source.
+
+    `format` None: by what lies in it. `vocab_size` cuts Megatron's padding off. `accept`: settings
     of a Hugging Face config.json that are not known here and may be passed over."""
     format = format or detect(path)
     if vocab_size is not None and format != "megatron":

@@ -35,7 +35,7 @@ Progress = Callable[[str, int], None]
 
 
 def open_folder(folder: Path, accept: Collection[str] = ()) -> Source:
-    """A Hugging Face folder as a Source. ConfigError if a tensor is missing or left over.
+    """Open a Hugging Face folder as a Source. ConfigError if a tensor is missing or left over.
 
     accept: settings of its config.json that are not known here and may be passed over.
     """
@@ -62,7 +62,7 @@ def open_folder(folder: Path, accept: Collection[str] = ()) -> Source:
 def match_names(
     where: Path, stored: WeightReader, table: Sequence[Rule], model: ModelConfig
 ) -> tuple[list[Rule], dict[str, str]]:
-    """The table with the names as they are stored, and the stored tensors that are left out with the reason.
+    """Match the table with the names as they are stored; also gives the stored tensors that are left out, with the reason.
 
     Some folders hold the bare inner model: names without `model.` or `transformer.`. Some hold a copy of a tied
     embedding, which must then be the same bits.
@@ -102,7 +102,7 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def config_json_for(source: Source, dtype: torch.dtype, control: ControlTokens | None) -> dict[str, Any]:
-    """The config.json to write: the one the model came with where it still describes it, else a new one.
+    """Choose the config.json to write: the one the model came with where it still describes it, else a new one.
 
     control: the tokens of another tokenizer than the model came with; None: config.json's own numbers are right, and go
     before what its tokenizer says. A new config.json names also those that there are not: transformers would otherwise

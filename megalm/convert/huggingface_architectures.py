@@ -73,7 +73,7 @@ def _refuse(json: Config, key: str, *allowed: Any) -> None:
 
 
 def _read_rope(json: Config, model: ModelConfig, *, fraction: float | None = None) -> None:
-    """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
+    """Read rotary settings from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
 
     fraction: the share of a head that is rotated where the config does not say; None: this architecture rotates whole heads.
     """
@@ -121,7 +121,7 @@ def _read_rope(json: Config, model: ModelConfig, *, fraction: float | None = Non
 
 
 def _write_rope(model: ModelConfig) -> Json:
-    """The keys that every transformers since 4.43 reads."""
+    """Write the keys that every transformers since 4.43 reads."""
     scaling = model.rope_scaling
     settings: Json | None = None
     if scaling.kind == "linear":
@@ -140,7 +140,7 @@ def _write_rope(model: ModelConfig) -> Json:
 def _read_llama_like(
     json: Config, *, kv_heads: int | None = None, positions: int = 2048, eps: float = 1e-6, head_dim: int | None = None
 ) -> ModelConfig:
-    """What Llama, Mistral, Qwen and OLMo 2 have in common; the keyword defaults are transformers' for that type."""
+    """Read what Llama, Mistral, Qwen and OLMo 2 have in common; the keyword defaults are transformers' for that type."""
     heads = _require(json, "num_attention_heads")
     model = ModelConfig(
         name=json.get("model_type", "llama"),
@@ -248,7 +248,7 @@ def _write_qwen3(model: ModelConfig) -> Json:
 
 
 def _read_qwen_windows(json: Config, model: ModelConfig) -> None:
-    """Qwen's windows: on some layers, if at all. One that holds the whole context is none."""
+    """Check Qwen's windows, which stand on some layers, if at all. One that holds the whole context is none."""
     kinds = json.get("layer_types") or []
     strange = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if strange:

@@ -25,7 +25,7 @@ class Reading:
 
 
 def function_of(model: ModelConfig) -> Json:
-    """The settings that decide the function the model computes; those without effect are left out."""
+    """Collect the settings that decide the function the model computes; those without effect are left out."""
     fields = dataclasses.asdict(model)
     for key in ("name", "init_std", "scaled_init", "z_loss", "dropout"):
         fields.pop(key)
@@ -47,7 +47,7 @@ def function_of(model: ModelConfig) -> Json:
 
 
 def differences(model: ModelConfig, architecture: Architecture) -> list[str]:
-    """What the architecture cannot express of the model: `key=value` of each setting; empty if it fits."""
+    """List what the architecture cannot express of the model: `key=value` of each setting; empty if it fits."""
     try:
         back = function_of(
             architecture.read(Config({"model_type": architecture.model_type, **architecture.write(model)}))
@@ -59,7 +59,7 @@ def differences(model: ModelConfig, architecture: Architecture) -> list[str]:
 
 
 def choose_architecture(model: ModelConfig, preferred: str | None = None) -> Architecture:
-    """The architecture that expresses the model exactly. `preferred` (a model_type) is tried first.
+    """Choose the architecture that expresses the model exactly. `preferred` (a model_type) is tried first.
 
     Raises ConfigError that says, for the nearest architectures, which settings stand in the way.
     """
@@ -76,7 +76,7 @@ def choose_architecture(model: ModelConfig, preferred: str | None = None) -> Arc
 
 
 def read_settings(json: Json, accept: Collection[str] = ()) -> Reading:
-    """The ModelConfig of a `config.json`, each of its settings accounted for.
+    """Read a `config.json` into a ModelConfig, each of its settings accounted for.
 
     accept: settings that are not known here and may be passed over. ConfigError where the architecture or a setting of it is
     not supported, or nobody knows what a setting does.
@@ -96,12 +96,12 @@ def read_settings(json: Json, accept: Collection[str] = ()) -> Reading:
 
 
 def read_config(json: Json, accept: Collection[str] = ()) -> ModelConfig:
-    """The ModelConfig of a `config.json` (see read_settings)."""
+    """Read a `config.json` into a ModelConfig (see read_settings)."""
     return read_settings(json, accept).model
 
 
 def write_config(model: ModelConfig, *, preferred: str | None = None) -> Json:
-    """The `config.json` of the model, but for the number format of its files."""
+    """Write the model's `config.json`, but for the number format of its files."""
     architecture = choose_architecture(model, preferred)
     head = {"architectures": [architecture.class_name], "model_type": architecture.model_type}
     return {**head, **architecture.write(model)}

@@ -160,7 +160,7 @@ class Asked(dict):
 
 
 def account_for(config: Asked, accept: Collection[str]) -> list[str]:
-    """What is to be told of the keys that nobody asked for. ConfigError for those that may change the function."""
+    """Tell of the keys that nobody asked for. ConfigError for those that may change the function."""
     notes: list[str] = []
     unknown: dict[str, Any] = {}
     harmless = {key for keys in HARMLESS.values() for key in keys}
@@ -189,7 +189,7 @@ def account_for(config: Asked, accept: Collection[str]) -> list[str]:
 
 
 def _left(config: Asked, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """(path, key, value) of each setting that was not asked for; within an object that was, of its own."""
+    """Yield (path, key, value) of each setting that was not asked for; within an object that was, of its own."""
     for key, value in config.items():
         if key not in config.asked:
             yield prefix + key, key, value

@@ -14,7 +14,7 @@ from megalm.tokenizer.tokenizer import load_tokenizer
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ConfigError where it is missing or damaged."""
+    """Read the JSON object in a file; ConfigError where it is missing or damaged."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

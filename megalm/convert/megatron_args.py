@@ -19,7 +19,7 @@ POSITION_NAMES = {ours: theirs for theirs, ours in POSITIONS.items()}
 
 
 def read_args(args: Namespace, vocab_size: int | None = None) -> ModelConfig:
-    """The ModelConfig of a checkpoint's arguments.
+    """Read a checkpoint's arguments into a ModelConfig.
 
     `vocab_size`: the tokenizer's; None: what the arguments say, else the padded size (the padding then stays in the
     model).
@@ -90,7 +90,7 @@ def read_args(args: Namespace, vocab_size: int | None = None) -> ModelConfig:
 
 
 def write_args(model: ModelConfig, *, tensor: int, pipeline: int, virtual: int, padded_vocab_size: int) -> Namespace:
-    """The arguments that `--use-checkpoint-args` reads. ConfigError where Megatron cannot express the model."""
+    """Write the arguments that `--use-checkpoint-args` reads. ConfigError where Megatron cannot express the model."""
     args = Namespace(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,

@@ -63,7 +63,7 @@ _OTHER_STATE = re.compile(r"^(optimizer|rng_state|rerun_state_machine|opt_param_
 
 
 def is_torch_dist(folder: Path) -> bool:
-    """Whether the folder is one iteration of a torch_dist checkpoint."""
+    """True where the folder is one iteration of a torch_dist checkpoint."""
     return (folder / ".metadata").is_file() and (folder / "metadata.json").is_file()
 
 
@@ -157,7 +157,7 @@ class DistributedFiles:
         return self._stored[self._origin[kind][name][0]].properties.dtype
 
     def read(self, name: str, kind: str = "") -> Tensor:
-        """The tensor, from those stored chunks that hold a part of it."""
+        """Read the tensor from those stored chunks that hold a part of it."""
         key, layer = self._origin[kind][name]
         size = list(self._stored[key].size)
         begin, end = [0] * len(size), list(size)
@@ -213,14 +213,14 @@ class _Part:
 
 
 def _groups(optimizer: Any) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups; none where they are not as Megatron writes them."""
+    """Read the optimizer's parameter groups; none where they are not as Megatron writes them."""
     groups = optimizer.get("optimizer", optimizer) if isinstance(optimizer, dict) else {}
     groups = groups.get("param_groups") if isinstance(groups, dict) else None
     return [group for group in groups or [] if isinstance(group, dict)]
 
 
 def _updates(groups: Sequence[dict[str, Any]]) -> int:
-    """The updates made, as the groups say; 0 where they do not."""
+    """Read the number of updates made from the groups; 0 where they do not say."""
     steps = [group.get("step") for group in groups]
     return max((int(step) for step in steps if isinstance(step, int | float | Tensor)), default=0)
 
@@ -247,7 +247,7 @@ def _written_groups(state: OptimizerState) -> list[dict[str, Any]]:
 
 
 def _optimizer_state(files: DistributedFiles, table: Sequence[Rule], seq_length: int) -> OptimizerState | None:
-    """The optimizer's state, if all of it is there in the weights' own shapes."""
+    """Open the optimizer's state, if all of it is there in the weights' own shapes."""
     parts = [_Part(files, kind) for kind in KINDS]
     wanted = {rule.foreign: rule.shape for rule in table}
     if any({name: part.shape(name) for name in part.names()} != wanted for part in parts):
@@ -258,7 +258,7 @@ def _optimizer_state(files: DistributedFiles, table: Sequence[Rule], seq_length:
 
 
 def open_dist(folder: Path, vocab_size: int | None = None) -> Source:
-    """An iteration's torch_dist folder as a Source."""
+    """Open an iteration's torch_dist folder as a Source."""
     files = DistributedFiles(folder)
     model = read_args(files.args, vocab_size)
     # The rows of a stored embedding follow the layout that it was first saved on.

@@ -27,7 +27,7 @@ _RANK_FILES = ("model_optim_rng.pt", "model_rng.pt")
 
 
 def iteration_folder(path: Path) -> Path:
-    """The folder of the iteration that the tracker file names, or `path` itself where it is one."""
+    """Find the folder of the iteration that the tracker file names, or `path` itself where it is one."""
     tracker = path / TRACKER
     if not tracker.is_file():
         return path
@@ -67,7 +67,7 @@ class RankFiles:
         self.dims: dict[str, int | None] = {}
 
     def _load_all(self) -> list[list[dict[str, Any]]]:
-        """The contents of the rank files: [pipeline stage][tensor rank]."""
+        """Load the contents of the rank files: [pipeline stage][tensor rank]."""
         found: dict[tuple[int, int], Path] = {}
         for entry in sorted(self.folder.iterdir()):
             match = _RANK_FOLDER.fullmatch(entry.name)
@@ -155,7 +155,7 @@ class RankFiles:
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    """Nested dictionaries (before core) or a flat one (core) as one flat dictionary of tensors."""
+    """Turn nested dictionaries (before core) or a flat one (core) into one flat dictionary of tensors."""
     flat: dict[str, Tensor] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -178,7 +178,7 @@ def _shift_layer(name: str, before: int) -> tuple[str, int]:
 
 
 def open_legacy(folder: Path, vocab_size: int | None = None) -> Source:
-    """An iteration's folder of `mp_rank_*` files as a Source."""
+    """Open an iteration's folder of `mp_rank_*` files as a Source."""
     files = RankFiles(folder)
     model = read_args(files.args, vocab_size)
     table = megatron_names.rules(
@@ -265,7 +265,7 @@ def write_legacy(
 
 
 def _chunk_rules(table: Sequence[Rule], layers: range, num_layers: int, tied: bool) -> list[Rule]:
-    """The part of the table that a model chunk with these layers holds."""
+    """Take the part of the table that a model chunk with these layers holds."""
     here = []
     for rule in table:
         match = re.match(r"decoder\.layers\.(\d+)\.", rule.foreign)

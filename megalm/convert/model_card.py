@@ -11,7 +11,7 @@ from megalm.journal.lines import read_json_lines
 
 
 def training_facts(config: Config, run: Path, step: int, tokens: int) -> TrainingFacts | None:
-    """What is known of a run's training; None for one that has not trained (an import)."""
+    """Collect what is known of a run's training; None for one that has not trained (an import)."""
     records = [record for record in read_json_lines(run / "metrics.jsonl") if record.get("step", 0) <= step]
     if not records and not tokens:
         return None
@@ -40,7 +40,7 @@ def _last(records: list[dict], key: str) -> float | None:
 
 
 def write_card(facts: TrainingFacts, model: ModelConfig, parameters: int, chat: bool) -> str:
-    """The text of the card."""
+    """Write the text of the card."""
     table = {
         "architecture": f"{model.num_layers} layers, hidden size {model.hidden_size}, {model.num_heads} heads, "
         f"vocabulary {model.vocab_size:,}",

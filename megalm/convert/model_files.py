@@ -36,7 +36,7 @@ GENERATION = "generation_config.json"
 
 
 def belonging_files(folder: Path, *, card: bool = False) -> list[Path]:
-    """A folder's files that travel with its model. ConfigError for one that is not what its name says."""
+    """Find a folder's files that travel with its model. ConfigError for one that is not what its name says."""
     found = [folder / name for name in (*NAMES, *([CARD] if card else [])) if (folder / name).exists()]
     for pattern in PATTERNS:
         found += sorted(path for path in folder.glob(pattern) if path.is_file())
@@ -62,14 +62,14 @@ def copy_files(files: Iterable[Path], folder: Path) -> None:
 
 
 def tokenizer_in(folder: Path) -> Path | None:
-    """What the tokenizer of a folder is loaded from: the folder, or its .tiktoken file; None where there is none."""
+    """Find what the tokenizer of a folder is loaded from: the folder, or its .tiktoken file; None where there is none."""
     if any((folder / name).is_file() for name in TOKENIZER_NAMES):
         return folder
     return next(iter(sorted(folder.glob("*.tiktoken"))), None)
 
 
 def files_of_tokenizer(path: Path) -> list[Path]:
-    """The files that belong to a tokenizer given as a folder, as the standard file in a folder, or as a file of its own."""
+    """Find the files of a tokenizer that is given as a folder, as the standard file in a folder, or as a file of its own."""
     if path.is_dir():
         return belonging_files(path)
     if path.name in TOKENIZER_NAMES:
@@ -78,7 +78,7 @@ def files_of_tokenizer(path: Path) -> list[Path]:
 
 
 def config_beside(path: Path) -> Path | None:
-    """The config.json of the folder that a tokenizer belongs to, where it has one."""
+    """Find the config.json of the folder that a tokenizer belongs to, where it has one."""
     folder = path if path.is_dir() else path.parent if path.name in TOKENIZER_NAMES else None
     return folder / "config.json" if folder is not None and (folder / "config.json").is_file() else None
 
@@ -89,7 +89,7 @@ def same_tokenizer(first: Path, second: Path) -> bool:
 
 
 def find_again(name: str, folders: Sequence[Path]) -> Path | None:
-    """The file or folder that a run's configuration names: where it says, or below one of the folders above the run.
+    """Find the file or folder that a run's configuration names: where it says, or below one of the folders above the run.
 
     A relative name is of the folder that the run was started in, which is mostly a folder above the run's own.
     """

@@ -73,7 +73,7 @@ class CheckpointWeights:
 
 
 def find_config(path: Path) -> Path:
-    """The config.yaml of the run that a run's folder, its checkpoints or one of them belongs to."""
+    """Find the config.yaml of the run that a run's folder, its checkpoints or one of them belongs to."""
     path = path.absolute()
     for folder in (path, path.parent, path.parent.parent):
         if (folder / CONFIG).is_file():
@@ -82,7 +82,7 @@ def find_config(path: Path) -> Path:
 
 
 def open_native(path: Path) -> Source:
-    """A run's folder (its newest good checkpoint), or one of its checkpoints, as a Source.
+    """Open a run's folder (its newest good checkpoint), or one of its checkpoints, as a Source.
 
     A run that keeps its checkpoints elsewhere (`checkpoint.path`, which may be a URL) is read from there.
     """
@@ -120,7 +120,7 @@ class Belongings:
 
 
 def find_belongings(config: Config, run: Path) -> Belongings:
-    """The files that belong to a run's model.
+    """Find the files that belong to a run's model.
 
     The tokenizer is the one that config.yaml names. Where it is that of the model that the run was imported as, or began
     from (`checkpoint.load_path`), all that was imported with it is taken, wherever the tokenizer's copy lies.
@@ -150,7 +150,7 @@ def find_belongings(config: Config, run: Path) -> Belongings:
 
 
 def _optimizer_state(reader: CheckpointReader, config: Config) -> OptimizerState | None:
-    """The AdamW state of a checkpoint that has one."""
+    """Open the AdamW state of a checkpoint that has one."""
     names = reader.names()
     moments = [f"optimizer.{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq") for name in names]
     if set(moments) != set(reader.names(optimizer=True)) - set(names):

@@ -43,7 +43,7 @@ class Placeholder:
 
 
 def load(file: Path | io.BytesIO) -> Any:
-    """The contents of a file that torch.save wrote, on the CPU, tensors mapped from the file where that is possible.
+    """Load a file that torch.save wrote, on the CPU, tensors mapped from the file where that is possible.
 
     ConfigError if it holds an object of a module that is neither PyTorch's nor on the list of placeholders.
     """
@@ -98,7 +98,7 @@ def _load(file: Path | io.BytesIO) -> Any:
 
 @contextlib.contextmanager
 def _without_declared() -> Iterator[None]:
-    """Classes that other libraries declared safe are not built meanwhile, and are declared again at the end."""
+    """Build no class that another library declared safe; they are declared again at the end."""
     declared = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
@@ -169,7 +169,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def load_metadata(file: Path) -> Any:
-    """The `.metadata` of a torch.distributed.checkpoint folder."""
+    """Load the `.metadata` of a torch.distributed.checkpoint folder."""
     try:
         with open(file, "rb") as stream:
             return _MetadataUnpickler(stream).load()

@@ -57,7 +57,7 @@ class Rule:
         return shape
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The foreign tensor of the given global tensors (in the order of `parts`)."""
+        """Join global tensors (in the order of `parts`) into the foreign tensor."""
         for part, tensor in zip(self.parts, tensors, strict=True):
             if tuple(tensor.shape) != part.shape:
                 raise ValueError(f"{part.name} has shape {tuple(tensor.shape)}, {part.shape} was expected")
@@ -71,7 +71,7 @@ class Rule:
         return result.contiguous()
 
     def split(self, foreign: Tensor) -> list[Tensor]:
-        """The global tensors (in the order of `parts`) of the foreign tensor. Padding rows are dropped."""
+        """Split the foreign tensor into global tensors (in the order of `parts`). Padding rows are dropped."""
         if tuple(foreign.shape) != self.shape:
             raise ValueError(f"{self.foreign} has shape {tuple(foreign.shape)}, {self.shape} was expected")
         if self.pad_to is not None:

@@ -37,7 +37,7 @@ class Options:
     pad_vocabulary: int = 128
 
     def check(self) -> None:
-        """ConfigError for an option that would do nothing."""
+        """Refuse an option that would do nothing. Errors: ConfigError."""
         plain = Options(to=self.to)
         concerns = {
             "huggingface": {"dtype", "tokenizer", "max_shard_bytes"},
@@ -87,7 +87,7 @@ class Report:
     """What a person should know of how the source was read."""
 
     def lines(self) -> list[str]:
-        """The check for a person."""
+        """Tell a person what was checked."""
         reasons: dict[str, int] = {}
         for reason in self.ignored.values():
             reasons[reason] = reasons.get(reason, 0) + 1
@@ -180,7 +180,7 @@ def convert(
 
 
 def reopen(target: Path, source: Source, format: str) -> Source:
-    """The target as a Source of the same vocabulary."""
+    """Open the target again as a Source of the same vocabulary."""
     vocab_size = source.model.vocab_size if format == "megatron" else None
     return open_source(target, format, vocab_size=vocab_size, accept=EVERYTHING)
 
@@ -229,7 +229,7 @@ def _compare_outlines(source: WeightReader, target: WeightReader, path: Path | s
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal in every bit, also where values are NaN or -0."""
+    """True where both are equal in every bit, also where values are NaN or -0."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))

@@ -140,7 +140,7 @@ class RuleReader:
 
 
 def check_shapes(where: Path | str, weights: WeightReader, expected: dict[str, tuple[int, ...]]) -> None:
-    """ConfigError that names the first tensors that are missing or have another shape than the configuration says."""
+    """Refuse tensors that are missing or have another shape than the configuration says, by their first names."""
     there = set(weights.names())
     missing = [name for name in expected if name not in there]
     if missing:
@@ -160,7 +160,7 @@ def check_shapes(where: Path | str, weights: WeightReader, expected: dict[str, t
 
 
 def check_none_left(where: Path | str, left: Sequence[str]) -> None:
-    """ConfigError where tensors are left over: the model would not be the one that was trained."""
+    """Refuse tensors that are left over: the model would not be the one that was trained."""
     if left:
         raise ConfigError(
             f"{where}: {len(left)} tensors have no place in this model: {_first(sorted(left))}. Nothing was written."

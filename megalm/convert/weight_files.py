@@ -47,14 +47,14 @@ class WeightFiles:
     notes: tuple[str, ...] = ()
 
     def open(self) -> WeightReader:
-        """All tensors of the files."""
+        """Open all tensors of the files."""
         if self.files[0].suffix == ".bin":
             return TorchFilesReader(self.files)
         return SafetensorsReader(self.files)
 
 
 def choose_weight_files(folder: Path) -> WeightFiles:
-    """The files of the weights in a Hugging Face folder. ConfigError where none can be read, which says what there is."""
+    """Choose a Hugging Face folder's files of weights. ConfigError, with what there is, where none can be read."""
     there = sorted(
         path for path in folder.iterdir() if path.name.endswith(WEIGHTS) and path.name not in OPTIMIZER_FILES
     )
@@ -90,7 +90,7 @@ def _rivals(name: str) -> bool:
 
 
 def _listed(index: Path) -> tuple[Path, ...]:
-    """The files of an index. ConfigError where one is missing, or does not hold what the index says."""
+    """Read the files of an index. ConfigError where one is missing, or does not hold what the index says."""
     table = parse_json(index, index.read_bytes()).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise ConfigError(f"{index}: no weight_map in it that names a file for each tensor; copy the folder again")
@@ -102,7 +102,7 @@ def _listed(index: Path) -> tuple[Path, ...]:
 
 
 def _complete_shards(folder: Path, there: list[Path]) -> tuple[Path, ...]:
-    """The one set of shards that is all there, in a folder without an index."""
+    """Find the one set of shards that is all there, in a folder without an index."""
     sets: dict[tuple[str, str, str], list[Path]] = {}
     for path in there:
         match = SHARD.fullmatch(path.name)
@@ -121,7 +121,7 @@ def _complete_shards(folder: Path, there: list[Path]) -> tuple[Path, ...]:
 
 
 def _what(name: str, alone: bool = False) -> str:
-    """What a file of weights is that is not the model's, and what to do where there is no other."""
+    """Say what a file of weights is that is not the model's, and what to do where there is no other."""
     if name.startswith("adapter_model"):
         what, way = (
             "an adapter (LoRA), not a model",

@@ -123,7 +123,7 @@ class SafetensorsReader:
 
 
 def _read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, checked against the file's length, and where its data begin."""
+    """Read a safetensors file's header, checked against the file's length, and where its data begin."""
     size = file.stat().st_size
     with open(file, "rb") as stream:
         start = stream.read(512)
@@ -282,6 +282,6 @@ class TorchFilesReader:
 
 
 def iterate(reader: WeightReader) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a reader, one by one."""
+    """Yield all tensors of a reader, one by one."""
     for name in reader.names():
         yield name, reader.read(name)

@@ -24,7 +24,7 @@ _told: set[tuple[str, int, bytes]] = set()
 
 
 def read_json_lines(path: Path, whole: Callable[[Row], bool] = bool) -> list[Row]:
-    """The objects of the file's lines, in their order; [] where there is no file.
+    """Read the objects of the file's lines, in their order; [] where there is no file.
 
     whole: whether an object is what the file's lines are made of; one that is not counts as damaged.
     """
@@ -36,7 +36,7 @@ def read_json_lines(path: Path, whole: Callable[[Row], bool] = bool) -> list[Row
 
 
 def parse_json_lines(lines: list[bytes], source: str, whole: Callable[[Row], bool] = bool) -> list[Row]:
-    """`read_json_lines` of lines that are read already, the last of which has no end; `source` names them."""
+    """Parse lines that were read already, the last of which has no end; `source` names them where one is damaged."""
     found = [_objects(line, whole) for line in lines]
     first = next((objects[0] for objects in found if objects), None)
     rows: list[Row] = []
@@ -50,7 +50,7 @@ def parse_json_lines(lines: list[bytes], source: str, whole: Callable[[Row], boo
 
 
 def _objects(line: bytes, whole: Callable[[Row], bool] = bool) -> list[Row] | None:
-    """The object of a line, if there is anything in it; None where it is damaged."""
+    """Yield the object of a line, if there is anything in it; None where it is damaged."""
     text = line.strip(b"\0 \t\r\n\xef\xbb\xbf")
     if not text:
         return []
@@ -62,7 +62,7 @@ def _objects(line: bytes, whole: Callable[[Row], bool] = bool) -> list[Row] | No
 
 
 def _behind_torn_text(line: bytes, sample: Row | None, whole: Callable[[Row], bool]) -> list[Row]:
-    """Objects that were appended to a torn line. They begin as the file's other lines do, which no inner object does."""
+    """Find objects that were appended to a torn line: they begin as the file's other lines do, no inner object does."""
     rows: list[Row] = []
     if sample is not None:
         begin = b"{" + json.dumps(next(iter(sample))).encode() + b":"
@@ -82,7 +82,7 @@ def _tell(source: str, number: int, line: bytes) -> None:
 
 
 class AppendedFile:
-    """A file of lines, opened to grow. What a crash tore off at its end is removed first, so that every new line is whole.
+    """A file that lines are appended to. A line that a crash tore is removed first, so that every new line is whole.
 
     While the disk takes nothing (it is full, or gone), lines are kept and written with the first that it takes; a line of
     which it took a part is taken back. So the file is whole at any time, and a run outlives a disk that is full for a while.

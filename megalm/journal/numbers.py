@@ -11,7 +11,7 @@ from typing import Any
 
 
 def as_number(value: Any) -> float | None:
-    """The value as a number, finite or not; None for what is none, and for what is not there."""
+    """Give the value as a number, finite or not; None for what is no number, and for what is not there."""
     if value is None or isinstance(value, bool):
         return None
     try:
@@ -23,13 +23,13 @@ def as_number(value: Any) -> float | None:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether the value is a number that one can go on computing with."""
+    """True for a number that one can go on computing with."""
     number = as_number(value)
     return number is not None and math.isfinite(number)
 
 
 def number_text(value: Any, form: str = "g") -> str:
-    """The number in a format of Python's, as 12.3457 with ".4f"; NaN, inf or -inf where it is that; other values as they
+    """Write the number in a format of Python's, as 12.3457 with ".4f"; NaN, inf or -inf where it is that; other values as they
     are, and "-" for none."""
     number = as_number(value)
     if number is None:
@@ -40,7 +40,7 @@ def number_text(value: Any, form: str = "g") -> str:
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """The value as JSON that every reader of JSON takes: non-finite numbers as text, scalars of other libraries as plain
+    """Write the value as JSON that every reader takes: non-finite numbers as text, scalars of other libraries as plain
     ones, and what JSON does not know as its text."""
     return json.dumps(_plain(value), indent=indent, allow_nan=False)
 

@@ -27,17 +27,17 @@ class Course:
 
 
 def read_steps(path: Path) -> list[Row]:
-    """Every step that was made, in the order that they were made in; numbers that are not finite are numbers again."""
+    """Read every step that was made, in the order of making; numbers that are not finite are numbers again."""
     return [_numbers(row) for row in read_json_lines(path, _is_step)]
 
 
 def read_course(path: Path) -> Course:
-    """The steps of a metrics.jsonl as they count, and what was abandoned."""
+    """Read a metrics.jsonl: the steps that count, and those that the run went back on."""
     return course_of(read_steps(path))
 
 
 def course_of(made: Sequence[Row]) -> Course:
-    """What counts of the steps that were made: of a step made twice the last, and nothing that was gone back on."""
+    """Choose the steps that count: of a step made twice the last, and none that the run went back on."""
     steps: list[Row] = []
     abandoned: list[list[Row]] = []
     for record in made:

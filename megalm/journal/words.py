@@ -26,13 +26,13 @@ _WORDS = {
 
 
 def event_text(event: dict[str, Any]) -> str:
-    """An event for people: what it was, its onset and cause, what was measured, and what was done."""
+    """Tell an event to a person: what it was, its onset and cause, what was measured, and what was done."""
     words = event_words(event)
     return f"{event.get('kind', 'event')} at step {event.get('step', '?')}" + (f", {words}" if words else "")
 
 
 def event_words(event: dict[str, Any]) -> str:
-    """What `event_text` says after kind and step."""
+    """Say what `event_text` says after kind and step."""
     parts = []
     for key, text in _WORDS.items():
         if event.get(key) is not None and not (key == "what" and "text" in event):
@@ -57,7 +57,7 @@ def event_words(event: dict[str, Any]) -> str:
 
 
 def _measured(event: dict[str, Any]) -> list[str]:
-    """The loss beside what was expected, as far as either says something; and a gradient norm that is no number."""
+    """Tell the loss beside what was expected, as far as either says something, and a gradient norm that is no number."""
     if "expected" not in event:
         return []
     parts = []

@@ -36,7 +36,7 @@ Every key with its meaning: the dataclasses in megalm/config; their values in a 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     escape_what_cannot_be_written()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if any(argument in ("-h", "--help") for argument in arguments):
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def launch(arguments: Sequence[str]) -> int:
-    """Everything between the command line and the exit status. Errors: ConfigError."""
+    """Compose, resolve, plan and start: all between command line and exit status. Errors: ConfigError."""
     from megalm.plan.fit import check_fits
     from megalm.plan.machine import machine_for, planned_machine, resolve_precision
     from megalm.plan.screen import plan_screen
@@ -99,7 +99,7 @@ def launch(arguments: Sequence[str]) -> int:
 
 
 def what_it_takes(config: Config) -> str:
-    """The smallest numbers of H100s that hold the run, and how long and how much it is on more of them."""
+    """Say how many H100s hold the run at least, and how long it takes and what it costs on more of them."""
     from megalm.plan.machine import planned_machine
     from megalm.plan.render import duration
     from megalm.plan.search import search

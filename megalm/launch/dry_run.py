@@ -47,7 +47,7 @@ class StageFigures:
     activation_bytes: int
     """Kept for backward at the schedule's peak, logits included."""
     in_flight: int
-    """Micro-batches (of one chunk) whose activations are held at that peak."""
+    """Micro-batches of one chunk whose activations are held at that peak."""
     sent_bytes: dict[str, float]
     """Bytes that a rank sends in a step, by mesh axis."""
 
@@ -123,7 +123,7 @@ def describe_ranks(config: Config) -> DryRun:
 
 
 def _stage(config: Config, mesh: Mesh, schedule: Schedule, peak: int) -> StageFigures:
-    """The figures of the ranks at one place of the pipeline."""
+    """Build and step the ranks at one place of the pipeline; gives their figures."""
     chunks = build_chunks(config, mesh, device="meta")
     unique = {id(p): p for chunk in chunks for p in chunk.parameters()}
     parameters = sum(p.numel() for p in unique.values())
@@ -217,13 +217,13 @@ class _Storages(TorchDispatchMode):
         return result
 
     def alive(self) -> int:
-        """Bytes of those that something still holds."""
+        """Count the bytes of storages that something still holds."""
         gc.collect()
         return sum(size for reference, size in self._found.values() if not reference.expired())
 
 
 def _step_on_paper(config: Config, mesh: Mesh, chunk: Transformer) -> tuple[int, dict[str, float]]:
-    """One forward and backward pass of one micro-batch: (bytes that are kept for backward, bytes sent by axis)."""
+    """Run one micro-batch forward and back: (bytes that are kept for backward, bytes sent by axis)."""
     rows, length = config.train.micro_batch_size, config.model.seq_length // mesh.context.size
     shape = (local_seq_length(config, mesh), rows, config.model.hidden_size)
     dtype = next(chunk.parameters()).dtype

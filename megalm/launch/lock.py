@@ -136,7 +136,7 @@ class FolderLock:
         return former
 
     def _shows_life(self) -> bool:
-        """Whether another machine's process touches the file. Opened each time: a shared file system then asks its server."""
+        """True once another machine's process touches the file. Opened each time: a shared file system then asks its server."""
         first = _touched(self.path)
         if time.time() - first > FORGOTTEN_S:
             return False
@@ -167,7 +167,7 @@ class FolderLock:
 
 
 def refuse_if_held(folder: Path, run: str) -> None:
-    """A look before anything is started: ConfigError where a process of this machine holds the folder now."""
+    """Look before anything is started: ConfigError where a process of this machine holds the folder now."""
     path = folder / LOCK
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -185,7 +185,7 @@ def refuse_if_held(folder: Path, run: str) -> None:
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Who a lock file says it is held by; None where it is not there, or says nothing that can be read."""
+    """Read who a lock file says holds it; None where there is no file, or nothing in it can be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return Holder(**{field.name: field.type(values[field.name]) for field in fields(Holder)})  # type: ignore[operator]
@@ -214,7 +214,7 @@ def _runs(process: int) -> bool:
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one under this name."""
+    """True while the open file is the one under this name: a holder that gave it back has removed it."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

@@ -59,7 +59,7 @@ def _wait_for_name(host: str, seconds: float) -> None:
 
 
 def _wait_for_rank_0(host: str, port: int, world: World, config: Config) -> None:
-    """Until somebody listens there: torch would fill the screen with its stack while it waits."""
+    """Wait until somebody listens there: torch itself would fill the screen with its stack meanwhile."""
     minutes = config.resilience.timeout_minutes
     deadline = time.monotonic() + 60 * minutes
     while True:

@@ -27,7 +27,7 @@ def resolve(config: Config, world_size: int) -> list[str]:
 
 
 def resolve_warmup(config: Config) -> list[str]:
-    """The updates of the warm-up; a sentence where those asked for, or the usual ones, are too many for the run."""
+    """Fit the warm-up into the run; returns a sentence where those asked for, or the usual ones, are too many."""
     from megalm.optim.lr import USUAL_WARMUP, warmup_steps
 
     optim, found = config.optim, spans_of(config)
@@ -67,7 +67,7 @@ def resolve_batch(config: Config) -> None:
 
 
 def resolve_length(config: Config) -> None:
-    """Steps from tokens, tokens from steps, or both from the number of parameters."""
+    """Work out steps from tokens, tokens from steps, or both from the number of parameters."""
     train = config.train
     if config.data.phases:
         _resolve_phases(config)
@@ -83,7 +83,7 @@ def resolve_length(config: Config) -> None:
 
 
 def _resolve_phases(config: Config) -> None:
-    """The curriculum's length, or of it what `train.steps` leaves; its batches and sequences fit the layout."""
+    """Take the curriculum's length, or what `train.steps` leaves of it; check that its batches and sequences fit the layout."""
     from megalm.config.layout import check_layout
 
     train, found = config.train, spans_of(config)

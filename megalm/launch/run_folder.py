@@ -9,26 +9,26 @@ LOGS = "logs"
 
 
 def run_folder(config: Config) -> Path:
-    """runs/NAME."""
+    """Name the run's folder: runs/NAME."""
     return Path(config.run.dir) / config.run.name
 
 
 def log_file(folder: Path, rank: int) -> Path:
-    """What a rank says."""
+    """Name the file that a rank's log goes to."""
     return folder / LOGS / f"rank-{rank}.log"
 
 
 def error_file(folder: Path, rank: int) -> Path:
-    """The message of a rank that found the configuration wrong, for the process that started it."""
+    """Name the file in which a rank that refuses the configuration leaves its message for the process that started it."""
     return folder / LOGS / f"error-rank-{rank}.json"
 
 
 def error_files(folder: Path) -> list[Path]:
-    """Such messages of all ranks, in the order of their names."""
+    """Find the messages that ranks left, in the order of their names."""
     return sorted((folder / LOGS).glob("error-rank-*.json"))
 
 
 def make_run_folder(folder: Path) -> None:
-    """The folder with its place for logs. Errors: ConfigError where it cannot be written."""
+    """Make the folder with its place for logs. Errors: ConfigError where it cannot be written."""
     with written(folder):
         (folder / LOGS).mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ class World:
 
 
 def find_world(config: Config, environment: Mapping[str, str]) -> World:
-    """The world from the launcher's variables, or from `world_size`.
+    """Find the world: from the launcher's variables, or from `world_size`.
 
     By default there is a rank for each GPU, or without any as many as the layout's axes multiply to.
 
@@ -49,7 +49,7 @@ def find_world(config: Config, environment: Mapping[str, str]) -> World:
 
 
 def _local_size(config: Config) -> int:
-    """Ranks to start on this machine."""
+    """Count the ranks to start on this machine."""
     gpus = accelerator_count(config)
     if gpus and config.world_size is not None and config.world_size > gpus:
         raise ConfigError(
@@ -60,7 +60,7 @@ def _local_size(config: Config) -> int:
 
 
 def accelerator_count(config: Config) -> int:
-    """GPUs that the run may use here."""
+    """Count the GPUs that the run may use here."""
     if config.device == "cpu":
         return 0
     import torch
@@ -72,7 +72,7 @@ def accelerator_count(config: Config) -> int:
 
 
 def device_type(config: Config) -> str:
-    """cpu or cuda."""
+    """Choose cpu or cuda."""
     return "cuda" if accelerator_count(config) else "cpu"
 
 
@@ -101,7 +101,7 @@ def _need(environment: Mapping[str, str], *names: str) -> None:
 
 
 def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
-    """A launcher's count or rank."""
+    """Read a launcher's count or rank."""
     text = environment.get(name)
     if text is None and default is not None:
         return default
@@ -115,7 +115,7 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
 
 
 def _check_meeting(environment: Mapping[str, str]) -> None:
-    """Where the ranks meet is given, and can be a place."""
+    """Check that the launcher gives a host and a port, and that they can be ones."""
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name, "").strip()]
     if missing:
         raise ConfigError(

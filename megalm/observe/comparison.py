@@ -60,7 +60,7 @@ COLUMNS = ("", "planned", "measured", "measured / planned")
 
 
 def comparison_table(plan: dict[str, Any]) -> Table:
-    """Planned, measured and their ratio, as a table for the terminal."""
+    """Lay planned, measured and their ratio out as a table for the terminal."""
     table = Table(title=TITLE, title_justify="left")
     for name in COLUMNS:
         table.add_column(name, justify="right" if name else "left")
@@ -70,7 +70,7 @@ def comparison_table(plan: dict[str, Any]) -> Table:
 
 
 def comparison_rows(plan: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """What was measured: its name and unit, planned, measured and their ratio."""
+    """List what was measured: its name and unit, planned, measured and their ratio."""
     rows = []
     units = {
         "step_seconds": ("step, s", 1.0),
@@ -106,7 +106,7 @@ class PeakMemory:
             self.before = _resident("VmRSS")
 
     def bytes(self) -> int:
-        """The peak so far."""
+        """Measure the peak so far."""
         if self.device_type != "cuda":
             return max(0, _resident("VmHWM") - self.before)
         import torch
@@ -117,13 +117,13 @@ class PeakMemory:
 
 
 def _forget_peak() -> None:
-    """Importing and measuring the machine took memory that is free again: on Linux the peak begins anew."""
+    """Begin the peak anew (on Linux): importing and measuring the machine took memory that is free again."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _resident(name: str) -> int:
-    """VmRSS (now) or VmHWM (at most) of the process; elsewhere than on Linux only the most is known."""
+    """Read VmRSS (now) or VmHWM (at most) of the process; elsewhere than on Linux only the most is known."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{name}:"):

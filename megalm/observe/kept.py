@@ -29,7 +29,7 @@ class KeptSteps:
             column.append(math.nan if value is None else value)
 
     def rows(self, first: int = 0) -> list[dict[str, Any]]:
-        """The steps as records, in the order that they were made in, from the `first`-th on."""
+        """Yield the steps as records, in the order of making, from the `first`-th on."""
         columns = [self._columns[key][first:] for key in self.keys]
         steps = map(int, self._columns["step"][first:])
         return [

@@ -24,7 +24,7 @@ def text_plot(
     title: str = "",
     marks: Sequence[float] = (),
 ) -> str:
-    """The values over their steps, in braille dots, with the range on the left and the steps below.
+    """Draw the values over their steps in braille dots, with the range on the left and the steps below.
 
     Values that are not finite have no place; where several steps share a column their mean is drawn.
 
@@ -60,7 +60,7 @@ class _Picture:
         self.cells = [[0] * width for _ in range(height)]
 
     def column(self, step: float) -> int:
-        """The step's column of dots."""
+        """Find the step's column of dots."""
         first, last = self.steps
         share = (step - first) / ((last - first) or 1)
         return round(min(max(share, 0.0), 1.0) * (2 * self.width - 1))
@@ -81,7 +81,7 @@ class _Picture:
                 self._set(column, level)
 
     def rows(self) -> list[str]:
-        """The picture's lines, with the range of the values on the left."""
+        """Give the picture's lines, with the range of the values on the left."""
         low, high = self.values
         lines = []
         for number, cells in enumerate(self.cells):
@@ -93,7 +93,7 @@ class _Picture:
         self.cells[row // 4][column // 2] |= _DOTS[row % 4][column % 2]
 
     def _levels(self, points: Sequence[Point]) -> Iterator[tuple[int, int]]:
-        """(column, row) of every column from the first finite point to the last, on straight lines between them."""
+        """Yield (column, row) of every column from the first finite point to the last, on straight lines between them."""
         shared: dict[int, list[float]] = {}
         for step, value in points:
             if math.isfinite(value):
@@ -114,7 +114,7 @@ class _Picture:
 
 
 def _label(value: float) -> str:
-    """A value in at most eight characters."""
+    """Write a value in at most eight characters."""
     plain = (".3f",) if 0.001 <= abs(value) < 10_000 or value == 0 else ()
     texts = [number_text(value, form) for form in (*plain, ".2e", ".1e", ".0e")]
     return next(text for text in texts if len(text) <= 8)

@@ -38,14 +38,14 @@ class RecordHook(Hook):
         self._first_step = step
 
     def _before(self, trainer: "Trainer") -> str | None:
-        """The settings that made the steps so far, of a run that an earlier version began."""
+        """Find the settings that made the steps so far, for a run that an earlier version began."""
         if trainer.origin is not None and trainer.origin.settings is not None:
             return config_yaml(trainer.origin.settings)
         file = self.folder / CONFIG
         return file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else None
 
     def _planned(self, file: Path) -> dict[str, Any] | None:
-        """What plan.json says beside what was measured; the same plan keeps the figures measured for it."""
+        """Keep what plan.json holds of measured figures where the plan is the same."""
         if not file.exists():
             return None
         try:

@@ -67,7 +67,7 @@ def _text_of(path: Path) -> str:
 
 
 def render(name: str, metrics: list[dict[str, Any]], events: list[dict[str, Any]], texts: dict[str, str]) -> str:
-    """The page's text. `texts`: contents of sample.txt, plan.json and config.yaml, as far as they are there."""
+    """Make the page's text. `texts`: contents of sample.txt, plan.json and config.yaml, as far as they are there."""
     course = course_of(metrics)
     blocks: list[Block] = [Facts(summary(course.steps))]
     rows = comparison_rows(_plan(texts.get("plan.json", "")))
@@ -82,7 +82,7 @@ def render(name: str, metrics: list[dict[str, Any]], events: list[dict[str, Any]
 
 
 def _plan(text: str) -> dict[str, Any]:
-    """The plan's numbers; {} where the file is not there or damaged: the page is then made without them."""
+    """Read the plan's numbers; {} where the file is not there or damaged: the page is then made without them."""
     try:
         plan = json.loads(text)
     except ValueError:
@@ -96,7 +96,7 @@ def plots_of(
     bands: Sequence[Band] = (),
     abandoned: Sequence[list[dict[str, Any]]] = (),
 ) -> list[Lines]:
-    """Loss (with held-out loss), gradient norm, learning rate, ... over steps; pale: what was gone back on."""
+    """Plot loss (with held-out loss), gradient norm, learning rate, ... over steps; pale what the run went back on."""
 
     def line(label: str, key: str, records: list[dict[str, Any]] = metrics, pale: bool = False) -> Line:
         return Line(label, [(r["step"], value) for r in records if (value := as_number(r.get(key))) is not None], pale)
@@ -128,7 +128,7 @@ def plots_of(
 
 
 def summary(metrics: list[dict[str, Any]]) -> dict[str, str]:
-    """The run in a few numbers."""
+    """Sum the run up in a few numbers."""
     if not metrics:
         return {"steps": "0"}
     last = metrics[-1]
@@ -156,7 +156,7 @@ def _marks(events: list[dict[str, Any]]) -> list[Mark]:
 
 
 def _bands(events: list[dict[str, Any]]) -> list[Band]:
-    """The steps that were taken back, or made again to look for the cause."""
+    """Find the steps that were taken back, or made again to look for the cause."""
     return [
         Band(event["to_step"], event["step"], "taken back", event_text(event))
         for event in events

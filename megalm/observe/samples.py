@@ -26,7 +26,7 @@ NEVER = 1 << 60
 
 
 def samples_of_step(run: Path, step: int) -> list[dict[str, Any]]:
-    """Every sample of a step that was made: source, document, offset, position in the stream, and text.
+    """Find every sample of a step that was made: source, document, offset, position in the stream, and text.
 
     Errors: ConfigError if there is no such run or step, or its data is gone.
     """
@@ -39,7 +39,7 @@ def samples_of_step(run: Path, step: int) -> list[dict[str, Any]]:
 
 
 def look_at_step(run: Path, step: int) -> dict[str, Any]:
-    """The samples of a step's global batch with their places and texts; of a step that is not `recorded`, those that it
+    """Find the samples of a step's global batch with their places and texts; of a step that is not `recorded`, those that it
     will be made from if nothing else is skipped.
 
     Where the step was made more than once (after a rollback), the last time counts. Without a tokenizer the text is
@@ -101,7 +101,7 @@ def _before(state: dict[str, Any], records: Sequence[dict[str, Any]], step: int)
 
 
 def _saved(place: Path | str) -> dict[str, Any] | None:
-    """The state of the newest checkpoint, which knows of every change of the mixture before it."""
+    """Read the state of the newest checkpoint, which knows of every change of the mixture before it."""
     try:
         state = CheckpointReader(place).state()
     except (CheckpointError, ConfigError, OSError):
@@ -132,7 +132,7 @@ def positions_of_step(
     curriculum: Curriculum,
     saved: tuple[int, int] = (0, 0),
 ) -> tuple[np.ndarray, bool]:
-    """Positions in the stream of the step's global batch, and whether the records say so (else it is not made yet).
+    """Find where in the stream the step's global batch lies, and whether the records say so (else it is not made yet).
 
     records: of metrics.jsonl; events: of events.jsonl, for what the guard left out; saved: a step and the position in the
     stream after it, for what lies beyond the records. The curriculum says how many samples a step takes where that does
@@ -156,7 +156,7 @@ def positions_of_step(
 
 
 def skipped_ranges(events: Sequence[dict[str, Any]], step: int) -> list[tuple[int, int]]:
-    """Ranges of the stream that were left out, as far as they were decided before this step was made the last time."""
+    """Find the ranges of the stream that were left out, as decided before this step was made the last time."""
     ranges = []
     for event in events:
         decision, samples = event.get("decision"), event.get("samples")
