@@ -14,6 +14,12 @@ USUAL_RESET_WARMUP = 150
 """Of SPAM (arXiv:2501.06842), after a reset every 500 updates."""
 
 
+STATES = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",)}
+"""What each update rule keeps beside every weight, in fp32."""
+READS = {"adamw": ("betas", "eps", "update_clip"), "sgd": ("momentum", "nesterov")}
+"""Settings that are a rule's own: with another rule they would do nothing."""
+
+
 @dataclass
 class AdaptiveClipConfig:
     """Gradient clipping that learns what is usual, beside the fixed `clip_grad_norm`."""
@@ -39,9 +45,9 @@ class AdaptiveClipConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW with decoupled decay (Loshchilov & Hutter 2019), global-norm clipping, warm-up and decay."""
+    """The update rule and its numbers, global-norm clipping, warm-up and decay."""
 
-    name: str = choice("adamw")
+    name: str = choice(*STATES)
     """The update rule."""
     lr: float = number(3e-4, above=0)
     """Peak learning rate."""
@@ -56,11 +62,15 @@ class OptimConfig:
     decay_fraction: float = number(0.2, above=0, at_most=1)
     """wsd: share of the run that the decay takes."""
     betas: tuple[float, float] = number((0.9, 0.95), at_least=0, below=1)
-    """Averaging factors of the first and second moments."""
+    """adamw: averaging factors of the first and second moments."""
     eps: float = number(1e-8, above=0)
-    """Added to the root of the second moment."""
+    """adamw: added to the root of the second moment."""
+    momentum: float = number(0.9, at_least=0, below=1)
+    """sgd: how much of the sum of past gradients each update keeps."""
+    nesterov: bool = False
+    """sgd: look ahead by the momentum (Nesterov 1983; Sutskever et al. 2013)."""
     weight_decay: float = number(0.1, at_least=0)
-    """Decay per unit of learning rate; never applied to norms, biases and embeddings."""
+    """Decay per unit of learning rate (sgd: added to the gradient); never applied to norms, biases and embeddings."""
     clip_grad_norm: float = number(1.0, at_least=0)
     """Gradients are scaled down to this global norm; 0: never."""
     adaptive_clip: AdaptiveClipConfig = field(default_factory=AdaptiveClipConfig)

@@ -5,7 +5,7 @@ from megalm.config.data import split_shares
 from megalm.config.errors import ConfigError
 from megalm.config.guard import check_guard
 from megalm.config.model import ModelConfig
-from megalm.config.optim import OptimConfig
+from megalm.config.optim import READS, STATES, OptimConfig
 from megalm.config.phases import spans_of
 from megalm.config.ranges import check_fields
 from megalm.config.root import Config
@@ -91,6 +91,19 @@ def _check_optim(optim: OptimConfig) -> None:
         optim.min_lr <= optim.lr,
         f"optim.min_lr={optim.min_lr:g}: must lie between 0 and optim.lr={optim.lr:g}. Leave it out for a share of optim.lr.",
     )
+    usual = OptimConfig()
+    for rule, keys in READS.items():
+        for key in keys:
+            value = getattr(optim, key)
+            _require(
+                key in READS[optim.name] or value == getattr(usual, key),
+                f"optim.{key}={shown(value)} is read by optim.name={rule} alone, and {optim.name} would ignore it. "
+                f"Leave it out, or use optim.name={rule}. {optim.name} reads {', '.join(READS[optim.name])}.",
+            )
+    _require(
+        not optim.nesterov or optim.momentum > 0,
+        f"optim.nesterov=true looks ahead by the momentum, and optim.momentum={optim.momentum:g}: give it one, such as 0.9.",
+    )
 
 
 def _check_rest(config: Config) -> None:
@@ -125,6 +138,10 @@ def _check_prevention(config: Config) -> None:
     """What keeps a run from diverging."""
     optim, clip = config.optim, config.optim.adaptive_clip
     assert optim.reset_warmup_steps is not None
+    _require(
+        config.guard.provoke.kind != "zero_second_moment" or "exp_avg_sq" in STATES[optim.name],
+        f"guard.provoke.kind=zero_second_moment: optim.name={optim.name} keeps no second moment.",
+    )
     _require(
         not (optim.qk_clip and config.model.qk_norm),
         f"optim.qk_clip={optim.qk_clip} and model.qk_norm=true: the norm makes the size of query and key weights "

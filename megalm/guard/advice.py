@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from megalm.config.optim import READS
+
 
 def advice(config: Any) -> list[str]:
     """The changes that this configuration has not made yet."""
@@ -30,11 +32,11 @@ def advice(config: Any) -> list[str]:
             "optim.adaptive_clip.kind=adagc or zclip: clip by what is usual for each tensor, or for the whole gradient "
             "(arXiv:2502.11034, arXiv:2504.02507)"
         )
-    if not optim.update_clip:
+    if "update_clip" in READS[optim.name] and not optim.update_clip:
         hints.append(
             "optim.update_clip=true: StableAdamW, no update that its second moment does not explain (2304.13013)"
         )
-    if len(optim.betas) == 2 and optim.betas[1] > 0.95:
+    if "betas" in READS[optim.name] and len(optim.betas) == 2 and optim.betas[1] > 0.95:
         hints.append(
             f"optim.betas=[{optim.betas[0]:g},0.95]: a second moment that forgets {optim.betas[1]:g} too slowly lags "
             "behind growing gradients (OPT, arXiv:2205.01068; Wortsman et al. 2023, arXiv:2304.13013)"

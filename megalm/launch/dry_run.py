@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megalm.config import Config
+from megalm.config.optim import STATES
 from megalm.data.batch import Batch
 from megalm.model.transformer import Transformer
 from megalm.ops.backend import Paper, use_backend, use_library
@@ -130,7 +131,7 @@ def _stage(config: Config, mesh: Mesh, schedule: Schedule, peak: int) -> StageFi
     weights = sum(p.numel() * p.element_size() for p in unique.values())
     narrow = config.precision.dtype != "fp32"
     shards = mesh.data_context.size if config.parallel.zero_stage else 1
-    moments = 2 + narrow  # fp32 masters are the weights themselves in fp32
+    states = len(STATES[config.optim.name]) + narrow  # fp32 masters are the weights themselves in fp32
     sent: dict[str, float] = {}
     kept = []
     for chunk in chunks:
@@ -160,7 +161,7 @@ def _stage(config: Config, mesh: Mesh, schedule: Schedule, peak: int) -> StageFi
         parameters=parameters,
         weight_bytes=weights,
         gradient_bytes=gradients // (shards if config.parallel.zero_stage == 2 else 1),
-        optimizer_bytes=parameters * FP32 * moments // shards,
+        optimizer_bytes=parameters * FP32 * states // shards,
         # With several chunks the last one, whose logits are large, is at the turn: it is in flight once.
         activation_bytes=max(kept) * peak if len(kept) == 1 else max(kept[:-1]) * (peak - 1) + kept[-1],
         in_flight=peak,

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from megalm.config.optim import OptimConfig
-from megalm.optim.groups import decay_of
+from megalm.optim.groups import Group, Groups
 from megalm.optim.stretches import Part, Stretch
 from megalm.parallel import collectives
 from megalm.parallel.mesh import Axis, Mesh
@@ -44,7 +43,7 @@ class Bucket:
     copies.
 
     Buffers (flat):  weights [N] in the parameters' dtype, the parameters are views of it;  gradient [N] fp32;
-                     master, exp_avg, exp_avg_sq [N / shards] fp32; masters of fp32 parameters are a view of weights
+                     master and each state of the rule [N / shards] fp32; masters of fp32 parameters are a view of weights
     """
 
     def __init__(
@@ -55,16 +54,12 @@ class Bucket:
         shards: int,
         keep_gradient: bool,
         late: bool,
-        decay: float,
+        group: Group,
     ) -> None:
         first = parameters[0]
         self.axis, self.shards, self.late, self.keep_gradient = axis, shards, late, keep_gradient
-        self.decay = decay
-        self.entries: list[Entry] = []
-        end = 0
-        for parameter in parameters:
-            self.entries.append(Entry(parameter, end, end + parameter.numel()))
-            end += -(-parameter.numel() // _ALIGN) * _ALIGN
+        self.group = group
+        self.entries, end = _place_whole(parameters, shards) if group.rule.whole_matrices else _place(parameters)
         grain = _ALIGN * axis.size
         self.length = -(-end // grain) * grain
         part = self.length // shards
@@ -78,8 +73,7 @@ class Bucket:
         own = self.weights[self.low : self.high]
         self.narrow = first.dtype != torch.float32
         self.master = own.float() if self.narrow else own
-        self.exp_avg = torch.zeros_like(self.master)
-        self.exp_avg_sq = torch.zeros_like(self.master)
+        self.state = {name: torch.zeros_like(self.master) for name in group.rule.states}
 
         self.gradient: Tensor | None = None
         self.reduced: Tensor | None = None
@@ -159,10 +153,9 @@ class Bucket:
         return Part(
             tuple(self._stretches()),
             self.master,
-            self.exp_avg,
-            self.exp_avg_sq,
+            self.state,
             self._shard_gradient,
-            self.decay,
+            self.group,
             self.weights[self.low : self.high] if self.narrow else None,
         )
 
@@ -213,8 +206,8 @@ class Bucket:
 
     def boxes(self) -> Iterator[Box]:
         """This rank's masters and optimizer state as boxes of global tensors."""
-        parts = (("", self.master), ("optimizer.exp_avg.", self.exp_avg), ("optimizer.exp_avg_sq.", self.exp_avg_sq))
-        for prefix, flat in parts:
+        states = {f"optimizer.{name}.": flat for name, flat in self.state.items()}
+        for prefix, flat in {"": self.master, **states}.items():
             for entry in self.entries:
                 for piece, start, stop in entry.segments():
                     low, high = max(start, self.low), min(stop, self.high)
@@ -224,13 +217,48 @@ class Bucket:
                         yield Box(prefix + piece.name, piece.global_shape, offset, flat[at : at + count].view(shape))
 
 
+def _room(parameter: nn.Parameter) -> int:
+    """Elements that a parameter takes, with what aligns the next one."""
+    return -(-parameter.numel() // _ALIGN) * _ALIGN
+
+
+def _place(parameters: Sequence[nn.Parameter]) -> tuple[list[Entry], int]:
+    """One after the other. Returns the entries and where the last one's room ends."""
+    entries: list[Entry] = []
+    end = 0
+    for parameter in parameters:
+        entries.append(Entry(parameter, end, end + parameter.numel()))
+        end += _room(parameter)
+    return entries, end
+
+
+def _place_whole(parameters: Sequence[nn.Parameter], shards: int) -> tuple[list[Entry], int]:
+    """No parameter across the end of a shard: each, the largest first, goes to the shard with the most room left.
+
+    All shards are as long as the fullest, which the collectives ask for; what the others have less is padding.
+    """
+    dealt: list[list[int]] = [[] for _ in range(shards)]
+    loads = [0] * shards
+    for index in sorted(range(len(parameters)), key=lambda index: -parameters[index].numel()):
+        emptiest = loads.index(min(loads))
+        dealt[emptiest].append(index)
+        loads[emptiest] += _room(parameters[index])
+    length = max(loads)
+    entries: list[Entry] = []
+    for shard, indices in enumerate(dealt):
+        own, _ = _place([parameters[index] for index in sorted(indices)])
+        entries += [Entry(e.parameter, shard * length + e.start, shard * length + e.stop) for e in own]
+    return entries, shards * length
+
+
 def plan_buckets(
-    chunks: Sequence[nn.Module], optim: OptimConfig, mesh: Mesh, *, zero_stage: int, bucket_bytes: float
+    chunks: Sequence[nn.Module], groups: Groups, mesh: Mesh, *, zero_stage: int, bucket_bytes: float
 ) -> tuple[list[Bucket], dict[int, int]]:
     """Buckets of all parameters, in the order in which backward completes them (the late ones last), and how often
     each parameter occurs.
 
-    Within a bucket: one dtype, one decay, one reduction axis. A parameter that several chunks share is placed once.
+    Within a bucket: one dtype, one group, one reduction axis. A parameter that several chunks share is placed once. A bucket
+    whose rule needs whole matrices gets at least as many parameters as it has shards, where there are so many.
     """
     uses: dict[int, int] = {}
     ordered: list[nn.Parameter] = []
@@ -248,19 +276,22 @@ def plan_buckets(
     for position, parameter in enumerate(ordered):
         slice_ = slice_of(parameter)
         late = slice_.shared or uses[id(parameter)] > 1 or any(piece.sum_over for piece in slice_.pieces)
-        key = (late, parameter.dtype, decay_of(slice_, optim), slice_.reduce_over)
+        updated = groups.of(slice_)
+        key = (late, parameter.dtype, updated, slice_.reduce_over)
         group = open_groups.setdefault(key, [])
         group.append(parameter)
-        if sum(member.numel() for member in group) * 4 >= bucket_bytes:
+        axis = getattr(mesh, slice_.reduce_over)
+        fewest = axis.size if updated.rule.whole_matrices and zero_stage else 1
+        if len(group) >= fewest and sum(member.numel() for member in group) * 4 >= bucket_bytes:
             finished.append((position, key, open_groups.pop(key)))
     rest: Iterable[tuple[tuple, list[nn.Parameter]]] = open_groups.items()
     places = {id(parameter): position for position, parameter in enumerate(ordered)}
     finished += [(places[id(group[-1])], key, group) for key, group in rest]
     finished.sort(key=lambda item: (item[1][0], item[0]))
     buckets = []
-    for _, (late, _, decay, reduce_over), group in finished:
-        axis: Axis = getattr(mesh, reduce_over)
+    for _, (late, _, updated, reduce_over), group in finished:
+        axis = getattr(mesh, reduce_over)
         shards = axis.size if zero_stage else 1
         keep = zero_stage < 2 or late
-        buckets.append(Bucket(group, axis, shards=shards, keep_gradient=keep, late=late, decay=decay))
+        buckets.append(Bucket(group, axis, shards=shards, keep_gradient=keep, late=late, group=updated))
     return buckets, uses

@@ -20,10 +20,10 @@ from torch.distributed.tensor import DTensor
 
 from megalm.config.errors import ConfigError
 from megalm.config.optim import OptimConfig
-from megalm.ops import adamw_
-from megalm.optim.adamw import AdamW
 from megalm.optim.clip import global_statistics
-from megalm.optim.groups import decay_of
+from megalm.optim.groups import Group, Groups, usual_choices
+from megalm.optim.optimizer import Optimizer, check_whole_matrices
+from megalm.optim.rules import Update
 from megalm.optim.stretches import Part, Stretch
 from megalm.optim.tensor_rules import TensorRules
 from megalm.parallel import collectives
@@ -37,11 +37,10 @@ class _Shard:
 
     parameter: DTensor
     slice_: Slice
-    decay: float
+    group: Group
     first: int
     master: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+    state: dict[str, Tensor]
     gradient: Tensor | None = None
 
     def segments(self) -> Iterator[tuple[Piece, int, int]]:
@@ -54,8 +53,8 @@ class _Shard:
 
     def part(self) -> Part:
         """As `Bucket.part`."""
-        state = self.master.view(-1), self.exp_avg.view(-1), self.exp_avg_sq.view(-1)
-        return Part(tuple(self._stretches()), *state, self._flat_gradient, self.decay)
+        state = {name: values.view(-1) for name, values in self.state.items()}
+        return Part(tuple(self._stretches()), self.master.view(-1), state, self._flat_gradient, self.group)
 
     def _flat_gradient(self) -> Tensor:
         assert self.gradient is not None
@@ -69,8 +68,9 @@ class _Shard:
             yield Stretch(piece, low, high, (self.first + start - piece.row) * row, low, last)
 
 
-class FullyShardedOptimizer(AdamW):
-    """AdamW over parameters that `fully_shard` has split; the same steps and meaning as `ShardedOptimizer`.
+class FullyShardedOptimizer(Optimizer):
+    """Updates parameters that `fully_shard` has split, each by its group's rule; steps and meaning are
+    those of `ShardedOptimizer`.
 
     Comm:   all-gather of each layer's weights in forward and in backward, reduce-scatter of its gradients after every
             backward pass
@@ -84,6 +84,7 @@ class FullyShardedOptimizer(AdamW):
         super().__init__(optim, mesh)
         self.axis = mesh.data_context
         self.shards: list[_Shard] = []
+        self._groups = Groups(usual_choices(optim))
         seen: set[int] = set()
         for chunk in chunks:
             own = {id(parameter) for parameter in chunk.parameters()}
@@ -96,7 +97,9 @@ class FullyShardedOptimizer(AdamW):
             seen |= own
         for chunk in chunks:
             self._shard(chunk)
-        self.rules = TensorRules(optim, self.parts(), mesh)
+        self._parts = [shard.part() for shard in self.shards]
+        check_whole_matrices(self._parts)
+        self.rules = TensorRules(optim, self._parts, mesh)
 
     def _shard(self, chunk: nn.Module) -> None:
         """Split a chunk layer by layer, then what is left of it; parameters keep their slices."""
@@ -122,10 +125,9 @@ class FullyShardedOptimizer(AdamW):
             local = parameter.to_local().detach()
             per_rank = -(-parameter.shape[0] // self.axis.size)
             first = min(self.axis.rank * per_rank, parameter.shape[0])
-            state = torch.zeros_like(local), torch.zeros_like(local)
-            self.shards.append(
-                _Shard(parameter, slices[name], decay_of(slices[name], self.optim), first, local, *state)
-            )
+            group = self._groups.of(slices[name])
+            state = {kind: torch.zeros_like(local) for kind in group.rule.states}
+            self.shards.append(_Shard(parameter, slices[name], group, first, local, state))
 
     def begin_step(self, num_micro_batches: int) -> None:
         """Start accumulating. Comm: two numbers over the data axis: every pass gathers weights, so all ranks must run
@@ -173,26 +175,10 @@ class FullyShardedOptimizer(AdamW):
         """Update this rank's shards with gradients multiplied by `grad_scale`."""
         self.step_count += 1
         self.last_scale = float(grad_scale)
-        beta1, beta2 = self.optim.betas
         rates = self.rules.rates(self.last_scale, self.step_count)
-        for shard, segments in zip(self.shards, rates, strict=True):
-            assert shard.gradient is not None
-            if not shard.master.numel():
-                continue
-            adamw_(
-                shard.master.view(-1),
-                shard.gradient.reshape(-1),
-                shard.exp_avg.view(-1),
-                shard.exp_avg_sq.view(-1),
-                lr=lr,
-                beta1=beta1,
-                beta2=beta2,
-                eps=self.optim.eps,
-                weight_decay=shard.decay,
-                step=self.step_count,
-                grad_scale=grad_scale,
-                segments=segments,
-            )
+        for part, segments in zip(self._parts, rates, strict=True):
+            if part.master.numel():
+                part.group.rule.step(part, Update(lr, self.step_count, grad_scale, segments))
 
     def gather_parameters(self) -> None:
         """Nothing to do: the masters are the parameters, and forward gathers them."""
@@ -202,19 +188,19 @@ class FullyShardedOptimizer(AdamW):
 
     def parts(self) -> list[Part]:
         """The flat buffers with the global tensors in them."""
-        return [shard.part() for shard in self.shards]
+        return self._parts
 
     def boxes(self) -> list[Box]:
         """As `ShardedOptimizer.boxes`."""
+        kinds = list(dict.fromkeys(name for shard in self.shards for name in shard.group.rule.states))
         found = []
-        for prefix, kind in (
-            ("", "master"),
-            ("optimizer.exp_avg.", "exp_avg"),
-            ("optimizer.exp_avg_sq.", "exp_avg_sq"),
-        ):
+        for kind in ("", *kinds):
             for shard in self.shards:
+                values = shard.state.get(kind) if kind else shard.master
+                if values is None:  # of another rule
+                    continue
                 for piece, start, stop in shard.segments():
                     row = piece.offset[0] + shard.first + start - piece.row
-                    rows = getattr(shard, kind)[start:stop]
-                    found.append(Box(prefix + piece.name, piece.global_shape, (row, *piece.offset[1:]), rows))
+                    name = f"optimizer.{kind}.{piece.name}" if kind else piece.name
+                    found.append(Box(name, piece.global_shape, (row, *piece.offset[1:]), values[start:stop]))
         return found

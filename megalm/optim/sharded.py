@@ -1,4 +1,4 @@
-"""The optimizer: fp32 gradients in flat buckets, reduced while backward goes on; AdamW on this rank's share; ZeRO
+"""The optimizer: fp32 gradients in flat buckets, reduced while backward goes on; the update on this rank's share; ZeRO
 stages 0, 1 and 2."""
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from megalm.config.optim import OptimConfig
-from megalm.ops import adamw_
-from megalm.optim.adamw import AdamW
 from megalm.optim.buckets import Bucket, plan_buckets
 from megalm.optim.clip import global_statistics
+from megalm.optim.groups import Groups, usual_choices
+from megalm.optim.optimizer import Optimizer, check_whole_matrices
+from megalm.optim.rules import Update
 from megalm.optim.stretches import Part
 from megalm.optim.tensor_rules import TensorRules
 from megalm.parallel import collectives
@@ -55,8 +56,8 @@ class _Sink:
         self.optimizer._arrived(self.bucket)
 
 
-class ShardedOptimizer(AdamW):
-    """AdamW over all parameters of this rank's chunks.
+class ShardedOptimizer(Optimizer):
+    """Updates all parameters of this rank's chunks, each by its group's rule.
 
     A step:  begin_step(micro-batches) -> backward passes -> finish_gradients() -> statistics() -> step(lr, scale)
 
@@ -83,7 +84,11 @@ class ShardedOptimizer(AdamW):
         # Nobody to share with: the stages are the same, and stage 2's early reductions would count gradients again.
         self.zero_stage = parallel.zero_stage if mesh.data_context.size > 1 else 0
         self.buckets, self._uses = plan_buckets(
-            chunks, optim, mesh, zero_stage=self.zero_stage, bucket_bytes=parallel.bucket_mb * 2**20
+            chunks,
+            Groups(usual_choices(optim)),
+            mesh,
+            zero_stage=self.zero_stage,
+            bucket_bytes=parallel.bucket_mb * 2**20,
         )
         self._expected: dict[int, int] = {}
         self._every_micro_batch = False
@@ -96,7 +101,9 @@ class ShardedOptimizer(AdamW):
                 parameter.gradient_sink = _Sink(self, bucket, index)  # type: ignore[attr-defined]
                 parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, bucket, index))
         self._install_waits(chunks)
-        self.rules = TensorRules(optim, self.parts(), mesh)
+        self._parts = [bucket.part() for bucket in self.buckets]
+        check_whole_matrices(self._parts)
+        self.rules = TensorRules(optim, self._parts, mesh)
 
     # ------------------------------------------------------------------------------------------------------- gradients
     def begin_step(self, num_micro_batches: int) -> None:
@@ -198,25 +205,10 @@ class ShardedOptimizer(AdamW):
         """
         self.step_count += 1
         self.last_scale = float(grad_scale)
-        beta1, beta2 = self.optim.betas
         rates = self.rules.rates(self.last_scale, self.step_count)
-        for bucket, segments in reversed(list(zip(self.buckets, rates, strict=True))):  # as the next forward needs them
-            assert bucket.reduced is not None
-            adamw_(
-                bucket.master,
-                bucket.reduced,
-                bucket.exp_avg,
-                bucket.exp_avg_sq,
-                lr=lr,
-                beta1=beta1,
-                beta2=beta2,
-                eps=self.optim.eps,
-                weight_decay=bucket.decay,
-                step=self.step_count,
-                grad_scale=grad_scale,
-                out=bucket.weights[bucket.low : bucket.high] if bucket.narrow else None,
-                segments=segments,
-            )
+        whole = list(zip(self.buckets, self._parts, rates, strict=True))
+        for bucket, part, segments in reversed(whole):  # as the next forward needs them
+            part.group.rule.step(part, Update(lr, self.step_count, grad_scale, segments))
             bucket.gather()
 
     @torch.no_grad()
@@ -258,11 +250,11 @@ class ShardedOptimizer(AdamW):
     # ----------------------------------------------------------------------------------------------------------- state
     def parts(self) -> list[Part]:
         """The flat buffers with the global tensors in them."""
-        return [bucket.part() for bucket in self.buckets]
+        return self._parts
 
     def boxes(self) -> list[Box]:
-        """This rank's fp32 masters (under the parameters' names) and moments (`optimizer.exp_avg.NAME`,
-        `optimizer.exp_avg_sq.NAME`).
+        """This rank's fp32 masters (under the parameters' names) and states of the rules
+        (`optimizer.exp_avg.NAME`).
 
         The tensors are live views; after writing to them call `gather_parameters()`.
         """

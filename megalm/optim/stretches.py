@@ -7,9 +7,10 @@ all-reduce of a number per tensor makes the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import Piece
+
+if TYPE_CHECKING:
+    from megalm.optim.groups import Group
 
 
 @dataclass(frozen=True)
@@ -34,20 +38,24 @@ class Stretch:
     first: int
     last: int
 
+    def view(self, flat: Tensor) -> Tensor:
+        """The tensor within the flat buffer, in its own shape: where the stretch is the whole piece."""
+        return flat[self.start : self.stop].view(self.piece.shape)
+
 
 @dataclass(frozen=True)
 class Part:
     """A flat share of the optimizer's state: one bucket's shard, or one fully sharded parameter.
 
-    Shapes: master, exp_avg, exp_avg_sq, gradient() all fp32 [N]; out, the rounded weights, [N] or None
+    state: the group's rule's buffers, by name.
+    Shapes: master, every state, gradient() all fp32 [N]; out, the rounded weights, [N] or None
     """
 
     stretches: tuple[Stretch, ...]
     master: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+    state: Mapping[str, Tensor]
     gradient: Callable[[], Tensor]
-    decay: float
+    group: Group
     out: Tensor | None = None
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megalm.config.optim import OptimConfig
-from megalm.ops import Segments, update_clipping_rates, update_squares
+from megalm.ops import Segments, update_clipping_rates
 from megalm.optim.adaptive_clip import AdaGC, make_clip
 from megalm.optim.stretches import Part, TensorIndex, squares
 from megalm.parallel import collectives
@@ -60,7 +60,7 @@ class TensorRules:
             return [None] * len(self.parts)
         sums = torch.zeros(len(self.index), dtype=torch.float64, device=self.mesh.device)
         for part, layout in zip(self.parts, self._layouts, strict=True):
-            layout.add(part, sums, self.optim, step, grad_scale)
+            layout.add(part, sums, step, grad_scale)
         collectives.all_reduce(sums, self.mesh.world)
         sizes = torch.tensor(self.index.sizes, dtype=torch.float64, device=self.mesh.device)
         rates = update_clipping_rates(sums, sizes)
@@ -94,19 +94,13 @@ class _Layout:
         self.high = at
         self.counted = torch.tensor(tensors[1::2], dtype=torch.int64, device=device)
 
-    def add(self, part: Part, sums: Tensor, optim: OptimConfig, step: int, scale: float) -> None:
+    def add(self, part: Part, sums: Tensor, step: int, scale: float) -> None:
         """Add what this rank counts of each tensor's squared update. Shapes: sums fp64 [tensors]"""
         if not self.lengths:
             return
-        found = update_squares(
-            part.gradient()[self.low : self.high],
-            part.exp_avg_sq[self.low : self.high],
-            self.lengths,
-            beta2=optim.betas[1],
-            eps=optim.eps,
-            step=step,
-            grad_scale=scale,
-        )
+        state = {name: flat[self.low : self.high] for name, flat in part.state.items()}
+        gradient = part.gradient()[self.low : self.high]
+        found = part.group.rule.update_squares(gradient, state, self.lengths, step, scale)
         sums.index_add_(0, self.counted, found[1::2])
 
     def segments(self, rates: Tensor) -> Segments | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from megalm.config.optim import OptimConfig
+from megalm.optim.rules import Rule
 from megalm.optim.stretches import Part, Stretch, TensorIndex
 
 PLACES = 128
@@ -17,24 +17,30 @@ _GOLDEN = 0.6180339887498949
 
 
 class UpdateSample:
-    """Mean square of m' / (sqrt(v') + eps), Adam's update at learning rate 1, over PLACES elements of each tensor.
+    """Mean square of the update at learning rate 1 (`Rule.sample`), over PLACES elements of each tensor.
 
     The places are fixed in the global tensor (golden-ratio steps, so that no column is favoured), hence the same on
     every layout. Gradients count with the factor that the last applied update had: this step's own clipping factor
     comes out of the same all-reduce.
     """
 
-    def __init__(self, parts: Sequence[Part], index: TensorIndex, optim: OptimConfig) -> None:
-        self.parts, self.optim, self.index = parts, optim, index
+    def __init__(self, parts: Sequence[Part], index: TensorIndex) -> None:
+        self.index = index
         device = index.mesh.device
-        self._where: list[Tensor] = []
-        numbers: list[Tensor] = []
+        places_of: dict[tuple[Rule, float], list[tuple[Part, Tensor]]] = {}
+        numbers: dict[tuple[Rule, float], list[Tensor]] = {}
         for part in parts:
             found = [(s, places) for s in part.stretches if len(places := _local_places(s))]
-            where = torch.cat([places for _, places in found]) if found else torch.empty(0, dtype=torch.int64)
-            self._where.append(where.to(device))
-            numbers += [torch.full((len(places),), index.number[s.piece.name]) for s, places in found]
-        self._numbers = torch.cat(numbers).to(device) if numbers else torch.empty(0, dtype=torch.int64, device=device)
+            if not found:
+                continue
+            where = torch.cat([places for _, places in found])
+            kind = part.group.rule, part.group.rate
+            places_of.setdefault(kind, []).append((part, where.to(device)))
+            numbers.setdefault(kind, []).extend(
+                torch.full((len(places),), index.number[s.piece.name]) for s, places in found
+            )
+        self._places = places_of
+        self._numbers = {kind: torch.cat(tensors).to(device) for kind, tensors in numbers.items()}
         self.counts = torch.tensor([len(_places(size)) for size in index.sizes], dtype=torch.float64)
 
     @torch.no_grad()
@@ -43,17 +49,11 @@ class UpdateSample:
 
         Shapes: -> fp64 [tensors], to be summed over the world and divided by `counts`
         """
-        beta1, beta2 = self.optim.betas
-        found = [(part, where) for part, where in zip(self.parts, self._where, strict=True) if len(where)]
         total = torch.zeros(len(self.index), dtype=torch.float64, device=self.index.mesh.device)
-        if not found:
-            return total
-        gradient = torch.cat([part.gradient()[where] for part, where in found]) * scale
-        first = torch.cat([part.exp_avg[where] for part, where in found]).lerp_(gradient, 1.0 - beta1)
-        second = torch.cat([part.exp_avg_sq[where] for part, where in found]).lerp_(gradient.square(), 1.0 - beta2)
-        second.div_(1.0 - beta2**step).sqrt_().add_(self.optim.eps)
-        update = first.div_(second).div_(1.0 - beta1**step)
-        return total.index_add_(0, self._numbers, update.double().square())
+        for (rule, rate), places in self._places.items():
+            update = rule.sample([part for part, _ in places], [where for _, where in places], step, scale) * rate
+            total.index_add_(0, self._numbers[rule, rate], update.double().square())
+        return total
 
 
 def _places(size: int) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 from megalm.architecture.shape import shape_of
 from megalm.config import Config, ConfigError, ModelConfig
+from megalm.config.optim import STATES
 
 BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 """Bytes of one element of weights and activations (fp8 products are stored as bf16)."""
@@ -28,6 +29,8 @@ class Layout:
     micro_batch: int = 1
     global_batch: int = 1
     dtype: str = "bf16"
+    states: int = 2
+    """What the update rule keeps beside each weight, fp32."""
 
     @property
     def world(self) -> int:
@@ -121,6 +124,7 @@ def layout_of(config: Config, gpus: int) -> Layout:
                 f" set parallel.data=auto or start {data * model_ranks} ranks."
             )
     return Layout(
+        states=len(STATES[config.optim.name]),
         data=data,
         tensor=parallel.tensor,
         pipeline=parallel.pipeline,

@@ -280,14 +280,14 @@ def _stage(
     gathered = 0.0
     if layout.fully_shard:
         one_layer = local_parameters(pieces, 1, False, False, layout.tensor, layout.expert)
-        weights, gradients, optimizer = 4.0 * held / shards, 4.0 * held / shards, 8.0 * held / shards
+        weights, gradients, optimizer = 4.0 * held / shards, 4.0 * held / shards, 4.0 * layout.states * held / shards
         gathered = 2 * one_layer * size + one_layer * 4.0
         if first or last:
             gathered += model.vocab_size * model.hidden_size * size / layout.tensor
     else:
         weights = float(size * held)
         master = 4.0 if layout.dtype != "fp32" else 0.0
-        optimizer = (8.0 + master) * held / (shards if layout.zero_stage else 1)
+        optimizer = (4.0 * layout.states + master) * held / (shards if layout.zero_stage else 1)
         gradients = 4.0 * held / (shards if layout.zero_stage >= 2 else 1)
         if layout.zero_stage and shards > 1:
             gradients += 4.0 * held / shards if layout.zero_stage == 1 else min(2 * bucket, 4.0 * held)
@@ -316,7 +316,8 @@ def _stage(
     if layout.pipeline > 1:
         communication += 2 * stream
     dynamic = activations + logits + working + communication
-    state = 12.0 * held / (shards if layout.zero_stage or layout.fully_shard else 1)
+    saved = 4.0 * (1 + layout.states) * held
+    state = saved / (shards if layout.zero_stage or layout.fully_shard else 1)
     # On a CPU the C library's allocator breaks the largest freed block up for smaller ones: the second step takes another.
     largest = at_once * columns * size if last else 0.0
     runtime = CPU_RUNTIME_BYTES + largest if cpu else RUNTIME_BYTES + FRAGMENTATION * dynamic
@@ -334,6 +335,6 @@ def _stage(
         runtime=runtime,
         in_flight=flight,
         snapshots=snapshots * state if cpu else 0.0,
-        saving=12.0 * held / (layout.data * layout.context) if cpu else 0.0,
+        saving=saved / (layout.data * layout.context) if cpu else 0.0,
         host_snapshots=snapshots * state,
     )

@@ -113,7 +113,7 @@ class Plan:
             "dollars": self.dollars,
             "dollars_per_gpu_hour": self.machine.price,
             "price_source": self.machine.price_source,
-            "checkpoint_bytes": round(cost.CHECKPOINT_BYTES * self.counts.total),
+            "checkpoint_bytes": round(4.0 * (1 + self.layout.states) * self.counts.total),
             "expected_failures": failures,
             "goodput": self.losses.as_dict(),
         }
@@ -171,7 +171,7 @@ SAVE_SECONDS = 1.0
 def checkpoint_stall(total_parameters: int, layout: Layout, machine: Machine) -> float:
     """Seconds that the step waits for an asynchronous save: ranks meet, and copy their shares to host memory."""
     holders = layout.world if layout.zero_stage or layout.fully_shard else layout.tensor * layout.pipeline
-    return SAVE_SECONDS + cost.CHECKPOINT_BYTES * total_parameters / holders / machine.accelerator.host_bandwidth
+    return SAVE_SECONDS + 4.0 * (1 + layout.states) * total_parameters / holders / machine.accelerator.host_bandwidth
 
 
 def time_shares(seconds: StepTime) -> list[tuple[str, float]]:

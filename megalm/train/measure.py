@@ -78,7 +78,7 @@ class Measurement:
                 layer.largest_logit = torch.full((heads,), -math.inf, device=mesh.device)
         if config.guard.enabled:
             parts = optimizer.parts()
-            self.updates = UpdateSample(parts, TensorIndex(parts, mesh), config.optim)
+            self.updates = UpdateSample(parts, TensorIndex(parts, mesh))
 
     def begin(self) -> None:
         """A step starts: forget the last one's logits."""

@@ -9,7 +9,7 @@ import torch
 import megalm
 from megalm.config.compose import compose_config
 from megalm.model.transformer import Transformer
-from megalm.optim.groups import decay_of
+from megalm.optim.groups import Groups, usual_choices
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import Role, slice_of
 
@@ -65,5 +65,6 @@ def test_a_model_with_every_part_has_every_role_of_a_dense_one():
 
 def test_only_what_multiplies_a_hidden_state_decays():
     found, config = roles(*WITH_EVERYTHING)
-    decayed = {name for name, slice_ in found.items() if decay_of(slice_, config.optim)}
+    groups = Groups(usual_choices(config.optim))
+    decayed = {name for name, slice_ in found.items() if groups.of(slice_).decay}
     assert decayed == {n for n in found if n.endswith(".weight") and "norm." not in n and "embedding" not in n}

@@ -18,14 +18,17 @@ def test_the_sampled_update_is_near_the_whole_one(tmp_path):
     optimizer.finish_gradients()
     parts = optimizer.parts()
     index = TensorIndex(parts, trainer.mesh)
-    sample = UpdateSample(parts, index, trainer.config.optim)
+    sample = UpdateSample(parts, index)
     step = optimizer.step_count + 1
     found = (sample.sums(step, 0.5) / sample.counts).sqrt()
     for part in parts:
         for s in part.stretches:
             here = slice(s.start, s.stop)
             g = part.gradient()[here] * 0.5
-            first, second = part.exp_avg[here] * 0.9 + 0.1 * g, part.exp_avg_sq[here] * 0.95 + 0.05 * g**2
+            first, second = (
+                part.state["exp_avg"][here] * 0.9 + 0.1 * g,
+                part.state["exp_avg_sq"][here] * 0.95 + 0.05 * g**2,
+            )
             update = first / (1 - 0.9**step) / ((second / (1 - 0.95**step)).sqrt() + 1e-8)
             exact = update.square().mean().sqrt().item()
             limit = 1e-4 if update.numel() <= 128 else 0.35

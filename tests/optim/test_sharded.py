@@ -68,14 +68,21 @@ def parameter_names(model):
     return {name: p for name, p in model.named_parameters()}
 
 
-def plain():
-    """Torch's own AdamW and clipping on one process: norms, global tensors of weights and moments."""
+def torch_adamw(groups):
+    return torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), eps=1e-8)
+
+
+def plain(torch_optimizer=torch_adamw, states=(("exp_avg", "exp_avg"), ("exp_avg_sq", "exp_avg_sq"))):
+    """Torch's own optimizer and clipping on one process: norms, global tensors of weights and states.
+
+    states: ours and torch's name of each.
+    """
     model = Stage(Mesh.single(), False)
     initialize(model, 1)
     decayed = [model.up.weight, model.down.weight]
     others = [p for p in model.parameters() if all(p is not d for d in decayed)]
     groups = [{"params": decayed, "weight_decay": 0.3}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = torch_optimizer(groups)
     norms, data = [], iter(micro_batches(STEPS * PER_STEP))
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -85,7 +92,12 @@ def plain():
             F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
         optimizer.step()
+    found = {}
+    for ours, theirs in states:
+        found[f"optimizer.{ours}.k.weight"] = optimizer.state[model.up.weight][theirs][12:]
+        found[f"optimizer.{ours}.embedding.weight"] = optimizer.state[model.embedding.weight][theirs]
     return norms, {
+        **found,
         "embedding.weight": model.embedding.weight,
         "norm.weight": model.norm.weight,
         "norm.bias": model.norm.bias,
@@ -96,12 +108,10 @@ def plain():
         "down.weight": model.down.weight,
         "down.bias": model.down.bias,
         "final.weight": model.final.weight,
-        "optimizer.exp_avg.k.weight": optimizer.state[model.up.weight]["exp_avg"][12:],
-        "optimizer.exp_avg_sq.embedding.weight": optimizer.state[model.embedding.weight]["exp_avg_sq"],
     }
 
 
-def train(layout, sequence=False, uneven=False, split_backward=False, bucket_mb=0.0003, steps=STEPS):
+def train(layout, sequence=False, uneven=False, split_backward=False, bucket_mb=0.0003, steps=STEPS, optim=OPTIM):
     """The same training on this layout; returns (norms, boxes, own parameters are the masters', memory, bytes)."""
     parallel = ParallelConfig(bucket_mb=bucket_mb, **layout)
     mesh = build_mesh(parallel)
@@ -110,7 +120,7 @@ def train(layout, sequence=False, uneven=False, split_backward=False, bucket_mb=
     if pipeline.size > 1:
         tie(model.embedding.weight, mesh.pipeline_ends)
     initialize(model, 1)
-    optimizer = build_optimizer([model], OPTIM, None, mesh, parallel)
+    optimizer = build_optimizer([model], optim, None, mesh, parallel)
     norms, data = [], micro_batches(steps * PER_STEP)
     with count_bytes() as sent:
         for step in range(steps):
@@ -190,8 +200,8 @@ def assemble(per_rank):
     return tensors
 
 
-def check(per_rank):
-    norms, expected = plain()
+def check(per_rank, expected=None):
+    norms, expected = expected or plain()
     for found, *_ in per_rank:
         assert found == pytest.approx(norms, rel=1e-5)
     tensors = assemble(per_rank)

@@ -1,11 +1,14 @@
-"""What AdamW keeps beside its moments, the same however these are sharded."""
+"""What an optimizer keeps beside the states of its rules, the same however these are sharded."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
 
+from megalm.config.errors import ConfigError
 from megalm.config.optim import OptimConfig
 from megalm.optim.moments import Rewarming
 from megalm.optim.stretches import Part
@@ -13,13 +16,13 @@ from megalm.optim.tensor_rules import TensorRules
 from megalm.parallel.mesh import Mesh
 
 
-class AdamW:
+class Optimizer:
     """Step count, clipping and rules for single tensors; a subclass holds the flat buffers."""
 
     def __init__(self, optim: OptimConfig, mesh: Mesh) -> None:
         self.optim, self.mesh = optim, mesh
         self.step_count = 0
-        """Updates since the moments started."""
+        """Updates since the states started."""
         self.last_scale = 1.0
         """What the gradients of the last update were multiplied by."""
         self.rules: TensorRules
@@ -35,10 +38,10 @@ class AdamW:
 
     @torch.no_grad()
     def reset_moments(self) -> None:
-        """Start both moments anew, and with them bias correction and the learning rate's return (see `lr_factor`)."""
+        """Start all states anew, and with them bias correction and the learning rate's return (see `lr_factor`)."""
         for part in self.parts():
-            part.exp_avg.zero_()
-            part.exp_avg_sq.zero_()
+            for state in part.state.values():
+                state.zero_()
         self.step_count = 0
         self.rewarming.begin()
 
@@ -61,3 +64,16 @@ class AdamW:
         self.last_scale = float(state.get("scale", 1.0))
         self.rules.clip.load_state(state.get("clip", {}))
         self.rewarming.resets = int(state.get("resets", 0))
+
+
+def check_whole_matrices(parts: Sequence[Part]) -> None:
+    """Errors: ConfigError where a rule needs whole matrices, and the layout gives this rank a piece of one."""
+    for part in parts:
+        for s in part.stretches if part.group.rule.whole_matrices else ():
+            piece = s.piece
+            if piece.shape != piece.global_shape or s.stop - s.start != prod(piece.shape):
+                raise ConfigError(
+                    f"optim.name={part.group.rule.optim.name} updates whole matrices, and a rank has a part of {piece.name}, "
+                    f"{list(piece.global_shape)}: tensor parallelism and fully_shard split it. Use parallel.tensor=1 and "
+                    "parallel.data_mode=replicate (with zero_stage=2 gradients and state are shared out as well)."
+                )

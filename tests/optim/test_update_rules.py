@@ -1,0 +1,166 @@
+"""Update rules other than AdamW: gradient descent against torch's, and a rule of this file's own that needs whole matrices."""
+
+import pytest
+import torch
+
+from megalm.config import ConfigError, OptimConfig
+from megalm.config.compose import compose_config
+from megalm.config.optim import STATES
+from megalm.optim.groups import Choice, Group, Groups, rule_of, usual_choices
+from megalm.optim.rules import RULES, SGD, Rule
+from megalm.optim.sharded import ShardedOptimizer
+from megalm.parallel.slices import Piece, Role, Slice
+from tests.distributed import run_ranks
+from tests.optim.test_sharded import LAYOUTS, LR, OPTIM, check, plain, train
+
+# ------------------------------------------------------------------------------------------------- gradient descent
+SOME = [LAYOUTS[i] for i in (0, 1, 2, 3, 6, 9, 11, 12, 16, 20, 22)]
+
+
+def descent(nesterov):
+    return OptimConfig(name="sgd", momentum=0.8, nesterov=nesterov, weight_decay=0.3)
+
+
+def train_descent(layout, options, nesterov):
+    return train(layout, **options, optim=descent(nesterov))
+
+
+def torch_descent(nesterov):
+    return plain(
+        lambda groups: torch.optim.SGD(groups, lr=LR, momentum=0.8, nesterov=nesterov),
+        [("momentum", "momentum_buffer")],
+    )
+
+
+@pytest.mark.parametrize(("world", "layout", "options"), SOME, ids=str)
+def test_gradient_descent_equals_torchs(world, layout, options):
+    check(run_ranks(world, train_descent, layout, options, False), torch_descent(False))
+
+
+@pytest.mark.parametrize("layout", [dict(data=2, zero_stage=1), dict(data=2, data_mode="fully_shard")], ids=str)
+def test_gradient_descent_that_looks_ahead_equals_torchs(layout):
+    check(run_ranks(2, train_descent, layout, {}, True), torch_descent(True))
+
+
+def test_gradient_descent_keeps_one_state():
+    names = {name for name, *_ in train_descent({}, {}, False)[1]}
+    weights = {name for name in names if not name.startswith("optimizer.")}
+    assert names - weights == {f"optimizer.momentum.{name}" for name in weights}
+
+
+# ---------------------------------------------------------------------------------------------------- whole matrices
+class UnitMatrix(Rule):
+    """Every tensor moves by its summed gradients, divided by their norm: a part of it would give another direction."""
+
+    states = ("total",)
+    whole_matrices = True
+
+    def direction(self, gradient, state, step):
+        return state["total"].add_(gradient) / (state["total"].norm() + 1e-12)
+
+
+def train_unit(layout):
+    RULES["unit"] = UnitMatrix  # this rank's own copy
+    try:
+        norms, boxes, *_ = train(layout, optim=OptimConfig(name="unit", weight_decay=0.3))
+    finally:
+        del RULES["unit"]
+    return norms, boxes
+
+
+WHOLE = [
+    (2, dict(data=2)),
+    (2, dict(data=2, zero_stage=1)),
+    (2, dict(data=2, zero_stage=2)),
+    (4, dict(data=4, zero_stage=2)),
+    (4, dict(pipeline=2, data=2, zero_stage=2)),
+]
+
+
+@pytest.mark.parametrize(("world", "layout"), WHOLE, ids=str)
+def test_a_rule_for_whole_matrices_is_the_same_on_every_layout(world, layout):
+    norms, boxes = train_unit({})
+    check(run_ranks(world, train_unit, layout), (norms, {name: values for name, _, _, values in boxes}))
+
+
+def test_a_part_of_a_matrix_is_refused():
+    for layout in (dict(tensor=2), dict(data=2, data_mode="fully_shard")):
+        with pytest.raises(Exception, match="optim.name=unit updates whole matrices.*parallel.data_mode=replicate"):
+            run_ranks(2, train_unit, layout)
+
+
+def boundaries(bucket_mb, optim, known=None):
+    from megalm.config import ParallelConfig
+    from megalm.parallel.mesh import build_mesh
+    from tests.optim.test_sharded import Stage
+
+    if known:
+        RULES["unit"] = known
+    try:
+        parallel = ParallelConfig(zero_stage=1, bucket_mb=bucket_mb)
+        mesh = build_mesh(parallel)
+        optimizer = ShardedOptimizer([Stage(mesh, False)], optim, None, mesh, parallel)
+    finally:
+        RULES.pop("unit", None)
+    found = []
+    for bucket in optimizer.buckets:
+        part = bucket.length // bucket.shards
+        found += [(entry.start // part, (entry.stop - 1) // part) for entry in bucket.entries]
+    held = {s.piece.name for part in optimizer.parts() for s in part.stretches}
+    return found, held, [len(bucket.entries) for bucket in optimizer.buckets]
+
+
+@pytest.mark.parametrize("bucket_mb", [0.0003, 25.0])
+def test_shards_end_where_tensors_end(bucket_mb):
+    per_rank = run_ranks(2, boundaries, bucket_mb, OptimConfig(name="unit"), UnitMatrix)
+    for found, held, counts in per_rank:
+        assert all(first == last for first, last in found) and {first for first, _ in found} == {0, 1}
+        assert held and sum(counts) == len(found)
+    assert not per_rank[0][1] & per_rank[1][1], "a tensor on two ranks"
+    cut = run_ranks(2, boundaries, bucket_mb, OPTIM)[0][0]
+    assert any(first != last for first, last in cut), "an elementwise rule's shards need not"
+
+
+# -------------------------------------------------------------------------------------------------------- the seam
+def test_configuration_and_rules_know_the_same_states():
+    assert {name: rule.states for name, rule in RULES.items()} == STATES
+
+
+def test_an_unknown_rule_lists_what_there_is():
+    with pytest.raises(ConfigError, match="optim.name=lion.*adamw, sgd"):
+        rule_of(OptimConfig(name="lion"))
+    with pytest.raises(ConfigError, match="optim.name=lion.*adamw.*sgd"):
+        compose_config(["+model=tiny", "optim.name=lion"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["optim.momentum=0.5"], "optim.momentum=0.5 is read by optim.name=sgd alone"),
+        (["optim=sgd", "optim.betas=[0.9,0.99]"], "adamw would"),
+        (["optim=sgd", "optim.update_clip=true"], "sgd reads momentum, nesterov"),
+        (["optim=sgd", "optim.momentum=0", "optim.nesterov=true"], "optim.momentum=0: give it one"),
+        (["optim=sgd", "guard.provoke.kind=zero_second_moment"], "sgd keeps no second moment"),
+        (["optim=sgd", "optim.momentum=1"], "below 1"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_the_rule_does_not_read_is_refused(overrides, said):
+    with pytest.raises(ConfigError) as error:
+        compose_config(["+model=tiny", *overrides])
+    assert said.replace("adamw would", "optim.name=adamw alone") in str(error.value)
+
+
+def slice_named(role, *names):
+    return Slice(tuple(Piece(name, (2, 2), (0, 0), (2, 2), 2 * row) for row, name in enumerate(names)), role)
+
+
+def test_the_first_choice_that_takes_a_parameter_gives_its_group():
+    rule = SGD(descent(False))
+    slow, usual = Group(rule, rate=0.1), usual_choices(OPTIM)
+    groups = Groups([Choice(slow, frozenset({Role.MATRIX}), ("*.query.weight", "*.key.weight")), *usual])
+    assert groups.of(slice_named(Role.MATRIX, "layers.0.query.weight", "layers.0.key.weight")) is slow
+    assert groups.of(slice_named(Role.MATRIX, "layers.0.up.weight")).decay == OPTIM.weight_decay
+    assert groups.of(slice_named(Role.BIAS, "layers.0.query.weight")).decay == 0
+    with pytest.raises(ConfigError, match=r"takes layers.0.query.weight, but .* layers.0.value.weight"):
+        groups.of(slice_named(Role.MATRIX, "layers.0.query.weight", "layers.0.value.weight"))
