@@ -1,6 +1,24 @@
-#include <pybind11/pybind11.h>
-
-#include "common/op.h"
+// All that Python sees of csrc: the ops and their sizes, and what the process chooses.
+#include "activation/op.h"
+#include "adamw/op.h"
+#include "attention_logit/op.h"
+#include "common/bind.h"
+#include "cross_entropy/op.h"
+#include "digest/op.h"
+#include "dropout/op.h"
+#include "gradient_norm/op.h"
+#include "index/op.h"
+#include "json_lines/op.h"
+#include "minhash/op.h"
+#include "moe_permute/op.h"
+#include "moe_router/op.h"
+#include "norm/op.h"
+#include "quantize/op.h"
+#include "rope/op.h"
+#include "sequence/op.h"
+#include "shingle/op.h"
+#include "softmax/op.h"
+#include "suffix/op.h"
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -10,26 +28,6 @@
 #endif
 
 namespace megalm {
-
-void register_activation(pybind11::module_& m);
-void register_adamw(pybind11::module_& m);
-void register_attention_logit(pybind11::module_& m);
-void register_cross_entropy(pybind11::module_& m);
-void register_dropout(pybind11::module_& m);
-void register_gradient_norm(pybind11::module_& m);
-void register_index(pybind11::module_& m);
-void register_json_lines(pybind11::module_& m);
-void register_minhash(pybind11::module_& m);
-void register_moe_permute(pybind11::module_& m);
-void register_moe_router(pybind11::module_& m);
-void register_norm(pybind11::module_& m);
-void register_quantize(pybind11::module_& m);
-void register_digest(pybind11::module_& m);
-void register_sequence(pybind11::module_& m);
-void register_rope(pybind11::module_& m);
-void register_shingle(pybind11::module_& m);
-void register_softmax(pybind11::module_& m);
-void register_suffix(pybind11::module_& m);
 
 namespace {
 
@@ -42,6 +40,73 @@ bool keep_freed_memory() {
 #else
   return false;
 #endif
+}
+
+// XXH3's long form is the only one there: it reads beyond the ends of fewer bytes.
+void checked_copy_digest(const CopyDigest& args) {
+  if (args.bytes <= 240) throw std::invalid_argument("copy_digest: bytes must be more than 240");
+  copy_digest(args);
+}
+
+void bind_sizes(pybind11::module_& m) {
+  m.attr("ACTIVATION_ROW_BLOCKS") = kActivationRowBlocks;
+  m.attr("ACTIVATION_ROW_BLOCKS_CUDA") = kActivationRowBlocksCuda;
+  m.attr("ADAMW_BLOCK") = kAdamWBlock;
+  m.attr("AMAX_CHUNK") = kAmaxChunk;
+  m.attr("ATTENTION_LOGIT_SIZE") = kAttentionLogitSize;
+  m.attr("GRADIENT_NORM_BLOCK") = kGradientNormBlock;
+  m.attr("NORM_ROW_BLOCKS") = kNormRowBlocks;
+  m.attr("NORM_ROW_BLOCKS_CUDA") = kNormRowBlocksCuda;
+  m.attr("NORM_SLACK") = kNormSlack;
+  m.attr("ROUTER_EXPERTS") = kRouterExperts;
+  m.attr("ROUTER_GROUPS") = kRouterGroups;
+  m.attr("ROUTER_ROW_BLOCKS") = kRouterRowBlocks;
+  m.attr("ROUTER_ROW_BLOCKS_CUDA") = kRouterRowBlocksCuda;
+  m.attr("ROW_MAP_CHUNKS") = kRowMapChunks;
+  m.attr("ROW_MAP_EXPERTS") = kRowMapExperts;
+}
+
+void bind_ops(pybind11::module_& m) {
+  bind_op<activation_forward>(m, "activation_forward");
+  bind_op<activation_backward>(m, "activation_backward");
+  bind_op<adamw>(m, "adamw");
+  bind_op<adamw_squares>(m, "adamw_squares");
+  bind_op<attention_logit>(m, "attention_logit");
+  bind_op<cross_entropy_forward>(m, "cross_entropy_forward");
+  bind_op<cross_entropy_backward>(m, "cross_entropy_backward");
+  bind_op<dropout_add>(m, "dropout_add");
+  bind_op<gradient_norm>(m, "gradient_norm");
+  bind_op<row_map>(m, "moe_row_map");
+  bind_op<spread>(m, "moe_spread");
+  bind_op<collect>(m, "moe_collect");
+  bind_op<router_forward>(m, "router_forward");
+  bind_op<router_backward>(m, "router_backward");
+  bind_op<norm_forward>(m, "norm_forward");
+  bind_op<norm_backward>(m, "norm_backward");
+  bind_op<quantize>(m, "fp8_quantize");
+  bind_op<amax>(m, "fp8_amax");
+  bind_op<dequantize>(m, "fp8_dequantize");
+  bind_op<rotary>(m, "rotary");
+  bind_op<move>(m, "sequence_move");
+  bind_op<sum_parts>(m, "sum_parts");
+  bind_op<softmax_forward>(m, "softmax_forward");
+  bind_op<softmax_backward>(m, "softmax_backward");
+
+  // On the host alone.
+  bind_op<checked_copy_digest, uint64_t>(m, "copy_digest");
+  bind_op<fill>(m, "fill");
+  bind_op<permute>(m, "permute");
+  bind_op<deal>(m, "deal");
+  bind_op<dealt>(m, "dealt");
+  bind_op<greedy>(m, "greedy");
+  bind_op<starts>(m, "starts");
+  bind_op<json_lines, int64_t>(m, "json_lines");
+  bind_op<minhash, bool>(m, "minhash");
+  bind_op<intersections>(m, "intersections");
+  bind_op<shingles, bool>(m, "word_shingles");
+  bind_op<lower_case>(m, "lower_case");
+  bind_op<suffix_array, bool>(m, "suffix_array");
+  bind_op<repeats, int64_t>(m, "repeats");
 }
 
 }  // namespace
@@ -68,23 +133,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("best_cpu_isa", [] { return static_cast<int>(best_isa()); });
   m.def("set_cpu_isa", [](int isa) { set_isa(static_cast<Isa>(isa)); });
   m.def("keep_freed_memory", &keep_freed_memory);
-  register_activation(m);
-  register_adamw(m);
-  register_attention_logit(m);
-  register_cross_entropy(m);
-  register_dropout(m);
-  register_gradient_norm(m);
-  register_index(m);
-  register_json_lines(m);
-  register_minhash(m);
-  register_moe_permute(m);
-  register_moe_router(m);
-  register_norm(m);
-  register_quantize(m);
-  register_digest(m);
-  register_sequence(m);
-  register_rope(m);
-  register_shingle(m);
-  register_softmax(m);
-  register_suffix(m);
+  bind_sizes(m);
+  bind_ops(m);
 }

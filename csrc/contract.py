@@ -1,4 +1,4 @@
-"""A digest of what Python and the compiled extension must agree on: each op's contract (op.h) and binding (bind.cpp).
+"""A digest of what Python and the compiled extension must agree on: each op's contract (op.h) and how it is bound.
 
 The build compiles it into megalm._C; megalm.ops compares it with the sources beside it, where there are any.
 """
@@ -14,9 +14,7 @@ SOURCE = Path(__file__).resolve().parent
 
 def digest(source: Path = SOURCE) -> str:
     """16 hex digits; comments and white space do not count."""
-    paths = [source / "common" / "op.h", source / "common" / "bind.h"]
-    for folder in sorted(path.parent for path in source.glob("*/bind.cpp")):
-        paths += [path for path in (folder / "op.h", folder / "bind.cpp") if path.exists()]
+    paths = [source / "bindings.cpp", source / "common" / "bind.h", *sorted(source.glob("*/op.h"))]
     total = hashlib.blake2b(digest_size=8)
     for path in paths:
         text = re.sub(r"//[^\n]*|\s+", "", path.read_text(encoding="utf-8"))

@@ -44,7 +44,7 @@ def extension() -> Extension:
 
 def op_folders() -> list[Path]:
     """Every folder of csrc/ that holds an op."""
-    return sorted(path.parent for path in SOURCE.glob("*/bind.cpp"))
+    return sorted(path.parent for path in SOURCE.glob("*/op.cpp"))
 
 
 def contract() -> str:
@@ -173,14 +173,6 @@ class Build:
             f"  command = {' '.join(self.cxx)} -shared $in -o $out {' '.join([*openmp, *self.link_flags, '$libraries'])}",
         ]
         objects: list[str] = []
-        # The bindings only hand pointers on: they need neither the optimizer's time nor the sanitizer's.
-        binding_flags = " ".join([*CXX_FLAGS, "-O1", *defines, *includes])
-        lines += [
-            "rule binding",
-            f"  command = {' '.join(self.cxx)} -MMD -MF $out.d {binding_flags} -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-        ]
 
         def add(source: Path, tag: str = "", rule: str = "cxx", extra: str = "") -> None:
             name = f"{source.parent.name}-{source.name}{tag}.o"
@@ -192,10 +184,8 @@ class Build:
         add(SOURCE / "bindings.cpp", extra=f"'-DMEGALM_CONTRACT=\"{contract()}\"'")
         add(SOURCE / "common" / "isa.cpp")
         for folder in op_folders():
-            add(folder / "bind.cpp", rule="binding")
-            if (folder / "op.cpp").exists():
-                for isa, isa_flags in isas.items():
-                    add(folder / "op.cpp", f"-{isa}", extra=" ".join([*isa_flags, f"-DMEGALM_ISA={isa}"]))
+            for isa, isa_flags in isas.items():
+                add(folder / "op.cpp", f"-{isa}", extra=" ".join([*isa_flags, f"-DMEGALM_ISA={isa}"]))
         kernels = [folder / "op.cu" for folder in op_folders() if (folder / "op.cu").exists()]
         kernels.append(SOURCE / "common" / "device.cu")
         libraries = ""

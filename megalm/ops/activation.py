@@ -31,12 +31,13 @@ def bias_gelu_reference(x: Tensor, bias: Tensor | None = None, approximate: str 
 def _forward(x: Tensor, bias: Tensor | None, kind: int, gated: bool, inplace_backward: bool) -> Tensor:
     y = _forward_fake(x, bias, kind, gated, inplace_backward)
     size = y.shape[-1]
+    rows = y.numel() // max(1, size)
     loaded_library().activation_forward(
         *place(x),
         DTYPE_CODES[x.dtype],
         kind,
         gated,
-        y.numel() // max(1, size),
+        rows,
         size,
         address(x),
         address(bias),

@@ -139,7 +139,7 @@ def _update(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     out: Tensor | None,
-    grad_scale: Tensor | None,
+    grad_scale_pointer: Tensor | None,
     skip: Tensor | None,
     ends: Tensor | None,
     rates: Tensor | None,
@@ -150,11 +150,14 @@ def _update(
     weight_decay: float,
     correction1: float,
     correction2: float,
-    factor: float,
+    grad_scale: float,
 ) -> None:
+    size = master.numel()
+    out_dtype = 0 if out is None else DTYPE_CODES[out.dtype]
+    segments, segment_ends, segment_rates = 0 if ends is None else ends.numel(), address(ends), address(rates)
     loaded_library().adamw(
         *place(master),
-        master.numel(),
+        size,
         lr,
         beta1,
         beta2,
@@ -162,18 +165,18 @@ def _update(
         weight_decay,
         correction1,
         correction2,
-        factor,
-        address(grad_scale),
+        grad_scale,
+        address(grad_scale_pointer),
         address(skip),
         address(master),
         address(grad),
         address(exp_avg),
         address(exp_avg_sq),
-        0 if out is None else DTYPE_CODES[out.dtype],
+        out_dtype,
         address(out),
-        0 if ends is None else ends.numel(),
-        address(ends),
-        address(rates),
+        segments,
+        segment_ends,
+        segment_rates,
     )
 
 
@@ -254,28 +257,29 @@ def _squares(
     grad: Tensor,
     exp_avg_sq: Tensor,
     lengths: list[int],
-    grad_scale: Tensor | None,
+    grad_scale_pointer: Tensor | None,
     beta2: float,
     eps: float,
     correction2: float,
-    factor: float,
+    grad_scale: float,
 ) -> Tensor:
     library = loaded_library()
-    ends, starts, blocks = _bounds(tuple(lengths), library.ADAMW_BLOCK, grad.device)
+    segments = len(lengths)
+    segment_ends, block_starts, blocks = _bounds(tuple(lengths), library.ADAMW_BLOCK, grad.device)
     partial = grad.new_empty(blocks, dtype=torch.float64)
-    result = grad.new_empty(len(lengths), dtype=torch.float64)
+    result = grad.new_empty(segments, dtype=torch.float64)
     library.adamw_squares(
         *place(grad),
-        len(lengths),
+        segments,
         beta2,
         eps,
         correction2,
-        factor,
-        address(grad_scale),
+        grad_scale,
+        address(grad_scale_pointer),
         address(grad),
         address(exp_avg_sq),
-        address(ends),
-        address(starts),
+        address(segment_ends),
+        address(block_starts),
         blocks,
         address(partial),
         address(result),

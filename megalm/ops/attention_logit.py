@@ -81,24 +81,31 @@ def _native(largest: Tensor, q: Tensor, k: Tensor, scale: float, mask: Tensor | 
     q, k = (t if t.stride()[2:] == (size, 1) else t.contiguous() for t in (q, k))
     if mask is not None and mask.stride(-1) != 1:
         mask = mask.contiguous()
+    groups, every = k.shape[2], _every(length)
+    queries = -(-length // every)
+    (q_step, q_batch), (k_step, k_batch) = q.stride()[:2], k.stride()[:2]
+    mask_step = 0 if mask is None else mask.stride(-2)
+    mask_batch = 0 if mask is None or mask.dim() == 2 or mask.shape[0] == 1 else mask.stride(0)
     library.attention_logit(
         *place(q),
         DTYPE_CODES[q.dtype],
         length,
         batch,
         heads,
-        k.shape[2],
+        groups,
         size,
-        -(-length // _every(length)),
-        _every(length),
+        queries,
+        every,
         scale,
         address(q),
         address(k),
-        *q.stride()[:2],
-        *k.stride()[:2],
+        q_step,
+        q_batch,
+        k_step,
+        k_batch,
         address(mask),
-        0 if mask is None else mask.stride(-2),
-        0 if mask is None or mask.dim() == 2 or mask.shape[0] == 1 else mask.stride(0),
+        mask_step,
+        mask_batch,
         address(largest),
     )
     return True

@@ -65,17 +65,22 @@ def _statistics(logits: Tensor, labels: Tensor, first: int, columns: int, with_s
     """The rows of `Statistics`, [3 or 4, N]."""
     parts = _statistics_fake(logits, labels, first, columns, with_sum)
     labels = labels.contiguous()
+    rows, stride = logits.shape[0], logits.stride(0)
+    peak, total, target = map(address, parts[:3].unbind())
+    sum_ = address(parts[3]) if with_sum else 0
     loaded_library().cross_entropy_forward(
         *place(logits),
         DTYPE_CODES[logits.dtype],
-        logits.shape[0],
+        rows,
         columns,
-        logits.stride(0),
+        stride,
         first,
         address(logits),
         address(labels),
-        *map(address, parts.unbind()),
-        *(() if with_sum else (0,)),
+        peak,
+        total,
+        target,
+        sum_,
     )
     return parts
 
@@ -166,12 +171,13 @@ def _gradient_into(
 ) -> None:
     # Held by name: a copy that nobody holds is gone, or another's, before the kernel reads it.
     labels, log_z, scale, weight = (t.contiguous() for t in (labels, log_z, scale, weight))
+    (rows, stride), gradient = logits.shape, address(result)
     loaded_library().cross_entropy_backward(
         *place(logits),
         DTYPE_CODES[logits.dtype],
-        logits.shape[0],
+        rows,
         columns,
-        logits.shape[1],
+        stride,
         first,
         smoothing,
         uniform,
@@ -180,7 +186,7 @@ def _gradient_into(
         address(log_z),
         address(scale),
         address(weight),
-        address(result),
+        gradient,
     )
 
 

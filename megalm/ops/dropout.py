@@ -83,14 +83,15 @@ def _run(
 ) -> Tensor:
     y = torch.empty_like(x)
     size = x.shape[-1]
+    rows, threshold, scale = x.numel() // max(1, size), _threshold(p), 1.0 / (1.0 - p)
     loaded_library().dropout_add(
         *place(x),
         DTYPE_CODES[x.dtype],
-        x.numel() // max(1, size),
+        rows,
         size,
         seed & ((1 << 64) - 1),
-        _threshold(p),
-        1.0 / (1.0 - p),
+        threshold,
+        scale,
         first_column & _LOW,
         address(row_ids),
         address(x),

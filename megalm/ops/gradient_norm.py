@@ -18,18 +18,17 @@ def l2_norm_nonfinite_reference(tensors: Sequence[Tensor], device: torch.device 
     return result
 
 
-def _add(result: Tensor, dense: Tensor) -> None:
+def _add(result: Tensor, x: Tensor) -> None:
     """result += [sum of squares, non-finite elements]."""
     library = loaded_library()
-    blocks = -(-dense.numel() // library.GRADIENT_NORM_BLOCK)
+    size = x.numel()
+    blocks = -(-size // library.GRADIENT_NORM_BLOCK)
     partial = torch.empty(2 * blocks, dtype=torch.float64, device=result.device)
-    library.gradient_norm(
-        *place(dense), DTYPE_CODES[dense.dtype], dense.numel(), address(dense), address(partial), address(result)
-    )
+    library.gradient_norm(*place(x), DTYPE_CODES[x.dtype], size, address(x), address(partial), address(result))
 
 
 _ADD = torch.library.custom_op("megalm::l2_norm_nonfinite_", _add, mutates_args=("result",))
-_ADD.register_fake(lambda result, dense: None)
+_ADD.register_fake(lambda result, x: None)
 
 
 @torch.no_grad()

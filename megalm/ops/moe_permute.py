@@ -43,19 +43,19 @@ def moe_row_map_reference(experts: Tensor, num_experts: int) -> RowMap:
     return RowMap(rows.view(experts.shape), sources, bounds.diff())
 
 
-def _row_map(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+def _row_map(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
     found = loaded_library()
-    rows, sources, counts = _row_map_fake(experts, num_experts)
-    slots = experts.numel()
+    rows, sources, counts = _row_map_fake(chosen, experts)
+    slots = chosen.numel()
     # At least 256 slots a chunk: below that its histogram costs more than its slots.
     chunks = min(found.ROW_MAP_CHUNKS, -(-slots // 256))
-    partial = experts.new_empty((chunks, num_experts + 1))
+    partial = chosen.new_empty((chunks, experts + 1))
     found.moe_row_map(
-        *place(experts),
+        *place(chosen),
         slots,
-        num_experts,
+        experts,
         chunks,
-        address(experts),
+        address(chosen),
         address(rows),
         address(sources),
         address(counts),
@@ -64,8 +64,8 @@ def _row_map(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]
     return rows, sources, counts
 
 
-def _row_map_fake(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(experts), experts.new_empty((experts.numel(),)), experts.new_empty((num_experts,))
+def _row_map_fake(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(chosen), chosen.new_empty((chosen.numel(),)), chosen.new_empty((experts,))
 
 
 _ROW_MAP = torch.library.custom_op("megalm::moe_row_map", _row_map, mutates_args=())
@@ -108,12 +108,13 @@ def moe_unpermute_reference(y: Tensor, row_map: RowMap, weights: Tensor | None) 
 
 def _spread(x: Tensor, rows: Tensor, weights: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
     out, dweights = _spread_fake(x, rows, weights, y)
+    (tokens, top_k), size = rows.shape, x.shape[-1]
     loaded_library().moe_spread(
         *place(x),
         DTYPE_CODES[x.dtype],
-        rows.shape[0],
-        rows.shape[1],
-        x.shape[-1],
+        tokens,
+        top_k,
+        size,
         address(x),
         address(y),
         address(rows),
@@ -131,12 +132,13 @@ def _spread_fake(x: Tensor, rows: Tensor, weights: Tensor | None, y: Tensor | No
 
 def _collect(x: Tensor, rows: Tensor, weights: Tensor | None) -> Tensor:
     out = _collect_fake(x, rows, weights)
+    (tokens, top_k), size = rows.shape, x.shape[-1]
     loaded_library().moe_collect(
         *place(x),
         DTYPE_CODES[x.dtype],
-        rows.shape[0],
-        rows.shape[1],
-        x.shape[-1],
+        tokens,
+        top_k,
+        size,
         address(x),
         address(rows),
         address(weights),

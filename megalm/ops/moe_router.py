@@ -83,19 +83,20 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     found = loaded_library()
     outputs = _forward_fake(logits, bias, top_k, score, normalize, scale, groups, top_groups, group_scores)
-    weights, experts, counts, probability, log_z = outputs
+    weights, chosen, counts, probability, log_z = outputs
+    rows, experts = logits.shape
     where = place(logits)
     row_blocks = found.ROUTER_ROW_BLOCKS if where[0] < 0 else found.ROUTER_ROW_BLOCKS_CUDA
-    blocks = min(logits.shape[0], row_blocks)
-    partial = logits.new_empty((blocks, logits.shape[1]), dtype=torch.float32)
-    partial_counts = logits.new_empty((blocks, logits.shape[1]), dtype=torch.int64)
+    blocks = min(rows, row_blocks)
+    partial = logits.new_empty((blocks, experts), dtype=torch.float32)
+    partial_counts = logits.new_empty((blocks, experts), dtype=torch.int64)
     found.router_forward(
         *where,
         DTYPE_CODES[logits.dtype],
         score,
         normalize,
-        logits.shape[0],
-        logits.shape[1],
+        rows,
+        experts,
         top_k,
         groups,
         top_groups,
@@ -105,7 +106,7 @@ def _forward(
         address(logits),
         address(bias),
         address(weights),
-        address(experts),
+        address(chosen),
         address(log_z),
         address(probability),
         address(counts),
@@ -141,27 +142,28 @@ def _backward(
     dprobability: Tensor | None,
     dlog_z: Tensor | None,
     logits: Tensor,
-    experts: Tensor,
+    chosen: Tensor,
     log_z: Tensor,
     score: int,
     normalize: bool,
     scale: float,
 ) -> Tensor:
     dlogits = torch.empty_like(logits)
+    (rows, experts), top_k = logits.shape, chosen.shape[1]
     loaded_library().router_backward(
         *place(logits),
         DTYPE_CODES[logits.dtype],
         score,
         normalize,
-        logits.shape[0],
-        logits.shape[1],
-        experts.shape[1],
+        rows,
+        experts,
+        top_k,
         scale,
         address(dweights),
         address(dprobability),
         address(dlog_z),
         address(logits),
-        address(experts),
+        address(chosen),
         address(log_z),
         address(dlogits),
     )
@@ -173,7 +175,7 @@ def _backward_fake(
     dprobability: Tensor | None,
     dlog_z: Tensor | None,
     logits: Tensor,
-    experts: Tensor,
+    chosen: Tensor,
     log_z: Tensor,
     score: int,
     normalize: bool,

@@ -32,6 +32,7 @@ def _run_forward(
     h = torch.empty_like(x) if residual is not None else None
     statistics = _statistics(x, layer_norm)
     rows, size = statistics.shape[1], x.shape[-1]
+    mean, rstd = address(statistics[1]) if layer_norm else 0, address(statistics)
     loaded_library().norm_forward(
         *place(x),
         DTYPE_CODES[x.dtype],
@@ -45,8 +46,8 @@ def _run_forward(
         address(bias),
         address(h),
         address(y),
-        address(statistics[1]) if layer_norm else 0,
-        address(statistics),
+        mean,
+        rstd,
     )
     return y, h, statistics
 
@@ -81,6 +82,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     library = loaded_library()
     rows, size = statistics.shape[1], h.shape[-1]
+    mean, rstd = address(statistics[1]) if layer_norm else 0, address(statistics)
     dx, dweight, dbias = _backward_fake(dy, dh, h, weight, statistics, layer_norm, has_bias)
     where = place(h)
     row_blocks = library.NORM_ROW_BLOCKS if where[0] < 0 else library.NORM_ROW_BLOCKS_CUDA
@@ -96,8 +98,8 @@ def _backward(
         address(dh),
         address(h),
         address(weight),
-        address(statistics[1]) if layer_norm else 0,
-        address(statistics),
+        mean,
+        rstd,
         address(dx),
         address(dweight),
         address(dbias) if has_bias else 0,

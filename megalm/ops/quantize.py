@@ -117,37 +117,38 @@ def _quantize(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     found, where = loaded_library(), place(x)
     outputs = _quantize_fake(x, dtype, kind, scale, power_of_two, transpose)
-    data, scale_inv, data_t, scale_inv_t, amax = outputs
+    out, scale_inv, out_t, scale_inv_t, amax = outputs
+    (rows, columns), count, format_, block = x.shape, x.numel(), _FORMATS[dtype], kind
     partial = None
     if kind == 0:
         if scale is None:
             scale = torch.empty_like(amax)
-            partial = x.new_empty(-(-x.numel() // found.AMAX_CHUNK), dtype=torch.int32)
+            partial = x.new_empty(-(-count // found.AMAX_CHUNK), dtype=torch.int32)
             found.fp8_amax(
                 *where,
                 DTYPE_CODES[x.dtype],
-                _FORMATS[dtype],
+                format_,
                 power_of_two,
-                x.numel(),
+                count,
                 address(x),
                 address(amax),
                 address(scale),
                 address(partial),
             )
-        partial = x.new_empty(-(-x.shape[0] // TILE) * -(-x.shape[1] // TILE), dtype=torch.int32)
+        partial = x.new_empty(-(-rows // TILE) * -(-columns // TILE), dtype=torch.int32)
         torch.reciprocal(scale, out=scale_inv)
     found.fp8_quantize(
         *where,
         DTYPE_CODES[x.dtype],
-        _FORMATS[dtype],
-        kind,
+        format_,
+        block,
         power_of_two,
-        x.shape[0],
-        x.shape[1],
+        rows,
+        columns,
         address(x),
         address(scale),
-        address(data),
-        address(data_t) if transpose else 0,
+        address(out),
+        address(out_t) if transpose else 0,
         address(scale_inv),
         address(scale_inv_t),
         address(amax),
@@ -158,14 +159,15 @@ def _quantize(
 
 def _dequantize(data: Tensor, scale_inv: Tensor, kind: int, dtype: torch.dtype) -> Tensor:
     out = _dequantize_fake(data, scale_inv, kind, dtype)
+    (rows, columns), q, format_, block = data.shape, address(data), _FORMATS[data.dtype], kind
     loaded_library().fp8_dequantize(
         *place(data),
         DTYPE_CODES[dtype],
-        _FORMATS[data.dtype],
-        kind,
-        data.shape[0],
-        data.shape[1],
-        address(data),
+        format_,
+        block,
+        rows,
+        columns,
+        q,
         address(scale_inv),
         address(out),
     )

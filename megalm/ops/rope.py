@@ -33,6 +33,10 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: boo
 
 def _rotate_into(y: Tensor, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Tensor:
     sequence, batch, heads, size = x.shape
+    pairs = cos.shape[-1]
+    sequence_stride, batch_stride, head_stride, _ = x.stride()
+    y_sequence_stride, y_batch_stride, y_head_stride, _ = y.stride()
+    table_sequence_stride, table_batch_stride = cos.stride(0), cos.stride(1) if cos.shape[1] > 1 else 0
     loaded_library().rotary(
         *place(x),
         DTYPE_CODES[x.dtype],
@@ -42,15 +46,15 @@ def _rotate_into(y: Tensor, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bo
         batch,
         heads,
         size,
-        cos.shape[-1],
-        x.stride(0),
-        x.stride(1),
-        x.stride(2),
-        y.stride(0),
-        y.stride(1),
-        y.stride(2),
-        cos.stride(0),
-        cos.stride(1) if cos.shape[1] > 1 else 0,
+        pairs,
+        sequence_stride,
+        batch_stride,
+        head_stride,
+        y_sequence_stride,
+        y_batch_stride,
+        y_head_stride,
+        table_sequence_stride,
+        table_batch_stride,
         address(x),
         address(cos),
         address(sin),

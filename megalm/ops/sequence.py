@@ -69,13 +69,12 @@ def _move(
     pieces = [(first * block, block, 0)]
     if zigzag:
         pieces.append(((2 * parts - 1 - first) * block, -block, block))
+    n = (count, block, batch)
     for start, stride, inside in pieces:
         whole_side = (source.data_ptr() + start * step, (stride * step, step, row))
         part_side = (packed.data_ptr() + inside * part_step, (part_size, part_step, part_row))
-        (here, from_strides), (there, to_strides) = (whole_side, part_side) if pack else (part_side, whole_side)
-        loaded_library().sequence_move(
-            *place(source), count, block, batch, *from_strides, *to_strides, run, here, there
-        )
+        (from_, from_stride), (to, to_stride) = (whole_side, part_side) if pack else (part_side, whole_side)
+        loaded_library().sequence_move(*place(source), *n, *from_stride, *to_stride, run, from_, to)
 
 
 def _pack(x: Tensor, parts: int, dim: int, out_dim: int, zigzag: bool) -> Tensor:
@@ -235,7 +234,8 @@ def sum_parts(x: Tensor) -> Tensor:
 
 def _sum_parts(x: Tensor) -> Tensor:
     out = _sum_parts_fake(x)
-    loaded_library().sum_parts(*place(x), DTYPE_CODES[x.dtype], x.shape[0], out.numel(), address(x), address(out))
+    parts, count = x.shape[0], out.numel()
+    loaded_library().sum_parts(*place(x), DTYPE_CODES[x.dtype], parts, count, address(x), address(out))
     return out
 
 

@@ -47,12 +47,17 @@ def causal_softmax_reference(
 
 def _forward(scores: Tensor, scale: float, slopes: Tensor | None, starts: Tensor | None) -> Tensor:
     y = torch.empty_like(scores)
+    batch, heads, queries, keys = scores.shape
+    x = address(scores)
     loaded_library().softmax_forward(
         *place(scores),
         DTYPE_CODES[scores.dtype],
-        *scores.shape,
+        batch,
+        heads,
+        queries,
+        keys,
         scale,
-        address(scores),
+        x,
         address(slopes),
         address(starts),
         address(y),
@@ -66,8 +71,19 @@ def _forward_fake(scores: Tensor, scale: float, slopes: Tensor | None, starts: T
 
 def _backward(dy: Tensor, y: Tensor, scale: float, starts: Tensor | None) -> Tensor:
     dx = torch.empty_like(y)
+    batch, heads, queries, keys = y.shape
     loaded_library().softmax_backward(
-        *place(y), DTYPE_CODES[y.dtype], *y.shape, scale, address(dy), address(y), address(starts), address(dx)
+        *place(y),
+        DTYPE_CODES[y.dtype],
+        batch,
+        heads,
+        queries,
+        keys,
+        scale,
+        address(dy),
+        address(y),
+        address(starts),
+        address(dx),
     )
     return dx
 
