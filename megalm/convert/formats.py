@@ -37,7 +37,8 @@ def open_source(
     """Open the folder as a Source.
 
     `format` None: by what lies in it. `vocab_size` cuts Megatron's padding off. `accept`: settings
-    of a Hugging Face config.json that are not known here and may be passed over."""
+    of a Hugging Face config.json that are not known here and may be passed over.
+    """
     format = format or detect(path)
     if vocab_size is not None and format != "megatron":
         raise ConfigError(f"a vocabulary size is only needed for Megatron-LM checkpoints; {path} is {format}")

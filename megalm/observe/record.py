@@ -45,7 +45,7 @@ class RecordHook(Hook):
         return file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else None
 
     def _planned(self, file: Path) -> dict[str, Any] | None:
-        """Keep what plan.json holds of measured figures where the plan is the same."""
+        """Read the plan that plan.json holds, without what was measured beside it; None where it holds none."""
         if not file.exists():
             return None
         try:
