@@ -132,6 +132,15 @@ class Loader:
         """The phase of the next global batch."""
         return self.curriculum.at(self._batches)
 
+    def phase_at(self, step: int) -> Phase:
+        """The phase of update number `step`, counted from 0."""
+        return self.curriculum.at(step)
+
+    @property
+    def source_names(self) -> list[str]:
+        """Names of what is mixed, in the order in which a batch's `sources` counts them."""
+        return [source.name for source in self.sources]
+
     def _rows(self, phase: Phase) -> slice:
         """This rank's rows of a global batch: whole micro-batches, the first ranks one more where they do not divide."""
         share, extra = divmod(phase.global_batch_size // self.micro_batch_size, self._axis.size)

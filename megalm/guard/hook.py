@@ -23,7 +23,7 @@ from megalm.guard.advice import advice
 from megalm.guard.detect import Observation, SpikeDetector
 from megalm.guard.policy import Decision, Policy
 from megalm.guard.probe import Probe, other_weights, verdict, weights_are_broken
-from megalm.guard.recover import Recovery, measured
+from megalm.guard.recover import NAME, Recovery, measured
 from megalm.guard.replay import History, StepRecord, differing, gather_fingerprints, minority
 from megalm.guard.snapshots import Snapshot, SnapshotRing, check_memory
 from megalm.journal import number_text
@@ -40,13 +40,15 @@ log = logging.getLogger(__name__)
 class GuardHook(Hook):
     """Attach it to a trainer; `guard=off|watch|default|strict` chooses what it may do."""
 
+    name = NAME
+
     def __init__(self, config: GuardConfig):
         self.config = config
         self.detector = SpikeDetector(config.detector)
         self.policy = Policy(config)
         self.history = History()
         self.ring = SnapshotRing(config.snapshot_lags if config.act and config.rungs else ())
-        self.recovery = Recovery(config, self.ring, self.policy, self.history)
+        self.recovery = Recovery(config, self.ring, self.policy, self.history, self.detector)
         self.probe: Probe | None = None
         self.probe_known: float | None = None
         """Where there are no snapshots: the probe's loss when the run was last seen to be well."""
@@ -58,16 +60,13 @@ class GuardHook(Hook):
         """Last step at which all replicas were seen to be equal."""
         self.spent = {"observe": 0.0, "snapshots": 0.0}
         """Seconds that the guard took of steps without an event."""
-        self._going_back = False
         self._position = 0
 
     # ------------------------------------------------------------------------------------------------------ life cycle
     def on_resume(self, trainer: Trainer) -> None:
         """Take up a recovery that a crash interrupted."""
         if self.config.enabled:
-            self._going_back = True
             self.recovery.resume(trainer)
-            self._going_back = False
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Check the memory, and take the first snapshot."""
@@ -79,7 +78,7 @@ class GuardHook(Hook):
             limit = self.config.ring_memory_gb
             check_memory(self.ring.lags, trainer.boxes(), local_ranks=local, limit_gb=limit)
         if self.config.probe_sequences:
-            batches = trainer.loader.evaluation_batches(self.config.probe_sequences)
+            batches = trainer.batch_source.evaluation_batches(self.config.probe_sequences)
             self.probe = Probe(trainer.evaluator, batches) if batches else None
         if not self.ring.lags:
             # A forward pass is a third of a sequence's step: at this interval the probe is a quarter of a percent of all.
@@ -90,8 +89,8 @@ class GuardHook(Hook):
     def on_step_start(self, trainer: Trainer) -> None:
         """The learning rate on its way back to schedule."""
         if self.config.enabled and self.config.act:
-            trainer.lr_scale = self.policy.lr_scale(trainer.step)
-        self._position = int(trainer.loader.next_positions()[0])
+            trainer.control.set_rate_factor(self.name, self.policy.lr_scale(trainer.step))
+        self._position = int(trainer.batch_source.next_positions()[0])
         if self.config.provoke.kind != "none":
             self.ring.settle()  # the damage comes next, and must not reach a snapshot that is still being copied
 
@@ -113,7 +112,7 @@ class GuardHook(Hook):
         self.spent["observe"] += time.perf_counter() - begun
         accepted = self._answer(trainer, step, signals, seen)
         record = StepRecord(
-            signals.loss, signals.grad_norm, self._position, trainer.loader.samples_consumed, not accepted
+            signals.loss, signals.grad_norm, self._position, trainer.batch_source.samples_consumed, not accepted
         )
         self.history.add(step, record)
         return accepted
@@ -234,7 +233,7 @@ class GuardHook(Hook):
             nonfinite=signals.nonfinite,
             probe_excess=excess,
             samples=self._samples(trainer),
-            lr_scale=trainer.lr_scale,
+            lr_scale=trainer.control.lr_scale,
         )
 
     def _probe_excess(self, trainer: Trainer, onset: int) -> float | None:
@@ -265,11 +264,11 @@ class GuardHook(Hook):
         if signals.update_rms is None or trainer.lr <= 0:
             return None
         wanted = self.policy.lr_scale(trainer.step) if self.config.act else 1.0
-        return signals.update_rms / trainer.lr * trainer.lr_scale / wanted
+        return signals.update_rms / trainer.lr * trainer.control.lr_scale / wanted
 
     def _is_new_phase(self, trainer: Trainer, step: int) -> bool:
         """The data has changed because the curriculum wants it to."""
-        started = trainer.loader.curriculum.at(step - 1).first_step
+        started = trainer.batch_source.phase_at(step - 1).first_step
         return started > 0 and step - started <= self.config.detector.window
 
     def _watch_attention(self, trainer: Trainer, step: int, signals: Signals) -> None:
@@ -290,10 +289,10 @@ class GuardHook(Hook):
     def _carry_out(self, trainer: Trainer, decision: Decision) -> None:
         """Written down first, then done; a crash in between is taken up by `Recovery.resume`."""
         if decision.action == "skip_data":
-            first = trainer.loader.samples_consumed
-            samples = [first, first + decision.skip_after * trainer.loader.phase.global_batch_size]
+            first = trainer.batch_source.samples_consumed
+            samples = [first, first + decision.skip_after * trainer.batch_source.phase.global_batch_size]
             self._event(trainer, "skip", decision, samples=samples)
-            trainer.loader.skip(*samples)
+            trainer.batch_source.skip(*samples)
             return
         if decision.action == "give_up":
             self._give_up(trainer, decision)
@@ -305,9 +304,7 @@ class GuardHook(Hook):
         plan = self.recovery.plan(trainer, decision, source)
         self.recovery.announce(trainer, decision, plan)
         begun = time.perf_counter()
-        self._going_back = True
         self.recovery.go_back(trainer, plan, source)
-        self._going_back = False
         self.pending = None
         if not isinstance(source, Snapshot):
             self._capture(trainer)
@@ -325,7 +322,7 @@ class GuardHook(Hook):
                 log.warning("%s cannot be written: %s", path, error)
             log.error("the guard gave up at step %d: see %s", decision.step, path)
         trainer.checkpoints.discard_after(max(0, decision.onset - self.config.margin))
-        trainer.status = 3
+        trainer.control.finish(3)
 
     def _calm(self) -> bool:
         d = self.detector
@@ -369,10 +366,10 @@ class GuardHook(Hook):
 
     # ----------------------------------------------------------------------------------------------------------- details
     def _samples(self, trainer: Trainer) -> list[int]:
-        return [self._position, trainer.loader.samples_consumed]
+        return [self._position, trainer.batch_source.samples_consumed]
 
     def _event(self, trainer: Trainer, kind: str, decision: Decision, **fields: Any) -> None:
-        fields = {"cause": decision.verdict, "onset": decision.onset, "lr_scale": trainer.lr_scale, **fields}
+        fields = {"cause": decision.verdict, "onset": decision.onset, "lr_scale": trainer.control.lr_scale, **fields}
         trainer.events.write(kind, step=decision.step, **fields, decision=decision.as_dict())
 
     def state_dict(self) -> dict[str, Any]:
@@ -389,15 +386,14 @@ class GuardHook(Hook):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """When going back, only the statistics go back with the weights: what was decided stays decided."""
+        """At a start; when the guard itself goes back, `Recovery` takes the statistics alone."""
         if not state:
             return
         self.detector.load_state_dict(state["detector"])
-        if not self._going_back:
-            self.policy.load_state_dict(state["policy"])
-            self.recovery.replay, self.recovery.replayed_at = state["replay"], state["replayed_at"]
-            self.probe_known = state["probe"]
-            self.warned_at = state.get("warned_at", 0.0)
+        self.policy.load_state_dict(state["policy"])
+        self.recovery.replay, self.recovery.replayed_at = state["replay"], state["replayed_at"]
+        self.probe_known = state["probe"]
+        self.warned_at = state.get("warned_at", 0.0)
 
 
 def _union(flags: torch.Tensor, axis: Any) -> list[int]:

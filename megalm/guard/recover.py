@@ -16,6 +16,7 @@ from megalm.checkpoint.commit import committed, step_of
 from megalm.checkpoint.random_state import restore_random_state
 from megalm.config.guard import GuardConfig
 from megalm.guard.advice import advice
+from megalm.guard.detect import SpikeDetector
 from megalm.guard.policy import Decision, Policy
 from megalm.guard.replay import History
 from megalm.guard.snapshots import Snapshot, SnapshotRing
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NAME = "guard"
+"""The guard among the hooks; its state in a checkpoint is kept by it."""
+EARLIER_NAME = "GuardHook"
+"""By which earlier versions kept it."""
+
 
 def measured(signals: Signals) -> list[str]:
     """What a replay must give again, bit by bit: loss, gradient norm, and the size of the coming update, which shows what
@@ -38,8 +44,10 @@ def measured(signals: Signals) -> list[str]:
 class Recovery:
     """Carries out decisions that go back, and remembers a replay under way."""
 
-    def __init__(self, config: GuardConfig, ring: SnapshotRing, policy: Policy, history: History):
-        self.config, self.ring, self.policy, self.history = config, ring, policy, history
+    def __init__(
+        self, config: GuardConfig, ring: SnapshotRing, policy: Policy, history: History, detector: SpikeDetector
+    ):
+        self.config, self.ring, self.policy, self.history, self.detector = config, ring, policy, history, detector
         self.replay: dict[str, Any] | None = None
         """until (step), onset, loss (`measured`) and each rank's fingerprint when it was decided."""
         self.replayed_at: int | None = None
@@ -93,9 +101,9 @@ class Recovery:
         }
         if decision.action == "replay":
             return plan
-        batch = trainer.loader.phase.global_batch_size
+        batch = trainer.batch_source.phase.global_batch_size
         first = self.history.first_position(max(decision.onset - decision.skip_before, target + 1))
-        last = trainer.loader.samples_consumed + decision.skip_after * batch
+        last = trainer.batch_source.samples_consumed + decision.skip_after * batch
         if first is not None and last > first:
             plan["samples"] = [first, min(last, first + self.config.skip_limit * batch)]
         if decision.action == "reseed":
@@ -128,7 +136,7 @@ class Recovery:
         """Restore the state, discard what came after it, and leave out the data."""
         if isinstance(source, Snapshot):
             self.ring.restore(source, trainer.boxes())
-            trainer.load_state_dict(source.state)
+            self._restore(trainer, source.state)
         else:
             self._load(trainer, source)
         trainer.attempt += 1
@@ -150,22 +158,28 @@ class Recovery:
 
     def _load(self, trainer: Trainer, path: Path) -> None:
         state, random = trainer.checkpoints.load(trainer.boxes(), path=path)
-        trainer.load_state_dict(state)
+        self._restore(trainer, state)
         if random:
             restore_random_state(random)
         self.ring.clear()
 
+    def _restore(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        """The run's state; of the guard's own only the statistics go back with the weights: what was decided stays decided."""
+        trainer.restore(state, keep=(NAME,))
+        if own := state["hooks"].get(NAME) or state["hooks"].get(EARLIER_NAME):
+            self.detector.load_state_dict(own["detector"])
+
     def _leave_out(self, trainer: Trainer, plan: dict[str, Any]) -> None:
         if plan["samples"] is not None:
-            trainer.loader.skip(*plan["samples"])
+            trainer.batch_source.skip(*plan["samples"])
         if "seed" in plan:
-            position = trainer.loader.samples_consumed
+            position = trainer.batch_source.samples_consumed
             trainer.events.write(
                 "reseed", step=trainer.step, seed=plan["seed"], position=position, to_step=trainer.step,
-                samples=plan["samples"], lr_scale=trainer.lr_scale,
+                samples=plan["samples"], lr_scale=trainer.control.lr_scale,
             )  # fmt: skip
             seed_ranks(plan["seed"], trainer.mesh)
-            trainer.loader.reseed(plan["seed"])
+            trainer.batch_source.reseed(plan["seed"])
         if plan.get("reset_moments"):
             trainer.optimizer.reset_moments()
 
@@ -191,7 +205,7 @@ class Recovery:
                 self.replay = event["plan"]["replay"]
                 self.replayed_at = event["plan"]["replayed_at"]
             else:
-                trainer.loader.skip(*event["samples"])
+                trainer.batch_source.skip(*event["samples"])
         trainer.events.write(
             "resume_recovery",
             step=trainer.step,
@@ -209,7 +223,7 @@ class Recovery:
     def report(self, trainer: Trainer, decision: Decision, reason: str) -> dict[str, Any]:
         """What a person needs to go on: the suspect samples, and what prevents such trouble."""
         record = self.history.get(decision.onset) or self.history.get(decision.step)
-        suspects = trainer.loader.describe(range(record.first, record.last)) if record is not None else []
+        suspects = trainer.batch_source.describe(range(record.first, record.last)) if record is not None else []
         hints = advice(trainer.config)
         lines = [
             f"The guard gave up at step {decision.step}: {reason or 'every rung of the ladder is used up'}.",

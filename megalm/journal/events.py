@@ -25,6 +25,8 @@ class EventLog:
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
         self._file = AppendedFile(path) if writes else None
+        self.size_at_opening = path.stat().st_size if writes else 0
+        """Bytes that a former process wrote, on the rank that writes."""
         self.listeners: list[Listener] = []
         self._failed: list[Listener] = []
         self._on_disk = True

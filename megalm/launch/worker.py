@@ -1,7 +1,6 @@
 """One rank of a run: joins the others, builds the trainer, attaches the hooks, trains."""
 
 import logging
-import logging.handlers
 import os
 import platform
 import signal
@@ -12,29 +11,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 
 from megalm import __version__, ops
 from megalm.config import Config, ConfigError
-from megalm.guard.hook import GuardHook
+from megalm.data.loader import Loader
+from megalm.launch.attach import hooks_of
 from megalm.launch.hold import hold_run
 from megalm.launch.lock import Holder
 from megalm.launch.meeting import join
+from megalm.launch.rank_log import RankLog
 from megalm.launch.run_folder import log_file, make_run_folder
 from megalm.launch.world import World, device_type
-from megalm.observe.bystander import Bystander
-from megalm.observe.comparison import ComparisonHook, PeakMemory
-from megalm.observe.console import ConsoleHook
-from megalm.observe.metrics import MetricsWriter
-from megalm.observe.record import RecordHook
-from megalm.observe.report import ReportHook
-from megalm.observe.sample import SampleHook
-from megalm.observe.tensorboard import TensorBoardHook
+from megalm.observe.comparison import PeakMemory
 from megalm.ops.backend import library
 from megalm.parallel.mesh import build_mesh, local_device
 from megalm.plan.machine import machine_for
-from megalm.resilience.chaos.provoke import provoke_hooks
-from megalm.train.hooks import Hook
+from megalm.resilience.chaos.provoke import provoke_source
+from megalm.train.parts import build_trainer
 from megalm.train.trainer import Trainer
 
 log = logging.getLogger("megalm")
@@ -70,7 +63,7 @@ def run_rank(config: Config, folder: Path, world: World, plan: dict[str, Any], *
 
 
 def _run(
-    config: Config, folder: Path, world: World, plan: dict[str, Any], meeting: Path | None, rank_log: "RankLog"
+    config: Config, folder: Path, world: World, plan: dict[str, Any], meeting: Path | None, rank_log: RankLog
 ) -> int:
     kind = device_type(config)
     log.info("megalm %s, torch %s, python %s, rank %d of %d on %s", __version__, torch.__version__,
@@ -87,16 +80,23 @@ def _run(
 
 
 def _train(
-    config: Config, folder: Path, world: World, plan: dict[str, Any], rank_log: "RankLog", former: list[Holder]
+    config: Config, folder: Path, world: World, plan: dict[str, Any], rank_log: RankLog, former: list[Holder]
 ) -> int:
     kind = device_type(config)
     mesh = build_mesh(config.parallel, kind, _timeout(config))
     memory = PeakMemory(kind)
-    trainer = Trainer(config, mesh, folder, peak_flops=machine_for(config).peak(config.precision.dtype))
-    trainer.environment = _environment(config, world, kind)
+    environment = _environment(config, world, kind)
     if former:
-        trainer.environment["took_over"] = [holder.describe() for holder in former]
-    trainer.hooks += [rank_log.hook, *_hooks(config, folder, trainer, plan, memory)]
+        environment["took_over"] = [holder.describe() for holder in former]
+    trainer = build_trainer(
+        config,
+        mesh,
+        folder,
+        batch_source=provoke_source(config, Loader(config, mesh.data), mesh),
+        hooks=hooks_of(config, folder, plan, memory, rank_log, writer=mesh.rank == 0),
+        peak_flops=machine_for(config).peak(config.precision.dtype),
+        environment=environment,
+    )
     previous = {number: signal.signal(number, _stopper(trainer)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         status = trainer.train()
@@ -104,62 +104,13 @@ def _train(
         for number, handler in previous.items():
             signal.signal(number, handler)
     log.info("ended with status %d at step %d", status, trainer.step)
-    if trainer.reason is not None and trainer.is_writer:
-        print(f"error: {trainer.reason}", file=sys.stderr)
+    if trainer.control.reason is not None and trainer.is_writer:
+        print(f"error: {trainer.control.reason}", file=sys.stderr)
     return status
-
-
-class RankLog(logging.handlers.MemoryHandler):
-    """logs/rank-N.log. Lines wait in memory until the run trains (`hook`), or something is wrong: a start that does not come
-    to train leaves the folder as it was."""
-
-    def __init__(self, path: Path) -> None:
-        file = logging.FileHandler(path, encoding="utf-8", delay=True)
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        super().__init__(1000, flushLevel=logging.WARNING, target=file, flushOnClose=False)
-        self.hook = _Opening(self)
-
-    def open(self) -> None:
-        """From now on each line is written at once."""
-        self.capacity = 0
-        self.flush()
-
-    def close(self) -> None:
-        file = self.target
-        super().close()
-        if file is not None:
-            file.close()
-
-
-class _Opening(Hook):
-    def __init__(self, rank_log: RankLog) -> None:
-        self.rank_log = rank_log
-
-    def on_train_start(self, trainer: Trainer) -> None:
-        self.rank_log.open()
 
 
 def _timeout(config: Config) -> timedelta:
     return timedelta(minutes=config.resilience.timeout_minutes)
-
-
-def _hooks(config: Config, folder: Path, trainer: Trainer, plan: dict[str, Any], memory: PeakMemory) -> list[Hook]:
-    """What attaches to the run; only rank 0 speaks and writes."""
-    console = Console(soft_wrap=not sys.stdout.isatty()) if trainer.is_writer else None
-    hooks: list[Hook] = [GuardHook(config.guard), *provoke_hooks(config.guard)]
-    if console is not None:
-        voice = ConsoleHook(console, config.train.log_every)
-        trainer.events.listeners.append(voice.tell)
-        comparison = ComparisonHook(folder, console, memory)
-        hooks += [RecordHook(folder, plan), MetricsWriter(folder / "metrics.jsonl")]
-        hooks += [Bystander(voice), Bystander(comparison)]
-        if config.tracking.tensorboard:
-            hooks.append(Bystander(TensorBoardHook(folder / "tensorboard")))
-    if config.train.sample and config.train.sample_tokens:
-        hooks.append(SampleHook(folder, console))
-    if console is not None and config.tracking.report:
-        hooks.append(Bystander(ReportHook(folder)))
-    return hooks
 
 
 def _stopper(trainer: Trainer):
@@ -167,7 +118,7 @@ def _stopper(trainer: Trainer):
 
     def stop(number: int, frame: object) -> None:
         log.info("signal %d: stopping after this step", number)
-        trainer.stop_requested = True
+        trainer.control.request_stop()
 
     return stop
 

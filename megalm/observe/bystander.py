@@ -21,6 +21,10 @@ class Bystander(Hook):
         self.hook = hook
         self.failed = False
 
+    @property
+    def name(self) -> str:
+        return self.hook.name
+
     def on_resume(self, trainer: "Trainer") -> None:
         self._ask("on_resume", trainer)
 
@@ -30,8 +34,18 @@ class Bystander(Hook):
     def on_train_start(self, trainer: "Trainer") -> None:
         self._ask("on_train_start", trainer)
 
+    def on_evaluation(self, trainer: "Trainer", values: dict[str, float]) -> None:
+        self._ask("on_evaluation", trainer, values)
+
     def on_step_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
         self._ask("on_step_end", trainer, record)
+
+    def on_checkpoint(self, trainer: "Trainer", step: int) -> None:
+        self._ask("on_checkpoint", trainer, step)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        if not self.failed:
+            self.hook.on_event(event)
 
     def on_train_end(self, trainer: "Trainer", status: int) -> None:
         self._ask("on_train_end", trainer, status)

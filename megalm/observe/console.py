@@ -90,8 +90,8 @@ class ConsoleHook(Hook):
                 )
             self.console.print(f"{text}  left {format_seconds(left)}", highlight=False, markup=False)
 
-    def tell(self, event: dict[str, Any]) -> None:
-        """A line for what the guard saw and did, and for what is wrong with a checkpoint; an event's listener."""
+    def on_event(self, event: dict[str, Any]) -> None:
+        """A line for what the guard saw and did, and for what is wrong with a checkpoint."""
         if event["kind"].startswith("checkpoint_"):
             what = event["kind"].removeprefix("checkpoint_")
             text = f"checkpoint of step {event['step']} {what}: {event.get('reason', '')}"

@@ -69,7 +69,7 @@ def _set_journals_aside(trainer: Trainer, own: bool) -> Path | None:
     own: the run goes on from one of the former's checkpoints; up to there they are the same.
     """
     written = trainer.events.path
-    former = written.read_bytes()[: trainer.events_before]
+    former = written.read_bytes()[: trainer.events.size_at_opening]
     saved = any(event["kind"] == "checkpoint" for event in read_events(written))
     if not saved and (trainer.config.checkpoint.resume or not (trainer.folder / "metrics.jsonl").exists()):
         return None
@@ -84,7 +84,7 @@ def _set_journals_aside(trainer: Trainer, own: bool) -> Path | None:
             elif path.exists() and not own:
                 os.rename(path, folder / name)
         # In place: the file is open, to be appended to.
-        mine = written.read_bytes()[trainer.events_before :]
+        mine = written.read_bytes()[trainer.events.size_at_opening :]
         kept = [event for event in read_events(folder / written.name) if own and event["step"] <= trainer.step]
         os.truncate(written, 0)
         with written.open("ab") as file:

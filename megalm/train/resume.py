@@ -1,19 +1,29 @@
 """What a run begins with: a checkpoint whose settings are compared with the run's, or nothing.
 
+    check the place -> load -> set aside what is of another course -> tell where the run goes on
+
 A checkpoint holds the whole configuration that it was made with. Going on under another one is refused where the model
 would compute something else or other data would be seen, and told where the weights only move otherwise from there on.
 """
 
 import math
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from megalm.config import Config
+from megalm.checkpoint import CheckpointError
+from megalm.checkpoint.random_state import restore_random_state
+from megalm.config import Config, ConfigError
 from megalm.config.changes import Change, changes_text, check_changes, compare
 from megalm.config.compose import config_from
 from megalm.config.effects import Effect
 from megalm.config.phases import spans_of
 from megalm.optim.lr import phased_learning_rate
+from megalm.parallel.random import seed_of
+from megalm.train.determinism import seed_everything
+from megalm.train.earlier import check_place, make_way
+
+if TYPE_CHECKING:
+    from megalm.train.trainer import Trainer
 
 
 @dataclass
@@ -32,6 +42,59 @@ class Origin:
     """Settings of the checkpoint that this version does not have."""
     total_steps: int | None
     """Length of the run that made it."""
+
+
+def resume(trainer: "Trainer") -> Origin | None:
+    """Take up the run's newest good checkpoint, or what `checkpoint.load_path` is to begin with; None: it begins anew.
+
+    Errors: ConfigError where none is usable, or it was made with settings that the run may not go on from.
+    """
+    try:
+        check_place(trainer)
+        origin = _load(trainer)
+        make_way(trainer)
+        return origin
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _load(trainer: "Trainer") -> Origin | None:
+    options = trainer.config.checkpoint
+    if options.resume and trainer.checkpoints.latest() is not None:
+        return _take_up(trainer, None)
+    if options.load_path is None:
+        return None
+    if options.load == "weights":
+        check = SettingsCheck(trainer.config, weights_only=True)
+        trainer.checkpoints.load(trainer.boxes(), path=options.load_path, weights_only=True, check=check)
+        trainer.optimizer.gather_parameters()
+        return check.origin("load_weights", 0, path=options.load_path)
+    return _take_up(trainer, options.load_path)
+
+
+def _take_up(trainer: "Trainer", path: str | None) -> Origin:
+    """All of the state at `path`, or of the run's own newest checkpoint."""
+    check = SettingsCheck(trainer.config, load=path is not None)
+    state, rank_state = trainer.checkpoints.load(trainer.boxes(), path=path, check=check)
+    trainer.restore(state, saved=path is None)
+    if rank_state:
+        restore_random_state(rank_state)
+    else:  # on another layout there are no streams to go on with, and the first ones were used at the first steps
+        seed_everything(seed_of("resume", trainer.config.train.seed, trainer.step), trainer.mesh)
+    where = {} if path is None else {"path": path}
+    return check.origin("resume", trainer.step, tokens=trainer.tokens, **where)
+
+
+def tell_origin(trainer: "Trainer", environment: dict[str, object]) -> None:
+    """Write down that the run begins, on what, from what, and what is set otherwise than before."""
+    events, origin = trainer.events, trainer.origin
+    if environment:
+        events.write("start", step=trainer.step, **environment)
+    if origin is None:
+        return
+    events.write(origin.kind, step=origin.step, **origin.fields)
+    if (changed := changes_event(trainer.config, origin)) is not None:
+        events.write("changed", step=origin.step, **changed)
 
 
 class SettingsCheck:

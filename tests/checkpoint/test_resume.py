@@ -7,7 +7,7 @@ from megalm.checkpoint import CheckpointReader
 from megalm.config import ConfigError
 from megalm.config.compose import compose_config
 from megalm.parallel.mesh import Mesh
-from megalm.train.trainer import Trainer
+from megalm.train.parts import build_trainer
 from tools.bench.checkpoint.resume import measure
 from tools.bench.layouts.layouts import Layout, configure, write_tokens
 
@@ -26,7 +26,7 @@ def test_a_run_begins_with_all_of_another_or_with_its_weights(tmp_path):
         for key, value in options.items():
             setattr(config.checkpoint, key, value)
         (tmp_path / name).mkdir()
-        trainer = Trainer(config, Mesh.single(), tmp_path / name)
+        trainer = build_trainer(config, Mesh.single(), tmp_path / name)
         told = []
         trainer.events.listeners.append(told.append)
         trainer.train()

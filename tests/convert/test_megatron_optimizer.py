@@ -9,7 +9,8 @@ from megalm.config.compose import compose_config
 from megalm.convert.formats import open_source
 from megalm.launch.resolve import resolve
 from megalm.parallel.mesh import Mesh
-from megalm.train.trainer import Trainer
+from megalm.train.parts import build_trainer
+from megalm.train.resume import resume
 from tests.convert.megatron_checkpoints import MODELS, make_model, random_weights, stacked_state, write_torch_dist
 from tools.bench.layouts.layouts import write_tokens
 from tools.convert.__main__ import main as convert
@@ -73,8 +74,8 @@ def test_training_goes_on_from_it(tmp_path):
     )
     resolve(config, 1)
     (tmp_path / "on").mkdir()
-    trainer = Trainer(config, Mesh.single(), tmp_path / "on")
-    trainer._resume()
+    trainer = build_trainer(config, Mesh.single(), tmp_path / "on")
+    resume(trainer)
     assert (trainer.step, trainer.optimizer.step_count) == (300, 299)
     assert all(torch.equal(box.tensor, expected(kinds)[box.name]) for box in trainer.boxes())
     assert trainer.train() == 0 and trainer.step == 301 and trainer.optimizer.step_count == 300

@@ -12,7 +12,7 @@ from megalm.generate.model import build_model, logits
 from megalm.launch.resolve import resolve
 from megalm.parallel.mesh import build_mesh
 from megalm.train.hooks import Hook
-from megalm.train.trainer import Trainer
+from megalm.train.parts import build_trainer
 from tests.convert.architectures import transformers
 from tests.distributed import run_ranks
 from tests.small_run import small_run
@@ -37,7 +37,7 @@ def train(overrides: list[str], world_size: int = 1) -> Recorder:
     folder = Path(config.run.dir) / config.run.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config_yaml(config))
-    trainer = Trainer(config, build_mesh(config.parallel, "cpu"), folder)
+    trainer = build_trainer(config, build_mesh(config.parallel, "cpu"), folder)
     recorder = Recorder()
     trainer.hooks.append(recorder)
     assert trainer.train() == 0

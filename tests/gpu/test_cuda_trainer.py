@@ -18,7 +18,8 @@ from megalm.generate.generate import generate  # noqa: E402
 from megalm.launch.resolve import resolve  # noqa: E402
 from megalm.parallel.mesh import Mesh  # noqa: E402
 from megalm.train.hooks import Hook  # noqa: E402
-from megalm.train.trainer import Trainer  # noqa: E402
+from megalm.train.parts import build_trainer  # noqa: E402
+from megalm.train.resume import resume  # noqa: E402
 from tests.small_run import small_run  # noqa: E402
 
 SHAPES = {
@@ -50,7 +51,7 @@ def make(folder, device, *words):
     resolve(config, 1)
     run = Path(config.run.dir) / config.run.name
     run.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, Mesh.single(device), run, peak_flops=1e12)
+    trainer = build_trainer(config, Mesh.single(device), run, peak_flops=1e12)
     trainer.hooks.append(Losses())
     return trainer
 
@@ -118,7 +119,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(device, tmp_path, precisio
 def test_a_checkpoint_of_the_gpu_is_read_on_the_cpu(device, tmp_path):
     _, expected = train(tmp_path, device)
     elsewhere = make(tmp_path, torch.device("cpu"))
-    elsewhere._resume()
+    resume(elsewhere)
     assert elsewhere.step == 6
     for name, tensor in weights(elsewhere).items():
         assert torch.equal(tensor, expected[name]), name
@@ -145,7 +146,7 @@ def test_a_step_waits_for_the_host_once(device, tmp_path):
             torch.cuda.set_sync_debug_mode("default")
     waits = [f"{w.filename}:{w.lineno}" for w in seen if "synchronizing" in str(w.message)]
     trainer.checkpoints.close()
-    trainer.loader.close()
+    trainer.batch_source.close()
     assert len(waits) == 1, waits
 
 
@@ -154,7 +155,7 @@ def test_greedy_text_is_the_cpus(device, tmp_path):
     for where in (device, torch.device("cpu")):
         trainer = make(tmp_path / where.type, where, "model.seq_length=32")
         texts.append(generate(trainer.model_chunks[0], [1, 2, 3], max_tokens=40, temperature=0.0, seed=0))
-        trainer.loader.close()
+        trainer.batch_source.close()
     assert texts[0] == texts[1]
 
 

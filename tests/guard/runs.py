@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megalm.config.compose import compose_config
+from megalm.data.loader import Loader
 from megalm.guard.hook import GuardHook
 from megalm.launch.resolve import resolve
 from megalm.ops import use_backend
 from megalm.parallel.mesh import Mesh, build_mesh
-from megalm.resilience.chaos.provoke import provoke_hooks
+from megalm.resilience.chaos.provoke import provoke_hooks, provoke_source
 from megalm.train.hooks import Hook
-from megalm.train.trainer import Trainer
+from megalm.train.parts import build_trainer
 from tests.small_run import small_run
 
 P = "guard.provoke."
@@ -91,7 +92,9 @@ def train(arguments, *hooks, mesh=None):
 
 
 def _train(config, folder, mesh, hooks):
-    trainer = Trainer(config, mesh or Mesh.single(), folder, peak_flops=1e11)
+    mesh = mesh or Mesh.single()
+    source = provoke_source(config, Loader(config, mesh.data), mesh)
+    trainer = build_trainer(config, mesh, folder, batch_source=source, peak_flops=1e11)
     guard, recorder = GuardHook(config.guard), Recorder()
     trainer.hooks += [guard, *provoke_hooks(config.guard), recorder, *hooks]
     status = trainer.train()

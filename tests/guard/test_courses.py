@@ -122,7 +122,7 @@ def test_the_console_tells_what_the_guard_saw_and_did(tmp_path):
     text = io.StringIO()
     console = ConsoleHook(Console(file=text, width=200), 10)
     log = EventLog(tmp_path / "events.jsonl")
-    log.listeners.append(console.tell)
+    log.listeners.append(console.on_event)
     log.write("start", step=0)
     log.write("resume", step=5)
     log.write("spike", step=9, onset=9, cause="data", loss=8.0, expected=4.0, why=["loss"], samples=[8, 16])

@@ -10,7 +10,7 @@ from megalm.model.auxiliary import Auxiliary, attach_loss
 from megalm.model.transformer import Layer
 from megalm.objectives.next_token import NextToken
 from megalm.parallel.mesh import build_mesh
-from megalm.train.trainer import Trainer
+from megalm.train.parts import build_trainer
 from tests.distributed import run_ranks
 from tests.small_run import small_run
 
@@ -52,12 +52,12 @@ def train(world, arguments, folder, penalized=True):
     resolve(config, world)
     objective = NextToken()
     objective.sums |= {"penalty": 1}
-    run = Trainer(config, build_mesh(config.parallel, "cpu"), folder, objective=objective)
+    run = build_trainer(config, build_mesh(config.parallel, "cpu"), folder, objective=objective)
     for chunk in run.model_chunks if penalized else []:
         chunk.layers = nn.ModuleList(Penalized(layer) for layer in chunk.layers)
     records = [run.train_step() for _ in range(3)]
     run.checkpoints.close()
-    run.loader.close()
+    run.batch_source.close()
     return [(record["loss"], record["grad_norm"], record["penalty"]) for record in records]
 
 

@@ -15,7 +15,7 @@ from megalm.optim.adaptive_clip import AdaGC, ZClip
 from megalm.optim.moments import Rewarming
 from megalm.parallel.mesh import Mesh, build_mesh
 from megalm.train.hooks import Hook
-from megalm.train.trainer import Trainer
+from megalm.train.parts import build_trainer
 from tests.distributed import run_ranks
 from tests.small_run import small_run
 
@@ -57,7 +57,9 @@ def run_trainer(overrides, world):
     resolve(config, world)
     run = Path(config.run.dir) / config.run.name
     run.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, build_mesh(config.parallel, "cpu") if world > 1 else Mesh.single(), run, peak_flops=1e11)
+    trainer = build_trainer(
+        config, build_mesh(config.parallel, "cpu") if world > 1 else Mesh.single(), run, peak_flops=1e11
+    )
     keep = Keep()
     trainer.hooks.append(keep)
     trainer.train()

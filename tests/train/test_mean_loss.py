@@ -6,7 +6,7 @@ from megalm.config.compose import compose_config
 from megalm.guard.probe import Probe
 from megalm.launch.resolve import resolve
 from megalm.parallel.mesh import build_mesh
-from megalm.train.trainer import Trainer
+from megalm.train.parts import build_trainer
 from tests.distributed import run_ranks
 from tests.small_run import small_run
 
@@ -23,11 +23,11 @@ def losses(ranks, arguments, folder):
     config = compose_config(arguments)
     resolve(config, ranks)
     mesh = build_mesh(config.parallel, "cpu")
-    trainer = Trainer(config, mesh, folder)
-    probe = Probe(trainer.evaluator, trainer.loader.evaluation_batches(6))
+    trainer = build_trainer(config, mesh, folder)
+    probe = Probe(trainer.evaluator, trainer.batch_source.evaluation_batches(6))
     found = trainer.evaluate()["eval/loss"], probe.loss(), trainer.evaluate()["eval/loss"]
     trainer.checkpoints.close()
-    trainer.loader.close()
+    trainer.batch_source.close()
     return found
 
 

@@ -47,7 +47,7 @@ def test_phases_change_mixture_length_batch_and_learning_rate(tmp_path):
     rates = [record["lr"] for record in records]
     assert rates[:3] == [0.005, 0.01, 0.01] and rates[3] == 0.01 and rates[6] == 0.0 and rates[4] > rates[5] > 0
     assert rates[7:] == [0.001, 0.001]
-    counts = [trainer.loader._stream.counts(position) for position in (24, 56)]
+    counts = [trainer.batch_source._stream.counts(position) for position in (24, 56)]
     assert counts == [{"numbers": 9, "backwards": 3}, {"numbers": 9 + 8, "backwards": 3 + 24}]
     events = [json.loads(line) for line in (trainer.folder / "events.jsonl").read_text().splitlines()]
     assert [(e["step"], e["name"]) for e in events if e["kind"] == "phase"] == [
@@ -78,7 +78,7 @@ def test_phases_may_be_changed_in_a_running_job(tmp_path):
     other = PHASES.replace("backwards: 768, numbers: 10%", "numbers: 100%")
     trainer, recorder, _ = train([other if o == PHASES else o for o in overrides])
     assert len(recorder.records) == 5
-    counts = trainer.loader._stream.counts(56)
+    counts = trainer.batch_source._stream.counts(56)
     assert counts == {"numbers": 9 + 2 + 24, "backwards": 3 + 6}
 
 

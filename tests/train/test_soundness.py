@@ -23,7 +23,7 @@ class Ruin(Hook):
         self.step, self.factor, self.value = step, factor, value
 
     def on_step_start(self, trainer):
-        trainer.lr_scale = self.factor if trainer.step + 1 == self.step else 1.0
+        trainer.control.set_rate_factor(self.name, self.factor if trainer.step + 1 == self.step else 1.0)
 
     def on_gradients(self, trainer, signals):
         if self.value is not None and trainer.step + 1 == self.step:
@@ -46,7 +46,7 @@ def test_the_last_good_checkpoint_outlives_an_update_that_ruins_the_weights(tmp_
     words = ["guard=off", "train.steps=40", "train.eval_every=0", f"checkpoint.keep={keep}"]
     words.append(f"checkpoint.asynchronous={asynchronous}")
     trainer, recorder, status = train(small_run(tmp_path, *words), Ruin(12, factor=1e20))
-    assert status == 1 and "weights are not finite, since step 13" in trainer.reason
+    assert status == 1 and "weights are not finite, since step 13" in trainer.control.reason
     assert recorder.records[-1]["step"] == 12 + HOPELESS and math.isnan(recorder.losses[-1])
     assert 9 in steps(trainer) and max(steps(trainer)) <= 12, (
         "step 12 holds the ruined weights, before any loss told so"
@@ -58,7 +58,7 @@ def test_the_last_good_checkpoint_outlives_an_update_that_ruins_the_weights(tmp_
 
 def test_trouble_in_the_last_steps_is_told_by_the_exit_status(tmp_path):
     trainer, _, status = train(small_run(tmp_path, "guard=off", "train.steps=8"), Ruin(6, factor=1e20))
-    assert status == 1 and "step 8 is not saved" in trainer.reason and 3 in steps(trainer)
+    assert status == 1 and "step 8 is not saved" in trainer.control.reason and 3 in steps(trainer)
 
 
 def test_an_evaluation_is_the_last_to_see_it(tmp_path):
@@ -70,12 +70,12 @@ def test_weights_that_are_finite_and_give_no_finite_loss_are_saved_beside_the_go
     words = ["guard=off", "train.steps=6", "checkpoint.keep=1"]
     trainer, recorder, status = train(small_run(tmp_path, *words), Ruin(6, factor=1e20))
     assert not math.isfinite(recorder.records[-1]["eval/loss"])
-    assert status == 1 and "at step 6 is not finite" in trainer.reason and steps(trainer) == [6, 3]
+    assert status == 1 and "at step 6 is not finite" in trainer.control.reason and steps(trainer) == [6, 3]
 
 
 def test_a_value_that_no_loss_tells_of_is_not_saved(tmp_path):
     trainer, _, status = train(small_run(tmp_path, "train.steps=6", "train.eval_every=0", "guard=off"), Last())
-    assert status == 1 and "optimizer.exp_avg" in trainer.reason and "not finite" in trainer.reason
+    assert status == 1 and "optimizer.exp_avg" in trainer.control.reason and "not finite" in trainer.control.reason
     assert steps(trainer) == [3]
 
 
@@ -115,15 +115,15 @@ def ruined_on_two(words, folder):
     from megalm.config.compose import compose_config
     from megalm.launch.resolve import resolve
     from megalm.parallel.mesh import build_mesh
-    from megalm.train.trainer import Trainer
+    from megalm.train.parts import build_trainer
 
     rank = dist.get_rank()
     config = compose_config(words)
     resolve(config, 2)
     (folder / "runs" / "small").mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, build_mesh(config.parallel, "cpu"), folder / "runs" / "small")
+    trainer = build_trainer(config, build_mesh(config.parallel, "cpu"), folder / "runs" / "small")
     trainer.hooks.append(Ruin(12, value=math.nan if rank == 1 else None))
-    return trainer.train(), trainer.step, trainer.reason, steps(trainer)
+    return trainer.train(), trainer.step, trainer.control.reason, steps(trainer)
 
 
 def test_one_ruined_rank_is_enough_and_all_end_alike(tmp_path):

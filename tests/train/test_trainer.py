@@ -13,8 +13,10 @@ from megalm.checkpoint import Checkpointer
 from megalm.config.compose import compose_config
 from megalm.launch.resolve import resolve
 from megalm.parallel.mesh import Mesh, build_mesh
+from megalm.train.determinism import choose_algorithms
 from megalm.train.hooks import Hook
-from megalm.train.trainer import Trainer, choose_algorithms
+from megalm.train.parts import build_trainer
+from megalm.train.trainer import Trainer
 from tests.distributed import run_ranks
 from tests.small_run import small_run
 
@@ -35,7 +37,7 @@ def train(overrides: list[str], *hooks: Hook, mesh: Mesh | None = None) -> tuple
     folder = Path(config.run.dir) / config.run.name
     folder.mkdir(parents=True, exist_ok=True)
     mesh = mesh or Mesh.single()
-    trainer = Trainer(config, mesh, folder, peak_flops=1e11)
+    trainer = build_trainer(config, mesh, folder, peak_flops=1e11)
     recorder = Recorder()
     trainer.hooks += [recorder, *hooks]
     return trainer, recorder, trainer.train()
@@ -72,7 +74,7 @@ class StopAfter(Hook):
 
     def on_step_start(self, trainer):
         if trainer.step + 1 == self.step:
-            trainer.stop_requested = True
+            trainer.control.request_stop()
 
 
 def test_on_another_layout_random_numbers_are_new_at_each_step(tmp_path, monkeypatch):

@@ -12,47 +12,68 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from megalm.config import Config
 from megalm.config.guard import GuardConfig, ProvokeConfig
+from megalm.data.batch import Batch
+from megalm.parallel.mesh import Mesh
+from megalm.train.batch_source import BatchSource, WrappedSource
 from megalm.train.hooks import Hook
-from megalm.train.signals import Signals
 
 if TYPE_CHECKING:
-    from megalm.data.batch import Batch
     from megalm.train.trainer import Trainer
 
 DATA_KINDS = ("random_tokens", "permuted_tokens", "repeated_token")
 
 
 def provoke_hooks(config: GuardConfig) -> list[Hook]:
-    """The hook that does the damage that `guard.provoke` asks for, if it asks for any. It comes right behind the guard."""
+    """The hook that does the damage that `guard.provoke` asks for, if it asks for any."""
     return [] if config.provoke.kind == "none" else [ProvokeHook(config.provoke)]
 
 
+def provoke_source(config: Config, source: BatchSource, mesh: Mesh) -> BatchSource:
+    """The source, with the bad data that `guard.provoke` asks for in it, if it asks for any."""
+    if config.guard.provoke.kind not in DATA_KINDS:
+        return source
+    return DamagedSource(source, config.guard.provoke, config, mesh.data.rank)
+
+
+def damaged_positions(config: ProvokeConfig, batch_size: int) -> range:
+    """Positions of the stream whose batches are bad: those that the configured steps have in an undisturbed run."""
+    first = (config.step - 1) * batch_size
+    return range(first, first + config.steps * batch_size)
+
+
+class DamagedSource(WrappedSource):
+    """Another source, whose batches are bad where they begin at the damaged positions."""
+
+    def __init__(self, source: BatchSource, damage: ProvokeConfig, config: Config, data_rank: int) -> None:
+        super().__init__(source)
+        self.kind, self.data_rank, self.vocab_size = damage.kind, data_rank, config.model.vocab_size
+        self.positions = damaged_positions(damage, config.train.global_batch_size)
+
+    def next(self) -> list[Batch]:
+        position = int(self.next_positions()[0])
+        batches = super().next()
+        if position not in self.positions:
+            return batches
+        generator = torch.Generator().manual_seed(position * 1009 + self.data_rank)
+        return [spoil(batch, self.kind, self.vocab_size, generator) for batch in batches]
+
+
 class ProvokeHook(Hook):
-    """Does what `guard.provoke` says. It stands behind the guard, which sets the learning rate that a jump multiplies."""
+    """Does what `guard.provoke` says to weights, moments, gradients and the learning rate, and tells of all damage."""
+
+    name = "provoke"
 
     def __init__(self, config: ProvokeConfig):
         self.config = config
         self.occasions = 0
         """Times that the first step of the damage came."""
-        self._undo_lr: float | None = None
-        self._gradient_factor = 1.0
-
-    def on_train_start(self, trainer: Trainer) -> None:
-        """Put the damage between the loader, or the gradients, and the step."""
-        if self.config.kind in DATA_KINDS:
-            loader: Any = trainer.loader
-            loader.next = self._spoiled(trainer, loader.next)
-        elif self.config.kind == "gradient_scale":
-            executor: Any = trainer.executor
-            run = executor.run
-            executor.run = lambda batches, scale=1.0: run(batches, scale=scale * self._gradient_factor)
 
     def on_step_start(self, trainer: Trainer) -> None:
         """Strike, if this is the step for it."""
         kind, step = self.config.kind, trainer.step + 1
-        self._gradient_factor = 1.0
-        if kind in DATA_KINDS or not self._strikes(step):
+        if not (self._data_is_bad(trainer) if kind in DATA_KINDS else self._strikes(step)):
             return
         trainer.events.write("provoke", step=step, what=kind)
         if kind == "zero_second_moment":
@@ -60,43 +81,23 @@ class ProvokeHook(Hook):
                 if box.name.startswith("optimizer.exp_avg_sq."):
                     box.tensor.zero_()
         elif kind == "lr_jump":
-            self._undo_lr = trainer.lr_scale
-            trainer.lr_scale *= self.config.factor
+            trainer.control.jump_rate(self.name, self.config.factor)
         elif kind == "bit_flip":
             trainer.optimizer.wait_weights()
             if trainer.mesh.rank == self.config.rank:
                 flip_bit(_target(trainer.model_chunks), self.config.bit)
         elif kind == "gradient_scale":
-            self._gradient_factor = self.config.factor
+            trainer.control.scale_gradients(self.config.factor)
 
-    def on_gradients(self, trainer: Trainer, signals: Signals) -> bool:
-        """Take back what lasts one step only; the step has its learning rate."""
-        if self._undo_lr is not None:
-            trainer.lr_scale, self._undo_lr = self._undo_lr, None
-        return True
+    def _data_is_bad(self, trainer: Trainer) -> bool:
+        positions = damaged_positions(self.config, trainer.config.train.global_batch_size)
+        return int(trainer.batch_source.next_positions()[0]) in positions
 
     def _strikes(self, step: int) -> bool:
         if not self.config.step <= step < self.config.step + self.config.steps:
             return False
         self.occasions += step == self.config.step
         return 0 < self.occasions <= self.config.times
-
-    def _spoiled(self, trainer: Trainer, fetch: Any) -> Any:
-        batch_size = trainer.config.train.global_batch_size
-        first = (self.config.step - 1) * batch_size
-        last = first + self.config.steps * batch_size
-
-        def next_batches() -> list[Batch]:
-            position = int(trainer.loader.next_positions()[0])
-            batches = fetch()
-            if not first <= position < last:
-                return batches
-            trainer.events.write("provoke", step=trainer.step + 1, what=self.config.kind)
-            seed = position * 1009 + trainer.mesh.data.rank
-            generator = torch.Generator().manual_seed(seed)
-            return [spoil(batch, self.config.kind, trainer.config.model.vocab_size, generator) for batch in batches]
-
-        return next_batches
 
 
 def spoil(batch: Batch, kind: str, vocab_size: int, generator: torch.Generator) -> Batch:

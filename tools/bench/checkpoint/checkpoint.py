@@ -152,7 +152,7 @@ def _measure_run(folder: Path, saves: int, threads: int) -> dict:
     from megalm.config.compose import compose_config
     from megalm.launch.resolve import resolve
     from megalm.parallel.mesh import Mesh
-    from megalm.train.trainer import Trainer
+    from megalm.train.parts import build_trainer
     from tools.bench.layouts.layouts import write_tokens
 
     torch.set_num_threads(threads)
@@ -162,7 +162,7 @@ def _measure_run(folder: Path, saves: int, threads: int) -> dict:
     )
     resolve(config, 1)
     (folder / "run").mkdir()
-    trainer = Trainer(config, Mesh.single(), folder / "run")
+    trainer = build_trainer(config, Mesh.single(), folder / "run")
     rows: list[dict[str, float]] = []
     for number in range(saves + 1):
         row = {"step": _timed(trainer.train_step), "stall": _timed(trainer.save), "beside": _timed(trainer.train_step)}
@@ -171,7 +171,7 @@ def _measure_run(folder: Path, saves: int, threads: int) -> dict:
             rows.append(row)
     size = sum(box.tensor.nbytes for box in trainer.boxes())
     trainer.checkpoints.close()
-    trainer.loader.close()
+    trainer.batch_source.close()
     trainer.events.close()
     return {
         "bytes": size,

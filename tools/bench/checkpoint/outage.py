@@ -162,7 +162,7 @@ def _waiting(local: Path) -> int:
 def _body(config: Any, folder: str, pace: float) -> Iterator[list[tuple[int, float, float]]]:
     from megalm.parallel.mesh import build_mesh
     from megalm.train.hooks import Hook
-    from megalm.train.trainer import Trainer
+    from megalm.train.parts import build_trainer
 
     class Pace(Hook):
         """Waits at the start of a step, and notes how long what follows it took, saves included."""
@@ -180,7 +180,7 @@ def _body(config: Any, folder: str, pace: float) -> Iterator[list[tuple[int, flo
     mesh = build_mesh(config.parallel)
     logs = Path(folder) if mesh.rank == 0 else Path(f"{folder}-{mesh.rank}")
     logs.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, mesh, logs)
+    trainer = build_trainer(config, mesh, logs)
     watch = Pace()
     trainer.hooks.append(watch)
     trainer.train()

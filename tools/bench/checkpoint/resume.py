@@ -178,7 +178,7 @@ def measure(model: str, folder: Path, pairs: list[tuple[str, str]]) -> Iterator[
 def _body(config: Any, folder: str) -> Iterator[list[float]]:
     from megalm.parallel.mesh import Mesh, build_mesh
     from megalm.train.hooks import Hook
-    from megalm.train.trainer import Trainer
+    from megalm.train.parts import build_trainer
 
     class Watch(Hook):
         def __init__(self) -> None:
@@ -190,7 +190,7 @@ def _body(config: Any, folder: str) -> Iterator[list[float]]:
     mesh = build_mesh(config.parallel) if config.world_size > 1 else Mesh.single()
     logs = Path(folder).with_suffix(f".rank-{mesh.rank}")
     logs.mkdir(exist_ok=True)
-    trainer = Trainer(config, mesh, logs)
+    trainer = build_trainer(config, mesh, logs)
     watch = Watch()
     trainer.hooks.append(watch)
     trainer.train()

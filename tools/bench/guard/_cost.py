@@ -75,7 +75,7 @@ def _cost(name: str, data: str, steps: int, more: list[str]) -> dict[str, Any]:
             rows += [took] if step >= 0 else []
         back = _return(trainers["default"], guard)
         for trainer in trainers.values():
-            trainer.loader.close()
+            trainer.batch_source.close()
             trainer.events.close()
     finally:
         ops.largest_logits_ = plain
@@ -110,7 +110,7 @@ def _return(trainer: Any, guard: Any) -> float:
     begun = time.perf_counter()
     snapshot = guard.ring.youngest()
     guard.ring.restore(snapshot, trainer.boxes())
-    trainer.load_state_dict(snapshot.state)
+    trainer.restore(snapshot.state)
     return time.perf_counter() - begun
 
 

@@ -228,14 +228,17 @@ def _config(recipe: str, data: str, *more: str, size: int = 1) -> Any:
 
 def make_trainer(folder: Path, recipe: str, data: str, *more: str, size: int = 1) -> tuple[Any, Any]:
     """A trainer of this recipe with the guard as its only hook."""
+    from megalm.data.loader import Loader
     from megalm.guard.hook import GuardHook
     from megalm.parallel.mesh import build_mesh
-    from megalm.resilience.chaos.provoke import provoke_hooks
-    from megalm.train.trainer import Trainer
+    from megalm.resilience.chaos.provoke import provoke_hooks, provoke_source
+    from megalm.train.parts import build_trainer
 
     config = _config(recipe, data, *more, size=size)
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, build_mesh(config.parallel, "cpu"), folder, peak_flops=1.0)
+    mesh = build_mesh(config.parallel, "cpu")
+    source = provoke_source(config, Loader(config, mesh.data), mesh)
+    trainer = build_trainer(config, mesh, folder, batch_source=source, peak_flops=1.0)
     guard = GuardHook(config.guard)
     trainer.hooks += [guard, *provoke_hooks(config.guard)]
     return trainer, guard

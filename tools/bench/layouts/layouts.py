@@ -211,10 +211,10 @@ def configure(model: str, layout: Layout, tokens: str) -> Any:
 def train(config: Any, folder: Path, mesh: Any = None) -> dict[str, Any]:
     """Train on this rank. Returns losses (and the evaluation's), gradient norms, seconds a step, and this rank's boxes."""
     from megalm.parallel.mesh import Mesh
-    from megalm.train.trainer import Trainer
+    from megalm.train.parts import build_trainer
 
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, mesh or Mesh.single(), folder)
+    trainer = build_trainer(config, mesh or Mesh.single(), folder)
     try:
         records, seconds = [], []
         for _ in range(STEPS):
@@ -228,7 +228,7 @@ def train(config: Any, folder: Path, mesh: Any = None) -> dict[str, Any]:
         ]
     finally:
         trainer.checkpoints.close()
-        trainer.loader.close()
+        trainer.batch_source.close()
         trainer.events.close()
     return {
         "losses": [record["loss"] for record in records] + [records[-1]["eval/loss"]],

@@ -8,7 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megalm.journal import EventLog
 from megalm.observe.metrics import MetricsWriter
-from megalm.observe.tensorboard import TensorBoardHook
+from megalm.observe.trackers.tensorboard import TensorBoard
+from megalm.observe.trackers.tracker import TrackerHook
 
 
 def shown(folder):
@@ -23,8 +24,9 @@ class Training:
 
     def __init__(self, folder, step=0):
         self.folder = folder
-        self.trainer = SimpleNamespace(step=step, folder=folder, events=EventLog(folder / "events.jsonl"))
-        self.hooks = [MetricsWriter(folder / "metrics.jsonl"), TensorBoardHook(folder / "tensorboard")]
+        self.trainer = SimpleNamespace(step=step, folder=folder, config=None, events=EventLog(folder / "events.jsonl"))
+        self.hooks = [MetricsWriter(folder / "metrics.jsonl"), TrackerHook(TensorBoard(folder / "tensorboard"))]
+        self.trainer.events.listeners += [hook.on_event for hook in self.hooks]
         for hook in self.hooks:
             hook.on_train_start(self.trainer)
 

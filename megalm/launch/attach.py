@@ -1,0 +1,53 @@
+"""What attaches to a run, in one list: a hook's place in it has a reason, which stands beside it."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from megalm.config import Config
+from megalm.guard.hook import GuardHook
+from megalm.launch.rank_log import OpenRankLog, RankLog
+from megalm.observe.bystander import Bystander
+from megalm.observe.comparison import ComparisonHook, PeakMemory
+from megalm.observe.console import ConsoleHook
+from megalm.observe.metrics import MetricsWriter
+from megalm.observe.record import RecordHook
+from megalm.observe.report import ReportHook
+from megalm.observe.sample import SampleHook
+from megalm.observe.trackers.tensorboard import TensorBoard
+from megalm.observe.trackers.tracker import TrackerHook
+from megalm.resilience.chaos.provoke import provoke_hooks
+from megalm.train.hooks import Hook
+
+
+def hooks_of(
+    config: Config, folder: Path, plan: dict[str, Any], memory: PeakMemory, rank_log: RankLog, *, writer: bool
+) -> list[Hook]:
+    """The hooks of a run on this rank, in the order in which they are asked.
+
+    writer: this is rank 0, which alone speaks and writes. memory: counts from before the run was built.
+    """
+    console = Console(soft_wrap=not sys.stdout.isatty()) if writer else None
+    hooks: list[Hook] = [
+        OpenRankLog(rank_log),  # first: what the others have to say when the run begins is in the log
+        GuardHook(config.guard),  # before all that shows a step: it goes back and takes snapshots at a step's end
+        *provoke_hooks(
+            config.guard
+        ),  # behind the guard: what it damages at a step's start, no snapshot of that start has
+    ]
+    if console is not None:
+        hooks += [
+            RecordHook(folder, plan),  # the settings are on disk before the first line of the steps made with them
+            MetricsWriter(folder / "metrics.jsonl"),  # before all that reads its file when a step ends
+            Bystander(ConsoleHook(console, config.train.log_every)),  # a step on the screen is in the file
+            Bystander(ComparisonHook(folder, console, memory)),  # below the console's picture, above the sample
+        ]
+        if config.tracking.tensorboard:
+            hooks.append(Bystander(TrackerHook(TensorBoard(folder / "tensorboard"))))  # reads metrics.jsonl
+    if config.train.sample and config.train.sample_tokens:
+        hooks.append(SampleHook(folder, console))  # on every rank: the tensor ranks write together
+    if console is not None and config.tracking.report:
+        hooks.append(Bystander(ReportHook(folder)))  # last: it holds what all the others wrote
+    return hooks

@@ -1,0 +1,90 @@
+"""What a tracker of experiments is to a run, and the one hook that tells each of them what happens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from megalm.config import Config
+from megalm.journal import QUIET, event_text, read_course, read_events
+from megalm.train.hooks import Hook
+
+if TYPE_CHECKING:
+    from megalm.train.trainer import Trainer
+
+
+class Tracker(Protocol):
+    """Shows a run's numbers and events somewhere. Asked on rank 0 alone; what it raises ends its showing, not the run."""
+
+    def start(self, config: Config, step: int) -> None:
+        """The run (or what goes on of it) begins; steps from this one on follow. What was shown of them is forgotten."""
+        ...
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Numbers of a step, each by a name with a folder: train/loss, eval/loss, events/spike."""
+        ...
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """A sentence on a step, under a name as of `scalars`."""
+        ...
+
+    def go_back(self, step: int, number: int, abandoned: dict[int, dict[str, float]]) -> None:
+        """Steps from this one on are made again. abandoned: what `scalars` was told of them; `number` counts the returns."""
+        ...
+
+    def close(self) -> None:
+        """Nothing follows."""
+        ...
+
+
+class TrackerHook(Hook):
+    """Tells a tracker each number of a step's record as train/NAME, or as it is where it has a folder (eval/loss), and each
+    event that disturbs a run as events/KIND: 1 at its step, and what it was in words."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self._step: int | None = None
+        """The step told last; None before the start."""
+
+    @property
+    def name(self) -> str:
+        return type(self.tracker).__name__
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        self._folder = trainer.folder
+        self.tracker.start(trainer.config, trainer.step + 1)
+        self._go_on(trainer.step + 1)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        if self._step is not None and event["kind"] not in QUIET:
+            name = f"events/{event['kind']}"
+            self.tracker.scalars(event["step"], {name: 1.0})
+            self.tracker.text(event["step"], name, event_text(event))
+
+    def on_step_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        step = record["step"]
+        if self._step is not None and step <= self._step:
+            abandoned = read_course(self._folder / "metrics.jsonl").abandoned  # this step, made again, is in it already
+            last = {each["step"]: scalars_of(each) for each in abandoned[-1]} if abandoned else {}
+            self.tracker.go_back(step, len(abandoned), last)
+            self._go_on(step)
+        self._step = step
+        self.tracker.scalars(step, scalars_of(record))
+
+    def _go_on(self, step: int) -> None:
+        """Steps from this one on follow; the events of those that were made before are told once more."""
+        self._step = step - 1
+        for event in read_events(self._folder / "events.jsonl"):
+            if event["step"] >= step:
+                self.on_event(event)
+
+    def on_train_end(self, trainer: Trainer, status: int) -> None:
+        self.tracker.close()
+
+
+def scalars_of(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record, by the names that trackers show them under."""
+    return {
+        name if "/" in name else f"train/{name}": value
+        for name, value in record.items()
+        if name != "step" and isinstance(value, (int, float))
+    }
