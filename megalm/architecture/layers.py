@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from megalm.architecture.blocks import AttentionSpec, BlockSpec, MixtureSpec, MLPSpec, NormSpec, Tensors
+from megalm.architecture.kept import kept
 from megalm.architecture.shape import ModelShape, shape_of
 from megalm.config.model import ModelConfig
 
@@ -66,6 +67,7 @@ def layer_name(index: int) -> str:
     return f"layers.{index}"
 
 
+@kept
 def layers_of(model: ModelConfig) -> tuple[LayerSpec, ...]:
     """A spec for each layer of the model."""
     shape = shape_of(model)
@@ -74,6 +76,7 @@ def layers_of(model: ModelConfig) -> tuple[LayerSpec, ...]:
     return (LayerSpec((attention, mlp), model.parallel_residual),) * shape.num_layers
 
 
+@kept
 def every_layer(model: ModelConfig) -> LayerSpec:
     """The spec that all layers share, for who prices one layer and multiplies. Errors: ValueError where they differ."""
     first, *others = layers_of(model)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from megalm.architecture.blocks import NormSpec
+from megalm.architecture.kept import kept
 from megalm.config.model import ModelConfig
 
 
@@ -29,6 +30,7 @@ class ModelShape:
     """The output matrix is the embedding's."""
 
 
+@kept
 def shape_of(model: ModelConfig) -> ModelShape:
     """Resolve a model's configuration, which is left as it was."""
     full = replace(model, moe=replace(model.moe))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megalm.architecture.flops import attended
+from megalm.architecture.kept import kept
 from megalm.architecture.layers import LayerSpec, layers_of
 from megalm.config.errors import ConfigError
 from megalm.config.model import ModelConfig
@@ -21,6 +22,7 @@ class LayerCosts:
     output: float
 
 
+@kept
 def layer_costs(model: ModelConfig) -> LayerCosts:
     """What each part of the model costs, per token of a sequence of model.seq_length.
 

@@ -6,6 +6,7 @@ from heapq import heapify, heapreplace
 from math import ceil, prod
 from typing import Any
 
+from megalm.architecture.kept import kept
 from megalm.architecture.layers import LayerSpec, every_layer
 from megalm.architecture.shape import ModelShape, shape_of
 from megalm.architecture.tensors import back_tensors, embedding_tensor, front_tensors
@@ -208,17 +209,12 @@ def chunks_in_flight(layout: Layout, rank: int) -> int:
     return min(ranks - rank, batches) * chunks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pieces:
-    """The model, as one stage's parameters are counted from it: equal models share what was counted."""
+    """The model, as one stage's parameters are counted from it. Equal models have the same one: see `pieces_of`."""
 
     shape: ModelShape
     layer: LayerSpec
-
-    @classmethod
-    def of(cls, model: ModelConfig) -> "Pieces":
-        """Resolve a model whose layers are alike."""
-        return cls(shape_of(model), every_layer(model))
 
     def held(self, layers: int, first: bool, last: bool, tensor: int, expert: int) -> float:
         """Parameters that one rank of a stage with so many layers holds."""
@@ -231,6 +227,12 @@ class Pieces:
         if last and not first and self.shape.tie_embeddings:
             pieces.append((*embedding_tensor(self.shape), 1))
         return sum(prod(local_shape(kv_heads, name, full, tensor, expert)) * times for name, full, times in pieces)
+
+
+@kept
+def pieces_of(model: ModelConfig) -> Pieces:
+    """Resolve a model whose layers are alike."""
+    return Pieces(shape_of(model), every_layer(model))
 
 
 @lru_cache(maxsize=4096)
@@ -274,7 +276,7 @@ def _stage(
 ) -> StageMemory:
     layers, first, last, flight = place
     size = BYTES[layout.dtype]
-    pieces = Pieces.of(model)
+    pieces = pieces_of(model)
     held = local_parameters(pieces, layers, first, last, layout.tensor, layout.expert)
     shards = layout.shards
     gathered = 0.0

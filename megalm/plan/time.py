@@ -10,7 +10,7 @@ from megalm.pipeline.timeline import Costs, timeline
 from megalm.plan.communication import MeshLinks, mesh_links
 from megalm.plan.layout import BYTES, Layout
 from megalm.plan.machine import Machine
-from megalm.plan.memory import Pieces, layers_of_ranks, local_parameters
+from megalm.plan.memory import Pieces, layers_of_ranks, local_parameters, pieces_of
 from megalm.plan.roofline import LayerTime, Roofline, ends_time, layer_time, optimizer_time
 
 OVERLAP = 0.9
@@ -59,7 +59,7 @@ PARTS = (
 
 def step_time(model: ModelConfig, layout: Layout, machine: Machine, *, exact: bool = True) -> StepTime:
     """Seconds of one step of a model under a layout on a machine; exact: the pipeline is simulated, action by action."""
-    pieces = Pieces.of(model)
+    pieces = pieces_of(model)
     micro = (layout.tensor, layout.context, layout.expert, layout.sequence, layout.recompute, layout.micro_batch)
     return _Clock(
         model, pieces, layout, machine, _layer(pieces, micro, layout.dtype, machine_key(machine)), exact

@@ -74,7 +74,21 @@ def test_equal_models_have_equal_specs_and_others_have_not():
 def test_one_layer_is_not_asked_of_a_model_whose_layers_differ(monkeypatch):
     import megalm.architecture.layers as module
 
-    first = layers_of(model())
-    monkeypatch.setattr(module, "layers_of", lambda _: (*first, *layers_of(model(qkv_bias=True))))
+    mixed = (*layers_of(model()), *layers_of(model(qkv_bias=True)))
+    monkeypatch.setattr(module, "layers_of", lambda _: mixed)
     with pytest.raises(ValueError, match="differ"):
-        every_layer(model())
+        every_layer(model(name="asked for the first time"))
+
+
+def test_a_changed_configuration_is_another_model():
+    """What was resolved is kept by a model's values, also those of its groups."""
+    changing = model(moe=MoEConfig(num_experts=4))
+    before = (shape_of(changing), every_layer(changing), layer_costs(changing))
+    assert shape_of(changing) is before[0] and every_layer(replace(changing)) is before[1]
+    changing.moe.top_k = 1
+    assert every_layer(changing).mlp.used_experts == 1
+    changing.hidden_size = 320
+    assert (shape_of(changing).hidden_size, every_layer(changing).mlp.expert.ffn_hidden_size) == (320, 896)
+    assert layer_costs(changing) != before[2]
+    changing.rope_scaling.kind = "linear"
+    assert shape_of(changing) == shape_of(model(hidden_size=320))
