@@ -3,6 +3,7 @@
 import pytest
 
 from megalm.config.compose import compose_config
+from megalm.config.optim import STATES
 from megalm.pipeline.partition import layer_costs, partition
 from megalm.pipeline.schedule import KINDS, build_schedule
 from megalm.pipeline.simulate import simulate
@@ -35,6 +36,7 @@ REAL = {
     "llama, query and key norms": [*LLAMA, "model.qk_norm=true", "model.tie_embeddings=true"],
     "norms after": [*LLAMA, "model.norm_placement=post"],
     "gpt-2": GPT,
+    "gpt-2, gradient descent": [*GPT, "optim=sgd"],
     "gpt-2, full recompute": [*GPT, "parallel.recompute=full"],
     "gpt-2 in bf16": [*GPT, "precision=bf16"],
     "mpt (ALiBi)": MPT,
@@ -53,6 +55,7 @@ def test_estimate_against_the_real_allocation(words):
         micro_batch=config.train.micro_batch_size,
         global_batch=config.train.global_batch_size,
         dtype=config.precision.dtype,
+        states=len(STATES[config.optim.name]),
     )
     estimate = estimate_layout(config.model, layout, cpu=True)
     tensors = estimate.bytes_per_gpu - estimate.worst.runtime - estimate.worst.saving
@@ -64,6 +67,8 @@ def test_bytes_per_parameter():
     model = models()["1b"]
     plain = estimate_layout(model, Layout(data=8, global_batch=8)).worst
     assert plain.weights + plain.gradients + plain.optimizer == 18 * plain.parameters
+    descent = estimate_layout(model, Layout(data=8, global_batch=8, states=1)).worst
+    assert plain.optimizer - descent.optimizer == 4 * plain.parameters
     split = estimate_layout(model, Layout(data=8, zero_stage=1, global_batch=8)).worst
     assert split.weights + split.gradients + split.optimizer == pytest.approx((6 + 12 / 8 + 4 / 8) * plain.parameters)
 
