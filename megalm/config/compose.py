@@ -4,7 +4,7 @@ Hydra puts the yaml files of the chosen groups together, as words; the fields' t
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +16,18 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megalm.config.errors import ConfigError
-from megalm.config.fields import MISSING
-from megalm.config.model import ModelConfig
+from megalm.config.groups import conf_dir, groups
 from megalm.config.model_file import read_model_file
 from megalm.config.ranges import check_fields
 from megalm.config.root import Config
-from megalm.config.typed import Kind, build, keys_of, shown
+from megalm.config.saved import build_config, fill_in
+from megalm.config.typed import Kind, keys_of, shown
 from megalm.config.validate import validate
 from megalm.config.words import Setting, Words, read_words, take_out_search
-from megalm.config.yaml_text import read_yaml_file, write_yaml
+from megalm.config.yaml_text import read_yaml_file
 
 ALTERNATIVES = (("train.steps", "train.tokens"), ("optim.min_lr", "optim.min_lr_ratio"))
 """Two ways to say one thing: what the command line gives replaces the other one of a yaml file."""
-
-
-def conf_dir() -> Path:
-    """Folder of the yaml groups: beside the package in a source tree, inside it when installed."""
-    package = Path(__file__).resolve().parent.parent
-    for candidate in (package / "conf", package.parent / "conf"):
-        if (candidate / "config.yaml").is_file():
-            return candidate
-    raise ConfigError(
-        f"conf/config.yaml was found neither in {package} nor beside it. Install megalm again: pip install ."
-    )
-
-
-def groups() -> dict[str, list[str]]:
-    """The choices of each configuration group, by name: {"model": ["125m", ...], ...}."""
-    root = conf_dir()
-    found: dict[str, list[str]] = {}
-    for file in sorted(root.glob("*/**/*.yaml")):
-        group, _, choice = file.relative_to(root).with_suffix("").as_posix().partition("/")
-        found.setdefault(group, []).append(choice)
-    return found
 
 
 def compose_config(overrides: Sequence[str], *, check: bool = True) -> Config:
@@ -63,76 +42,12 @@ def compose_config(overrides: Sequence[str], *, check: bool = True) -> Config:
     _settle_alternatives(values, words.settings)
     for setting in words.settings:
         _set(values, setting)
-    config = _build_config(_follow_references(values))
+    config = build_config(_follow_references(values))
     check_fields(config)
-    _fill_in(config)
+    fill_in(config)
     if check:
         validate(config)
     return config
-
-
-def _build_config(values: dict[str, Any]) -> Config:
-    """The configuration that nested words stand for."""
-    config = build(Kind(Config), values)
-    assert isinstance(config, Config)
-    missing = [name for name in keys_of(ModelConfig) if getattr(config.model, name) == MISSING]
-    if missing:
-        raise ConfigError(
-            f"model.{missing[0]} must be given: choose a model with +model=NAME ({', '.join(groups()['model'])})."
-        )
-    return config
-
-
-def _fill_in(config: Config) -> None:
-    """Replace what was not given by what follows from other values."""
-    config.model.fill_in()
-    batches = [phase.global_batch_size for phase in config.data.phases if phase.global_batch_size]
-    config.train.fill_in(config.model, batches)
-
-
-def load_config(file: Path) -> Config:
-    """Read back the resolved `config.yaml` of a run's folder."""
-    try:
-        values = read_yaml_file(file, str(file))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{file} is not there: is {file.parent} the folder of a run?") from None
-    except PermissionError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
-    except ConfigError as error:
-        raise ConfigError(_damaged(file, str(error).removeprefix(f"{file}: "))) from None
-    if not isinstance(values, dict) or not values:
-        raise ConfigError(_damaged(file, "it holds no settings."))
-    return config_from(values, str(file))
-
-
-def _damaged(file: Path, why: str) -> str:
-    return (
-        f"{file} is damaged: {why} Move it away and start the run with its own command again, which writes the file anew; "
-        "each checkpoint of the run goes on holding its settings too."
-    )
-
-
-def config_from(values: Any, where: str) -> Config:
-    """The configuration that nested values describe, as a run's `config.yaml` or a checkpoint has them."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: holds no configuration of a run, which has keys such as model and train.")
-    try:
-        config = _build_config(values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    _fill_in(config)
-    return config
-
-
-def config_yaml(config: Config) -> str:
-    """The configuration as yaml text, every field resolved."""
-    return write_yaml(_plain(asdict(config)))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def model_is_given(overrides: Sequence[str]) -> bool:

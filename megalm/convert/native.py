@@ -22,9 +22,9 @@ from megalm.checkpoint.ranks import SingleRank
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.save import SaveRequest, json_bytes, write_and_commit
 from megalm.config import Config
-from megalm.config.compose import config_from, config_yaml, load_config
 from megalm.config.errors import ConfigError
 from megalm.config.model_file import model_yaml
+from megalm.config.saved import config_from, config_yaml, load_config
 from megalm.convert.huggingface_tokenizer import read_json
 from megalm.convert.model_card import training_facts
 from megalm.convert.model_files import (

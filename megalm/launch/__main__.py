@@ -12,8 +12,9 @@ from rich.console import Console
 
 from megalm.checkpoint.errors import CheckpointError
 from megalm.config import Config, ConfigError, PrecisionConfig
-from megalm.config.compose import compose_config, conf_dir, groups, model_is_given
+from megalm.config.compose import compose_config, model_is_given
 from megalm.config.console import escape_what_cannot_be_written
+from megalm.config.groups import conf_dir, groups
 from megalm.launch.lock import refuse_if_held
 from megalm.launch.resolve import resolve
 from megalm.launch.run_folder import make_run_folder, run_folder

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megalm.config.attempts import CONFIG, has_attempts, keep_attempt
-from megalm.config.compose import config_yaml
+from megalm.config.saved import config_yaml
 from megalm.config.writing import write_whole, written
 from megalm.train.hooks import Hook
 

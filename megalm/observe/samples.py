@@ -11,8 +11,8 @@ import numpy as np
 from megalm.checkpoint import CheckpointError, CheckpointReader
 from megalm.config import Config
 from megalm.config.attempts import CONFIG, config_of_step
-from megalm.config.compose import load_config
 from megalm.config.errors import ConfigError
+from megalm.config.saved import load_config
 from megalm.data.loader import Loader
 from megalm.data.openers import source_names
 from megalm.data.phases import Curriculum

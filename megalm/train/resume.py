@@ -14,9 +14,9 @@ from megalm.checkpoint import CheckpointError
 from megalm.checkpoint.random_state import restore_random_state
 from megalm.config import Config, ConfigError
 from megalm.config.changes import Change, changes_text, check_changes, compare
-from megalm.config.compose import config_from
 from megalm.config.effects import Effect
 from megalm.config.phases import spans_of
+from megalm.config.saved import config_from
 from megalm.optim.lr import phased_learning_rate
 from megalm.parallel.random import seed_of
 from megalm.train.determinism import seed_everything

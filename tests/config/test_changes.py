@@ -6,8 +6,9 @@ import pytest
 
 from megalm.config import Config, ConfigError
 from megalm.config.changes import changes_text, check_changes, compare
-from megalm.config.compose import compose_config, config_from, config_yaml
+from megalm.config.compose import compose_config
 from megalm.config.effects import Effect, effects_of
+from megalm.config.saved import config_from, config_yaml
 
 EFFECTS = dict(effects_of(Config()))
 

@@ -7,7 +7,9 @@ import pytest
 
 import megalm.config
 from megalm.config import ConfigError
-from megalm.config.compose import compose_config, config_yaml, groups, load_config
+from megalm.config.compose import compose_config
+from megalm.config.groups import groups
+from megalm.config.saved import config_yaml, load_config
 from megalm.launch.resolve import resolve_batch, resolve_length
 
 MPT_SHAPES = {

@@ -3,8 +3,9 @@
 import pytest
 
 from megalm.config import ConfigError
-from megalm.config.compose import compose_config, config_yaml
+from megalm.config.compose import compose_config
 from megalm.config.model_file import model_yaml
+from megalm.config.saved import config_yaml
 
 
 @pytest.mark.parametrize("name", ["tiny", "llama3-8b", "qwen3-0.6b", "gpt2-124m", "30b"])

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 
 from megalm.config import ConfigError
-from megalm.config.compose import compose_config, conf_dir, config_yaml, load_config
+from megalm.config.compose import compose_config
+from megalm.config.groups import conf_dir
 from megalm.config.model_file import model_yaml
+from megalm.config.saved import config_yaml, load_config
 
 
 def value_of(word: str, *more: str):
@@ -61,7 +63,8 @@ def test_an_experiment_keeps_its_texts(tmp_path, monkeypatch):
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(file.read_text())
     (tmp_path / "experiment/mine.yaml").write_text(experiment)
-    monkeypatch.setattr("megalm.config.compose.conf_dir", lambda: tmp_path)
+    for module in ("compose", "groups"):
+        monkeypatch.setattr(f"megalm.config.{module}.conf_dir", lambda: tmp_path)
     config = compose_config(["+model=tiny", "+experiment=mine"])
     assert (config.run.name, config.data.train, config.data.tokenizer) == ("3e563", ["data/1e5"], None)
     assert config.optim.lr == 1e-3

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from megalm.config.compose import load_config
 from megalm.config.errors import ConfigError
+from megalm.config.saved import load_config
 from megalm.convert.formats import open_source
 from tests.convert.architectures import transformers
 from tests.convert.chat_model import FORMS, check_same_chat_model, make_chat_model

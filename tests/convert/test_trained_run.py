@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megalm.config.compose import compose_config, config_yaml
+from megalm.config.compose import compose_config
+from megalm.config.saved import config_yaml
 from megalm.convert.formats import open_source
 from megalm.generate.model import build_model, logits
 from megalm.launch.resolve import resolve

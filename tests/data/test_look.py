@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from megalm.config.compose import compose_config, config_yaml
+from megalm.config.compose import compose_config
+from megalm.config.saved import config_yaml
 from megalm.corpus.tokenize_corpus import Settings
 from megalm.corpus.tokenize_job import Job, run_job
 from megalm.data.loader import Loader

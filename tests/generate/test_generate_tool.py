@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from megalm.config.compose import compose_config, config_yaml
+from megalm.config.compose import compose_config
+from megalm.config.saved import config_yaml
 from tests.convert.architectures import build, transformers
 from tools.convert.__main__ import main as convert
 from tools.generate.__main__ import main

@@ -67,7 +67,8 @@ def test_reseeding_changes_the_rest_of_the_data_and_the_moments(run):
 
 def test_the_samples_of_a_step_after_reseeding_are_those_it_was_made_from(run, monkeypatch):
     """The newest checkpoint knows of the other order, and so do the events."""
-    from megalm.config.compose import compose_config, config_yaml
+    from megalm.config.compose import compose_config
+    from megalm.config.saved import config_yaml
     from megalm.observe import samples
 
     outcome, _, arguments = run

@@ -12,7 +12,8 @@ import pytest
 
 from megalm.checkpoint import CheckpointReader
 from megalm.config import Config, ConfigError
-from megalm.config.compose import compose_config, config_from, load_config
+from megalm.config.compose import compose_config
+from megalm.config.saved import config_from, load_config
 from megalm.launch import __main__ as launch
 from megalm.launch.dry_run import describe_ranks
 from megalm.launch.resolve import resolve

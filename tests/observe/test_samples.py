@@ -7,8 +7,9 @@ import pytest
 
 from megalm.config import ConfigError
 from megalm.config.attempts import keep_attempt
-from megalm.config.compose import compose_config, config_yaml
+from megalm.config.compose import compose_config
 from megalm.config.phases import PhaseConfig
+from megalm.config.saved import config_yaml
 from megalm.data.loader import Loader
 from megalm.data.phases import single_phase
 from megalm.data.stream import take_back

@@ -12,7 +12,8 @@ import pytest
 import megalm.plan.answers
 import tools.plan
 from megalm.config.cluster import accelerator_from, hardware
-from megalm.config.compose import compose_config, groups
+from megalm.config.compose import compose_config
+from megalm.config.groups import groups
 from megalm.plan.machine import machine_for, measure_cpu, this_machine
 from megalm.plan.request import KEYS
 from megalm.plan.screen import plan_screen

@@ -156,7 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _next_steps(folder: Path, optimizer: bool) -> list[str]:
     """What to type to train on from an imported model."""
-    from megalm.config.compose import load_config
+    from megalm.config.saved import load_config
     from megalm.convert.native import MODEL
 
     tokenizer = load_config(folder / "config.yaml").data.tokenizer

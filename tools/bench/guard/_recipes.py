@@ -18,8 +18,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from megalm.config.compose import compose_config, conf_dir
+from megalm.config.compose import compose_config
 from megalm.config.errors import ConfigError
+from megalm.config.groups import conf_dir
 from megalm.journal import number_text, read_course, read_events
 from megalm.launch.resolve import resolve
 from tools.bench._workers import run_world
