@@ -24,7 +24,7 @@ from megalm.guard.detect import Observation, SpikeDetector
 from megalm.guard.policy import Decision, Policy
 from megalm.guard.probe import Probe, other_weights, verdict, weights_are_broken
 from megalm.guard.recover import NAME, Recovery, measured
-from megalm.guard.replay import History, StepRecord, differing, gather_fingerprints, minority
+from megalm.guard.replay import History, Replay, StepRecord, differing, gather_fingerprints, minority
 from megalm.guard.snapshots import Snapshot, SnapshotRing, check_memory
 from megalm.journal import number_text
 from megalm.parallel.collectives import all_gather
@@ -136,11 +136,11 @@ class GuardHook(Hook):
     # -------------------------------------------------------------------------------------------------------- judgement
     def _answer(self, trainer: Trainer, step: int, signals: Signals, seen: Observation) -> bool:
         replay = self.recovery.replay
-        if replay is not None and step <= replay["until"]:
+        if replay is not None and step <= replay.until:
             known = self.history.get(step)
-            if step < replay["until"] and known is not None and known.same(signals.loss, signals.grad_norm):
+            if step < replay.until and known is not None and known.same(signals.loss, signals.grad_norm):
                 return not known.refused
-            if step == replay["until"] or seen.kind != "none":
+            if step == replay.until or seen.kind != "none":
                 return self._judge_replay(trainer, step, signals, seen)
         if seen.kind == "none":
             return True
@@ -188,23 +188,23 @@ class GuardHook(Hook):
         replay, self.recovery.replay = self.recovery.replay, None
         assert replay is not None
         prints = gather_fingerprints(trainer.model_chunks, trainer.boxes(), trainer.mesh.world, trainer.mesh.device)
-        same = replay["loss"] == measured(signals)
+        same = replay.loss == measured(signals)
         if same or seen.kind != "none":
-            excess = self._probe_excess(trainer, replay["onset"])
+            excess = self._probe_excess(trainer, replay.onset)
             return self._decide(trainer, step, seen, "weights", excess, signals)
-        ranks = differing(replay["fingerprints"], prints)
+        ranks = differing(replay.fingerprints, prints)
         trainer.events.write(
             "verdict",
             step=step,
-            onset=replay["onset"],
+            onset=replay.onset,
             cause="hardware",
             ranks=ranks,
             loss=signals.loss,
-            loss_before=replay["loss"][0],
+            loss_before=replay.loss[0],
             text="the same steps gave "
             + _numbers(measured(signals))
             + ", not "
-            + _numbers(replay["loss"])
+            + _numbers(replay.loss)
             + ": "
             + (f"rank {ranks[0]} had computed wrongly" if len(ranks) == 1 else _many(ranks)),
         )
@@ -379,7 +379,7 @@ class GuardHook(Hook):
         return {
             "detector": self.detector.state_dict(),
             "policy": self.policy.state_dict(),
-            "replay": self.recovery.replay,
+            "replay": None if self.recovery.replay is None else self.recovery.replay.as_dict(),
             "replayed_at": self.recovery.replayed_at,
             "probe": self.probe_known,
             "warned_at": self.warned_at,
@@ -391,7 +391,8 @@ class GuardHook(Hook):
             return
         self.detector.load_state_dict(state["detector"])
         self.policy.load_state_dict(state["policy"])
-        self.recovery.replay, self.recovery.replayed_at = state["replay"], state["replayed_at"]
+        self.recovery.replay = None if state["replay"] is None else Replay(**state["replay"])
+        self.recovery.replayed_at = state["replayed_at"]
         self.probe_known = state["probe"]
         self.warned_at = state.get("warned_at", 0.0)
 

@@ -9,6 +9,7 @@ number than the checkpoint's books know are taken up again (`resume`), so that t
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from megalm.config.guard import GuardConfig
 from megalm.guard.advice import advice
 from megalm.guard.detect import SpikeDetector
 from megalm.guard.policy import Decision, Policy
-from megalm.guard.replay import History
+from megalm.guard.replay import History, Replay
 from megalm.guard.snapshots import Snapshot, SnapshotRing
 from megalm.journal import read_events
 from megalm.parallel.random import seed_ranks
@@ -41,6 +42,33 @@ def measured(signals: Signals) -> list[str]:
     return [repr(signals.loss), repr(signals.grad_norm), repr(signals.update_rms)]
 
 
+@dataclass
+class ReturnPlan:
+    """What a return does, complete: enough for another process to do it."""
+
+    target: int
+    """Step to go back to."""
+    source: str
+    """memory | checkpoint"""
+    replay: Replay | None
+    """The replay that begins there."""
+    replayed_at: int | None
+    samples: list[int] | None = None
+    """Positions [first, last) of the stream to leave out."""
+    seed: int | None = None
+    """From which the rest of the data and the random numbers are drawn anew."""
+    reset_moments: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the event has it; without a seed where there is none."""
+        return {key: value for key, value in asdict(self).items() if key != "seed" or value is not None}
+
+    @classmethod
+    def from_dict(cls, plan: dict[str, Any]) -> ReturnPlan:
+        replay = plan.get("replay")
+        return cls(**{**plan, "replay": None if replay is None else Replay(**replay)})
+
+
 class Recovery:
     """Carries out decisions that go back, and remembers a replay under way."""
 
@@ -48,8 +76,7 @@ class Recovery:
         self, config: GuardConfig, ring: SnapshotRing, policy: Policy, history: History, detector: SpikeDetector
     ):
         self.config, self.ring, self.policy, self.history, self.detector = config, ring, policy, history, detector
-        self.replay: dict[str, Any] | None = None
-        """until (step), onset, loss (`measured`) and each rank's fingerprint when it was decided."""
+        self.replay: Replay | None = None
         self.replayed_at: int | None = None
 
     # ------------------------------------------------------------------------------------------------------------ replay
@@ -64,12 +91,7 @@ class Recovery:
     def plan_replay(self, step: int, onset: int, signals: Signals, fingerprints: list[int]) -> None:
         """Remember what was seen, for the comparison when the replay arrives at `step`."""
         self.replayed_at = step
-        self.replay = {
-            "until": step,
-            "onset": onset,
-            "loss": measured(signals),
-            "fingerprints": fingerprints,
-        }
+        self.replay = Replay(step, onset, measured(signals), fingerprints)
 
     # --------------------------------------------------------------------------------------------------------- going back
     def source(self, trainer: Trainer, decision: Decision) -> Snapshot | Path | None:
@@ -89,42 +111,41 @@ class Recovery:
         fitting = [p for p in committed(checkpoints.folder) if step_of(p) <= latest] if trainer.is_writer else []
         return checkpoints.ranks.broadcast(fitting[0] if fitting else None)
 
-    def plan(self, trainer: Trainer, decision: Decision, source: Snapshot | Path) -> dict[str, Any]:
+    def plan(self, trainer: Trainer, decision: Decision, source: Snapshot | Path) -> ReturnPlan:
         """What will be done, complete: enough for another process to do it."""
         target = source.step if isinstance(source, Snapshot) else step_of(source)
-        plan: dict[str, Any] = {
-            "target": target,
-            "source": "memory" if isinstance(source, Snapshot) else "checkpoint",
-            "samples": None,
-            "replay": self.replay,
-            "replayed_at": self.replayed_at,
-        }
+        plan = ReturnPlan(
+            target=target,
+            source="memory" if isinstance(source, Snapshot) else "checkpoint",
+            replay=self.replay,
+            replayed_at=self.replayed_at,
+        )
         if decision.action == "replay":
             return plan
         batch = trainer.batch_source.phase.global_batch_size
         first = self.history.first_position(max(decision.onset - decision.skip_before, target + 1))
         last = trainer.batch_source.samples_consumed + decision.skip_after * batch
         if first is not None and last > first:
-            plan["samples"] = [first, min(last, first + self.config.skip_limit * batch)]
+            plan.samples = [first, min(last, first + self.config.skip_limit * batch)]
         if decision.action == "reseed":
-            plan["seed"] = trainer.config.train.seed + decision.number
-        plan["reset_moments"] = decision.reset_moments
+            plan.seed = trainer.config.train.seed + decision.number
+        plan.reset_moments = decision.reset_moments
         return plan
 
-    def announce(self, trainer: Trainer, decision: Decision, plan: dict[str, Any]) -> None:
+    def announce(self, trainer: Trainer, decision: Decision, plan: ReturnPlan) -> None:
         """On disk on rank 0 before any rank goes on."""
-        common = {"cause": decision.verdict, "onset": decision.onset, "samples": plan["samples"]}
-        scale = self.policy.lr_scale(plan["target"])
+        common = {"cause": decision.verdict, "onset": decision.onset, "samples": plan.samples}
+        scale = self.policy.lr_scale(plan.target)
         trainer.events.write(
             "replay" if decision.action == "replay" else "rollback",
             step=decision.step,
             **common,
             action=decision.action,
-            to_step=plan["target"],
-            source=plan["source"],
+            to_step=plan.target,
+            source=plan.source,
             lr_scale=scale,
             decision=decision.as_dict(),
-            plan=plan,
+            plan=plan.as_dict(),
         )
         if decision.action == "lower_lr":
             trainer.events.write(
@@ -132,7 +153,7 @@ class Recovery:
             )
         trainer.checkpoints.ranks.broadcast(None)
 
-    def go_back(self, trainer: Trainer, plan: dict[str, Any], source: Snapshot | Path) -> None:
+    def go_back(self, trainer: Trainer, plan: ReturnPlan, source: Snapshot | Path) -> None:
         """Restore the state, discard what came after it, and leave out the data."""
         if isinstance(source, Snapshot):
             self.ring.restore(source, trainer.boxes())
@@ -169,18 +190,18 @@ class Recovery:
         if own := state["hooks"].get(NAME) or state["hooks"].get(EARLIER_NAME):
             self.detector.load_state_dict(own["detector"])
 
-    def _leave_out(self, trainer: Trainer, plan: dict[str, Any]) -> None:
-        if plan["samples"] is not None:
-            trainer.batch_source.skip(*plan["samples"])
-        if "seed" in plan:
+    def _leave_out(self, trainer: Trainer, plan: ReturnPlan) -> None:
+        if plan.samples is not None:
+            trainer.batch_source.skip(*plan.samples)
+        if plan.seed is not None:
             position = trainer.batch_source.samples_consumed
             trainer.events.write(
-                "reseed", step=trainer.step, seed=plan["seed"], position=position, to_step=trainer.step,
-                samples=plan["samples"], lr_scale=trainer.control.lr_scale,
+                "reseed", step=trainer.step, seed=plan.seed, position=position, to_step=trainer.step,
+                samples=plan.samples, lr_scale=trainer.control.lr_scale,
             )  # fmt: skip
-            seed_ranks(plan["seed"], trainer.mesh)
-            trainer.batch_source.reseed(plan["seed"])
-        if plan.get("reset_moments"):
+            seed_ranks(plan.seed, trainer.mesh)
+            trainer.batch_source.reseed(plan.seed)
+        if plan.reset_moments:
             trainer.optimizer.reset_moments()
 
     # -------------------------------------------------------------------------------------------------- after a crash
@@ -201,9 +222,9 @@ class Recovery:
             decision = Decision(**event["decision"])
             self.policy.adopt(decision)
             if "plan" in event:
-                self._leave_out(trainer, event["plan"])
-                self.replay = event["plan"]["replay"]
-                self.replayed_at = event["plan"]["replayed_at"]
+                plan = ReturnPlan.from_dict(event["plan"])
+                self._leave_out(trainer, plan)
+                self.replay, self.replayed_at = plan.replay, plan.replayed_at
             else:
                 trainer.batch_source.skip(*event["samples"])
         trainer.events.write(

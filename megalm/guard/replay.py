@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -33,6 +33,22 @@ class StepRecord:
     def same(self, loss: float, grad_norm: float) -> bool:
         """Bitwise equality; two NaNs are the same."""
         return (repr(self.loss), repr(self.grad_norm)) == (repr(loss), repr(grad_norm))
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A replay under way: what was seen when it was decided, for the comparison when it arrives there again."""
+
+    until: int
+    """Step that gave the alarm."""
+    onset: int
+    loss: list[str]
+    """Loss, gradient norm and size of the update, as texts that hold every bit (`recover.measured`)."""
+    fingerprints: list[int]
+    """Of each rank's weights and optimizer state."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 class History:
