@@ -165,7 +165,8 @@ def test_rows_of_csv_and_json_with_odd_fields_stay_in_their_places(tmp_path):
         "a row has too many values"
     )
     kept, gone = run("exact", str(csv), tmp_path, "--skip-bad")
-    assert [row["text"] for row in kept] == ["x", "a", "b"] and kept[0]["url"] == "\udcff" and gone == []
+    assert [row["text"] for row in kept] == ["x", "a", "b"] and kept[0]["url"] == "\udcff"
+    assert [row["place"] for row in gone] == ["line 3"]
     values = tmp_path / "in.json"
     values.write_bytes(
         b'[{"text": "x", "url": "\xff"}, {"text": "a", "n": 1e999}, "a", {"text": "b", "url": "\\ud800"}]'
