@@ -32,7 +32,7 @@ class Shapes:
         self._tensors = dict(tensors(model))
 
     def parts(self, name: str) -> dict[str, Part]:
-        """Weight, and bias where there is one, of the linear layer, norm or embedding called `name`."""
+        """List weight, and bias where there is one, of the linear layer, norm or embedding called `name`."""
         weight, bias = f"{name}.weight", f"{name}.bias"
         found = {"weight": Part(weight, self._tensors[weight])}
         if bias in self._tensors:
@@ -61,14 +61,14 @@ class Shapes:
         return {name: self.attention(layer, f"{name}_norm")["weight"] for name in names}
 
     def half_split(self, heads: int) -> Callable[[], Tensor] | None:
-        """Row order for a projection of `heads` heads where the model's rotary pairs are interleaved; else None."""
+        """Order the rows of a projection of `heads` heads where the model's rotary pairs are interleaved; else None."""
         if self.model.position != "rope" or not self.model.rope_interleaved:
             return None
         return partial(half_split_rows, heads, self.head_dim, int(self.head_dim * self.model.rope_fraction))
 
 
 def _same(foreign: str, parts: dict[str, Part], *, transpose: bool = False) -> Iterator[Rule]:
-    """A layer that differs in name only; `transpose` applies to its weight."""
+    """Yield the rules of a layer that differs in name only; `transpose` applies to its weight."""
     for kind, part in parts.items():
         yield Rule(f"{foreign}.{kind}", (part,), transpose=transpose and kind == "weight")
 
@@ -76,7 +76,7 @@ def _same(foreign: str, parts: dict[str, Part], *, transpose: bool = False) -> I
 def _fused(
     foreign: str, parts: list[dict[str, Part]], *, rows: Callable[[], Tensor] | None = None, transpose: bool = False
 ) -> Iterator[Rule]:
-    """Several layers stacked into one."""
+    """Yield the rules of several layers stacked into one."""
     for kind in parts[0]:
         yield Rule(f"{foreign}.{kind}", tuple(part[kind] for part in parts), rows, transpose and kind == "weight")
 
@@ -187,5 +187,5 @@ TIED_COPIES = ("lm_head.weight", "embed_out.weight")
 
 
 def rules(model: ModelConfig, model_type: str) -> list[Rule]:
-    """The table of an architecture, layer after layer."""
+    """Make the table of an architecture, layer after layer."""
     return list(TABLES[model_type](model))

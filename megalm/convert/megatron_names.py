@@ -72,27 +72,27 @@ _FROM_PLAIN["legacy-2.6"] = (*_FROM_PLAIN["legacy"][:5], (r"\.pre_mlp_layernorm\
 
 
 def canonical(name: str) -> str:
-    """A stored name of any generation in the plain spelling."""
+    """Turn a stored name of any generation into the plain spelling."""
     for pattern, replacement in _TO_PLAIN:
         name = pattern.sub(replacement, name)
     return name
 
 
 def spell(name: str, spelling: str) -> str:
-    """A plain name in the given spelling."""
+    """Turn a plain name into the given spelling."""
     for pattern, replacement in _FROM_PLAIN[spelling]:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def padded_vocabulary(vocab_size: int, multiple: int, tensor: int) -> int:
-    """Rows of the embedding: the next multiple of `multiple` x tensor-parallel ranks."""
+    """Work out the embedding's rows: the next multiple of `multiple` x tensor-parallel ranks."""
     step = multiple * tensor
     return -(-vocab_size // step) * step
 
 
 def rules(model: ModelConfig, *, tensor: int, padded_vocab_size: int, version: float = 3.0) -> list[Rule]:
-    """The table for `tensor` tensor-parallel ranks. Each rank holds its equal part of a foreign tensor's `dim`.
+    """Make the table for `tensor` tensor-parallel ranks. Each rank holds its equal part of a foreign tensor's `dim`.
 
     `version` is the checkpoint_version: below 2 the rows of query, key and value lie in another order.
     """
@@ -136,7 +136,7 @@ def _norm(foreign: str, parts: dict[str, Part]) -> Iterator[Rule]:
 def _divided(
     foreign: str, parts: list[dict[str, Part]], dim: int, rows: Callable[[], Tensor] | None = None
 ) -> Iterator[Rule]:
-    """A linear layer, divided on its output (dim 0: weight and bias) or its input (dim 1: the weight only)."""
+    """Yield the rules of a linear layer, divided on its output (dim 0: weight and bias) or its input (dim 1: the weight only)."""
     for kind in parts[0]:
         yield Rule(
             f"{foreign}.{kind}",
@@ -147,7 +147,7 @@ def _divided(
 
 
 def _qkv_rows(shapes: Shapes, tensor: int, version: float) -> Tensor:
-    """Row order of the fused projection, all ranks' parts one after the other."""
+    """Order the rows of the fused projection, all ranks' parts one after the other."""
     if version >= 2:
         return grouped_rows(shapes.heads, shapes.kv_heads, shapes.head_dim)
     if shapes.heads != shapes.kv_heads:

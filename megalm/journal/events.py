@@ -61,7 +61,7 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[Row]:
-    """All events of a file; each has a step and a kind."""
+    """Read all events of a file; each has a step and a kind."""
     return read_json_lines(
         path, lambda event: isinstance(event.get("step"), int) and isinstance(event.get("kind"), str)
     )

@@ -25,7 +25,7 @@ from megalm.train.hooks import Hook
 def hooks_of(
     config: Config, folder: Path, plan: dict[str, Any], memory: PeakMemory, rank_log: RankLog, *, writer: bool
 ) -> list[Hook]:
-    """The hooks of a run on this rank, in the order in which they are asked.
+    """List the hooks of a run on this rank, in the order in which they are asked.
 
     writer: this is rank 0, which alone speaks and writes. memory: counts from before the run was built.
     """

@@ -48,7 +48,7 @@ def hold_run(config: Config, folder: Path, world: World) -> Iterator[list[Holder
 
 
 def _locks(config: Config, folder: Path) -> list[FolderLock]:
-    """One for the run's folder and one for its place of checkpoints, which another run's `checkpoint.path` may name, too.
+    """List the locks: of the run's folder, and of its place of checkpoints, which another run's `checkpoint.path` may name, too.
 
     In an object store there is no lock to take.
     """

@@ -77,7 +77,7 @@ def _rank_process(config: Config, folder: str, meeting: str, plan: dict[str, Any
 
 
 def _end_with_the_launcher() -> None:
-    """A launcher that is killed takes its ranks along: they save and stop, in place of training on unseen. (Linux.)"""
+    """Let the ranks save and stop when their launcher is killed, in place of training on unseen. (Linux.)"""
     if sys.platform != "linux":
         return
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)

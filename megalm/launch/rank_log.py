@@ -18,7 +18,7 @@ class RankLog(logging.handlers.MemoryHandler):
         super().__init__(1000, flushLevel=logging.WARNING, target=file, flushOnClose=False)
 
     def open(self) -> None:
-        """From now on each line is written at once."""
+        """Write what waits, and from now on each line at once."""
         self.capacity = 0
         self.flush()
 

@@ -114,7 +114,7 @@ def _timeout(config: Config) -> timedelta:
 
 
 def _stopper(trainer: Trainer):
-    """Signal handler: the run ends after the step under way, with a checkpoint."""
+    """Make a signal's handler: it ends the run after the step under way, with a checkpoint."""
 
     def stop(number: int, frame: object) -> None:
         log.info("signal %d: stopping after this step", number)

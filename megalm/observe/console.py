@@ -27,7 +27,7 @@ UNTOLD = QUIET | {"resume", "load_weights"}
 
 
 class ConsoleHook(Hook):
-    """Rank 0's voice."""
+    """Shows a run on rank 0's console: a moving line, lines that stay, a picture at the end."""
 
     def __init__(self, console: Console, log_every: int) -> None:
         self.console = console
@@ -91,7 +91,7 @@ class ConsoleHook(Hook):
             self.console.print(f"{text}  left {format_seconds(left)}", highlight=False, markup=False)
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """A line for what the guard saw and did, and for what is wrong with a checkpoint."""
+        """Print a line for what the guard saw and did, and for what is wrong with a checkpoint."""
         if event["kind"].startswith("checkpoint_"):
             what = event["kind"].removeprefix("checkpoint_")
             text = f"checkpoint of step {event['step']} {what}: {event.get('reason', '')}"
@@ -116,7 +116,7 @@ class ConsoleHook(Hook):
 
 
 def describe(record: dict[str, Any], room: int | None = None) -> str:
-    """The numbers of a step in one short line; of at most `room` characters, for which the less telling ones give way."""
+    """Put the numbers of a step into one short line; of at most `room` characters, for which the less telling ones give way."""
     parts = {
         "loss": f"loss {number_text(record['loss'], '.4f')}",
         "grad": f"grad {number_text(record['grad_norm'], '.2f')}",
@@ -134,7 +134,7 @@ def describe(record: dict[str, Any], room: int | None = None) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Write seconds as 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -7,7 +7,10 @@ from megalm.plan.request import Request
 
 
 def resolve_layout(request: Request, config: Config, machine: Machine) -> Layout:
-    """The layout given by parallel.* overrides; on GPUs without any, or with parallel=auto, the fastest that fits."""
+    """Choose the layout that a request means.
+
+    It is the one given by parallel.* overrides; on GPUs without any, or with parallel=auto, the fastest that fits.
+    """
     given = request.gives("parallel.") or (request.gives("parallel=") and not request.wants_search)
     given = given or request.gives("train.micro_batch_size")
     if not request.wants_search and (given or machine.is_cpu):

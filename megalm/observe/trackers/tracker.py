@@ -71,7 +71,7 @@ class TrackerHook(Hook):
         self.tracker.scalars(step, scalars_of(record))
 
     def _go_on(self, step: int) -> None:
-        """Steps from this one on follow; the events of those that were made before are told once more."""
+        """Start the tracker at this step; the events of steps that were made before are told once more."""
         self._step = step - 1
         for event in read_events(self._folder / "events.jsonl"):
             if event["step"] >= step:
@@ -82,7 +82,7 @@ class TrackerHook(Hook):
 
 
 def scalars_of(record: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a record, by the names that trackers show them under."""
+    """Name the numbers of a record as trackers show them."""
     return {
         name if "/" in name else f"train/{name}": value
         for name, value in record.items()
