@@ -97,7 +97,8 @@ def _shown(value: float) -> str:
 class PeakMemory:
     """Measures the most memory that this rank holds from now on.
 
-    On a GPU with what contexts and libraries take there, as a plan counts it; on a CPU what the process takes beyond what it has now (Python and its libraries), which no plan counts.
+    On a GPU with what contexts and libraries take there, as a plan counts it; on a CPU what the process takes beyond what it
+    has now (Python and its libraries), which no plan counts.
     """
 
     def __init__(self, device_type: str) -> None:
