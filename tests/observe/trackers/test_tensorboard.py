@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from megalm.journal import EventLog
 from megalm.observe.metrics import MetricsWriter
@@ -42,7 +43,9 @@ class Training:
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
+    # Files are read in the order of their names, which end in a second and a process-wide count: 10 would come before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     training = Training(tmp_path)
     training.make(range(1, 8), 1.0)
     training.trainer.events.write("spike", step=7, onset=6, loss=math.nan, expected=math.nan)
