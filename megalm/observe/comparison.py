@@ -61,12 +61,24 @@ COLUMNS = ("", "planned", "measured", "measured / planned")
 
 def comparison_table(plan: dict[str, Any]) -> Table:
     """Lay planned, measured and their ratio out as a table for the terminal."""
-    table = Table(title=TITLE, title_justify="left")
+    table = Table(title=TITLE, title_justify="left", caption=flat_part(plan), caption_justify="left")
     for name in COLUMNS:
         table.add_column(name, justify="right" if name else "left")
     for row in comparison_rows(plan):
         table.add_row(*row)
     return table
+
+
+def flat_part(plan: dict[str, Any]) -> str | None:
+    """Say what of a small run's planned memory is no sum of its tensors; None where that is less than a tenth."""
+    stages = plan.get("memory", {}).get("stages", [])
+    flat = max((stage["runtime_bytes"] for stage in stages), default=0)
+    if flat <= 0.1 * plan.get("bytes_per_gpu", 0):
+        return None
+    return (
+        f"of the planned memory {number_text(flat * 2.0**-20, '.0f')} MiB are a flat figure for what libraries and the "
+        "allocator take; it can be 30 MiB more or less"
+    )
 
 
 def comparison_rows(plan: dict[str, Any]) -> list[tuple[str, str, str, str]]:
