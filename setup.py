@@ -1,4 +1,5 @@
-"""Builds megalm._C from csrc/. All metadata is in pyproject.toml; conf/ is packed as megalm/conf.
+"""Builds megalm._C from csrc/. All metadata is in pyproject.toml; conf/ is packed as megalm/conf and
+tools/ as megalm/tools: a top-level package `tools` would hide a user's own. Benchmarks stay in the repository.
 
 The extension needs no torch header, only pybind11 and a C++17 compiler; CUDA sources join where torch has CUDA and nvcc
 is found. Without a compiler the package installs all the same and runs on its plain PyTorch reference ops.
@@ -12,10 +13,12 @@ from setuptools import find_packages, setup
 sys.path.insert(0, str(Path(__file__).parent))
 from scripts.build_extension import BuildExtension, extension  # noqa: E402
 
+TOOLS = find_packages(include=["tools", "tools.*"], exclude=["tools.bench", "tools.bench.*"])
+
 setup(
-    packages=[*find_packages(include=["megalm*", "tools*"]), "megalm.conf"],
-    package_dir={"megalm.conf": "conf"},
-    package_data={"megalm.conf": ["**/*.yaml"], "tools.mix": ["examples/*"], "tools.bench.checkpoint": ["fault.c"]},
+    packages=[*find_packages(include=["megalm*"]), *(f"megalm.{tool}" for tool in TOOLS), "megalm.conf"],
+    package_dir={"megalm.conf": "conf", "megalm.tools": "tools"},
+    package_data={"megalm.conf": ["**/*.yaml"], "megalm.tools.mix": ["examples/*"]},
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -113,6 +113,12 @@ def test_the_engine_does_not_know_its_tools():
         assert not imports(file, "tools"), file.relative_to(ROOT.parent)
 
 
+def test_tools_import_one_another_relatively():
+    """The same files are `tools` in a checkout and `megalm.tools` where they are installed."""
+    for file in sorted((ROOT.parent / "tools").rglob("*.py")):
+        assert not imports(file, "tools"), f"{file.relative_to(ROOT.parent)}: write `from ..subcommands import ...`"
+
+
 @pytest.mark.parametrize("room", WITHOUT_TORCH)
 def test_torch_is_not_imported_before_it_is_needed(room):
     for file in files_of(room):

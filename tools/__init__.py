@@ -1,1 +1,1 @@
-"""Command-line tools: `python -m tools.NAME --help`. Each is a thin face over a part of megalm."""
+"""Command-line tools: `megalm NAME --help`. Each is a thin face over a part of megalm."""

@@ -40,8 +40,9 @@ def run_tool(package: ModuleType, argv: Sequence[str] | None = None) -> int:
     """
     escape_what_cannot_be_written()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name = package.__name__
-    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=package.__doc__)
+    name = package.__name__.rpartition(".")[2]
+    program = "python -m tools.bench" if name == "bench" else f"megalm {name}"
+    parser = argparse.ArgumentParser(prog=program, description=package.__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     wanted = next((a for a in arguments if not a.startswith("-")), None)
     available = find_subcommands(package)

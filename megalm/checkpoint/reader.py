@@ -43,7 +43,7 @@ class CheckpointReader:
         """One whole global tensor, in host memory."""
         record = self.manifest.tensors.get(name)
         if record is None:
-            raise ConfigError(f"{self.path}: holds no tensor {name}; python -m tools.inspect lists those it holds.")
+            raise ConfigError(f"{self.path}: holds no tensor {name}; megalm inspect lists those it holds.")
         result = torch.empty(record.shape, dtype=dtype_of(record.dtype))
         filled = 0
         for chunk in record.chunks:

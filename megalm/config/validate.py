@@ -81,7 +81,7 @@ def _check_model(model: ModelConfig) -> None:
     _require(
         model.moe.num_experts == 0,
         f"model.moe.num_experts={model.moe.num_experts}: training mixtures of experts is not offered yet; "
-        "the planner (python -m tools.plan) counts them. Set model.moe.num_experts=0.",
+        "the planner (megalm plan) counts them. Set model.moe.num_experts=0.",
     )
 
 

@@ -53,7 +53,7 @@ def open_sources(data: DataConfig, seq_length: int) -> list[TokenSource]:
     if not data.train:
         raise ConfigError(
             "data.train is empty: give prefixes of tokenized data, for example data.train=[data/python_text_document]; "
-            "`make data` makes that one, `python -m tools.tokenize --help` says how to make your own."
+            "`make data` makes that one, `megalm tokenize --help` says how to make your own."
         )
     if data.weights is not None and len(data.weights) != len(data.train):
         raise ConfigError(

@@ -29,7 +29,7 @@ DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 TOKEN_CODES = (1, 2, 3, 4, 5, 8)
 UINT16_VOCABULARY = 65_500  # Megatron's own bound: it stores larger vocabularies as i32
-ADVICE = "Restore the file from its source, or make the data set again with `python -m tools.tokenize`."
+ADVICE = "Restore the file from its source, or make the data set again with `megalm tokenize`."
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -58,7 +58,7 @@ def _resolve(prefix: str, exists: Callable[[str], bool]) -> str:
     names = " or ".join(f"{candidate}.idx" for candidate in tried)
     raise ConfigError(
         f"data set {prefix!r} does not exist: there is no {names}. Give the prefix of a .bin/.idx pair, "
-        f"or make one: `python -m tools.tokenize INPUT --tokenizer FILE --output {text}`."
+        f"or make one: `megalm tokenize INPUT --tokenizer FILE --output {text}`."
     )
 
 
@@ -73,11 +73,11 @@ def _why_no_data_set(path: str, prefix: str) -> str:
         )
         option = "" if known else " --token-type uint16"
         return (
-            f"{path}: {what}, and no .bin/.idx pair: make one by `python -m tools.tokenize {path} --from-tokens{option} "
+            f"{path}: {what}, and no .bin/.idx pair: make one by `megalm tokenize {path} --from-tokens{option} "
             "--end-id N --output PREFIX`, N being the token that ends documents."
         )
     return (
-        f"{path}: is no token file. If it holds text, `python -m tools.tokenize {path} --tokenizer FILE --output PREFIX` makes "
+        f"{path}: is no token file. If it holds text, `megalm tokenize {path} --tokenizer FILE --output PREFIX` makes "
         "one."
     )
 

@@ -121,10 +121,10 @@ def what_it_takes(config: Config) -> str:
         if len(lines) == 4:
             break
     if not lines:
-        return "Not even 1,024 H100s hold it: see python -m tools.plan search --help."
+        return "Not even 1,024 H100s hold it: see megalm plan search --help."
     assert config.train.tokens is not None
     return (
-        f"What it takes, for {config.train.tokens:,.0f} tokens without failures (python -m tools.plan search):\n\n"
+        f"What it takes, for {config.train.tokens:,.0f} tokens without failures (megalm plan search):\n\n"
         + "\n".join(lines)
     )
 

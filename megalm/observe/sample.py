@@ -33,7 +33,7 @@ class SampleHook(Hook):
             return
         whole = mesh.pipeline.size == mesh.context.size == len(trainer.model_chunks) == 1
         if not whole or config.parallel.sequence or config.parallel.data_mode == "fully_shard":
-            self._print(f"\nto read what it writes: python -m tools.generate {self.folder} --prompt 'The '")
+            self._print(f"\nto read what it writes: megalm generate {self.folder} --prompt 'The '")
             return
         trainer.optimizer.wait_weights()
         tokenizer = load_tokenizer(config.data.tokenizer)

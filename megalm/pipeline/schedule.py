@@ -4,7 +4,7 @@ A pipeline has `ranks` ranks with `chunks` model chunks each. A *stage* is one c
 the embedding, stage ranks * chunks - 1 the loss. Every generator below writes only the order of computation; what has
 to be sent and received follows from the placement of stages and is added by `with_communication`.
 
-    python -m tools.plan schedule --kind zb-v --stages 4 --microbatches 8
+    megalm plan schedule --kind zb-v --stages 4 --microbatches 8
 """
 
 from collections.abc import Callable, Iterable, Sequence

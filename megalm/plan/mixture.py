@@ -197,9 +197,7 @@ def distance(first: Mixture, second: Mixture) -> float:
 
 def data_yaml(mixture: Mixture) -> str:
     """The yaml of conf/data that `data=NAME` reads: prefixes and weights."""
-    lines = [
-        f"# {mixture.name}: written by python -m tools.mix" + (f"; {mixture.total:.4g} tokens" if mixture.total else "")
-    ]
+    lines = [f"# {mixture.name}: written by megalm mix" + (f"; {mixture.total:.4g} tokens" if mixture.total else "")]
     for source in mixture.sources:
         seen = f", {source.epochs:.2f} epochs" if source.epochs is not None else ""
         lines.append(f"#   {source.name}: {100 * (source.proportion or 0):.2f}%{seen}")

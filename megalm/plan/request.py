@@ -215,7 +215,7 @@ def compose(request: Request, *, global_batch: int | None = None) -> Config:
     from megalm.config.validate import validate
 
     if not request.has_model:
-        raise ConfigError("no model: add +model=7b (python -m tools.plan shape lists the models), or parameters=7e9.")
+        raise ConfigError("no model: add +model=7b (megalm plan shape lists the models), or parameters=7e9.")
     words, _ = take_out_search(request.overrides)
     if request.own.get("seq_length"):
         words.append(f"model.seq_length={request.own['seq_length']}")

@@ -131,7 +131,7 @@ def fit(points: Sequence[Point], form: str | None = None, refits: int = 60, seed
         raise ConfigError(
             f"{len(points)} finished runs: the {chosen} form needs at least {needed[chosen]}"
             + (", with sizes and lengths that vary apart." if chosen == "chinchilla" else ".")
-            + " Run more rungs (python -m tools.plan ladder)."
+            + " Run more rungs (megalm plan ladder)."
         )
     if chosen == "chinchilla" and not _separable(points):
         raise ConfigError(

@@ -237,5 +237,5 @@ def unusable(path: str, error: Exception) -> ConfigError:
     """The error for a tokenizer.json that its library does not take."""
     return ConfigError(
         f"{path}: not a usable tokenizer.json ({error}). Give one that `tokenizers` reads, or train one with "
-        "`python -m tools.tokenize INPUT --train-bpe 8192 --output PREFIX`."
+        "`megalm tokenize INPUT --train-bpe 8192 --output PREFIX`."
     )

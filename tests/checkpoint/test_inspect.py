@@ -1,4 +1,4 @@
-"""`python -m tools.inspect checkpoint`."""
+"""`megalm inspect checkpoint`."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`python -m tools.convert`: every direction, through folders, as a person would."""
+"""`megalm convert`: every direction, through folders, as a person would."""
 
 import json
 import re

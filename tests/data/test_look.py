@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+import tools.inspect
 from megalm.config.compose import compose_config
 from megalm.config.saved import config_yaml
 from megalm.corpus.tokenize_corpus import Settings
@@ -12,7 +13,7 @@ from megalm.data.look import length_histogram, repeated_spans, window_hashes
 from megalm.data.tokens import TokenFile
 from tests.data.test_loader import axis, write
 from tests.texts import documents
-from tools.inspect.__main__ import run_tool, tools
+from tools.subcommands import run_tool
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`python -m tools.generate` on folders of every kind."""
+"""`megalm generate` on folders of every kind."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""`python -m tools.inspect ops`: every op of csrc, and the choice that the backend would make."""
+"""`megalm inspect ops`: every op of csrc, and the choice that the backend would make."""
 
 import json
 

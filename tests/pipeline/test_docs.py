@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_page_shows_what_the_commands_print(capsys):
     page = (ROOT / "docs/pipeline.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```console\n\$ python -m tools\.plan (.*?)\n(.*?)```", page, re.DOTALL)
+    blocks = re.findall(r"```console\n\$ megalm plan (.*?)\n(.*?)```", page, re.DOTALL)
     assert len(blocks) == 6
     for command, expected in blocks:
         assert run_tool(tools.plan, [*shlex.split(command), "--color", "never"]) == 0

@@ -219,4 +219,4 @@ def test_every_answer_is_a_subcommand_with_keys_that_are_explained():
     for name in answers:
         module = importlib.import_module(f"megalm.plan.answers.{name}")
         assert set(module.KEYS) <= set(KEYS), name
-        assert module.EXAMPLE.startswith(f"python -m tools.plan {name} "), name
+        assert module.EXAMPLE.startswith(f"megalm plan {name} "), name

@@ -1,9 +1,16 @@
 """Command line of `python -m tools.bench`."""
 
 import sys
+from collections.abc import Sequence
 
-import tools.bench
-from tools.subcommands import run_tool
+from .. import bench
+from ..subcommands import run_tool
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a benchmark; returns the exit status."""
+    return run_tool(bench, arguments)
+
 
 if __name__ == "__main__":
-    sys.exit(run_tool(tools.bench))
+    sys.exit(main())

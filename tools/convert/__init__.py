@@ -1,0 +1,1 @@
+"""Convert weights between runs, Hugging Face folders and Megatron-LM checkpoints."""

@@ -1,9 +1,9 @@
 """Converts model weights between megalm's runs, Hugging Face folders and Megatron-LM checkpoints.
 
-    python -m tools.convert SmolLM2-135M runs/smollm --to megalm
-    python -m tools.convert runs/first exported --to huggingface --verify
-    python -m tools.convert runs/first megatron --to megatron --tensor 2 --pipeline 2
-    python -m tools.convert reshard runs/first/checkpoints/step-00000100 merged
+    megalm convert SmolLM2-135M runs/smollm --to megalm
+    megalm convert runs/first exported --to huggingface --verify
+    megalm convert runs/first megatron --to megatron --tensor 2 --pipeline 2
+    megalm convert reshard runs/first/checkpoints/step-00000100 merged
 
 Tensors pass one by one, on the CPU; memory stays near one layer. At the end the target is opened again, and each tensor of
 the source must be accounted for.
@@ -35,7 +35,7 @@ TOLERANCE = 1e-3
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        "python -m tools.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "megalm convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument(
         "source", type=Path, help="a run's folder or checkpoint, a Hugging Face folder, or a Megatron-LM checkpoint"
@@ -162,7 +162,7 @@ def _next_steps(folder: Path, optimizer: bool) -> list[str]:
     tokenizer = load_config(folder / "config.yaml").data.tokenizer
     lines, data = [], "data.train=[PREFIX] data.tokenizer=FILE"
     if tokenizer is not None:
-        lines.append(f"tokenize: python -m tools.tokenize TEXT --tokenizer {tokenizer} --output data/mine")
+        lines.append(f"tokenize: megalm tokenize TEXT --tokenizer {tokenizer} --output data/mine")
         data = f"data.train=[data/mine_text_document] data.tokenizer={tokenizer}"
     load = f"checkpoint.load_path={folder}" if optimizer else f"checkpoint.load=weights checkpoint.load_path={folder}"
     lines.append(f"train on: python -m megalm.launch +model={folder / MODEL} {load} {data}")
@@ -173,7 +173,7 @@ def reshard(arguments: Sequence[str]) -> int:
     from megalm.convert.native import merge
 
     made = argparse.ArgumentParser(
-        "python -m tools.convert reshard",
+        "megalm convert reshard",
         description="Merges a checkpoint, which may be spread over many ranks' files, into one file: weights, optimizer and the "
         "run's state in a folder that any layout resumes from; or, to a name ending in .safetensors, the weights alone.",
     )

@@ -1,12 +1,12 @@
-"""Command line of `python -m tools.dedup`."""
+"""Command line of `megalm dedup`."""
 
 import os
 import sys
 from collections.abc import Sequence
 
-import tools.dedup
-from tools.interruption import INTERRUPTED, prompt_interruption
-from tools.subcommands import run_tool
+from .. import dedup
+from ..interruption import INTERRUPTED, prompt_interruption
+from ..subcommands import run_tool
 
 
 def with_command(arguments: Sequence[str]) -> list[str]:
@@ -26,16 +26,16 @@ def with_command(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 wrong input, 130 interrupted (the same command goes on)."""
+    # numpy's library starts a thread for each core otherwise, which costs a short run a sixth of its time; the
+    # workers, which inherit this, are the parallelism
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = with_command(sys.argv[1:] if arguments is None else arguments)
     with prompt_interruption():
-        status = run_tool(tools.dedup, arguments)
+        status = run_tool(dedup, arguments)
     if status == INTERRUPTED and any(item.startswith(("--output", "--removed")) for item in arguments):
         print("interrupted; the same command goes on from what is done", file=sys.stderr)
     return status
 
 
 if __name__ == "__main__":
-    # numpy's library starts a thread for each core otherwise, which costs a short run a sixth of its time; the
-    # workers, which inherit this, are the parallelism
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(main())

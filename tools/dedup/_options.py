@@ -16,7 +16,8 @@ from megalm.corpus.dedup.stages import Progress
 from megalm.corpus.engine import make_engine
 from megalm.corpus.fields import from_command_line
 from megalm.corpus.results import Results
-from tools.engine_options import add_worker_arguments
+
+from ..engine_options import add_worker_arguments
 
 SHOWN = 20  # documents that could not be read and are printed; --json and --removed have more
 

@@ -4,7 +4,8 @@ import argparse
 import os
 
 from megalm.config.errors import ConfigError
-from tools.dedup._options import add_corpus_arguments, corpus_of, finish, results_of
+
+from ._options import add_corpus_arguments, corpus_of, finish, results_of
 
 HELP = "documents that mean the same, by embeddings (k-means, cosine inside a cluster: SemDeDup)"
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 
-from tools.dedup._options import (
+from ._options import (
     ConsoleProgress,
     add_result_arguments,
     check_targets,

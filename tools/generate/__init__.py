@@ -1,0 +1,1 @@
+"""Let a trained model go on from a text."""

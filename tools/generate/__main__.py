@@ -1,8 +1,8 @@
 """Lets a trained model go on from a text.
 
-    python -m tools.generate runs/first --prompt "def train("
-    python -m tools.generate SmolLM2-135M --prompt "The sea" --temperature 0.7 --top-p 0.95
-    echo "Once upon a time" | python -m tools.generate runs/first
+    megalm generate runs/first --prompt "def train("
+    megalm generate SmolLM2-135M --prompt "The sea" --temperature 0.7 --top-p 0.95
+    echo "Once upon a time" | megalm generate runs/first
 
 The model is the newest good checkpoint of a run, a checkpoint, a Hugging Face folder or a Megatron-LM checkpoint.
 """
@@ -25,7 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        "python -m tools.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "megalm generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("model", type=Path, help="a run's folder, a checkpoint, or a folder of another library's")
     made.add_argument("--prompt", help="the text to go on from (default: standard input)")

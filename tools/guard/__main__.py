@@ -1,4 +1,4 @@
-"""Command line of `python -m tools.guard`."""
+"""Command line of `megalm guard`."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ COLOUR_OF_ACTION = {"none": "#7d8894", "skip": "#c9a227", "rollback": "#c0392b"}
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; returns the exit status."""
     escape_what_cannot_be_written()
-    parser = argparse.ArgumentParser(prog="python -m tools.guard", description=__doc__)
+    parser = argparse.ArgumentParser(prog="megalm guard", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     replay = commands.add_parser("replay", help="run the detector over a loss log and print its alarms")
     replay.add_argument("curve", metavar="CURVE", help="csv file with a header, or a run's metrics.jsonl")

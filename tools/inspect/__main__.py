@@ -1,17 +1,17 @@
-"""Command line of `python -m tools.inspect`; a path in place of the command is looked at as what it is."""
+"""Command line of `megalm inspect`; a path in place of the command is looked at as what it is."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import tools.inspect
-from tools.subcommands import find_subcommands, run_tool
+from .. import inspect
+from ..subcommands import find_subcommands, run_tool
 
 
 def with_command(arguments: Sequence[str]) -> list[str]:
     """`PATH ...` becomes `checkpoint PATH ...` or `data PATH ...` where the path holds one of these."""
     given = list(arguments)
-    if not given or given[0].startswith("-") or given[0] in find_subcommands(tools.inspect):
+    if not given or given[0].startswith("-") or given[0] in find_subcommands(inspect):
         return given
     path = Path(given[0])
     if (path / "manifest.json").exists() or (path / "checkpoints").is_dir() or list(path.glob("step-*")):
@@ -21,5 +21,10 @@ def with_command(arguments: Sequence[str]) -> list[str]:
     return given
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status."""
+    return run_tool(inspect, with_command(sys.argv[1:] if arguments is None else arguments))
+
+
 if __name__ == "__main__":
-    sys.exit(run_tool(tools.inspect, with_command(sys.argv[1:])))
+    sys.exit(main())

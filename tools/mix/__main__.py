@@ -1,4 +1,4 @@
-"""Command line of `python -m tools.mix`."""
+"""Command line of `megalm mix`."""
 
 import argparse
 import sys
@@ -21,21 +21,22 @@ from megalm.plan.mixture import (
     source_from_word,
 )
 from megalm.plan.report import Report
-from tools.subcommands import run_reporting
+
+from ..subcommands import run_reporting
 
 EPILOG = """examples:
-  python -m tools.mix web=2.4T@67% code=464B@100B wiki=4.87B@2x total=500B
-  python -m tools.mix mpt-30b llama                  compare two mixtures
-  python -m tools.mix mine.yaml --write conf/data/mine.yaml
+  megalm mix web=2.4T@67% code=464B@100B wiki=4.87B@2x total=500B
+  megalm mix mpt-30b llama                  compare two mixtures
+  megalm mix mine.yaml --write conf/data/mine.yaml
   python -m megalm.launch +model=7b data=mine
-  python -m tools.mix --run +model=7b data=curriculum    the phases of a run, before it starts
+  megalm mix --run +model=7b data=curriculum    the phases of a run, before it starts
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
     result = argparse.ArgumentParser(
-        prog="python -m tools.mix",
+        prog="megalm mix",
         description="Tokens, proportion and epochs of each source of a mixture; compares mixtures; writes the yaml for data=.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -130,7 +131,7 @@ def run(argv: Sequence[str] | None) -> int:
     if args.most_epochs <= 0:
         raise ConfigError(f"--most-epochs {args.most_epochs:g}: must be above 0.")
     if args.run:
-        from tools.mix.curriculum import curriculum_report
+        from .curriculum import curriculum_report
 
         return curriculum_report(args.words, args.most_epochs).show(as_json=args.json, page=args.html)
     found = mixtures(args.words, args.most_epochs)

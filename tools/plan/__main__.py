@@ -1,9 +1,16 @@
-"""Command line of `python -m tools.plan`."""
+"""Command line of `megalm plan`."""
 
 import sys
+from collections.abc import Sequence
 
-import tools.plan
-from tools.subcommands import run_tool
+from .. import plan
+from ..subcommands import run_tool
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status."""
+    return run_tool(plan, arguments)
+
 
 if __name__ == "__main__":
-    sys.exit(run_tool(tools.plan))
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Command line of `python -m tools.tokenize`."""
+"""Command line of `megalm tokenize`."""
 
 import argparse
 import json
@@ -21,9 +21,10 @@ from megalm.corpus.tokenizer_training import TRAINING_MEGABYTES
 from megalm.data.formats.foreign_tokens import RAW_TYPES
 from megalm.tokenizer.tiktoken_ranks import NAMES as ENCODING_NAMES
 from megalm.tokenizer.tokenizer import FAST_BACKENDS
-from tools.engine_options import add_worker_arguments
-from tools.interruption import INTERRUPTED, prompt_interruption
-from tools.subcommands import run_reporting
+
+from ..engine_options import add_worker_arguments
+from ..interruption import INTERRUPTED, prompt_interruption
+from ..subcommands import run_reporting
 
 
 class ConsoleProgress(Progress):
@@ -75,7 +76,7 @@ class ConsoleProgress(Progress):
 def parser() -> argparse.ArgumentParser:
     """All options of the tool."""
     p = argparse.ArgumentParser(
-        prog="python -m tools.tokenize",
+        prog="megalm tokenize",
         description="Turn text into a token file (PREFIX_text_document.bin and .idx, Megatron's format). An interrupted run "
         "goes on when the same command is given again; a finished one is not repeated.",
     )

@@ -18,7 +18,7 @@ KEYS = [
     "dollars", "gpu_days", "gpu_hours", "gpus", "gpu", "peak", "dtype", "mfu", "price", "price_list",
     "inference_tokens", "inference_mfu", "law", "ratio", "tokens", "seq_length",
 ]  # fmt: skip
-EXAMPLE = "python -m tools.plan budget dollars=1M gpu=h100 mfu=0.4 inference_tokens=2T"
+EXAMPLE = "megalm plan budget dollars=1M gpu=h100 mfu=0.4 inference_tokens=2T"
 
 DEFAULT_MFU = 0.4
 """Utilisation when none is given: what well-tuned runs reach."""

@@ -17,7 +17,7 @@ KEYS = [
     "price_list", "days", "hours", "batch_tokens", "seq_length", "instruction_pairs", "comparisons",
     "multi_turn_chats", "annotation_hours", "checkpoints", "storage_days",
 ]  # fmt: skip
-EXAMPLE = "python -m tools.plan cost tokens=1e12 gpus=440 gpu=a100-40gb days=9.5 parameters=6.65e9"
+EXAMPLE = "megalm plan cost tokens=1e12 gpus=440 gpu=a100-40gb days=9.5 parameters=6.65e9"
 
 PEOPLE = {
     "instruction_pairs": "instruction_pair",

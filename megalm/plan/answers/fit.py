@@ -14,7 +14,7 @@ from megalm.plan.scaling import fit, read_points
 
 HELP = "fit a scaling law to finished runs and extrapolate with its uncertainty"
 KEYS = ["parameters", "tokens", "form"]
-EXAMPLE = "python -m tools.plan fit runs/a runs/b runs/c parameters=30e9 tokens=600e9"
+EXAMPLE = "megalm plan fit runs/a runs/b runs/c parameters=30e9 tokens=600e9"
 FILES = "RUN"
 """Words without `=` are files of this kind."""
 

@@ -16,7 +16,7 @@ KEYS = [
     "seq_length", "batch_tokens", "tokens", "gpus", "gpu", "peak", "tokens_per_second", "sequences_per_second",
     "convention", "parameters",
 ]  # fmt: skip
-EXAMPLE = "python -m tools.plan flops +model=7b gpus=64 gpu=a100-40gb tokens_per_second=233000"
+EXAMPLE = "megalm plan flops +model=7b gpus=64 gpu=a100-40gb tokens_per_second=233000"
 
 
 def check_convention(name: str | None) -> str:

@@ -13,7 +13,7 @@ KEYS = [
     "gpus", "gpu", "failures", "observed_failures", "observed_nodes", "observed_days", "gpus_per_node", "mtti",
     "stall", "restart", "repair", "interval", "spares", "days",
 ]  # fmt: skip
-EXAMPLE = "python -m tools.plan goodput gpus=3072 failures=1 stall=60s days=30"
+EXAMPLE = "megalm plan goodput gpus=3072 failures=1 stall=60s days=30"
 
 
 def answer(request: Request) -> Report:

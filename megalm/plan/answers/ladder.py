@@ -16,7 +16,7 @@ from megalm.plan.request import Request, compose, machine
 
 HELP = "sizes, tokens and learning rates of a scaling ladder; writes the experiments"
 KEYS = ["rungs", "ratio", "gpus", "gpu", "mfu", "price", "price_list", "out"]
-EXAMPLE = "python -m tools.plan ladder model=30b rungs=5 out=ladder-30b"
+EXAMPLE = "megalm plan ladder model=30b rungs=5 out=ladder-30b"
 
 
 def answer(request: Request) -> Report:
@@ -73,7 +73,7 @@ def answer(request: Request) -> Report:
                 f" {100 * sum(r.flops for r in rungs[:-1]) / rungs[-1].flops:.2f}% of the target",
             ),
             f"wrote {len(files)} experiments to {folder}; {hint}",
-            f"then: python -m tools.plan fit runs/{config.model.name}-ladder-* parameters={rungs[-1].parameters}"
+            f"then: megalm plan fit runs/{config.model.name}-ladder-* parameters={rungs[-1].parameters}"
             f" tokens={rungs[-1].tokens:.4g}",
             Lines("cost of the rungs", "parameters", "GPU-days",
                   [Line("rungs", [(r["parameters"], r["gpu_days"]) for r in data])], log="xy"),

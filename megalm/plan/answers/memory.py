@@ -16,7 +16,7 @@ from megalm.plan.resolve import resolve_layout
 
 HELP = "bytes on each GPU, by pipeline stage and part"
 KEYS = ["gpus", "gpu", "seq_length", "batch_tokens", "snapshots"]
-EXAMPLE = "python -m tools.plan memory +model=30b gpus=64 gpu=h100 parallel.tensor=8 parallel.recompute=full"
+EXAMPLE = "megalm plan memory +model=30b gpus=64 gpu=h100 parallel.tensor=8 parallel.recompute=full"
 
 
 def answer(request: Request) -> Report:

@@ -15,7 +15,7 @@ from megalm.plan.time import PARTS
 
 HELP = "every valid layout, pruned by memory, ranked by time"
 KEYS = ["gpus", "gpu", "batch_tokens", "seq_length", "price", "price_list", "tokens", "top", "micro_batch"]
-EXAMPLE = "python -m tools.plan search model=30b gpus=512 gpu=h100 batch_tokens=4M"
+EXAMPLE = "megalm plan search model=30b gpus=512 gpu=h100 batch_tokens=4M"
 
 
 def answer(request: Request) -> Report:

@@ -15,7 +15,7 @@ from megalm.plan.request import Request, compose
 
 HELP = "exact parameters of a model, tensor by tensor"
 KEYS = ["seq_length"]
-EXAMPLE = "python -m tools.plan shape +model=7b"
+EXAMPLE = "megalm plan shape +model=7b"
 
 
 def answer(request: Request) -> Report:

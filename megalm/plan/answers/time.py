@@ -23,7 +23,7 @@ KEYS = [
     "tokens", "parameters", "gpus", "gpu", "peak", "dtype", "mfu", "convention", "price", "price_list",
     "batch_tokens", "seq_length",
 ]  # fmt: skip
-EXAMPLE = "python -m tools.plan time +model=7b tokens=140e9 gpus=64 gpu=a100-40gb mfu=0.507 --json"
+EXAMPLE = "megalm plan time +model=7b tokens=140e9 gpus=64 gpu=a100-40gb mfu=0.507 --json"
 
 
 def answer(request: Request) -> Report:
@@ -44,7 +44,7 @@ def _by_parameters(request: Request) -> Report:
     """A model that is only a number: 6 N D FLOPs."""
     size = request.number("parameters")
     if size is None:
-        raise ConfigError("no model: add +model=7b (python -m tools.plan shape lists the models), or parameters=7e9.")
+        raise ConfigError("no model: add +model=7b (megalm plan shape lists the models), or parameters=7e9.")
     tokens = request.number("tokens") or 20 * size
     if "gpu" not in request.own and "peak" not in request.own:
         raise ConfigError("which GPU? Add gpu=h100 (or peak=312e12, FLOP/s of one GPU).")

@@ -6,6 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+import tools.dedup
 from megalm.config.errors import ConfigError
 from megalm.corpus import suffix
 from megalm.corpus.dedup import near
@@ -21,7 +22,8 @@ from megalm.data.tokens import TokenFile
 from tests.corpus.dedup.test_dedup_scripts import plain_words
 from tests.data.test_loader import write
 from tests.texts import documents, sentences
-from tools.dedup.__main__ import main, run_tool, tools
+from tools.dedup.__main__ import main
+from tools.subcommands import run_tool
 
 
 @pytest.fixture(autouse=True)

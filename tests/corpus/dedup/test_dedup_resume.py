@@ -7,11 +7,13 @@ import signal
 import numpy as np
 import pytest
 
+import tools.dedup
 from megalm.corpus import documents as documents_module
 from megalm.corpus.dedup import stages as stages_module
 from tests.data.test_loader import write
 from tests.texts import documents
-from tools.dedup.__main__ import main, run_tool, tools
+from tools.dedup.__main__ import main
+from tools.subcommands import run_tool
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import json
 import numpy as np
 import pytest
 
+import tools.dedup
 from megalm.corpus import documents as documents_module
 from megalm.corpus.dedup import spans as spans_module
 from megalm.corpus.dedup.corpus import Corpus
 from megalm.corpus.dedup.text_spans import cut_repeated_text
 from tests.texts import sentences
-from tools.dedup.__main__ import run_tool, tools
+from tools.subcommands import run_tool
 
 
 def cut_by_definition(texts, length):

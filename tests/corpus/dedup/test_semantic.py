@@ -4,13 +4,14 @@ import random
 import numpy as np
 import pytest
 
+import tools.dedup
 from megalm.config.errors import ConfigError
 from megalm.corpus import documents as documents_module
 from megalm.corpus.dedup import semantic
 from megalm.corpus.dedup.corpus import Corpus
 from megalm.corpus.dedup.semantic import embed, semantic_duplicates
 from tests.texts import sentences
-from tools.dedup.__main__ import run_tool, tools
+from tools.subcommands import run_tool
 
 
 def write(path, texts):

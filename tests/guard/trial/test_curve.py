@@ -1,4 +1,4 @@
-"""`python -m tools.guard replay`: any log in, alarms out; what cannot be read is explained."""
+"""`megalm guard replay`: any log in, alarms out; what cannot be read is explained."""
 
 import json
 import re

@@ -228,7 +228,8 @@ class Enumeration:
 
         from megalm.checkpoint import Checkpointer, CheckpointError
         from megalm.config import CheckpointConfig
-        from tools.bench.checkpoint._fake_ranks import FakeMesh, boxes_on
+
+        from ._fake_ranks import FakeMesh, boxes_on
 
         root = scratch / "root"
         dist.init_process_group("gloo", store=dist.FileStore(str(scratch / "store"), 2), rank=rank, world_size=2)
@@ -261,14 +262,14 @@ class Enumeration:
 
 
 def _layout():
-    from tools.bench.checkpoint._fake_ranks import Layout
+    from ._fake_ranks import Layout
 
     return Layout(data=2, zero=True)
 
 
 def values_of(step: int):
     """The whole state of a step: the fakes' small tensors. Large enough a share of it is bits, so no two steps agree."""
-    from tools.bench.checkpoint._fake_ranks import reference
+    from ._fake_ranks import reference
 
     return reference(seed=step)
 
@@ -277,7 +278,8 @@ def recover(root: Path) -> int:
     """What a fresh process finds: the step whose state it is, bit by bit."""
     from megalm.checkpoint import Checkpointer
     from megalm.config import CheckpointConfig
-    from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout, assert_holds, boxes_on
+
+    from ._fake_ranks import FakeMesh, Layout, assert_holds, boxes_on
 
     made = Checkpointer(root, CheckpointConfig(keep=1), FakeMesh(Layout()))
     boxes = boxes_on(Layout(), 0, None)
@@ -292,7 +294,8 @@ def save_again(root: Path) -> None:
     """The next process saves, and leaves nothing lying about."""
     from megalm.checkpoint import Checkpointer
     from megalm.config import CheckpointConfig
-    from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout, boxes_on
+
+    from ._fake_ranks import FakeMesh, Layout, boxes_on
 
     made = Checkpointer(root, CheckpointConfig(keep=1), FakeMesh(Layout()))
     made.save(9, boxes_on(Layout(), 0, values_of(9)), {"step": 9}, {}, wait=True)

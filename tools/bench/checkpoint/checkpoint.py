@@ -153,7 +153,8 @@ def _measure_run(folder: Path, saves: int, threads: int) -> dict:
     from megalm.launch.resolve import resolve
     from megalm.parallel.mesh import Mesh
     from megalm.train.parts import build_trainer
-    from tools.bench.layouts.layouts import write_tokens
+
+    from ..layouts.layouts import write_tokens
 
     torch.set_num_threads(threads)
     config = compose_config(

@@ -116,7 +116,7 @@ def _reference(folder: Path) -> Path:
 
 
 def _timed_convert(arguments: Sequence[str]) -> dict[str, float]:
-    """`python -m tools.convert` in a process of its own: seconds and peak memory. No arguments: the imports alone."""
+    """`megalm convert` in a process of its own: seconds and peak memory. No arguments: the imports alone."""
     code = (
         "import resource, sys; from tools.convert.__main__ import main; import megalm.convert.native; "
         "status = main(sys.argv[1:]) if sys.argv[1:] else 0; "

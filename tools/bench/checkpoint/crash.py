@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0 only if every point recovered."""
     if shutil.which("gcc") is None:
         raise ConfigError("the fault library is compiled with gcc, which is not installed: apt install gcc.")
-    from tools.bench.checkpoint._crash_points import enumerate_crashes
+    from ._crash_points import enumerate_crashes
 
     report = asdict(enumerate_crashes(args.sample, args.seed, quiet=not sys.stderr.isatty(), jobs=args.jobs))
     report["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 only if the run went on, the queue stayed within its bound, and the last checkpoint is bitwise."""
-    from tools.bench.checkpoint._seaweed import S3Server, binary
+    from ._seaweed import S3Server, binary
 
     try:
         import s3fs  # noqa: F401
@@ -66,8 +66,9 @@ def _measure(folder: Path, relay: Any, seconds: float, queue: int, pace: float) 
     from megalm.checkpoint.store import open_store
     from megalm.checkpoint.verify import verify
     from megalm.journal import read_events
-    from tools.bench._workers import run_world
-    from tools.bench.layouts.layouts import Layout, configure, write_tokens
+
+    from .._workers import run_world
+    from ..layouts.layouts import Layout, configure, write_tokens
 
     tokens = write_tokens(folder)
     fsspec.filesystem("s3").mkdir("bench")

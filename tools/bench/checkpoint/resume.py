@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from tools.bench.layouts.layouts import MODELS, STEPS, Layout, configure, write_tokens
+
+from ..layouts.layouts import MODELS, STEPS, Layout, configure, write_tokens
 
 HELP = "save on one layout, resume on another: largest difference of losses and state from the undisturbed run"
 
@@ -136,7 +137,7 @@ def _result(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def measure(model: str, folder: Path, pairs: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     """One row for each pair: relative differences from the undisturbed run of the layout that it is resumed on."""
-    from tools.bench._workers import run_world
+    from .._workers import run_world
 
     folder.mkdir(parents=True)
     tokens = write_tokens(folder)

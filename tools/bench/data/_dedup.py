@@ -32,7 +32,7 @@ def labelled(texts: list[str], documents: int) -> list[str]:
 
 def near(args: argparse.Namespace, folder: Path, timed: Callable[[list[str]], dict[str, float]]) -> dict[str, Any]:
     """From JSON lines to the list of what goes, start-up included; what comes out against all pairs compared."""
-    from tools.bench.data import _dedup_peers as peers
+    from . import _dedup_peers as peers
 
     source = folder / "labelled.jsonl"
     texts = [json.loads(line)["text"] for line in open(args.text, encoding="utf-8")]  # noqa: SIM115

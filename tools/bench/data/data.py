@@ -15,7 +15,8 @@ from statistics import median
 from typing import Any
 
 from megalm.tokenizer.encoder import FAST_BACKENDS, FastLibraryMissing, import_fast_library
-from tools.bench.data import _dedup as _dedup_bench
+
+from . import _dedup as _dedup_bench
 
 HELP = "tokenizing, loading, start-up, order and deduplication, against what others use, alternating in one run"
 SUBJECTS = ("tokenize", "loader", "startup", "order", "dedup", "substring")
@@ -193,7 +194,8 @@ class _Alone:
 def _loader(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """A shuffled epoch of batches of 32 samples, in samples per second of processor time; page cache warm."""
     from megalm.data.loader import Loader
-    from tools.bench.data import _peers as peers
+
+    from . import _peers as peers
 
     prefix, batch = str(folder / "one"), 32
     loader = Loader(_config(prefix, args.seq_length, batch), _Alone())

@@ -47,7 +47,8 @@ def _cost(name: str, data: str, steps: int, more: list[str]) -> dict[str, Any]:
     import torch
 
     from megalm import ops
-    from tools.bench.guard._recipes import make_trainer
+
+    from ._recipes import make_trainer
 
     threads, plain = torch.get_num_threads(), ops.largest_logits_
     torch.set_num_threads(os.cpu_count() or 1)

@@ -23,7 +23,8 @@ from megalm.config.errors import ConfigError
 from megalm.config.groups import conf_dir
 from megalm.journal import number_text, read_course, read_events
 from megalm.launch.resolve import resolve
-from tools.bench._workers import run_world
+
+from .._workers import run_world
 
 BRANCH = 290
 """Step from which the damaged runs leave the twin: early enough for snapshots of several ages before step 360."""

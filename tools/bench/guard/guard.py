@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tools.bench.guard import _cost as _guard_cost
-    from tools.bench.guard import _recipes as _guard_recipes
+    from . import _cost as _guard_cost
+    from . import _recipes as _guard_recipes
 
     if args.seeds < 1 or args.jobs < 1:
         raise ConfigError(f"--seeds {args.seeds}, --jobs {args.jobs}: each must be 1 or more.")

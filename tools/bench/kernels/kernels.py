@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from megalm.ops import backend, vendors
-from tools.bench.kernels._cases import Case, kernel_cases
-from tools.bench.kernels._peers import liger_functions
+
+from ._cases import Case, kernel_cases
+from ._peers import liger_functions
 
 HELP = "each kernel against eager PyTorch, torch.compile, Liger, apex and TE: time, ratio, bytes moved"
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from megalm import ops
-from tools.bench.kernels import kernels
-from tools.bench.kernels.kernels import Case
+
+from . import kernels
+from .kernels import Case
 
 HELP = "router, permute, grouped product, fp8 and Megatron's indices against PyTorch, torch.compile and numpy"
 

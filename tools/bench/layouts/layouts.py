@@ -385,7 +385,7 @@ def _run(models: list[str], chosen: list[Layout], folder: Path, rows: list[dict[
     Each layout once, with the models in turn; then each with another model, until all have met: a run that is
     interrupted has seen as many layouts as it could.
     """
-    from tools.bench._workers import run_world
+    from .._workers import run_world
 
     tokens = write_tokens(folder)
     references = {model: str(folder / f"{model}.pt") for model in models}

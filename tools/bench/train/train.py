@@ -12,8 +12,9 @@ from statistics import median
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from tools.bench.train import _matrix
-from tools.bench.train._sides import SIDES, Job, Side, SideEnded, our_config
+
+from . import _matrix
+from ._sides import SIDES, Job, Side, SideEnded, our_config
 
 HELP = (
     "train a Llama shape in Hugging Face transformers and in megalm, in turns: tokens/s, their share of the matmul rate "
