@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from megalm.config.console import escape_what_cannot_be_written
-from megalm.config.errors import ConfigError, full_disk
+from megalm.config.errors import ConfigError, explain_full_disk
 
 
 def find_subcommands(package: ModuleType) -> dict[str, Callable[[], Any]]:
@@ -72,7 +72,7 @@ def run_reporting(action) -> int:
         )
         return 2
     except OSError as error:
-        explained = full_disk(error)
+        explained = explain_full_disk(error)
         if explained is None:
             raise
         print(f"error: {explained}", file=sys.stderr)

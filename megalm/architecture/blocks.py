@@ -16,7 +16,7 @@ Tensors = Iterator[tuple[str, tuple[int, ...]]]
 """(name, shape) of tensors."""
 
 
-def linear_tensors(name: str, rows: int, columns: int, bias: bool) -> Tensors:
+def list_linear_tensors(name: str, rows: int, columns: int, bias: bool) -> Tensors:
     """Yield the tensors of y = W x + b."""
     yield f"{name}.weight", (rows, columns)
     if bias:
@@ -36,7 +36,7 @@ class NormSpec:
     scope: str = "stream"
     """What is normalised together: the residual stream, each head by itself (head), or a token's heads together (heads)."""
 
-    def tensors(self, name: str) -> Tensors:
+    def list_tensors(self, name: str) -> Tensors:
         """Yield its tensors under the name `name`."""
         yield f"{name}.weight", (self.size,)
         if self.bias:
@@ -47,19 +47,19 @@ class BlockSpec(ABC):
     """What reads the residual stream, normalised or not, and gives what is added to it."""
 
     @abstractmethod
-    def tensors(self, name: str) -> Tensors:
+    def list_tensors(self, name: str) -> Tensors:
         """Yield the block's tensors under the name `name`, in the order in which a token meets them."""
 
-    def used_tensors(self, name: str) -> Tensors:
+    def list_used_tensors(self, name: str) -> Tensors:
         """Yield the tensors that one token passes through."""
-        return self.tensors(name)
+        return self.list_tensors(name)
 
     @cached_property
     def matrix_flops(self) -> float:
         """Forward FLOPs of one token's products with weights: two for each element of the matrices it passes through."""
-        return 2.0 * sum(prod(shape) for _, shape in self.used_tensors("") if len(shape) > 1)
+        return 2.0 * sum(prod(shape) for _, shape in self.list_used_tensors("") if len(shape) > 1)
 
-    def core_flops(self, attended: float) -> float:
+    def count_core_flops(self, attended: float) -> float:
         """Forward FLOPs of one token's products with `attended` other tokens."""
         return 0.0
 
@@ -95,16 +95,16 @@ class AttentionSpec(BlockSpec):
         """Features of all key (and of all value) heads together."""
         return self.num_kv_heads * self.head_dim
 
-    def tensors(self, name: str) -> Tensors:
+    def list_tensors(self, name: str) -> Tensors:
         for part, width in (("query", self.query_width), ("key", self.key_width), ("value", self.key_width)):
-            yield from linear_tensors(f"{name}.{part}", width, self.hidden_size, self.qkv_bias)
+            yield from list_linear_tensors(f"{name}.{part}", width, self.hidden_size, self.qkv_bias)
         if self.query_norm is not None:
-            yield from self.query_norm.tensors(f"{name}.query_norm")
+            yield from self.query_norm.list_tensors(f"{name}.query_norm")
         if self.key_norm is not None:
-            yield from self.key_norm.tensors(f"{name}.key_norm")
-        yield from linear_tensors(f"{name}.output", self.hidden_size, self.query_width, self.output_bias)
+            yield from self.key_norm.list_tensors(f"{name}.key_norm")
+        yield from list_linear_tensors(f"{name}.output", self.hidden_size, self.query_width, self.output_bias)
 
-    def core_flops(self, attended: float) -> float:
+    def count_core_flops(self, attended: float) -> float:
         """Scores, and their product with the values."""
         return 4.0 * self.query_width * attended
 
@@ -126,10 +126,10 @@ class MLPSpec(BlockSpec):
         """Names of the matrices that read the residual stream."""
         return ("gate", "up") if self.activation in GATED else ("up",)
 
-    def tensors(self, name: str) -> Tensors:
+    def list_tensors(self, name: str) -> Tensors:
         for part in self.inputs:
-            yield from linear_tensors(f"{name}.{part}", self.ffn_hidden_size, self.hidden_size, self.bias)
-        yield from linear_tensors(f"{name}.down", self.hidden_size, self.ffn_hidden_size, self.bias)
+            yield from list_linear_tensors(f"{name}.{part}", self.ffn_hidden_size, self.hidden_size, self.bias)
+        yield from list_linear_tensors(f"{name}.down", self.hidden_size, self.ffn_hidden_size, self.bias)
 
 
 @dataclass(frozen=True)
@@ -146,15 +146,15 @@ class MixtureSpec(BlockSpec):
         """Experts that one token passes through."""
         return self.top_k + self.num_shared_experts
 
-    def tensors(self, name: str) -> Tensors:
+    def list_tensors(self, name: str) -> Tensors:
         return self._tensors(name, self.num_experts)
 
-    def used_tensors(self, name: str) -> Tensors:
+    def list_used_tensors(self, name: str) -> Tensors:
         return self._tensors(name, self.top_k)
 
     def _tensors(self, name: str, experts: int) -> Tensors:
         yield f"{name}.router.weight", (self.num_experts, self.expert.hidden_size)
         for index in range(experts):
-            yield from self.expert.tensors(f"{name}.experts.{index}")
+            yield from self.expert.list_tensors(f"{name}.experts.{index}")
         for index in range(self.num_shared_experts):
-            yield from self.expert.tensors(f"{name}.shared_experts.{index}")
+            yield from self.expert.list_tensors(f"{name}.shared_experts.{index}")

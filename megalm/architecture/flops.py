@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from megalm.architecture.blocks import AttentionSpec
 from megalm.architecture.layers import layers_of
-from megalm.architecture.tensors import parameters
+from megalm.architecture.tensors import count_parameters
 from megalm.config.model import ModelConfig
 
 DEFINITIONS = {
@@ -39,36 +39,38 @@ class ForwardFlops:
         return self.layers + self.logits
 
 
-def forward_flops(model: ModelConfig, seq_length: int | None = None, causal: bool = True) -> ForwardFlops:
+def count_forward_flops(model: ModelConfig, seq_length: int | None = None, causal: bool = True) -> ForwardFlops:
     """Forward FLOPs of one token of a sequence of `seq_length` (default: the model's)."""
-    keys = attended(seq_length or model.seq_length, causal)
+    keys = count_attended(seq_length or model.seq_length, causal)
     blocks = [block for layer in layers_of(model) for block in layer.blocks]
     attention = [block for block in blocks if isinstance(block, AttentionSpec)]
     return ForwardFlops(
         attention_projections=sum(block.matrix_flops for block in attention),
-        attention_core=sum(block.core_flops(keys) for block in attention),
+        attention_core=sum(block.count_core_flops(keys) for block in attention),
         mlp=sum(block.matrix_flops for block in blocks if not isinstance(block, AttentionSpec)),
         logits=2.0 * model.hidden_size * model.vocab_size,
     )
 
 
-def attended(length: int, causal: bool) -> float:
+def count_attended(length: int, causal: bool) -> float:
     """Positions that a token attends to on average; the causal half is length / 2, as Megatron-LM counts it."""
     return length / 2 if causal else float(length)
 
 
 def flops_per_token(model: ModelConfig, seq_length: int | None = None, causal: bool = True) -> float:
     """Exact training FLOPs of one token: three times the forward's (backward: two products for each forward one)."""
-    return 3.0 * forward_flops(model, seq_length, causal).total
+    return 3.0 * count_forward_flops(model, seq_length, causal).total
 
 
 def flops_by_definition(model: ModelConfig, definition: str, seq_length: int | None = None) -> float:
     """Training FLOPs of one token by one of DEFINITIONS."""
     length = seq_length or model.seq_length
     if definition == "6nd":
-        return 6.0 * parameters(model).active
+        return 6.0 * count_parameters(model).active
     if definition == "mosaic":
-        return 3.0 * (2.0 * parameters(model).active + forward_flops(model, length, causal=False).attention_core)
+        return 3.0 * (
+            2.0 * count_parameters(model).active + count_forward_flops(model, length, causal=False).attention_core
+        )
     return flops_per_token(model, length, causal=definition == "causal")
 
 
@@ -80,7 +82,7 @@ def hardware_flops_per_token(
     none: the model's own; selective: attention's core once more; full: all layers' forwards once more.
     The logits are computed again in no mode.
     """
-    forward = forward_flops(model, seq_length, causal)
+    forward = count_forward_flops(model, seq_length, causal)
     extra = {
         "none": 0.0,
         "selective": forward.attention_core,

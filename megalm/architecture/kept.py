@@ -13,7 +13,7 @@ _MOST = 4096
 _GROUPS = tuple(field.name for field in fields(ModelConfig) if is_dataclass(field.default_factory))
 
 
-def kept(function: Callable[[ModelConfig], Found]) -> Callable[[ModelConfig], Found]:
+def cache_by_model(function: Callable[[ModelConfig], Found]) -> Callable[[ModelConfig], Found]:
     """Call `function` once for models with equal values, and give all of them the same object."""
     known: dict[tuple[Any, ...], Found] = {}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from megalm.architecture.blocks import AttentionSpec, BlockSpec, MixtureSpec, MLPSpec, NormSpec, Tensors
-from megalm.architecture.kept import kept
+from megalm.architecture.kept import cache_by_model
 from megalm.architecture.shape import ModelShape, shape_of
 from megalm.config.model import ModelConfig
 
@@ -25,10 +25,10 @@ class SublayerSpec:
         """The norm's name, beside the block's."""
         return f"{self.name}_norm"
 
-    def tensors(self, prefix: str) -> Tensors:
+    def list_tensors(self, prefix: str) -> Tensors:
         """Yield the tensors of the norm and of the block."""
-        yield from self.norm.tensors(prefix + self.norm_name)
-        yield from self.block.tensors(prefix + self.name)
+        yield from self.norm.list_tensors(prefix + self.norm_name)
+        yield from self.block.list_tensors(prefix + self.name)
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class LayerSpec:
     parallel: bool = False
     """All sublayers read the layer's input; else each reads the stream that the one before it left."""
 
-    def tensors(self, prefix: str = "") -> Tensors:
+    def list_tensors(self, prefix: str = "") -> Tensors:
         """Yield (name, shape) of each parameter."""
         for sublayer in self.sublayers:
-            yield from sublayer.tensors(prefix)
+            yield from sublayer.list_tensors(prefix)
 
     @property
     def blocks(self) -> Iterator[BlockSpec]:
@@ -62,22 +62,22 @@ class LayerSpec:
         return found
 
 
-def layer_name(index: int) -> str:
+def name_layer(index: int) -> str:
     """The global name of a layer, in front of its tensors' names."""
     return f"layers.{index}"
 
 
-@kept
+@cache_by_model
 def layers_of(model: ModelConfig) -> tuple[LayerSpec, ...]:
     """A spec for each layer of the model."""
     shape = shape_of(model)
-    attention = SublayerSpec("attention", _attention(model, shape), shape.norm, model.norm_placement == "post")
-    mlp = SublayerSpec("mlp", _mlp(model, shape), shape.norm, model.norm_placement == "post")
+    attention = SublayerSpec("attention", _specify_attention(model, shape), shape.norm, model.norm_placement == "post")
+    mlp = SublayerSpec("mlp", _specify_mlp(model, shape), shape.norm, model.norm_placement == "post")
     return (LayerSpec((attention, mlp), model.parallel_residual),) * shape.num_layers
 
 
-@kept
-def every_layer(model: ModelConfig) -> LayerSpec:
+@cache_by_model
+def find_shared_layer(model: ModelConfig) -> LayerSpec:
     """The spec that all layers share, for who prices one layer and multiplies. Errors: ValueError where they differ."""
     first, *others = layers_of(model)
     if any(other != first for other in others):
@@ -85,7 +85,7 @@ def every_layer(model: ModelConfig) -> LayerSpec:
     return first
 
 
-def _attention(model: ModelConfig, shape: ModelShape) -> AttentionSpec:
+def _specify_attention(model: ModelConfig, shape: ModelShape) -> AttentionSpec:
     query_norm = key_norm = None
     if model.qk_norm and model.qk_norm_scope == "head":
         query_norm = key_norm = NormSpec(model.norm, shape.head_dim, model.norm_eps, scope="head")
@@ -109,7 +109,7 @@ def _attention(model: ModelConfig, shape: ModelShape) -> AttentionSpec:
     )
 
 
-def _mlp(model: ModelConfig, shape: ModelShape) -> MLPSpec | MixtureSpec:
+def _specify_mlp(model: ModelConfig, shape: ModelShape) -> MLPSpec | MixtureSpec:
     experts = model.moe.num_experts
     mlp = MLPSpec(
         hidden_size=shape.hidden_size,

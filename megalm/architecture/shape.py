@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from megalm.architecture.blocks import NormSpec
-from megalm.architecture.kept import kept
+from megalm.architecture.kept import cache_by_model
 from megalm.config.model import ModelConfig
 
 
@@ -30,7 +30,7 @@ class ModelShape:
     """The output matrix is the embedding's."""
 
 
-@kept
+@cache_by_model
 def shape_of(model: ModelConfig) -> ModelShape:
     """Resolve a model's configuration, which is left as it was."""
     full = replace(model, moe=replace(model.moe))

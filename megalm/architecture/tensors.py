@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from megalm.architecture.blocks import Tensors
-from megalm.architecture.layers import layer_name, layers_of
+from megalm.architecture.layers import layers_of, name_layer
 from megalm.architecture.shape import ModelShape, shape_of
 from megalm.config.model import ModelConfig
 
@@ -31,50 +31,54 @@ class ParameterCounts:
         return self.total - self.embedding
 
 
-def tensors(model: ModelConfig) -> Tensors:
+def list_tensors(model: ModelConfig) -> Tensors:
     """Yield (global name, shape) of each parameter in the order in which a token meets them."""
     shape = shape_of(model)
-    yield from front_tensors(shape)
+    yield from list_front_tensors(shape)
     for index, layer in enumerate(layers_of(model)):
-        yield from layer.tensors(layer_name(index) + ".")
-    yield from back_tensors(shape)
+        yield from layer.list_tensors(name_layer(index) + ".")
+    yield from list_back_tensors(shape)
 
 
-def embedding_tensor(shape: ModelShape) -> tuple[str, tuple[int, ...]]:
+def describe_embedding_tensor(shape: ModelShape) -> tuple[str, tuple[int, ...]]:
     """The embedding, which the last stage has as well where it is tied to the output."""
     return "embedding.weight", (shape.vocab_size, shape.hidden_size)
 
 
-def front_tensors(shape: ModelShape) -> Tensors:
+def list_front_tensors(shape: ModelShape) -> Tensors:
     """Yield the tensors in front of the layers: the first pipeline stage's."""
-    yield embedding_tensor(shape)
+    yield describe_embedding_tensor(shape)
     if shape.learned_positions:
         yield "position_embedding.weight", (shape.seq_length, shape.hidden_size)
     if shape.embedding_norm:
-        yield from shape.norm.tensors("embedding_norm")
+        yield from shape.norm.list_tensors("embedding_norm")
 
 
-def back_tensors(shape: ModelShape) -> Tensors:
+def list_back_tensors(shape: ModelShape) -> Tensors:
     """Yield the tensors behind the layers: the last pipeline stage's, beside a tied embedding."""
-    yield from shape.norm.tensors("final_norm")
+    yield from shape.norm.list_tensors("final_norm")
     if not shape.tie_embeddings:
         yield "output.weight", (shape.vocab_size, shape.hidden_size)
 
 
-def parameters(model: ModelConfig) -> ParameterCounts:
+def count_parameters(model: ModelConfig) -> ParameterCounts:
     """Count a model's parameters exactly, tensor by tensor."""
-    every, layers = list(tensors(model)), layers_of(model)
-    idle = sum(elements(block.tensors("")) - elements(block.used_tensors("")) for one in layers for block in one.blocks)
+    every, layers = list(list_tensors(model)), layers_of(model)
+    idle = sum(
+        count_elements(block.list_tensors("")) - count_elements(block.list_used_tensors(""))
+        for one in layers
+        for block in one.blocks
+    )
     return ParameterCounts(
-        total=elements(every),
-        active=elements(every) - idle,
-        embedding=elements(entry for entry in every if is_embedding(entry[0])),
-        layer=max(elements(layer.tensors()) for layer in set(layers)),
+        total=count_elements(every),
+        active=count_elements(every) - idle,
+        embedding=count_elements(entry for entry in every if is_embedding(entry[0])),
+        layer=max(count_elements(layer.list_tensors()) for layer in set(layers)),
         tensors=every,
     )
 
 
-def elements(found: Iterable[tuple[str, tuple[int, ...]]]) -> int:
+def count_elements(found: Iterable[tuple[str, tuple[int, ...]]]) -> int:
     """Numbers in all of these tensors."""
     return sum(prod(shape) for _, shape in found)
 

@@ -7,7 +7,7 @@ are the newest there; of a step that was made more than once the last attempt co
 import re
 from pathlib import Path
 
-from megalm.config.writing import write_whole, written
+from megalm.config.writing import explain_failed_writes, write_whole
 
 CONFIG = "config.yaml"
 """The newest settings, under the run's folder."""
@@ -17,7 +17,7 @@ _NAME = re.compile(r"(\d+)-step-(\d+)\.yaml")
 
 def keep_attempt(folder: Path, text: str, first_step: int) -> None:
     """Keep an attempt's settings, which are in force from `first_step` on, and make them the run's newest."""
-    with written(folder):
+    with explain_failed_writes(folder):
         known = _attempts(folder)
         if not known or known[-1][1] > first_step or _read(known[-1][2]) != text:
             number = known[-1][0] + 1 if known else 1

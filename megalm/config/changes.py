@@ -79,7 +79,7 @@ def is_allowed(key: str, allowed: Iterable[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in allowed)
 
 
-def changes_text(changes: Sequence[Change]) -> str:
+def describe_changes(changes: Sequence[Change]) -> str:
     """The changes in one line."""
     more = f" and {len(changes) - _NAMED} more (config.yaml has them)" if len(changes) > _NAMED else ""
     return ", ".join(change.describe() for change in changes[:_NAMED]) + more

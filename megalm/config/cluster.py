@@ -113,7 +113,7 @@ class Accelerator:
         return self.peak[dtype]
 
 
-def accelerator_from(config: ClusterConfig) -> Accelerator:
+def make_accelerator(config: ClusterConfig) -> Accelerator:
     """Turn a filled-in record into an Accelerator; ConfigError names the missing figures."""
     needed = [f.name for f in fields(config) if f.name not in _OPTIONAL]
     missing = [name for name in needed if getattr(config, name) is None]
@@ -151,7 +151,7 @@ _OPTIONAL = ("gpus", "aliases", "price", "failures_per_1000_gpu_days", "sources"
 
 
 @lru_cache(maxsize=1)
-def hardware() -> dict[str, ClusterConfig]:
+def read_hardware() -> dict[str, ClusterConfig]:
     """Every record of conf/cluster by name."""
     records = {}
     for path in sorted((CONF / "cluster").glob("*.yaml")):
@@ -170,15 +170,15 @@ def hardware() -> dict[str, ClusterConfig]:
 def find_accelerator(name: str, overrides: ClusterConfig | None = None) -> Accelerator:
     """The accelerator called `name` (any spelling of case, `_` and `-`, or an alias), with a config's own figures."""
     wanted = _spelling(name)
-    for record in hardware().values():
+    for record in read_hardware().values():
         if wanted in [_spelling(known) for known in (record.gpu, *(record.aliases or []))]:
-            return accelerator_from(_overlay(record, overrides))
+            return make_accelerator(_overlay(record, overrides))
     if overrides is not None and all(
         getattr(overrides, f.name) is not None for f in fields(overrides) if f.name not in _OPTIONAL
     ):
-        return accelerator_from(overrides)
+        return make_accelerator(overrides)
     raise ConfigError(
-        f"unknown GPU {name!r}; known are {', '.join(sorted(hardware()))} and cpu (this machine)."
+        f"unknown GPU {name!r}; known are {', '.join(sorted(read_hardware()))} and cpu (this machine)."
         " Choose one, or describe yours in a new conf/cluster/NAME.yaml."
     )
 
@@ -195,7 +195,7 @@ def _spelling(name: str | None) -> str:
 
 
 @lru_cache(maxsize=1)
-def prices() -> dict[str, Any]:
+def read_prices() -> dict[str, Any]:
     """conf/prices.yaml: GPU-hours, storage, human-made data and failure rates, each with date and source."""
     path = CONF / "prices.yaml"
     try:

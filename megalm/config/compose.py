@@ -16,12 +16,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megalm.config.errors import ConfigError
-from megalm.config.groups import conf_dir, groups
+from megalm.config.groups import find_conf_dir, list_groups
 from megalm.config.model_file import read_model_file
 from megalm.config.ranges import check_fields
 from megalm.config.root import Config
 from megalm.config.saved import build_config, fill_in
-from megalm.config.typed import Kind, keys_of, shown
+from megalm.config.typed import Kind, keys_of, show
 from megalm.config.validate import validate
 from megalm.config.words import Setting, Words, read_words, take_out_search
 from megalm.config.yaml_text import read_yaml_file
@@ -37,7 +37,7 @@ def compose_config(overrides: Sequence[str], *, check: bool = True) -> Config:
         overrides: what stands on the command line: `+model=tiny`, `+model=PATH.yaml`, `optim.lr=1e-3`, ...
     Errors: ConfigError for an unknown key, a wrong type, an unknown choice or values that do not go together.
     """
-    words = read_words(overrides, groups())
+    words = read_words(overrides, list_groups())
     values = _of_files(words)
     _settle_alternatives(values, words.settings)
     for setting in words.settings:
@@ -52,7 +52,7 @@ def compose_config(overrides: Sequence[str], *, check: bool = True) -> Config:
 
 def model_is_given(overrides: Sequence[str]) -> bool:
     """Whether the overrides choose a model, or give its shape by hand. Errors: as `read_words`."""
-    words = read_words(take_out_search(overrides)[0], groups())
+    words = read_words(take_out_search(overrides)[0], list_groups())
     given = {setting.key for setting in words.settings}
     return (
         words.model_file is not None
@@ -63,7 +63,7 @@ def model_is_given(overrides: Sequence[str]) -> bool:
 
 def _of_files(words: Words) -> dict[str, Any]:
     """What the yaml files of the chosen groups, and a model's own file, say together."""
-    root, store = conf_dir(), ConfigStore.instance()
+    root, store = find_conf_dir(), ConfigStore.instance()
     for file in [root / "config.yaml", *root.glob("*/**/*.yaml")]:
         name, changed = file.relative_to(root).with_suffix(""), file.stat().st_mtime_ns
         if _STORED.get(name) != (file, changed):
@@ -117,7 +117,7 @@ def _settle_alternatives(values: dict[str, Any], settings: Sequence[Setting]) ->
         typed = [key for key in pair if key in given]
         if len(typed) == 2:
             raise ConfigError(
-                f"{pair[0]}={shown(given[pair[0]])} and {pair[1]}={shown(given[pair[1]])}: give one of them."
+                f"{pair[0]}={show(given[pair[0]])} and {pair[1]}={show(given[pair[1]])}: give one of them."
             )
         for one, other in (pair, pair[::-1]):
             if typed == [one]:

@@ -10,7 +10,7 @@ class ConfigError(Exception):
     """
 
 
-def full_disk(error: OSError) -> ConfigError | None:
+def explain_full_disk(error: OSError) -> ConfigError | None:
     """The error in words, if it says that a file could not be written for want of space; None for any other."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return None

@@ -5,7 +5,7 @@ from pathlib import Path
 from megalm.config.errors import ConfigError
 
 
-def conf_dir() -> Path:
+def find_conf_dir() -> Path:
     """Folder of the yaml groups: beside the package in a source tree, inside it when installed."""
     package = Path(__file__).resolve().parent.parent
     for candidate in (package / "conf", package.parent / "conf"):
@@ -16,9 +16,9 @@ def conf_dir() -> Path:
     )
 
 
-def groups() -> dict[str, list[str]]:
+def list_groups() -> dict[str, list[str]]:
     """The choices of each configuration group, by name: {"model": ["125m", ...], ...}."""
-    root = conf_dir()
+    root = find_conf_dir()
     found: dict[str, list[str]] = {}
     for file in sorted(root.glob("*/**/*.yaml")):
         group, _, choice = file.relative_to(root).with_suffix("").as_posix().partition("/")

@@ -158,7 +158,7 @@ class GuardConfig:
     """Damage done on purpose."""
 
 
-def ring_bytes(guard: GuardConfig, state_bytes: int) -> int:
+def count_ring_bytes(guard: GuardConfig, state_bytes: int) -> int:
     """Host memory of one rank's snapshots.
 
     Args:

@@ -43,7 +43,7 @@ def _check_keys(where: str, values: dict[str, Any], known: type, prefix: str) ->
             _check_keys(where, value, kinds[key].type, f"{prefix}.{key}")
 
 
-def model_yaml(model: ModelConfig) -> str:
+def write_model_yaml(model: ModelConfig) -> str:
     """The model as the text of such a file: what differs from the defaults."""
     return write_yaml(_differing(model, ModelConfig()))
 

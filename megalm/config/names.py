@@ -59,7 +59,7 @@ _OURS = {
 _BY_NAME = {theirs: ours for ours, names in _OURS.items() for theirs in names.split()}
 
 
-def other_name(word: str) -> str | None:
+def find_our_key(word: str) -> str | None:
     """Our key for another trainer's word, however it is spelt (--learning-rate, learningRate); None for a word nobody has."""
     split = "".join(
         f"_{letter.lower()}" if letter.isupper() and index else letter.lower() for index, letter in enumerate(word)

@@ -12,7 +12,7 @@ SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 SCHEDULES = ("constant", "linear", "cosine")
 
 
-def quantity(value: Any) -> float:
+def parse_quantity(value: Any) -> float:
     """A number such as 335B, 1.4T, 33.5% or 0.335.
 
     Errors: ValueError when it is none.
@@ -79,7 +79,7 @@ def parse_share(where: str, value: Any) -> tuple[str, float]:
         if text.endswith("x"):
             kind, figure = "epochs", float(text[:-1])
         else:
-            figure = quantity(value)
+            figure = parse_quantity(value)
             kind = "proportion" if text.endswith("%") or figure <= 1 else "tokens"
         if not 0 <= figure < float("inf"):
             raise ValueError
@@ -90,7 +90,7 @@ def parse_share(where: str, value: Any) -> tuple[str, float]:
     return kind, figure
 
 
-def spans(
+def list_spans(
     phases: Sequence[PhaseConfig], *, seq_length: int, global_batch_size: int, micro_batch_size: int
 ) -> list[Span]:
     """The phases with their first and last steps.
@@ -117,7 +117,9 @@ def spans(
         if (phase.tokens is None) == (phase.steps is None):
             raise ConfigError(f"{where}: give either its tokens or its steps.")
         try:
-            steps = phase.steps if phase.steps is not None else math.ceil(quantity(phase.tokens) / (length * batch))
+            steps = (
+                phase.steps if phase.steps is not None else math.ceil(parse_quantity(phase.tokens) / (length * batch))
+            )
         except (ValueError, OverflowError):
             raise ConfigError(f"{where}: tokens={phase.tokens!r}: write a number such as 1e9 or 10T.") from None
         if steps < 1:
@@ -151,8 +153,8 @@ def _check_rate(where: str, phase: PhaseConfig, steps: int) -> None:
 
 
 def spans_of(config: Any) -> list[Span]:
-    """`spans` of a whole configuration; empty for a run without phases."""
-    return spans(
+    """`list_spans` of a whole configuration; empty for a run without phases."""
+    return list_spans(
         config.data.phases,
         seq_length=config.model.seq_length,
         global_batch_size=config.train.global_batch_size,

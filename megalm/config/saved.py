@@ -6,7 +6,7 @@ from typing import Any
 
 from megalm.config.errors import ConfigError
 from megalm.config.fields import MISSING
-from megalm.config.groups import groups
+from megalm.config.groups import list_groups
 from megalm.config.model import ModelConfig
 from megalm.config.root import Config
 from megalm.config.typed import Kind, build, keys_of
@@ -20,7 +20,7 @@ def build_config(values: dict[str, Any]) -> Config:
     missing = [name for name in keys_of(ModelConfig) if getattr(config.model, name) == MISSING]
     if missing:
         raise ConfigError(
-            f"model.{missing[0]} must be given: choose a model with +model=NAME ({', '.join(groups()['model'])})."
+            f"model.{missing[0]} must be given: choose a model with +model=NAME ({', '.join(list_groups()['model'])})."
         )
     return config
 
@@ -44,7 +44,7 @@ def load_config(file: Path) -> Config:
         raise ConfigError(_damaged(file, str(error).removeprefix(f"{file}: "))) from None
     if not isinstance(values, dict) or not values:
         raise ConfigError(_damaged(file, "it holds no settings."))
-    return config_from(values, str(file))
+    return make_config(values, str(file))
 
 
 def _damaged(file: Path, why: str) -> str:
@@ -54,7 +54,7 @@ def _damaged(file: Path, why: str) -> str:
     )
 
 
-def config_from(values: Any, where: str) -> Config:
+def make_config(values: Any, where: str) -> Config:
     """The configuration that nested values describe, as a run's `config.yaml` or a checkpoint has them."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: holds no configuration of a run, which has keys such as model and train.")
@@ -66,7 +66,7 @@ def config_from(values: Any, where: str) -> Config:
     return config
 
 
-def config_yaml(config: Config) -> str:
+def write_config_yaml(config: Config) -> str:
     """The configuration as yaml text, every field resolved."""
     return write_yaml(_plain(asdict(config)))
 

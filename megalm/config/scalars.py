@@ -64,7 +64,7 @@ def read_any(word: str) -> int | float | str:
     return read_number(text) if _NUMBER.fullmatch(text) else word
 
 
-def number_hint(word: str) -> str:
+def explain_number(word: str) -> str:
     """What is wrong with a word that was meant as a number, where one can tell; a sentence with a space before it."""
     text = word.strip()
     plain = re.sub(r"[\u2010-\u2015\u2212\ufe63\uff0d]", "-", text)

@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from megalm.config.errors import ConfigError
-from megalm.config.names import other_name
-from megalm.config.scalars import number_hint, read_any, read_number, read_truth, read_whole
+from megalm.config.names import find_our_key
+from megalm.config.scalars import explain_number, read_any, read_number, read_truth, read_whole
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def keys_of(group: type) -> dict[str, Kind]:
     return {field.name: kind_of(hints[field.name], field) for field in fields(group)}
 
 
-def kind_at(root: type, path: Sequence[str]) -> Kind:
+def find_kind(root: type, path: Sequence[str]) -> Kind:
     """What the dotted path leads to.
 
     Errors: ConfigError for an unknown key, with the one that is probably meant.
@@ -104,7 +104,7 @@ def kind_at(root: type, path: Sequence[str]) -> Kind:
         if kind.is_group:
             known = keys_of(kind.type)
             if part not in known:
-                raise unknown_key(root, path[:number], ".".join(path[number:]), known)
+                raise explain_unknown_key(root, path[:number], ".".join(path[number:]), known)
             kind = known[part]
         elif kind.is_list and part.isdecimal():
             kind = kind.part()
@@ -119,7 +119,7 @@ def kind_at(root: type, path: Sequence[str]) -> Kind:
     return kind
 
 
-def unknown_key(root: type, parents: Sequence[str], name: str, known: dict[str, Kind]) -> ConfigError:
+def explain_unknown_key(root: type, parents: Sequence[str], name: str, known: dict[str, Kind]) -> ConfigError:
     """The refusal of a key that nobody reads."""
     where = ".".join(parents)
     whole = f"{where}.{name}" if where else name
@@ -130,7 +130,7 @@ def unknown_key(root: type, parents: Sequence[str], name: str, known: dict[str, 
 def _meant(root: type, name: str, known: dict[str, Kind]) -> str:
     leaf = name.rpartition(".")[2]
     everywhere = sorted(paths_of(root), key=lambda path: (path.count("."), path))
-    candidate = other_name(name) or other_name(leaf)
+    candidate = find_our_key(name) or find_our_key(leaf)
     if candidate is None:  # a letter too few or too many
         candidate = next(iter(difflib.get_close_matches(leaf, list(known), n=1, cutoff=0.85)), None)
     if candidate is None:
@@ -200,13 +200,13 @@ def _build_group(kind: Kind, value: Any, where: str, root: type) -> Any:
     if not isinstance(value, dict):
         first = next(iter(known))
         raise ConfigError(
-            f"{where}={shown(value)}: {where} is a group of keys: set one of them, such as {where}.{first}=... "
+            f"{where}={show(value)}: {where} is a group of keys: set one of them, such as {where}.{first}=... "
             f"Keys: {', '.join(known)}."
         )
     given = {}
     for name, inner in value.items():
         if name not in known:
-            raise unknown_key(root, where.split(".") if where else [], str(name), known)
+            raise explain_unknown_key(root, where.split(".") if where else [], str(name), known)
         if inner == "???":  # what yaml files write where a value must be given
             continue
         given[name] = build(known[name], inner, f"{where}.{name}" if where else str(name), root)
@@ -235,8 +235,8 @@ def _refused(kind: Kind, value: Any, where: str) -> ConfigError:
     if isinstance(value, str) and not value.strip():
         none = ", or null for none," if kind.optional else ""
         return ConfigError(f"{where} is empty: {kind.describe()}{none} is needed.{_default(kind)}")
-    hint = number_hint(value) if kind.type in (int, float) and isinstance(value, str) else ""
-    return ConfigError(f"{where}={shown(value)}: {kind.describe()} is needed.{hint or _default(kind)}")
+    hint = explain_number(value) if kind.type in (int, float) and isinstance(value, str) else ""
+    return ConfigError(f"{where}={show(value)}: {kind.describe()} is needed.{hint or _default(kind)}")
 
 
 def _default(kind: Kind) -> str:
@@ -247,14 +247,14 @@ def _default(kind: Kind) -> str:
     return ""
 
 
-def shown(value: Any) -> str:
+def show(value: Any) -> str:
     """A value as a person would type it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name}: {shown(inner)}" for name, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{name}: {show(inner)}" for name, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(shown, value)) + "]"
+        return "[" + ", ".join(map(show, value)) + "]"
     return str(value)

@@ -9,7 +9,7 @@ from megalm.config.optim import READS, STATES, OptimConfig
 from megalm.config.phases import spans_of
 from megalm.config.ranges import check_fields
 from megalm.config.root import Config
-from megalm.config.typed import shown
+from megalm.config.typed import show
 
 
 def validate(config: Config) -> None:
@@ -97,7 +97,7 @@ def _check_optim(optim: OptimConfig) -> None:
             value = getattr(optim, key)
             _require(
                 key in READS[optim.name] or value == getattr(usual, key),
-                f"optim.{key}={shown(value)} is read by optim.name={rule} alone, and {optim.name} would ignore it. "
+                f"optim.{key}={show(value)} is read by optim.name={rule} alone, and {optim.name} would ignore it. "
                 f"Leave it out, or use optim.name={rule}. {optim.name} reads {', '.join(READS[optim.name])}.",
             )
     _require(
@@ -110,7 +110,7 @@ def _check_rest(config: Config) -> None:
     data = config.data
     _require(
         data.weights is None or sum(data.weights) > 0,
-        f"data.weights={shown(data.weights)}: at least one of them must be above 0.",
+        f"data.weights={show(data.weights)}: at least one of them must be above 0.",
     )
     if data.split is not None:
         split_shares(data.split)

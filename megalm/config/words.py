@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.config.names import other_name
+from megalm.config.names import find_our_key
 from megalm.config.root import Config
-from megalm.config.typed import Kind, keys_of, kind_at, paths_of, shown, unknown_key
+from megalm.config.typed import Kind, explain_unknown_key, find_kind, keys_of, paths_of, show
 
 _WORD = re.compile(r"(?P<sign>\+{0,2}|~)(?P<key>[^=\s]*)\s*=\s*(?P<value>.*)", re.DOTALL)
 _KEY = re.compile(r"[A-Za-z_][\w-]*([./][\w-]+)*")
@@ -80,7 +80,7 @@ def read_words(words: Sequence[str], groups: dict[str, list[str]]) -> Words:
         if sign == "~":
             raise ConfigError(f"{word}: a key cannot be taken away. Set {key}=null or {key}=[] where it may be empty.")
         key = _RENAMED.get(key, key)
-        kind = kind_at(Config, key.split("."))
+        kind = find_kind(Config, key.split("."))
         settings.append(Setting(key, parse(kind, value, key)))
     if model_file is not None:
         choices.pop("model")
@@ -125,12 +125,12 @@ def _our_key(name: str) -> str | None:
     if name in _RENAMED or _is_key(name):
         return name
     ends = sorted((p for p in paths_of(Config) if p.endswith(f".{name}")), key=lambda path: (path.count("."), path))
-    return other_name(name) or next(iter(ends), None)
+    return find_our_key(name) or next(iter(ends), None)
 
 
 def _is_key(name: str) -> bool:
     try:
-        kind_at(Config, name.split("."))
+        find_kind(Config, name.split("."))
     except ConfigError:
         return False
     return bool(name)
@@ -187,9 +187,9 @@ def _parse_list(kind: Kind, value: str, key: str) -> Any:
     if value[:1] not in ("'", '"') and len(_parts(value)) > 1:
         text = ""
         if part.is_text:
-            text = f", or for one text with a comma {quoted_form(key, value, in_list=True)}"
+            text = f", or for one text with a comma {quote_word(key, value, in_list=True)}"
         raise ConfigError(
-            f"{key}={value}: several values stand in brackets: {shell_form(key, f'[{_inside(value)}]')}{text}."
+            f"{key}={value}: several values stand in brackets: {quote_setting(key, f'[{_inside(value)}]')}{text}."
         )
     if not value:
         raise ConfigError(f"{key}= is empty: write {kind.describe()}; [] for none.")
@@ -209,7 +209,7 @@ def _parse_mapping(kind: Kind, value: str, key: str) -> dict[str, Any]:
             raise ConfigError(f"{key}={value}: {name} stands twice.")
         where = f"{key}.{name}" if key else name
         if kind.is_group and name not in keys_of(kind.type):
-            raise unknown_key(Config, key.split("."), name, keys_of(kind.type))
+            raise explain_unknown_key(Config, key.split("."), name, keys_of(kind.type))
         inner_kind = keys_of(kind.type)[name] if kind.is_group else kind if kind.type is Any else kind.part()
         found[name] = parse(inner_kind, inner, where)
     return found
@@ -299,23 +299,23 @@ def _unquoted(value: str, word: str, key: str = "") -> str:
     if value[:1] not in ("'", '"'):
         return value
     if _end_of_quoted(value) != len(value) or len(value) < 2 or value[-1] != value[0]:
-        form = f" For a text that begins with the mark write {quoted_form(key, value)}." if key else ""
+        form = f" For a text that begins with the mark write {quote_word(key, value)}." if key else ""
         raise ConfigError(f"{word}: a quotation mark begins the value, and none ends it.{form}")
     return re.sub(rf"\\([\\{value[0]}])", r"\1", value[1:-1])
 
 
 def _two_ways(key: str, value: str, reason: str) -> ConfigError:
-    return ConfigError(f"{key}={shown(value)}: {reason}. For the text itself write {quoted_form(key, value)}.")
+    return ConfigError(f"{key}={show(value)}: {reason}. For the text itself write {quote_word(key, value)}.")
 
 
-def quoted_form(key: str, value: str, in_list: bool = False) -> str:
+def quote_word(key: str, value: str, in_list: bool = False) -> str:
     """The word as a shell takes it that gives the text as it is."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     inner = f"'{escaped}'"
-    return shell_form(key, f"[{inner}]" if in_list else inner)
+    return quote_setting(key, f"[{inner}]" if in_list else inner)
 
 
-def shell_form(key: str, value: str) -> str:
+def quote_setting(key: str, value: str) -> str:
     """key=value as a shell takes it."""
     word = f"{key}={value}"
     if not re.search(r'["$`!]|\\[^\']', word):

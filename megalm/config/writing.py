@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megalm.config.errors import ConfigError, full_disk
+from megalm.config.errors import ConfigError, explain_full_disk
 
 _WHY = {
     errno.ENAMETOOLONG: "the name is too long: choose a shorter {key}",
@@ -19,7 +19,7 @@ _WHY = {
 
 
 @contextmanager
-def written(folder: Path, *, key: str = "run.name") -> Iterator[None]:
+def explain_failed_writes(folder: Path, *, key: str = "run.name") -> Iterator[None]:
     """Turns what the file system refuses in a folder of a run into one message. Errors: ConfigError in place of OSError.
 
     key: the setting that chooses another folder.
@@ -30,7 +30,7 @@ def written(folder: Path, *, key: str = "run.name") -> Iterator[None]:
         choices = "run.dir or run.name" if key == "run.name" else key
         why = _WHY.get(error.errno or 0, f"{error.strerror or error}: choose another {{key}}").format(key=choices)
         what = "the run's folder" if key == "run.name" else "the folder of the checkpoints,"
-        raise full_disk(error) or ConfigError(f"{what} {_short(folder)} cannot be written: {why}.") from None
+        raise explain_full_disk(error) or ConfigError(f"{what} {_short(folder)} cannot be written: {why}.") from None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from megalm.architecture.layers import layer_name
+from megalm.architecture.layers import name_layer
 from megalm.architecture.shape import shape_of
-from megalm.architecture.tensors import tensors
+from megalm.architecture.tensors import list_tensors
 from megalm.config import ModelConfig
 from megalm.convert.rules import Part, Rule, grouped_rows, half_split_rows
 
@@ -29,7 +29,7 @@ class Shapes:
         self.model = model
         self.ffn, self.head_dim = shape.ffn_hidden_size, shape.head_dim
         self.heads, self.kv_heads = shape.num_heads, shape.num_kv_heads
-        self._tensors = dict(tensors(model))
+        self._tensors = dict(list_tensors(model))
 
     def parts(self, name: str) -> dict[str, Part]:
         """List weight, and bias where there is one, of the linear layer, norm or embedding called `name`."""
@@ -44,16 +44,16 @@ class Shapes:
         return self.parts(name)["weight"]
 
     def attention(self, layer: int, name: str) -> dict[str, Part]:
-        return self.parts(f"{layer_name(layer)}.attention.{name}")
+        return self.parts(f"{name_layer(layer)}.attention.{name}")
 
     def query_key_value(self, layer: int) -> list[dict[str, Part]]:
         return [self.attention(layer, name) for name in ("query", "key", "value")]
 
     def mlp(self, layer: int, name: str) -> dict[str, Part]:
-        return self.parts(f"{layer_name(layer)}.mlp.{name}")
+        return self.parts(f"{name_layer(layer)}.mlp.{name}")
 
     def norm(self, layer: int, name: str) -> dict[str, Part]:
-        return self.parts(f"{layer_name(layer)}.{name}_norm")
+        return self.parts(f"{name_layer(layer)}.{name}_norm")
 
     def qk_norms(self, layer: int) -> dict[str, Part]:
         """The norms of queries and keys by what they norm; none where the model has none."""

@@ -23,8 +23,8 @@ from megalm.checkpoint.reader import CheckpointReader
 from megalm.checkpoint.save import SaveRequest, json_bytes, write_and_commit
 from megalm.config import Config
 from megalm.config.errors import ConfigError
-from megalm.config.model_file import model_yaml
-from megalm.config.saved import config_from, config_yaml, load_config
+from megalm.config.model_file import write_model_yaml
+from megalm.config.saved import load_config, make_config, write_config_yaml
 from megalm.convert.huggingface_tokenizer import read_json
 from megalm.convert.model_card import training_facts
 from megalm.convert.model_files import (
@@ -91,7 +91,7 @@ def open_native(path: Path) -> Source:
     weights = CheckpointWeights(reader := CheckpointReader(elsewhere or path))
     # The checkpoint's own configuration is the one that it was trained with, whatever was tried in the folder since.
     own = reader.state().get("config")
-    config = config_from(own, reader.path) if own else load_config(config_file)
+    config = make_config(own, reader.path) if own else load_config(config_file)
     belongings = find_belongings(config, config_file.parent)
     return Source(
         path=reader.path,
@@ -201,8 +201,8 @@ def write_native(
         tokenizer = tokenizer_in(kept)
         if tokenizer is not None:
             config.data.tokenizer = str(tokenizer)
-    (folder / CONFIG).write_text(config_yaml(config))
-    (folder / MODEL).write_text(model_yaml(source.model))
+    (folder / CONFIG).write_text(write_config_yaml(config))
+    (folder / MODEL).write_text(write_model_yaml(source.model))
     return len(names)
 
 

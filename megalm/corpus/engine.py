@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from megalm.config.errors import ConfigError, full_disk
+from megalm.config.errors import ConfigError, explain_full_disk
 
 if TYPE_CHECKING:  # a pool's modules take longer to import than a small job takes
     from concurrent.futures import ProcessPoolExecutor
@@ -47,7 +47,7 @@ def _call(function: Callable[[Any], Any], task: Any) -> Any:
     except ConfigError as error:
         return _Failed(str(error))
     except OSError as error:
-        explained = full_disk(error)
+        explained = explain_full_disk(error)
         if explained is None:
             raise
         return _Failed(str(explained))

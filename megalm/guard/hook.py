@@ -26,7 +26,7 @@ from megalm.guard.probe import Probe, other_weights, verdict, weights_are_broken
 from megalm.guard.recover import NAME, Recovery, measured
 from megalm.guard.replay import History, Replay, StepRecord, differing, gather_fingerprints, minority
 from megalm.guard.snapshots import Snapshot, SnapshotRing, check_memory
-from megalm.journal import number_text
+from megalm.journal import format_number
 from megalm.parallel.collectives import all_gather
 from megalm.train.hooks import Hook
 from megalm.train.signals import Signals
@@ -406,7 +406,7 @@ def _union(flags: torch.Tensor, axis: Any) -> list[int]:
 def _numbers(texts: list[str]) -> str:
     names = ("loss", "gradient norm", "update")
     known = [(name, text) for name, text in zip(names, texts, strict=False) if text != repr(None)]
-    return ", ".join(f"{name} {number_text(text, '.10g')}" for name, text in known)
+    return ", ".join(f"{name} {format_number(text, '.10g')}" for name, text in known)
 
 
 def _many(ranks: list[int]) -> str:

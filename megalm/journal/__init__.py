@@ -2,9 +2,9 @@
 
 from megalm.journal.events import EventLog, read_events
 from megalm.journal.lines import AppendedFile, parse_json_lines, read_json_lines
-from megalm.journal.numbers import as_number, json_text, number_text
+from megalm.journal.numbers import as_number, encode_json, format_number
 from megalm.journal.steps import Course, course_of, read_course, read_steps
-from megalm.journal.words import QUIET, event_text, event_words
+from megalm.journal.words import QUIET, describe_event, describe_event_details
 
 __all__ = [
     "QUIET",
@@ -13,10 +13,10 @@ __all__ = [
     "EventLog",
     "as_number",
     "course_of",
-    "event_text",
-    "event_words",
-    "json_text",
-    "number_text",
+    "describe_event",
+    "describe_event_details",
+    "encode_json",
+    "format_number",
     "parse_json_lines",
     "read_course",
     "read_events",

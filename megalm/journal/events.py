@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.journal.lines import AppendedFile, Row, read_json_lines
-from megalm.journal.numbers import json_text
+from megalm.journal.numbers import encode_json
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class EventLog:
         if self._file is None:
             return
         event = {"time": time.time(), "step": step, "kind": kind, **fields}
-        was_on_disk, self._on_disk = self._on_disk, self._file.append(json_text(event), durable=True)
+        was_on_disk, self._on_disk = self._on_disk, self._file.append(encode_json(event), durable=True)
         if was_on_disk and not self._on_disk:
             text = f"{self.path} cannot be written: is the disk full? Its lines are kept until it can"
             self._tell({"time": event["time"], "step": step, "kind": "warning", "what": "events", "text": text})

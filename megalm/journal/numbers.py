@@ -2,7 +2,7 @@
 
 JSON has no NaN and no infinity. A file of ours holds them as the texts "nan", "inf" and "-inf", which `float` of any
 language reads; older files hold Python's words NaN and Infinity, which its json reads. Whoever computes with what a file
-holds asks `as_number` first, and whoever shows it asks `number_text`, so that no value from a file can break a format.
+holds asks `as_number` first, and whoever shows it asks `format_number`, so that no value from a file can break a format.
 """
 
 import json
@@ -28,7 +28,7 @@ def is_finite(value: Any) -> bool:
     return number is not None and math.isfinite(number)
 
 
-def number_text(value: Any, form: str = "g") -> str:
+def format_number(value: Any, form: str = "g") -> str:
     """Write the number in a format of Python's, as 12.3457 with ".4f"; NaN, inf or -inf where it is that; other values as they
     are, and "-" for none."""
     number = as_number(value)
@@ -39,7 +39,7 @@ def number_text(value: Any, form: str = "g") -> str:
     return format(number, form) if math.isfinite(number) else str(number)
 
 
-def json_text(value: Any, *, indent: int | None = None) -> str:
+def encode_json(value: Any, *, indent: int | None = None) -> str:
     """Write the value as JSON that every reader takes: non-finite numbers as text, scalars of other libraries as plain
     ones, and what JSON does not know as its text."""
     return json.dumps(_plain(value), indent=indent, allow_nan=False)

@@ -7,7 +7,7 @@ or not there. Every event has words; none raises.
 from collections.abc import Sequence
 from typing import Any
 
-from megalm.journal.numbers import as_number, is_finite, number_text
+from megalm.journal.numbers import as_number, format_number, is_finite
 
 QUIET = {"checkpoint", "start", "end", "observe"}
 """Kinds that tell of an undisturbed run: not shown on curves."""
@@ -25,20 +25,20 @@ _WORDS = {
 """Fields of events that are told as they are."""
 
 
-def event_text(event: dict[str, Any]) -> str:
+def describe_event(event: dict[str, Any]) -> str:
     """Tell an event to a person: what it was, its onset and cause, what was measured, and what was done."""
-    words = event_words(event)
+    words = describe_event_details(event)
     return f"{event.get('kind', 'event')} at step {event.get('step', '?')}" + (f", {words}" if words else "")
 
 
-def event_words(event: dict[str, Any]) -> str:
-    """Say what `event_text` says after kind and step."""
+def describe_event_details(event: dict[str, Any]) -> str:
+    """Say what `describe_event` says after kind and step."""
     parts = []
     for key, text in _WORDS.items():
         if event.get(key) is not None and not (key == "what" and "text" in event):
             parts.append(text.format(event[key]))
     if event.get("bytes") is not None:
-        parts.append(f"{number_text(event['bytes'], ',.0f')} bytes")
+        parts.append(f"{format_number(event['bytes'], ',.0f')} bytes")
     parts += _measured(event)
     why = event.get("why")
     if why:
@@ -46,11 +46,11 @@ def event_words(event: dict[str, Any]) -> str:
     if (samples := _range(event.get("samples"))) and event.get("kind") != "spike":
         parts.append(f"samples {samples[0]} to {samples[1] - 1} skipped")
     if event.get("lr_scale") is not None and as_number(event["lr_scale"]) != 1.0:
-        parts.append(f"learning rate x {number_text(event['lr_scale'])}")
+        parts.append(f"learning rate x {format_number(event['lr_scale'])}")
     if event.get("seconds") is not None:
-        parts.append(f"in {number_text(event['seconds'], '.3g')} s")
+        parts.append(f"in {format_number(event['seconds'], '.3g')} s")
     if event.get("stall_s") is not None:
-        parts.append(f"of which the step waited {number_text(event['stall_s'], '.2g')} s")
+        parts.append(f"of which the step waited {format_number(event['stall_s'], '.2g')} s")
     if event.get("kind") != "give_up":
         parts += [event[key] for key in ("text", "reason") if isinstance(event.get(key), str)]
     return ", ".join(parts)
@@ -63,11 +63,11 @@ def _measured(event: dict[str, Any]) -> list[str]:
     parts = []
     loss, expected = event.get("loss"), event["expected"]
     if loss is not None:
-        beside = f" where {number_text(expected, '.4f')} was expected" if is_finite(expected) else ""
-        parts.append(f"loss {number_text(loss, '.4f')}{beside}")
+        beside = f" where {format_number(expected, '.4f')} was expected" if is_finite(expected) else ""
+        parts.append(f"loss {format_number(loss, '.4f')}{beside}")
     norm = event.get("grad_norm")
     if as_number(norm) is not None and not is_finite(norm):
-        parts.append(f"gradient norm {number_text(norm)}")
+        parts.append(f"gradient norm {format_number(norm)}")
     return parts
 
 

@@ -14,7 +14,7 @@ from megalm.checkpoint.errors import CheckpointError
 from megalm.config import Config, ConfigError, PrecisionConfig
 from megalm.config.compose import compose_config, model_is_given
 from megalm.config.console import escape_what_cannot_be_written
-from megalm.config.groups import conf_dir, groups
+from megalm.config.groups import find_conf_dir, list_groups
 from megalm.launch.lock import refuse_if_held
 from megalm.launch.resolve import resolve
 from megalm.launch.run_folder import make_run_folder, run_folder
@@ -42,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if any(argument in ("-h", "--help") for argument in arguments):
         choices = "".join(
-            f"  {group:<11} {' '.join(names)}\n" for group, names in groups().items() if group != "experiment"
+            f"  {group:<11} {' '.join(names)}\n" for group, names in list_groups().items() if group != "experiment"
         )
-        print(USAGE.format(conf=conf_dir(), groups=choices))
+        print(USAGE.format(conf=find_conf_dir(), groups=choices))
         return 0
     try:
         return launch(arguments)
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def launch(arguments: Sequence[str]) -> int:
     """Compose, resolve, plan and start: all between command line and exit status. Errors: ConfigError."""
     from megalm.plan.fit import check_fits
-    from megalm.plan.machine import machine_for, planned_machine, resolve_precision
+    from megalm.plan.machine import find_machine, make_planned_machine, resolve_precision
     from megalm.plan.screen import plan_screen
     from megalm.plan.search import expand_auto
     from megalm.plan.summary import plan
@@ -71,9 +71,9 @@ def launch(arguments: Sequence[str]) -> int:
     config = compose_config(expand_auto(list(arguments)))
     world = find_world(config, os.environ)
     notes = resolve(config, world.size)
-    machine = machine_for(config, world.size)
+    machine = find_machine(config, world.size)
     if config.dry_run and machine.is_cpu and world.size > machine.cores:
-        machine = planned_machine("h100", world.size)  # no machine is named, and this one cannot be meant
+        machine = make_planned_machine("h100", world.size)  # no machine is named, and this one cannot be meant
     resolve_precision(config, machine)
     planned = plan(config, machine)
     console = Console(quiet=world.rank != 0, width=None if sys.stdout.isatty() else 140)
@@ -101,13 +101,13 @@ def launch(arguments: Sequence[str]) -> int:
 
 def what_it_takes(config: Config) -> str:
     """Say how many H100s hold the run at least, and how long it takes and what it costs on more of them."""
-    from megalm.plan.machine import planned_machine
-    from megalm.plan.render import duration
+    from megalm.plan.machine import make_planned_machine
+    from megalm.plan.render import format_duration
     from megalm.plan.search import search
 
     lines = []
     for nodes in (1, 2, 4, 8, 16, 32, 64, 128):
-        machine = planned_machine("h100", 8 * nodes)
+        machine = make_planned_machine("h100", 8 * nodes)
         found = search(replace(config, precision=PrecisionConfig(dtype="bf16")), machine, top=1)
         if not found.best:
             continue
@@ -116,7 +116,7 @@ def what_it_takes(config: Config) -> str:
         seconds = best.seconds * config.train.steps
         dollars = seconds / 3600 * machine.gpus * machine.price
         lines.append(
-            f"  {machine.gpus:>5} H100-80GB   {duration(seconds):>12}   ${dollars:>13,.0f}   {best.layout.describe()}"
+            f"  {machine.gpus:>5} H100-80GB   {format_duration(seconds):>12}   ${dollars:>13,.0f}   {best.layout.describe()}"
         )
         if len(lines) == 4:
             break
@@ -141,15 +141,15 @@ def _start(config: Config, folder: Path, world: World, plan: dict[str, Any]) -> 
 
 
 def _choose_a_model() -> str:
-    from megalm.plan.machine import this_machine
-    from megalm.plan.models import table
-    from megalm.plan.render import gib
+    from megalm.plan.machine import measure_this_machine
+    from megalm.plan.models import tabulate_models
+    from megalm.plan.render import format_gib
 
-    machine = this_machine()
+    machine = measure_this_machine()
     lines = [f"{'model':<12} {'parameters':>15} {'memory':>11}  fits here"]
-    for row in table(machine):
+    for row in tabulate_models(machine):
         fits = "yes" if row.fits else "no"
-        lines.append(f"{row.name:<12} {row.parameters:>15,} {gib(row.bytes_needed):>11}  {fits}")
+        lines.append(f"{row.name:<12} {row.parameters:>15,} {format_gib(row.bytes_needed):>11}  {fits}")
     return (
         "choose a model with +model=NAME, for example: python -m megalm.launch +model=tiny train.steps=200\n\n"
         + "\n".join(lines)

@@ -78,9 +78,9 @@ class DryRun:
             f"each rank of {self.world_size:,}, by pipeline stage (GiB; built and stepped on the meta device in "
             f"{self.seconds:.0f} s)"
         )
-        where = self.schedule.placement
+        placement = self.schedule.placement
         caption = (
-            f"schedule {self.schedule.kind}: {where.ranks} ranks x {where.chunks} chunks, {self.schedule.micro_batches} "
+            f"schedule {self.schedule.kind}: {placement.ranks} ranks x {placement.chunks} chunks, {self.schedule.micro_batches} "
             f"micro-batches, complete and free of deadlock, bubble {100 * self.bubble:.1f}% (backward = 2 forward)"
         )
         table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
@@ -146,11 +146,11 @@ def _stage(config: Config, mesh: Mesh, schedule: Schedule, peak: int) -> StageFi
         gathered = weights if shards > 1 else gradients
         sent["data"] = sent.get("data", 0.0) + (gradients + gathered) * (replicas - 1) / replicas
     boundary = local_seq_length(config, mesh) * config.train.micro_batch_size * config.model.hidden_size
-    where = schedule.placement
+    placement = schedule.placement
     messages = 0
-    for stage in where.of_rank(mesh.pipeline.rank):
+    for stage in placement.of_rank(mesh.pipeline.rank):
         for other in (stage - 1, stage + 1):
-            if 0 <= other < where.stages and where.rank(other) != mesh.pipeline.rank:
+            if 0 <= other < placement.stages and placement.rank(other) != mesh.pipeline.rank:
                 messages += schedule.micro_batches
     element = 2 if narrow else FP32
     if messages:

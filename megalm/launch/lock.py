@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from megalm.config import ConfigError
-from megalm.config.writing import written
+from megalm.config.writing import explain_failed_writes
 
 LOCK = "run.lock"
 BEAT_S = 10.0
@@ -74,7 +74,7 @@ class FolderLock:
 
         Errors: ConfigError where another process has it, or it cannot be written.
         """
-        with written(self.path.parent, key=self.key):
+        with explain_failed_writes(self.path.parent, key=self.key):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             while True:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

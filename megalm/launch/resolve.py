@@ -75,9 +75,9 @@ def resolve_length(config: Config) -> None:
     tokens_per_step = train.global_batch_size * config.model.seq_length
     if train.steps is None:
         if train.tokens is None:
-            from megalm.architecture.tensors import parameters
+            from megalm.architecture.tensors import count_parameters
 
-            train.tokens = float(TOKENS_PER_PARAMETER * parameters(config.model).total)
+            train.tokens = float(TOKENS_PER_PARAMETER * count_parameters(config.model).total)
         train.steps = math.ceil(train.tokens / tokens_per_step)
     train.tokens = float(train.steps * tokens_per_step)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from megalm.config import Config
-from megalm.config.writing import written
+from megalm.config.writing import explain_failed_writes
 
 LOGS = "logs"
 
@@ -30,5 +30,5 @@ def error_files(folder: Path) -> list[Path]:
 
 def make_run_folder(folder: Path) -> None:
     """Make the folder with its place for logs. Errors: ConfigError where it cannot be written."""
-    with written(folder):
+    with explain_failed_writes(folder):
         (folder / LOGS).mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from megalm.launch.world import World, device_type
 from megalm.observe.comparison import PeakMemory
 from megalm.ops.backend import library
 from megalm.parallel.mesh import build_mesh, local_device
-from megalm.plan.machine import machine_for
+from megalm.plan.machine import find_machine
 from megalm.resilience.chaos.provoke import provoke_source
 from megalm.train.parts import build_trainer
 from megalm.train.trainer import Trainer
@@ -94,7 +94,7 @@ def _train(
         folder,
         batch_source=provoke_source(config, Loader(config, mesh.data), mesh),
         hooks=hooks_of(config, folder, plan, memory, rank_log, writer=mesh.rank == 0),
-        peak_flops=machine_for(config).peak(config.precision.dtype),
+        peak_flops=find_machine(config).peak(config.precision.dtype),
         environment=environment,
     )
     previous = {number: signal.signal(number, _stopper(trainer)) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -10,7 +10,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from megalm.architecture.blocks import AttentionSpec, BlockSpec, MLPSpec
-from megalm.architecture.layers import LayerSpec, SublayerSpec, layer_name, layers_of
+from megalm.architecture.layers import LayerSpec, SublayerSpec, layers_of, name_layer
 from megalm.architecture.shape import shape_of
 from megalm.config import ModelConfig, ParallelConfig
 from megalm.data.batch import Batch
@@ -61,7 +61,7 @@ class Layer(nn.Module):
         self.dropout = dropout
         self.recompute_norms = parallel.recompute == "selective"
         for sublayer in spec.sublayers:
-            norm_name, name = (f"{layer_name(index)}.{part}" for part in (sublayer.norm_name, sublayer.name))
+            norm_name, name = (f"{name_layer(index)}.{part}" for part in (sublayer.norm_name, sublayer.name))
             self.add_module(sublayer.norm_name, make_norm(sublayer.norm, mesh, parallel, norm_name, device, dtype))
             module = MODULES.get(type(sublayer.block))
             if module is None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from megalm.journal import as_number, course_of, json_text, number_text
+from megalm.journal import as_number, course_of, encode_json, format_number
 from megalm.observe.kept import KeptSteps
 from megalm.train.hooks import Hook
 
@@ -50,7 +50,7 @@ class ComparisonHook(Hook):
         plan = json.loads(self.file.read_text(encoding="utf-8"))
         plan["measured"] = measured
         aside = self.file.with_suffix(".json.new")
-        aside.write_text(json_text(plan, indent=2) + "\n", encoding="utf-8")
+        aside.write_text(encode_json(plan, indent=2) + "\n", encoding="utf-8")
         os.replace(aside, self.file)
         self.console.print(comparison_table(plan))
 
@@ -76,7 +76,7 @@ def flat_part(plan: dict[str, Any]) -> str | None:
     if flat <= 0.1 * plan.get("bytes_per_gpu", 0):
         return None
     return (
-        f"of the planned memory {number_text(flat * 2.0**-20, '.0f')} MiB are a flat figure for what libraries and the "
+        f"of the planned memory {format_number(flat * 2.0**-20, '.0f')} MiB are a flat figure for what libraries and the "
         "allocator take; it can be 30 MiB more or less"
     )
 
@@ -97,13 +97,13 @@ def comparison_rows(plan: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     for key, (label, factor) in units.items():
         planned, measured = (as_number(values.get(key)) for values in (plan, found))
         if planned and measured is not None:
-            ratio = number_text(measured / planned, ".2f")
+            ratio = format_number(measured / planned, ".2f")
             rows.append((label, _shown(planned * factor), _shown(measured * factor), ratio))
     return rows
 
 
 def _shown(value: float) -> str:
-    return number_text(value, ",.0f" if value >= 1000 else ".3g")
+    return format_number(value, ",.0f" if value >= 1000 else ".3g")
 
 
 class PeakMemory:

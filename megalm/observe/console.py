@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megalm.journal import QUIET, as_number, course_of, event_text, number_text
+from megalm.journal import QUIET, as_number, course_of, describe_event, format_number
 from megalm.observe.kept import KeptSteps
 from megalm.observe.plot import text_plot
 from megalm.train.hooks import Hook
@@ -83,9 +83,9 @@ class ConsoleHook(Hook):
             self._since_line.clear()
             text = f"step {record['step']:>6}/{trainer.total_steps}  {describe(smooth)}"
             if evaluated:
-                text += f"  eval loss {number_text(record['eval/loss'], '.4f')}"
+                text += f"  eval loss {format_number(record['eval/loss'], '.4f')}"
                 text += "".join(
-                    f"  {name} {number_text(loss, '.4f')}"
+                    f"  {name} {format_number(loss, '.4f')}"
                     for name, loss in list(self._by_source.items())[:MOST_SOURCES]
                 )
             self.console.print(f"{text}  left {format_seconds(left)}", highlight=False, markup=False)
@@ -98,7 +98,7 @@ class ConsoleHook(Hook):
         elif event["kind"] in UNTOLD:
             return
         else:
-            text = event_text(event)
+            text = describe_event(event)
         self.console.print(text, highlight=False, markup=False)
 
     def on_train_end(self, trainer: "Trainer", status: int) -> None:
@@ -118,13 +118,13 @@ class ConsoleHook(Hook):
 def describe(record: dict[str, Any], room: int | None = None) -> str:
     """Put the numbers of a step into one short line; of at most `room` characters, for which the less telling ones give way."""
     parts = {
-        "loss": f"loss {number_text(record['loss'], '.4f')}",
-        "grad": f"grad {number_text(record['grad_norm'], '.2f')}",
-        "lr": f"lr {number_text(record['lr'], '.2e')}",
-        "speed": f"{number_text(record['tokens_per_s'], ',.0f')} tokens/s",
+        "loss": f"loss {format_number(record['loss'], '.4f')}",
+        "grad": f"grad {format_number(record['grad_norm'], '.2f')}",
+        "lr": f"lr {format_number(record['lr'], '.2e')}",
+        "speed": f"{format_number(record['tokens_per_s'], ',.0f')} tokens/s",
     }
     if record.get("mfu") is not None:
-        parts["mfu"] = f"mfu {number_text(100 * record['mfu'], '4.1f')}%"
+        parts["mfu"] = f"mfu {format_number(100 * record['mfu'], '4.1f')}%"
     if record["skipped"]:
         parts["skipped"] = "update refused"
     for name in ("lr", "mfu", "grad", "speed"):

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megalm.config.errors import full_disk
-from megalm.journal import AppendedFile, json_text, read_steps
+from megalm.config.errors import explain_full_disk
+from megalm.journal import AppendedFile, encode_json, read_steps
 from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class MetricsWriter(Hook):
 
     def on_train_start(self, trainer: "Trainer") -> None:
         kept = "".join(
-            json_text(step) + "\n" for step in read_steps(self.path) if step["step"] <= trainer.step
+            encode_json(step) + "\n" for step in read_steps(self.path) if step["step"] <= trainer.step
         ).encode()
         if not self.path.exists() or kept != self.path.read_bytes():
             self._replace(kept)
@@ -37,10 +37,10 @@ class MetricsWriter(Hook):
                 os.fsync(file.fileno())  # else a power cut after the rename leaves zeros where the lines were
             os.replace(aside, self.path)
         except OSError as error:
-            raise full_disk(error) or error from None
+            raise explain_full_disk(error) or error from None
 
     def on_step_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
-        was_on_disk, self._on_disk = self._on_disk, self._file.append(json_text(record))
+        was_on_disk, self._on_disk = self._on_disk, self._file.append(encode_json(record))
         if was_on_disk and not self._on_disk:
             text = (
                 f"{self.path} cannot be written: is the disk full? The run goes on, and its lines are kept until it can"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from megalm.journal import number_text
+from megalm.journal import format_number
 
 # Dots of a braille character by (row, column) of its 4 x 2 grid (Unicode 15, block U+2800).
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
@@ -47,7 +47,7 @@ def text_plot(
     if marks:
         places = {picture.column(mark) // 2 for mark in marks}
         lines.append(" " * 10 + "".join("▲" if column in places else " " for column in range(width)).rstrip())
-    first, last = number_text(min(steps), ".0f"), number_text(max(steps), ".0f")
+    first, last = format_number(min(steps), ".0f"), format_number(max(steps), ".0f")
     lines.append(" " * 10 + f"{first:<{width - len(last)}}{last}")
     return "\n".join(lines)
 
@@ -116,5 +116,5 @@ class _Picture:
 def _label(value: float) -> str:
     """Write a value in at most eight characters."""
     plain = (".3f",) if 0.001 <= abs(value) < 10_000 or value == 0 else ()
-    texts = [number_text(value, form) for form in (*plain, ".2e", ".1e", ".0e")]
+    texts = [format_number(value, form) for form in (*plain, ".2e", ".1e", ".0e")]
     return next(text for text in texts if len(text) <= 8)

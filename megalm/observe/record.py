@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megalm.config.attempts import CONFIG, has_attempts, keep_attempt
-from megalm.config.saved import config_yaml
-from megalm.config.writing import write_whole, written
+from megalm.config.saved import write_config_yaml
+from megalm.config.writing import explain_failed_writes, write_whole
 from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class RecordHook(Hook):
         self._keep(trainer, trainer.step + 1)
         file = self.folder / "plan.json"
         if self.plan is not None and self._planned(file) != json.loads(json.dumps(self.plan)):
-            with written(self.folder):
+            with explain_failed_writes(self.folder):
                 write_whole(file, json.dumps(self.plan, indent=2) + "\n")
 
     def on_step_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
@@ -34,13 +34,13 @@ class RecordHook(Hook):
             self._keep(trainer, record["step"])
 
     def _keep(self, trainer: "Trainer", step: int) -> None:
-        keep_attempt(self.folder, config_yaml(trainer.config), step)
+        keep_attempt(self.folder, write_config_yaml(trainer.config), step)
         self._first_step = step
 
     def _before(self, trainer: "Trainer") -> str | None:
         """Find the settings that made the steps so far, for a run that an earlier version began."""
         if trainer.origin is not None and trainer.origin.settings is not None:
-            return config_yaml(trainer.origin.settings)
+            return write_config_yaml(trainer.origin.settings)
         file = self.folder / CONFIG
         return file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else None
 

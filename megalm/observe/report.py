@@ -9,15 +9,15 @@ from megalm.journal import (
     QUIET,
     as_number,
     course_of,
-    event_text,
-    event_words,
-    json_text,
-    number_text,
+    describe_event,
+    describe_event_details,
+    encode_json,
+    format_number,
     read_events,
     read_steps,
 )
 from megalm.observe.comparison import COLUMNS, TITLE, comparison_rows
-from megalm.page.document import Block, Dot, Facts, Fold, Heading, Table, page
+from megalm.page.document import Block, Dot, Facts, Fold, Heading, Table, render_page
 from megalm.page.plots import Band, Line, Lines, Mark
 from megalm.train.hooks import Hook
 
@@ -78,7 +78,7 @@ def render(name: str, metrics: list[dict[str, Any]], events: list[dict[str, Any]
         blocks += [Heading("What the model writes"), Fold("sample.txt", texts["sample.txt"], opened=True)]
     blocks.append(Heading("How it was set"))
     blocks += [Fold(file, texts[file]) for file in ("plan.json", "config.yaml") if texts.get(file)]
-    return page(name, blocks)
+    return render_page(name, blocks)
 
 
 def _plan(text: str) -> dict[str, Any]:
@@ -135,21 +135,21 @@ def summary(metrics: list[dict[str, Any]]) -> dict[str, str]:
     evaluated = [record["eval/loss"] for record in metrics if record.get("eval/loss") is not None]
     times = sorted(value for record in metrics if (value := as_number(record.get("step_time_s"))) is not None)
     numbers = {
-        "steps": number_text(last["step"], ",.0f"),
-        "tokens": number_text(last.get("tokens"), ",.0f"),
-        "first loss": number_text(metrics[0].get("loss"), ".4f"),
-        "last loss": number_text(last.get("loss"), ".4f"),
-        "median step": f"{number_text(times[len(times) // 2], '.3f')} s" if times else "-",
+        "steps": format_number(last["step"], ",.0f"),
+        "tokens": format_number(last.get("tokens"), ",.0f"),
+        "first loss": format_number(metrics[0].get("loss"), ".4f"),
+        "last loss": format_number(last.get("loss"), ".4f"),
+        "median step": f"{format_number(times[len(times) // 2], '.3f')} s" if times else "-",
         "updates refused": str(sum(bool(record.get("skipped")) for record in metrics)),
     }
     if evaluated:
-        numbers["held-out loss"] = number_text(evaluated[-1], ".4f")
+        numbers["held-out loss"] = format_number(evaluated[-1], ".4f")
     return numbers
 
 
 def _marks(events: list[dict[str, Any]]) -> list[Mark]:
     return [
-        Mark(event["step"], event["kind"], event_text(event), MARK_COLOURS.get(event["kind"], OTHER_COLOUR))
+        Mark(event["step"], event["kind"], describe_event(event), MARK_COLOURS.get(event["kind"], OTHER_COLOUR))
         for event in events
         if event["kind"] not in QUIET
     ]
@@ -158,7 +158,7 @@ def _marks(events: list[dict[str, Any]]) -> list[Mark]:
 def _bands(events: list[dict[str, Any]]) -> list[Band]:
     """Find the steps that were taken back, or made again to look for the cause."""
     return [
-        Band(event["to_step"], event["step"], "taken back", event_text(event))
+        Band(event["to_step"], event["step"], "taken back", describe_event(event))
         for event in events
         if event["kind"] in ("rollback", "replay") and isinstance(event.get("to_step"), int)
     ]
@@ -169,8 +169,8 @@ def _events(events: list[dict[str, Any]]) -> list[Block]:
         (
             str(event["step"]),
             Dot(event["kind"], MARK_COLOURS.get(event["kind"], OTHER_COLOUR)),
-            event_words(event),
-            Fold("all of it", json_text({k: v for k, v in event.items() if k not in ("step", "kind")}, indent=1)),
+            describe_event_details(event),
+            Fold("all of it", encode_json({k: v for k, v in event.items() if k not in ("step", "kind")}, indent=1)),
         )
         for event in events
     ]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import ceil, floor, isfinite, log10
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def format_count(value: float | None, digits: int = 3) -> str:
     """A count with its thousands, millions, ... as a letter: 6.65B."""
     if value is None:
         return "-"
@@ -38,7 +38,7 @@ class Axis:
 
     def holds(self, value: float) -> bool:
         """Whether the value can be drawn on this axis."""
-        return placeable(value, self.logarithmic) and self.low <= self._position(value) <= self.high
+        return is_placeable(value, self.logarithmic) and self.low <= self._position(value) <= self.high
 
     def ticks(self, most: int = 8) -> list[float]:
         """Round numbers along the axis: 1, 2 or 5 times powers of ten, or powers of ten where it spans many."""
@@ -62,7 +62,7 @@ LARGEST = 1e300
 """Beyond it a value counts as infinite, and below its inverse as zero: an axis' length and decades must be numbers too."""
 
 
-def placeable(value: float | None, logarithmic: bool) -> bool:
+def is_placeable(value: float | None, logarithmic: bool) -> bool:
     """Whether there is a place for the value: finite, and above zero on a logarithmic axis."""
     return value is not None and isfinite(value) and abs(value) <= LARGEST and (value >= 1 / LARGEST or not logarithmic)
 

@@ -78,7 +78,7 @@ class Caution:
 Block = Table | Lines | Bars | Fold | Facts | Heading | Caution | str
 
 
-def page(title: str, blocks: Sequence[Block]) -> str:
+def render_page(title: str, blocks: Sequence[Block]) -> str:
     """One self-contained HTML page; plots that follow each other stand side by side where there is room."""
     parts: list[str] = []
     plots = False

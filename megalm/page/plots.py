@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from megalm.page.axis import Axis, number, placeable
+from megalm.page.axis import Axis, format_count, is_placeable
 
 COLOURS = ("#3b6fb6", "#d9802b", "#4f9d69", "#b6524f", "#8063ab", "#4aa3a8", "#c9a227", "#7d8894")
 FEW_POINTS = 1200
@@ -96,7 +96,7 @@ class Lines:
                 f'fill="{band.colour}" opacity="0.22"><title>{_text(band.text)}</title></rect>'
             )
         for line, points in sorted(lines, key=lambda item: not item[0].pale):
-            path = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in thinned(points))
+            path = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in thin(points))
             look = 'class="pale"' if line.pale else f'stroke="{names[line.label]}"'
             out.append(f'<polyline points="{path}" fill="none" stroke-width="1.5" {look}/>')
         for mark in self.marks:
@@ -117,7 +117,7 @@ class Lines:
         return "\n".join([*out, "</svg>"])
 
     def _placeable(self, point: tuple[float, float]) -> bool:
-        return placeable(point[0], "x" in self.log) and placeable(point[1], "y" in self.log)
+        return is_placeable(point[0], "x" in self.log) and is_placeable(point[1], "y" in self.log)
 
 
 @dataclass
@@ -146,13 +146,13 @@ class Bars:
             for name, value in parts:
                 if value > 0:
                     long = width * value / longest
-                    title = f"{name.replace('_', ' ')}: {number(value)} {self.unit}"
+                    title = f"{name.replace('_', ' ')}: {format_count(value)} {self.unit}"
                     out.append(
                         f'<rect x="{at:.1f}" y="{y + 2:.1f}" width="{long:.1f}" height="20" fill="{colour[name]}">'
                         f"<title>{_text(title)}</title></rect>"
                     )
                     at += long
-            out.append(f'<text x="{at + 6:.1f}" y="{y + 16:.1f}">{number(total)} {_text(self.unit)}</text>')
+            out.append(f'<text x="{at + 6:.1f}" y="{y + 16:.1f}">{format_count(total)} {_text(self.unit)}</text>')
         if self.limit:
             what, value = self.limit
             at, end = left + width * value / longest, top + row * len(self.items) + 8
@@ -160,11 +160,13 @@ class Bars:
                 f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top - 4:.1f}" y2="{end:.1f}" stroke="{COLOURS[3]}" '
                 'stroke-dasharray="4 3"/>'
             )
-            out.append(f'<text x="{at:.1f}" y="{end + 14:.1f}" text-anchor="end">{_text(what)} {number(value)}</text>')
+            out.append(
+                f'<text x="{at:.1f}" y="{end + 14:.1f}" text-anchor="end">{_text(what)} {format_count(value)}</text>'
+            )
         return "\n".join([*out, "</svg>"])
 
 
-def thinned(points: Sequence[tuple[float, float]], limit: int = FEW_POINTS) -> Sequence[tuple[float, float]]:
+def thin(points: Sequence[tuple[float, float]], limit: int = FEW_POINTS) -> Sequence[tuple[float, float]]:
     """At most `limit` points, keeping each group's lowest and highest so that no spike disappears."""
     if len(points) <= limit:
         return points
@@ -222,7 +224,7 @@ def _axis_number(value: float) -> str:
     return (
         f"{value:.4g}"
         if 1e-3 <= abs(value) < 1e4 or value == 0
-        else number(value, 4)
+        else format_count(value, 4)
         if value >= 1e4
         else f"{value:.0e}"
     )

@@ -17,7 +17,7 @@ _FILL = {
 }
 
 
-def text(simulation: Simulation, *, width: int | None = None, color: bool = False, unicode: bool = True) -> str:
+def draw_text(simulation: Simulation, *, width: int | None = None, color: bool = False, unicode: bool = True) -> str:
     """One line a rank, time from left to right: F3 is the forward pass of micro-batch 3, F3b of the rank's chunk b.
 
     A pass is as wide as it takes long; one column stands for the shortest pass. `width` cuts long lines.
@@ -66,13 +66,13 @@ def _chunk_name(chunk: int) -> str:
         chunk -= 1
 
 
-def summary(simulation: Simulation) -> str:
+def summarize(simulation: Simulation) -> str:
     """The figures under the picture, in words."""
     schedule = simulation.schedule
-    where = schedule.placement
+    placement = schedule.placement
     peaks = simulation.peak_micro_batches
     lines = [
-        f"{schedule.kind}: {where.ranks} ranks x {where.chunks} chunk(s), {schedule.micro_batches} micro-batches",
+        f"{schedule.kind}: {placement.ranks} ranks x {placement.chunks} chunk(s), {schedule.micro_batches} micro-batches",
         f"time {simulation.makespan:g}, of which each rank computes {sum(simulation.busy) / len(simulation.busy):g}",
         f"bubble {simulation.bubble_fraction:.2%} of the step; a rank waits at most "
         f"{simulation.waiting_fraction:.2%} of its own span",
@@ -82,7 +82,7 @@ def summary(simulation: Simulation) -> str:
     return "\n".join(lines)
 
 
-def svg(simulation: Simulation, *, unit_width: float = 26.0, row_height: float = 26.0) -> str:
+def draw_svg(simulation: Simulation, *, unit_width: float = 26.0, row_height: float = 26.0) -> str:
     """The picture as one self-contained SVG document, readable on light and dark pages."""
     schedule, times = simulation.schedule, simulation.timeline
     durations = [e - s for ss, ee in zip(times.starts, times.ends, strict=True) for s, e in zip(ss, ee, strict=True)]

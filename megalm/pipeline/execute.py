@@ -11,7 +11,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from megalm.config.errors import ConfigError
 from megalm.parallel import collectives, deferred
 from megalm.pipeline.actions import Action, Kind
-from megalm.pipeline.schedule import Schedule, build_schedule, forward_schedule
+from megalm.pipeline.schedule import Schedule, build_forward_schedule, build_schedule
 
 if TYPE_CHECKING:
     from megalm.parallel.mesh import Axis
@@ -97,8 +97,8 @@ class Executor:
             if (own_scale := getattr(chunk, "loss_scale", None)) is not None:
                 own_scale.fill_(scale)
         if count not in self._schedules:
-            where = self._placement
-            self._schedules[count] = build_schedule(self.schedule.kind, where.ranks, count, where.chunks)
+            placement = self._placement
+            self._schedules[count] = build_schedule(self.schedule.kind, placement.ranks, count, placement.chunks)
         return _Step(self, micro_batches, scale, training=True).run(self._schedules[count])
 
     @torch.no_grad()
@@ -106,7 +106,7 @@ class Executor:
         """Forward passes only; any number of micro-batches. Returns as `run`. The caller sets eval mode."""
         count = len(micro_batches)
         if count not in self._forward_schedules:
-            self._forward_schedules[count] = forward_schedule(self._placement, count)
+            self._forward_schedules[count] = build_forward_schedule(self._placement, count)
         return _Step(self, micro_batches, 1.0, training=False).run(self._forward_schedules[count])
 
 

@@ -14,7 +14,7 @@ from operator import itemgetter
 
 from megalm.config.errors import ConfigError
 from megalm.pipeline.actions import Action, Kind, Placement
-from megalm.pipeline.timeline import timeline
+from megalm.pipeline.timeline import build_timeline
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ KINDS = tuple(_KINDS)
 """Names of the schedules."""
 
 
-def placement(kind: str, ranks: int, chunks: int | None = None) -> Placement:
+def place_stages(kind: str, ranks: int, chunks: int | None = None) -> Placement:
     """Where the stages of a schedule sit.
 
     chunks: of each rank; None or 1: the fewest that the schedule works with (2 for interleaved, zb-v and dualpipe-v).
@@ -257,34 +257,34 @@ def build_schedule(kind: str, ranks: int, micro_batches: int, chunks: int | None
 
     One rank and one chunk is a pipeline like any other: forward, backward, forward, ...
 
-    Errors: ConfigError as for `placement`, and for fewer than one micro-batch.
+    Errors: ConfigError as for `place_stages`, and for fewer than one micro-batch.
     """
-    where = placement(kind, ranks, chunks)
+    placement = place_stages(kind, ranks, chunks)
     if micro_batches < 1:
         raise ConfigError(f"{micro_batches} micro-batches: a pipeline step has at least one.")
     kinds = (Kind.F, Kind.B, Kind.I, Kind.W)
-    table = {k: [[Action(k, i, c) for i in range(micro_batches)] for c in range(where.chunks)] for k in kinds}
+    table = {k: [[Action(k, i, c) for i in range(micro_batches)] for c in range(placement.chunks)] for k in kinds}
     computation = []
     for rank in range(ranks):
         order = _Order(table, micro_batches)
-        _KINDS[kind][0](order, rank, ranks, where.chunks, micro_batches)
+        _KINDS[kind][0](order, rank, ranks, placement.chunks, micro_batches)
         computation.append(order.order)
-    return with_communication(kind, where, micro_batches, computation)
+    return with_communication(kind, placement, micro_batches, computation)
 
 
-def forward_schedule(where: Placement, micro_batches: int) -> Schedule:
+def build_forward_schedule(placement: Placement, micro_batches: int) -> Schedule:
     """Forward passes only, for evaluation: groups of `ranks` micro-batches go through the chunks one after another."""
-    computation: list[list[Action]] = [[] for _ in range(where.ranks)]
-    for start in range(0, micro_batches, where.ranks):
-        group = range(start, min(start + where.ranks, micro_batches))
-        actions = [Action(Kind.F, i, chunk) for chunk in range(where.chunks) for i in group]
+    computation: list[list[Action]] = [[] for _ in range(placement.ranks)]
+    for start in range(0, micro_batches, placement.ranks):
+        group = range(start, min(start + placement.ranks, micro_batches))
+        actions = [Action(Kind.F, i, chunk) for chunk in range(placement.chunks) for i in group]
         for rank in computation:
             rank.extend(actions)
-    return with_communication("forward", where, micro_batches, computation)
+    return with_communication("forward", placement, micro_batches, computation)
 
 
 def with_communication(
-    kind_name: str, where: Placement, micro_batches: int, computation: Sequence[Iterable[Action]]
+    kind_name: str, placement: Placement, micro_batches: int, computation: Sequence[Iterable[Action]]
 ) -> Schedule:
     """Add sends and receives to orders of computation.
 
@@ -294,18 +294,18 @@ def with_communication(
     ranks can wait for each other in a circle, even if every send blocked until it is received.
     """
     orders = [tuple(rank) for rank in computation]
-    times = timeline(orders, where, micro_batches)
-    ranks, last = where.ranks, where.stages - 1
+    times = build_timeline(orders, placement, micro_batches)
+    ranks, last = placement.ranks, placement.stages - 1
     kinds = (Kind.SEND_ACTIVATION, Kind.RECEIVE_ACTIVATION, Kind.SEND_GRADIENT, Kind.RECEIVE_GRADIENT)
     # one object for equal actions of all ranks
     sends, receives, sends_back, receives_back = (
-        [[Action(kind, i, chunk) for i in range(micro_batches)] for chunk in range(where.chunks)] for kind in kinds
+        [[Action(kind, i, chunk) for i in range(micro_batches)] for chunk in range(placement.chunks)] for kind in kinds
     )
     transfers: list[tuple[float, int, Action, int, Action]] = []  # when, from, what it does, to, what that does
-    holder = [where.rank(stage) for stage in range(where.stages)]
-    chunk_of = [where.chunk(stage) for stage in range(where.stages)]
+    holder = [placement.rank(stage) for stage in range(placement.stages)]
+    chunk_of = [placement.chunk(stage) for stage in range(placement.stages)]
     for rank, order in enumerate(orders):
-        stages = where.of_rank(rank)
+        stages = placement.of_rank(rank)
         for end, (kind, micro_batch, chunk) in zip(times.ends[rank], order, strict=True):
             if kind is Kind.W:
                 continue
@@ -334,4 +334,4 @@ def with_communication(
             result.append(computed)
         result.extend(post for _, post in waiting[at:])
         merged.append(tuple(result))
-    return Schedule(kind_name, where, micro_batches, tuple(merged))
+    return Schedule(kind_name, placement, micro_batches, tuple(merged))

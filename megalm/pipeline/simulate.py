@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 from megalm.pipeline.actions import Action, Kind, ScheduleError, describe
 from megalm.pipeline.schedule import Schedule
-from megalm.pipeline.timeline import Costs, Timeline, timeline
+from megalm.pipeline.timeline import Costs, Timeline, build_timeline
 
 __all__ = ["Costs", "ScheduleError", "Simulation", "check", "simulate"]
 
@@ -54,12 +54,12 @@ class Simulation:
 
     def to_json(self) -> dict:
         """The figures, without the timeline."""
-        where = self.schedule.placement
+        placement = self.schedule.placement
         return {
             "kind": self.schedule.kind,
-            "ranks": where.ranks,
-            "chunks": where.chunks,
-            "placement": where.shape,
+            "ranks": placement.ranks,
+            "chunks": placement.chunks,
+            "placement": placement.shape,
             "micro_batches": self.schedule.micro_batches,
             "costs": asdict(self.costs),
             "makespan": self.makespan,
@@ -80,7 +80,7 @@ def simulate(schedule: Schedule, costs: Costs | None = None) -> Simulation:
     check(schedule)
     costs = costs or Costs()
     orders = schedule.computation
-    times = timeline(orders, schedule.placement, schedule.micro_batches, costs)
+    times = build_timeline(orders, schedule.placement, schedule.micro_batches, costs)
     spans = [
         (starts[0], ends[-1]) if ends else (0.0, 0.0) for starts, ends in zip(times.starts, times.ends, strict=True)
     ]
@@ -124,15 +124,15 @@ def check(schedule: Schedule) -> None:
 
     Errors: ScheduleError that names the first action that is wrong, or each rank that waits and for what.
     """
-    where, m = schedule.placement, schedule.micro_batches
-    last = where.stages - 1
-    state = [0] * (where.stages * m)
-    holder = [where.rank(stage) for stage in range(where.stages)]
-    stages_of = [where.of_rank(rank) for rank in range(where.ranks)]
-    position = [0] * where.ranks
+    placement, m = schedule.placement, schedule.micro_batches
+    last = placement.stages - 1
+    state = [0] * (placement.stages * m)
+    holder = [placement.rank(stage) for stage in range(placement.stages)]
+    stages_of = [placement.of_rank(rank) for rank in range(placement.ranks)]
+    position = [0] * placement.ranks
     posted: dict[int, int] = {}
-    ready = list(range(where.ranks))
-    backward_offset = where.stages * m
+    ready = list(range(placement.ranks))
+    backward_offset = placement.stages * m
 
     def need(condition: object, rank: int, action: Action, why: str) -> None:
         if not condition:
@@ -193,10 +193,10 @@ def check(schedule: Schedule) -> None:
                 ready.append(other)
             at += 1
         position[rank] = at
-    stuck = [rank for rank in range(where.ranks) if position[rank] < len(schedule.actions[rank])]
+    stuck = [rank for rank in range(placement.ranks) if position[rank] < len(schedule.actions[rank])]
     if stuck:
         said = "; ".join(f"rank {r} waits at {describe(schedule.actions[r][position[r]])}" for r in stuck[:8])
-        raise ScheduleError(f"deadlock: {len(stuck)} of {where.ranks} ranks wait for ever: {said}.")
+        raise ScheduleError(f"deadlock: {len(stuck)} of {placement.ranks} ranks wait for ever: {said}.")
     complete = _FORWARD if schedule.kind == "forward" else _FORWARD | _INPUT | _WEIGHT
     for key, done in enumerate(state):
         if done & complete != complete:

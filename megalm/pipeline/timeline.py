@@ -40,30 +40,30 @@ class Timeline:
         return max(ends[-1] for ends in self.ends if ends)
 
 
-def timeline(
-    orders: Sequence[Sequence[Action]], where: Placement, micro_batches: int, costs: Costs | None = None
+def build_timeline(
+    orders: Sequence[Sequence[Action]], placement: Placement, micro_batches: int, costs: Costs | None = None
 ) -> Timeline:
     """Run orders of computation against the clock: each rank does its next action when its inputs are there.
 
     Errors: ScheduleError if some rank waits for ever; the message says each waiting rank and for what.
     """
     costs = costs or Costs()
-    stages, m = where.stages, micro_batches
+    stages, m = placement.stages, micro_batches
     scale = list(costs.stage_scale or [1.0] * stages)
-    holder = [where.rank(stage) for stage in range(stages)]
-    of_rank = [where.of_rank(rank) for rank in range(where.ranks)]
+    holder = [placement.rank(stage) for stage in range(stages)]
+    of_rank = [placement.of_rank(rank) for rank in range(placement.ranks)]
     duration = {kind: [costs.of(kind) * s for s in scale] for kind in ("F", "B", "I", "W")}
     # when the result of (forward or backward, stage, micro-batch) is there for the stage that needs it; < 0: not yet
     arrived = [-1.0] * (2 * stages * m)
     backward = stages * m
     # a forward pass also provides for its own backward pass, on the last stage
     own = [-1.0] * (stages * m)
-    clock = [0.0] * where.ranks
-    position = [0] * where.ranks
+    clock = [0.0] * placement.ranks
+    position = [0] * placement.ranks
     starts: list[list[float]] = [[] for _ in orders]
     ends: list[list[float]] = [[] for _ in orders]
     waits_for: dict[int, int] = {}
-    ready = list(range(where.ranks))
+    ready = list(range(placement.ranks))
     while ready:
         rank = ready.pop()
         order, now, at = orders[rank], clock[rank], position[rank]
@@ -105,8 +105,8 @@ def timeline(
                     if target in waits_for:
                         ready.append(waits_for.pop(target))
         clock[rank], position[rank] = now, at
-    stuck = [rank for rank in range(where.ranks) if position[rank] < len(orders[rank])]
+    stuck = [rank for rank in range(placement.ranks) if position[rank] < len(orders[rank])]
     if stuck:
         said = "; ".join(f"rank {rank} cannot do {describe(orders[rank][position[rank]])}" for rank in stuck[:8])
-        raise ScheduleError(f"deadlock: {len(stuck)} of {where.ranks} ranks wait for ever: {said}.")
+        raise ScheduleError(f"deadlock: {len(stuck)} of {placement.ranks} ranks wait for ever: {said}.")
     return Timeline(starts, ends)

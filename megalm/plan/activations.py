@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from megalm.architecture.blocks import MixtureSpec
-from megalm.architecture.layers import every_layer
+from megalm.architecture.layers import find_shared_layer
 from megalm.config import ModelConfig
 from megalm.plan.layout import BYTES, Layout
 
@@ -24,26 +24,26 @@ class LayerActivations:
         return sum(self.saved.values())
 
 
-def math_attention(model: ModelConfig, layout: Layout, cpu: bool) -> bool:
+def uses_math_attention(model: ModelConfig, layout: Layout, cpu: bool) -> bool:
     """Whether attention keeps its probabilities: on a CPU, an additive mask (ALiBi) keeps torch from its fused kernel."""
     return cpu and model.position == "alibi" and layout.context == 1
 
 
-def attention_mask(model: ModelConfig, layout: Layout) -> float:
+def count_mask_bytes(model: ModelConfig, layout: Layout) -> float:
     """Bytes of the additive mask [A/t, S, S] that all layers of a rank share (ALiBi without context parallelism)."""
     if model.position != "alibi" or layout.context > 1:
         return 0.0
     return model.num_heads / layout.tensor * float(model.seq_length) ** 2 * BYTES[layout.dtype]
 
 
-def layer_activations(model: ModelConfig, layout: Layout, *, cpu: bool = False) -> LayerActivations:
+def estimate_layer_activations(model: ModelConfig, layout: Layout, *, cpu: bool = False) -> LayerActivations:
     """What one layer keeps for one micro-batch under the layout's recompute mode."""
     size = BYTES[layout.dtype]
     tokens = model.seq_length * layout.micro_batch / layout.context
     t = layout.tensor
     along_sequence = t if layout.sequence else 1
     stream = tokens * model.hidden_size * size / along_sequence
-    layer = every_layer(model)
+    layer = find_shared_layer(model)
     attention, mlp = layer.attention, layer.mlp
     query, key = attention.query_width / t, max(attention.key_width / t, float(attention.head_dim))
     dense, experts = (mlp.expert, mlp.used_experts) if isinstance(mlp, MixtureSpec) else (mlp, 1)
@@ -65,7 +65,7 @@ def layer_activations(model: ModelConfig, layout: Layout, *, cpu: bool = False) 
         every["rotated queries and keys"] = tokens * (query + key) * size
     if attention.clip_qkv is not None:
         every["queries, keys and values before the clamp"] = tokens * (query + 2 * key) * size
-    if math_attention(model, layout, cpu):
+    if uses_math_attention(model, layout, cpu):
         every["attention's probabilities"] = tokens * heads * model.seq_length * size
     if model.dropout:
         every["dropout masks"] = 2.0 * tokens * model.hidden_size / along_sequence

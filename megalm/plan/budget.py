@@ -78,7 +78,7 @@ class Choice:
         return self.tokens / self.parameters
 
 
-def choices(
+def list_choices(
     flops: float,
     *,
     inference_tokens: float = 0.0,
@@ -130,7 +130,7 @@ def _whole_budget(make, flops: float, served: float, law: Law) -> Choice:
         tokens = flops / (6 * size) - served / 3
         return law.loss(size, tokens) if tokens > 0 else float("inf")
 
-    size = exp(minimum(loss, log(SMALLEST / 1e3), log(flops)))
+    size = exp(find_minimum(loss, log(SMALLEST / 1e3), log(flops)))
     tokens = flops / (6 * size) - served / 3
     return make(
         "attempt 2: lifecycle-optimal, whole budget", size, tokens, "least loss when the budget also pays for serving"
@@ -146,7 +146,7 @@ def _same_loss(make, reference: Choice, served: float, law: Law) -> Choice:
         return log(6 * size * tokens + 2 * size * served) if tokens < 1e30 else float("inf")
 
     smallest = (law.a / (reference.loss - law.e)) ** (1 / law.alpha)
-    size = exp(minimum(life, log(smallest) + 1e-6, log(reference.parameters * 4)))
+    size = exp(find_minimum(life, log(smallest) + 1e-6, log(reference.parameters * 4)))
     tokens = law.tokens_for(size, reference.loss)
     return make(
         "attempt 2: lifecycle-optimal, same loss",
@@ -156,7 +156,7 @@ def _same_loss(make, reference: Choice, served: float, law: Law) -> Choice:
     )
 
 
-def minimum(function, low: float, high: float) -> float:
+def find_minimum(function, low: float, high: float) -> float:
     """Argument of the least value of a function with one valley, by golden section after a scan for the valley."""
     grid = [low + (high - low) * i / 400 for i in range(401)]
     at = min(range(401), key=lambda i: function(grid[i]))

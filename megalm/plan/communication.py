@@ -70,7 +70,7 @@ class MeshLinks:
     pipeline: Links
 
 
-def mesh_links(layout: Layout, machine: Machine) -> MeshLinks:
+def make_mesh_links(layout: Layout, machine: Machine) -> MeshLinks:
     """Links by axis, on the grid: tensor fastest, then context, (expert within) data, pipeline slowest."""
     t, c = layout.tensor, layout.context
     return MeshLinks(

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from megalm.config import Config, ConfigError
-from megalm.plan.layout import Layout, divisibility, layout_of
+from megalm.plan.layout import Layout, explain_indivisible, layout_of
 from megalm.plan.machine import Machine
-from megalm.plan.memory import PARTS, MemoryEstimate, estimate_layout, guard_snapshots
-from megalm.plan.models import largest_fitting
+from megalm.plan.memory import PARTS, MemoryEstimate, count_guard_snapshots, estimate_layout
+from megalm.plan.models import find_largest_fitting
 
 
 def check_fits(config: Config, machine: Machine) -> MemoryEstimate:
@@ -15,7 +15,7 @@ def check_fits(config: Config, machine: Machine) -> MemoryEstimate:
     The message has the figures, the nearest layout of the same model that fits, and the largest model that would.
     """
     layout = layout_of(config, machine.gpus)
-    problems = divisibility(config.model, layout, uneven=True)
+    problems = explain_indivisible(config.model, layout, uneven=True)
     if problems:
         raise ConfigError("this layout cannot be dealt out: " + "; ".join(problems) + ".")
     estimate = estimate_layout(
@@ -23,31 +23,31 @@ def check_fits(config: Config, machine: Machine) -> MemoryEstimate:
         layout,
         cpu=machine.is_cpu,
         bucket_bytes=config.parallel.bucket_mb * 1e6,
-        snapshots=guard_snapshots(config),
+        snapshots=count_guard_snapshots(config),
     )
     if estimate.bytes_per_gpu <= machine.memory:
         return estimate
     worst = estimate.worst
     parts = sorted(((getattr(worst, part), part) for part in PARTS), reverse=True)[:3]
     names = {"snapshots": "the guard's snapshots", "saving": "the copy that a save writes"}
-    figures = ", ".join(f"{names.get(part, part)} {gib(value)}" for value, part in parts)
-    remedy = nearest_fitting(config, layout, machine)
-    largest = largest_fitting(machine, config.precision.dtype)
+    figures = ", ".join(f"{names.get(part, part)} {format_gib(value)}" for value, part in parts)
+    remedy = find_nearest_fitting(config, layout, machine)
+    largest = find_largest_fitting(machine, config.precision.dtype)
     advice = (
         f"It fits with {remedy}."
         if remedy
         else f"No setting of recompute, micro-batch or sharding makes it fit {machine.describe()}."
     )
     raise ConfigError(
-        f"model {config.model.name} needs {gib(estimate.bytes_per_gpu)} on each rank ({figures}),"
-        f" and a rank has {gib(machine.memory)}. {advice}"
+        f"model {config.model.name} needs {format_gib(estimate.bytes_per_gpu)} on each rank ({figures}),"
+        f" and a rank has {format_gib(machine.memory)}. {advice}"
         + (f" The largest model of conf/model that fits this machine is {largest}." if largest else "")
     )
 
 
-def nearest_fitting(config: Config, layout: Layout, machine: Machine) -> str | None:
+def find_nearest_fitting(config: Config, layout: Layout, machine: Machine) -> str | None:
     """The first, mildest change of settings that makes a layout fit, as command-line overrides; None: none does."""
-    kept = guard_snapshots(config)
+    kept = count_guard_snapshots(config)
     choices: list[tuple[int, list[str]]] = [(kept, [])]
     if machine.is_cpu and kept > 1:  # where ranks and snapshots share the memory
         choices.append((1, ["guard.snapshot_lags=[16]"]))
@@ -56,7 +56,7 @@ def nearest_fitting(config: Config, layout: Layout, machine: Machine) -> str | N
     for snapshots, fewer in choices:
         for changes, words in [({}, []), *_remedies(layout, machine)]:
             candidate = replace(layout, **changes)
-            if candidate.world != machine.gpus or divisibility(config.model, candidate):
+            if candidate.world != machine.gpus or explain_indivisible(config.model, candidate):
                 continue
             estimate = estimate_layout(config.model, candidate, cpu=machine.is_cpu, snapshots=snapshots)
             if estimate.bytes_per_gpu <= machine.memory:
@@ -106,6 +106,6 @@ def _halvings(batch: int):
         yield batch
 
 
-def gib(value: float) -> str:
+def format_gib(value: float) -> str:
     """Bytes as GiB, or MiB when small."""
     return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"

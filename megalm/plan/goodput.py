@@ -89,7 +89,7 @@ class Goodput:
         }
 
 
-def goodput(
+def estimate_goodput(
     gpus: int,
     failures_per_1000_gpu_days: float,
     *,
@@ -128,7 +128,7 @@ def goodput(
     loss = checkpoint_loss(chosen, stall, between) if chosen else 0.0
     again = restart / between
     nodes = max(1, gpus // gpus_per_node)
-    table = spare_table(nodes, between, repair)
+    table = tabulate_spares(nodes, between, repair)
     pay = int(min(table, key=lambda row: row["relative_cost"])["spare_nodes"])
     held = pay if spares is None else spares
     waiting = _waiting(held, REPLACED * repair / between)
@@ -157,7 +157,7 @@ def goodput(
     )
 
 
-def spare_table(nodes: int, mtti: float, repair: float) -> list[dict[str, float]]:
+def tabulate_spares(nodes: int, mtti: float, repair: float) -> list[dict[str, float]]:
     """For 0, 1, 2, ... spare nodes: the share of time spent waiting for a node, and the cost of a useful hour.
 
     Nodes leave for repair at rate REPLACED / MTTI and are back after `repair` seconds, so the number away is

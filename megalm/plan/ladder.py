@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 
-from megalm.architecture.tensors import parameters
+from megalm.architecture.tensors import count_parameters
 from megalm.config import ConfigError, ModelConfig
-from megalm.plan.models import scaled_model
+from megalm.plan.models import scale_model
 
 LEARNING_RATES = (
     (125e6, 6.0e-4), (350e6, 3.0e-4), (760e6, 2.5e-4), (1.3e9, 2.0e-4), (2.7e9, 1.6e-4), (6.7e9, 1.2e-4), (13e9, 1.0e-4),
@@ -49,19 +49,19 @@ def interpolate(table: tuple[tuple[float, float], ...], at: float) -> float:
     return exp(y0 + (y1 - y0) * (log(at) - x0) / (x1 - x0))
 
 
-def learning_rate(size: float) -> float:
+def interpolate_learning_rate(size: float) -> float:
     """Peak learning rate of GPT-3's table at a size; never above 1e-3, where small models of its kind turn unstable."""
     return min(1e-3, interpolate(LEARNING_RATES, size))
 
 
-def ladder(target: ModelConfig, rungs: int = 5, ratio: float = 20.0) -> list[Rung]:
+def build_ladder(target: ModelConfig, rungs: int = 5, ratio: float = 20.0) -> list[Rung]:
     """`rungs` models below the target and the target itself, evenly spaced in the logarithm of size.
 
     The smallest is 1/1000 of the target, but no smaller than 10M parameters.
     """
     if rungs < 1:
         raise ConfigError(f"rungs={rungs}: at least 1.")
-    whole = parameters(target)
+    whole = count_parameters(target)
     size = float(whole.total)
     least = max(1e7, size / 1000)
     if least * 2 > size:
@@ -72,7 +72,7 @@ def ladder(target: ModelConfig, rungs: int = 5, ratio: float = 20.0) -> list[Run
     answers = []
     for index in range(rungs):
         wanted = least * (size / least) ** (index / rungs)
-        model = scaled_model(wanted, target)
+        model = scale_model(wanted, target)
         model.name = f"{target.name}-ladder-{index + 1}"
         answers.append(_rung(model.name, model, ratio))
     answers.append(_rung(target.name, target, ratio))
@@ -80,14 +80,14 @@ def ladder(target: ModelConfig, rungs: int = 5, ratio: float = 20.0) -> list[Run
 
 
 def _rung(name: str, model: ModelConfig, ratio: float) -> Rung:
-    counts = parameters(model)
+    counts = count_parameters(model)
     tokens = ratio * counts.active
     batch = min(interpolate(BATCHES, counts.active), tokens / SMALLEST_STEPS, 4e6)
     sequences = 2 ** max(0, round(log(max(1.0, batch / model.seq_length), 2)))
-    return Rung(name, model, counts.total, tokens, learning_rate(counts.active), sequences)
+    return Rung(name, model, counts.total, tokens, interpolate_learning_rate(counts.active), sequences)
 
 
-def experiment_yaml(rung: Rung, note: str) -> str:
+def write_experiment_yaml(rung: Rung, note: str) -> str:
     """A file of conf/experiment: `python -m megalm.launch +experiment=...` runs the rung."""
     model = rung.model
     keys = (
@@ -122,7 +122,7 @@ def write(rungs: list[Rung], folder: Path) -> list[Path]:
         for rung in rungs:
             file = folder / f"{rung.name}.yaml"
             note = f"{rung.parameters:,} parameters on {rung.tokens:.3g} tokens: a rung of a scaling ladder."
-            file.write_text(experiment_yaml(rung, note), encoding="utf-8")
+            file.write_text(write_experiment_yaml(rung, note), encoding="utf-8")
             written.append(file)
         return written
     except OSError as error:

@@ -142,7 +142,7 @@ def layout_of(config: Config, gpus: int) -> Layout:
     )
 
 
-def divisibility(model: ModelConfig, layout: Layout, *, uneven: bool = False) -> list[str]:
+def explain_indivisible(model: ModelConfig, layout: Layout, *, uneven: bool = False) -> list[str]:
     """What does not divide, each with the nearest thing that does; empty when all is well.
 
     uneven: also take key/value heads that the tensor ranks do not divide, but that are enough for each to have one:
@@ -196,6 +196,6 @@ def _near_divisors(number: int, wanted: int) -> str:
     return " or ".join(map(str, sorted(near)))
 
 
-def single(config: Config) -> Layout:
+def shrink_to_one_rank(config: Config) -> Layout:
     """The layout of the same run on one rank."""
     return replace(layout_of(config, 1), data=1)

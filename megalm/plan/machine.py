@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config import Config, ConfigError, PrecisionConfig
-from megalm.config.cluster import THIS_MACHINE, Accelerator, ClusterConfig, find_accelerator, hardware, prices
+from megalm.config.cluster import THIS_MACHINE, Accelerator, ClusterConfig, find_accelerator, read_hardware, read_prices
 
 REMEMBERED = 86400.0
 """Seconds after which this machine is measured again: it may have been busy the first time."""
@@ -75,7 +75,7 @@ class Machine:
         return asdict(self)
 
 
-def planned_machine(
+def make_planned_machine(
     gpu: str,
     gpus: int,
     *,
@@ -87,20 +87,20 @@ def planned_machine(
     if gpus < 1:
         raise ConfigError(f"gpus={gpus}: at least one GPU is needed.")
     if gpu.lower() in THIS_MACHINE:
-        return this_machine().with_gpus(gpus)
+        return measure_this_machine().with_gpus(gpus)
     accelerator = find_accelerator(gpu, overrides)
     given = price if price is not None else overrides.price if overrides else None
-    dollars, source = gpu_hour_price(accelerator.name, price_list) if given is None else (given, "given")
+    dollars, source = find_gpu_hour_price(accelerator.name, price_list) if given is None else (given, "given")
     rate = overrides.failures_per_1000_gpu_days if overrides else None
-    failures, why = failure_rate() if rate is None else (rate, "given")
+    failures, why = find_failure_rate() if rate is None else (rate, "given")
     return Machine(
         accelerator, gpus, price=dollars, price_source=source, failures_per_1000_gpu_days=failures, failures_source=why
     )
 
 
-def gpu_hour_price(name: str, price_list: str | None = None) -> tuple[float | None, str]:
+def find_gpu_hour_price(name: str, price_list: str | None = None) -> tuple[float | None, str]:
     """(dollars a GPU-hour, 'source, date') from conf/prices.yaml; (None, reason) when the list lacks the GPU."""
-    table = prices()["gpu_hour"]
+    table = read_prices()["gpu_hour"]
     chosen = price_list or table["default"]
     if chosen not in table["lists"]:
         raise ConfigError(f"price_list={chosen}: conf/prices.yaml has {', '.join(table['lists'])}.")
@@ -110,9 +110,9 @@ def gpu_hour_price(name: str, price_list: str | None = None) -> tuple[float | No
     return float(entry["price"]), f"{entry['source']} ({entry['date']})"
 
 
-def failure_rate(name: str | None = None) -> tuple[float, str]:
+def find_failure_rate(name: str | None = None) -> tuple[float, str]:
     """(failures in 1,000 GPU-days, source) of one of the named rates in conf/prices.yaml."""
-    table = prices()["failures"]
+    table = read_prices()["failures"]
     chosen = name or table["default"]
     if chosen not in table["rates"]:
         raise ConfigError(f"failures={chosen}: give a number per 1,000 GPU-days or one of {', '.join(table['rates'])}.")
@@ -120,13 +120,13 @@ def failure_rate(name: str | None = None) -> tuple[float, str]:
     return float(entry["per_1000_gpu_days"]), f"{entry['source']}"
 
 
-def machine_for(config: Config, gpus: int | None = None) -> Machine:
+def find_machine(config: Config, gpus: int | None = None) -> Machine:
     """The machine that a configuration is planned for: its cluster, or else this machine."""
     cluster = config.cluster
     count = gpus or cluster.gpus or config.world_size or _world_from_environment()
     if cluster.gpu and cluster.gpu.lower() not in THIS_MACHINE:
-        return planned_machine(cluster.gpu, count or 1, price=cluster.price, overrides=cluster)
-    machine = this_machine(gpu=False if config.device == "cpu" else None)
+        return make_planned_machine(cluster.gpu, count or 1, price=cluster.price, overrides=cluster)
+    machine = measure_this_machine(gpu=False if config.device == "cpu" else None)
     return machine.with_gpus(count) if count else machine
 
 
@@ -142,7 +142,7 @@ def _world_from_environment() -> int | None:
 
 
 @lru_cache(maxsize=2)
-def this_machine(gpu: bool | None = None) -> Machine:
+def measure_this_machine(gpu: bool | None = None) -> Machine:
     """The machine that this runs on: its GPUs if there are any (unless gpu=False), else its processor, measured."""
     cores, memory = _cores(), _host_memory()
     found = [] if gpu is False else _gpus()
@@ -150,8 +150,8 @@ def this_machine(gpu: bool | None = None) -> Machine:
         name, count = found[0], len(found)
         accelerator = _recognise(name)
         if accelerator is not None:
-            failures, why = failure_rate()
-            return Machine(accelerator, count, cores, memory, *gpu_hour_price(accelerator.name), failures, why)
+            failures, why = find_failure_rate()
+            return Machine(accelerator, count, cores, memory, *find_gpu_hour_price(accelerator.name), failures, why)
     measured = measure_cpu(cores)
     flops, copy = measured["fp32_flops"], measured["copy_bytes_per_s"]
     source = f"measured on this machine ({_processor()}, {cores} cores)"
@@ -328,7 +328,7 @@ def _gpus() -> list[str]:
 def _recognise(device: str) -> Accelerator | None:
     """The record whose name occurs in a device's name ('NVIDIA A100-SXM4-80GB' -> a100-80gb)."""
     text = device.lower().replace(" ", "-")
-    for name in sorted(hardware(), key=len, reverse=True):
+    for name in sorted(read_hardware(), key=len, reverse=True):
         chip, _, size = name.partition("-")
         if chip in text and (not size or size in text):
             return find_accelerator(name)

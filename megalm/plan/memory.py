@@ -6,16 +6,16 @@ from heapq import heapify, heapreplace
 from math import ceil, prod
 from typing import Any
 
-from megalm.architecture.kept import kept
-from megalm.architecture.layers import LayerSpec, every_layer
+from megalm.architecture.kept import cache_by_model
+from megalm.architecture.layers import LayerSpec, find_shared_layer
 from megalm.architecture.shape import ModelShape, shape_of
-from megalm.architecture.tensors import back_tensors, embedding_tensor, front_tensors
+from megalm.architecture.tensors import describe_embedding_tensor, list_back_tensors, list_front_tensors
 from megalm.config import Config, ModelConfig, ParallelConfig
 from megalm.pipeline.actions import Placement
-from megalm.pipeline.partition import layer_costs
-from megalm.plan.activations import attention_mask, layer_activations
+from megalm.pipeline.partition import count_layer_costs
+from megalm.plan.activations import count_mask_bytes, estimate_layer_activations
 from megalm.plan.layout import BYTES, Layout, layout_of
-from megalm.plan.machine import Machine, machine_for
+from megalm.plan.machine import Machine, find_machine
 
 FRAGMENTATION = 0.03
 """Share of the dynamic memory lost between the allocator's blocks: 2-5% is usual with torch's expandable segments."""
@@ -107,18 +107,18 @@ class MemoryEstimate:
 
 def estimate(config: Config, machine: Machine | None = None) -> MemoryEstimate:
     """Per-rank memory of a configuration's run."""
-    machine = machine or machine_for(config)
+    machine = machine or find_machine(config)
     layout = layout_of(config, machine.gpus)
     return estimate_layout(
         config.model,
         layout,
         cpu=machine.is_cpu,
         bucket_bytes=config.parallel.bucket_mb * 1e6,
-        snapshots=guard_snapshots(config),
+        snapshots=count_guard_snapshots(config),
     )
 
 
-def guard_snapshots(config: Config) -> int:
+def count_guard_snapshots(config: Config) -> int:
     """Snapshots that the guard keeps in host memory."""
     guard = config.guard
     lags = getattr(guard, "snapshot_lags", None)
@@ -143,7 +143,7 @@ def estimate_layout(
     for stage, layers in enumerate(counts):
         first = stage == 0
         last = first if ends_together else stage == layout.pipeline - 1
-        flight = chunks_in_flight(layout, stage)
+        flight = count_chunks_in_flight(layout, stage)
         key = (layers, first, last, flight)
         if key not in distinct:
             distinct[key] = _stage(model, layout, stage, key, cpu, bucket_bytes, snapshots)
@@ -173,7 +173,7 @@ def _cut(layers: int, stages: int, first: float, last: float) -> tuple[int, ...]
 
 def layers_of_stages(model: ModelConfig, stages: int) -> tuple[int, ...]:
     """Layers of each pipeline stage, cut by cost: the logits count on the last one."""
-    costs = layer_costs(model)
+    costs = count_layer_costs(model)
     layer = costs.layers[0]
     return _cut(model.num_layers, stages, costs.embedding / layer, costs.output / layer)
 
@@ -189,7 +189,7 @@ V_SCHEDULES = ("zb-v", "dualpipe-v")
 """Schedules whose first and last stage share a rank."""
 
 
-def chunks_in_flight(layout: Layout, rank: int) -> int:
+def count_chunks_in_flight(layout: Layout, rank: int) -> int:
     """Forward passes of one chunk and micro-batch whose activations a rank holds at its peak, by schedule.
 
     The figures of `megalm.pipeline.simulate` in closed form; one rank holds one micro-batch (all its chunks of it).
@@ -219,29 +219,29 @@ class Pieces:
     def held(self, layers: int, first: bool, last: bool, tensor: int, expert: int) -> float:
         """Parameters that one rank of a stage with so many layers holds."""
         kv_heads = self.layer.attention.num_kv_heads
-        pieces = [(name, full, layers) for name, full in self.layer.tensors()]
+        pieces = [(name, full, layers) for name, full in self.layer.list_tensors()]
         if first:
-            pieces += [(name, full, 1) for name, full in front_tensors(self.shape)]
+            pieces += [(name, full, 1) for name, full in list_front_tensors(self.shape)]
         if last:
-            pieces += [(name, full, 1) for name, full in back_tensors(self.shape)]
+            pieces += [(name, full, 1) for name, full in list_back_tensors(self.shape)]
         if last and not first and self.shape.tie_embeddings:
-            pieces.append((*embedding_tensor(self.shape), 1))
-        return sum(prod(local_shape(kv_heads, name, full, tensor, expert)) * times for name, full, times in pieces)
+            pieces.append((*describe_embedding_tensor(self.shape), 1))
+        return sum(prod(shard_shape(kv_heads, name, full, tensor, expert)) * times for name, full, times in pieces)
 
 
-@kept
+@cache_by_model
 def pieces_of(model: ModelConfig) -> Pieces:
     """Resolve a model whose layers are alike."""
-    return Pieces(shape_of(model), every_layer(model))
+    return Pieces(shape_of(model), find_shared_layer(model))
 
 
 @lru_cache(maxsize=4096)
-def local_parameters(pieces: Pieces, layers: int, first: bool, last: bool, tensor: int, expert: int) -> float:
+def count_local_parameters(pieces: Pieces, layers: int, first: bool, last: bool, tensor: int, expert: int) -> float:
     """What `Pieces.held` counts, counted once."""
     return pieces.held(layers, first, last, tensor, expert)
 
 
-def local_shape(kv: int, name: str, shape: tuple[int, ...], tensor: int, expert: int) -> tuple[float, ...]:
+def shard_shape(kv: int, name: str, shape: tuple[int, ...], tensor: int, expert: int) -> tuple[float, ...]:
     """Shape of one rank's share of a tensor, with `kv` key/value heads; experts count by their share of their axis."""
     if ".experts." in name:
         share = (shape[0] / tensor if len(shape) > 1 or ".down." not in name else shape[0],)
@@ -277,11 +277,11 @@ def _stage(
     layers, first, last, flight = place
     size = BYTES[layout.dtype]
     pieces = pieces_of(model)
-    held = local_parameters(pieces, layers, first, last, layout.tensor, layout.expert)
+    held = count_local_parameters(pieces, layers, first, last, layout.tensor, layout.expert)
     shards = layout.shards
     gathered = 0.0
     if layout.fully_shard:
-        one_layer = local_parameters(pieces, 1, False, False, layout.tensor, layout.expert)
+        one_layer = count_local_parameters(pieces, 1, False, False, layout.tensor, layout.expert)
         weights, gradients, optimizer = 4.0 * held / shards, 4.0 * held / shards, 4.0 * layout.states * held / shards
         gathered = 2 * one_layer * size + one_layer * 4.0
         if first or last:
@@ -293,10 +293,10 @@ def _stage(
         gradients = 4.0 * held / (shards if layout.zero_stage >= 2 else 1)
         if layout.zero_stage and shards > 1:
             gradients += 4.0 * held / shards if layout.zero_stage == 1 else min(2 * bucket, 4.0 * held)
-    acts = layer_activations(model, layout, cpu=cpu)
+    acts = estimate_layer_activations(model, layout, cpu=cpu)
     tokens = model.seq_length * layout.micro_batch / layout.context
     stream = tokens * model.hidden_size * size / (layout.tensor if layout.sequence else 1)
-    activations = acts.total * layers / layout.virtual * flight + attention_mask(model, layout)
+    activations = acts.total * layers / layout.virtual * flight + count_mask_bytes(model, layout)
     if first:
         activations += 8.0 * tokens * flight
     logits = 0.0

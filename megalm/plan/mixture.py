@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from megalm.config import ConfigError
-from megalm.config.phases import quantity
+from megalm.config.phases import parse_quantity
 
 WARN_EPOCHS = 4.0
 """Repeating a source up to four times is nearly as good as new text (Muennighoff et al. 2023, arXiv:2305.16264)."""
@@ -190,12 +190,12 @@ def compare(mixtures: Sequence[Mixture]) -> list[tuple[str, list[float | None]]]
     return sorted(rows, key=lambda row: -max(share or 0.0 for share in row[1]))
 
 
-def distance(first: Mixture, second: Mixture) -> float:
+def measure_distance(first: Mixture, second: Mixture) -> float:
     """Total variation distance of two mixtures: the share of tokens that would have to change its source."""
     return sum(abs((a or 0.0) - (b or 0.0)) for _, (a, b) in compare([first, second])) / 2
 
 
-def data_yaml(mixture: Mixture) -> str:
+def write_data_yaml(mixture: Mixture) -> str:
     """The yaml of conf/data that `data=NAME` reads: prefixes and weights."""
     lines = [f"# {mixture.name}: written by megalm mix" + (f"; {mixture.total:.4g} tokens" if mixture.total else "")]
     for source in mixture.sources:
@@ -228,8 +228,8 @@ def read(name: str) -> tuple[str, list[Source], float | None]:
         if path.suffix == ".csv":
             return path.stem, _from_csv(path, text), None
         content = yaml.safe_load(text)
-        sources = [source_from(str(path), dict(entry)) for entry in content["sources"]]
-        total = quantity(content["total"]) if content.get("total") is not None else None
+        sources = [make_source(str(path), dict(entry)) for entry in content["sources"]]
+        total = parse_quantity(content["total"]) if content.get("total") is not None else None
         return str(content.get("name") or path.stem), sources, total
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(
@@ -238,7 +238,7 @@ def read(name: str) -> tuple[str, list[Source], float | None]:
         ) from None
 
 
-def source_from(where: str, entry: dict[str, Any]) -> Source:
+def make_source(where: str, entry: dict[str, Any]) -> Source:
     """A source out of a mapping; figures may be words such as 335B or 33.5%."""
     unknown = set(entry) - {"name", "available", "proportion", "tokens", "epochs", "prefix"}
     if unknown or "name" not in entry:
@@ -246,7 +246,7 @@ def source_from(where: str, entry: dict[str, Any]) -> Source:
             f"{where}: a source has name, available, proportion, tokens, epochs, prefix; got {', '.join(map(str, entry))}."
         )
     figures = {
-        key: quantity(entry[key])
+        key: parse_quantity(entry[key])
         for key in ("available", "proportion", "tokens", "epochs")
         if entry.get(key) is not None
     }
@@ -260,21 +260,21 @@ def _from_csv(path: Path, text: str) -> list[Source]:
         entry: dict[str, Any] = {"name": clean.get("name") or clean.get("source")}
         for key, scale in (("available", 1.0), ("available_tokens", 1.0), ("available_tokens_B", 1e9)):
             if key in clean:
-                entry["available"] = quantity(clean[key]) * scale
+                entry["available"] = parse_quantity(clean[key]) * scale
         for key, scale in (("tokens", 1.0), ("tokens_B", 1e9), ("effective_tokens_B", 1e9)):
             if key in clean:
-                entry["tokens"] = quantity(clean[key]) * scale
+                entry["tokens"] = parse_quantity(clean[key]) * scale
         if "proportion" in clean:
             entry["proportion"] = clean["proportion"]
         if "proportion_percent" in clean:
             entry["proportion"] = float(clean["proportion_percent"]) / 100
         if "epochs" in clean and not ("tokens" in entry and "available" in entry):
             entry["epochs"] = clean["epochs"]
-        sources.append(source_from(str(path), entry))
+        sources.append(make_source(str(path), entry))
     return sources
 
 
-def source_from_word(word: str) -> Source:
+def parse_source(word: str) -> Source:
     """NAME=AVAILABLE@WHAT on the command line: web=2.4T@33.5%, wiki=4.87B@2x, code=464B@100B; AVAILABLE may be ?.
 
     Errors: ConfigError for a word that is not of this form.
@@ -284,10 +284,10 @@ def source_from_word(word: str) -> Source:
         if match is None:
             raise ValueError
         name, available, what = match.groups()
-        known = None if available.strip() == "?" else quantity(available)
+        known = None if available.strip() == "?" else parse_quantity(available)
         if what.endswith("x"):
             return Source(name, known, epochs=float(what[:-1]))
-        number = quantity(what)
+        number = parse_quantity(what)
         if what.endswith("%") or number <= 1:
             return Source(name, known, proportion=number)
         return Source(name, known, tokens=number)

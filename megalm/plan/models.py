@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from megalm.architecture.shape import shape_of
-from megalm.architecture.tensors import parameters
+from megalm.architecture.tensors import count_parameters
 from megalm.config import ConfigError, ModelConfig, MoEConfig
 from megalm.config.cluster import CONF
 from megalm.config.model_file import read_model_file
@@ -27,12 +27,12 @@ class ModelRow:
 
 
 @lru_cache(maxsize=1)
-def models() -> dict[str, ModelConfig]:
+def list_models() -> dict[str, ModelConfig]:
     """Every model of conf/model by name, smallest first."""
     found = {}
     for path in sorted((CONF / "model").glob("*.yaml")):
         found[path.stem] = read_model(path.stem)
-    return dict(sorted(found.items(), key=lambda item: parameters(item[1]).total))
+    return dict(sorted(found.items(), key=lambda item: count_parameters(item[1]).total))
 
 
 def read_model(name: str) -> ModelConfig:
@@ -46,7 +46,7 @@ def read_model(name: str) -> ModelConfig:
     return model
 
 
-def frugal_layout(machine: Machine, dtype: str | None = None, model: ModelConfig | None = None) -> Layout:
+def choose_frugal_layout(machine: Machine, dtype: str | None = None, model: ModelConfig | None = None) -> Layout:
     """The layout of a machine that needs least memory: one sequence a rank, everything recomputed and split."""
     chosen = dtype or ("fp32" if machine.is_cpu else "bf16")
     context = 1
@@ -61,29 +61,29 @@ def frugal_layout(machine: Machine, dtype: str | None = None, model: ModelConfig
     )
 
 
-def fits(model: ModelConfig, machine: Machine, dtype: str | None = None) -> tuple[bool, float]:
+def measure_fit(model: ModelConfig, machine: Machine, dtype: str | None = None) -> tuple[bool, float]:
     """(whether a model fits with the most frugal layout, bytes of its fullest rank)."""
-    needed = estimate_layout(model, frugal_layout(machine, dtype, model), cpu=machine.is_cpu).bytes_per_gpu
+    needed = estimate_layout(model, choose_frugal_layout(machine, dtype, model), cpu=machine.is_cpu).bytes_per_gpu
     return needed <= machine.memory, needed
 
 
-def table(machine: Machine) -> list[ModelRow]:
+def tabulate_models(machine: Machine) -> list[ModelRow]:
     """Every model of conf/model, smallest first, with whether it can be trained on the machine."""
     rows = []
-    for name, model in models().items():
-        counts = parameters(model)
-        possible, needed = fits(model, machine)
+    for name, model in list_models().items():
+        counts = count_parameters(model)
+        possible, needed = measure_fit(model, machine)
         rows.append(ModelRow(name, counts.total, counts.active, needed, possible))
     return rows
 
 
-def largest_fitting(machine: Machine, dtype: str | None = None) -> str | None:
+def find_largest_fitting(machine: Machine, dtype: str | None = None) -> str | None:
     """Name of the largest model of conf/model that fits a machine."""
-    fitting = [name for name, model in models().items() if fits(model, machine, dtype)[0]]
+    fitting = [name for name, model in list_models().items() if measure_fit(model, machine, dtype)[0]]
     return fitting[-1] if fitting else None
 
 
-def scaled_model(parameters_wanted: float, like: ModelConfig | None = None) -> ModelConfig:
+def scale_model(parameters_wanted: float, like: ModelConfig | None = None) -> ModelConfig:
     """A model of about as many parameters, with Llama's proportions: width 128 a layer up to 64 layers deep.
 
     Source of the proportions: the published shapes from 125M to 70B (width over depth rises from 64 to 128).

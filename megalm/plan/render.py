@@ -6,7 +6,7 @@ from typing import Any
 from megalm.page.document import is_number
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Seconds in the unit that people would use."""
     if seconds is None:
         return "-"
@@ -18,19 +18,19 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
 
 
-def gib(value: float) -> str:
+def format_gib(value: float) -> str:
     """Bytes as GiB, or MiB when small."""
     return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 
-def dollars(value: float | None) -> str:
+def format_dollars(value: float | None) -> str:
     """Dollars without cents from ten on."""
     if value is None:
         return "-"
     return f"${value:,.0f}" if value >= 10 else f"${value:,.2f}"
 
 
-def grid(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+def make_grid(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     """A rich table: first column to the left, the others to the right; units belong in the headers."""
     from rich import box
     from rich.table import Table
@@ -44,7 +44,7 @@ def grid(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> A
     return table
 
 
-def console(width: int | None = None) -> Any:
+def make_console(width: int | None = None) -> Any:
     """A rich console that does not wrap tables when the output is a file."""
     import sys
 

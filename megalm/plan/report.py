@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config import ConfigError
-from megalm.page.document import Caution, Table, page
+from megalm.page.document import Caution, Table, render_page
 from megalm.page.plots import Bars, Lines
-from megalm.plan.render import console, grid
+from megalm.plan.render import make_console, make_grid
 
 
 @dataclass
@@ -30,10 +30,10 @@ class Report:
         if as_json:
             print(json.dumps({**self.data, **({"warnings": self.warnings} if self.warnings else {})}, indent=2))
             return 0
-        terminal = console()
+        terminal = make_console()
         for block in self.blocks:
             if isinstance(block, Table):
-                terminal.print(grid(block.title, block.headers, block.rows))
+                terminal.print(make_grid(block.title, block.headers, block.rows))
                 if block.note:
                     terminal.print(f"  {block.note}\n", style="dim", markup=False)
             elif isinstance(block, str):
@@ -46,4 +46,4 @@ class Report:
 
     def page(self) -> str:
         """One self-contained HTML page: tables and SVG plots, no script."""
-        return page(self.title, [*self.blocks, *map(Caution, self.warnings)])
+        return render_page(self.title, [*self.blocks, *map(Caution, self.warnings)])

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import floor, log2
 
-from megalm.architecture.tensors import parameters
+from megalm.architecture.tensors import count_parameters
 from megalm.config import Config, ConfigError, PrecisionConfig
 from megalm.config.cluster import THIS_MACHINE
 from megalm.config.words import take_out_search
-from megalm.plan.machine import Machine, failure_rate, machine_for, planned_machine, this_machine
+from megalm.plan.machine import Machine, find_failure_rate, find_machine, make_planned_machine, measure_this_machine
 
 LETTERS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
 SECONDS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "hours": 3600.0, "d": 86400.0, "days": 86400.0}
@@ -159,10 +159,10 @@ def _value(request: Request, name: str, text: str) -> object:
     if kind == "tokens" and (match := re.fullmatch(r"([\d.eE+-]+)\s*[NnxX]", text)):
         size = request.number("parameters")
         if size is None and request.has_model:
-            size = parameters(compose(request).model).active
+            size = count_parameters(compose(request).model).active
         if size is None:
             raise ConfigError(f"{name}={text}: tokens a parameter need a size: add parameters=7e9 or +model=7b.")
-        return positive(name, _float(name, match[1]) * size)
+        return require_positive(name, _float(name, match[1]) * size)
     if kind == "share":
         value = _float(name, text[:-1]) / 100 if text.endswith("%") else _float(name, text)
         if not 0 < value <= 1:
@@ -173,7 +173,7 @@ def _value(request: Request, name: str, text: str) -> object:
         unit = (match[2] if match else "") or {"seconds": "s", "minutes": "min", "hours": "h"}[kind]
         if match is None or unit not in SECONDS:
             raise ConfigError(f"{name}={text}: a time such as 60s, 10min, 7.8h or 2d.")
-        return positive(name, _float(name, match[1]) * SECONDS[unit], zero=True)
+        return require_positive(name, _float(name, match[1]) * SECONDS[unit], zero=True)
     if kind == "money":
         text = text.lstrip("$")
     if text and text[-1].lower() in LETTERS and re.fullmatch(r"[\d.]+", text[:-1]):
@@ -183,7 +183,7 @@ def _value(request: Request, name: str, text: str) -> object:
     if kind == "whole":
         if number != int(number):
             raise ConfigError(f"{name}={text}: a whole number is needed.")
-        return int(positive(name, number, zero=name in ("spares", "snapshots", "checkpoints")))
+        return int(require_positive(name, number, zero=name in ("spares", "snapshots", "checkpoints")))
     zero = name in (
         "inference_tokens",
         "price",
@@ -192,10 +192,10 @@ def _value(request: Request, name: str, text: str) -> object:
         "multi_turn_chats",
         "annotation_hours",
     )
-    return positive(name, number, zero=zero)
+    return require_positive(name, number, zero=zero)
 
 
-def positive(name: str, value: float, *, zero: bool = False) -> float:
+def require_positive(name: str, value: float, *, zero: bool = False) -> float:
     """The value itself; ConfigError when it is negative, infinite, not a number, or zero where zero means nothing."""
     if value != value or value in (float("inf"), float("-inf")) or value < 0 or (value == 0 and not zero):
         raise ConfigError(f"{name}={value:g}: must be {'at least 0' if zero else 'above 0'} and finite.")
@@ -231,10 +231,10 @@ def compose(request: Request, *, global_batch: int | None = None) -> Config:
         raise ConfigError(f"model.moe.top_k={config.model.moe.top_k}: from 1 to the {experts} experts there are.")
     batch_tokens = request.number("batch_tokens")
     if batch_tokens and not global_batch:
-        config.train.global_batch_size = divisible_batch(batch_tokens / config.model.seq_length)
+        config.train.global_batch_size = choose_divisible_batch(batch_tokens / config.model.seq_length)
     elif not request.gives("train.global_batch_size") and not global_batch and not _on_cpu(request):
-        counts = parameters(config.model).active
-        config.train.global_batch_size = divisible_batch(usual_batch_tokens(counts) / config.model.seq_length)
+        counts = count_parameters(config.model).active
+        config.train.global_batch_size = choose_divisible_batch(choose_batch_tokens(counts) / config.model.seq_length)
     tokens = request.number("tokens")
     if tokens:
         config.train.tokens, config.train.steps = tokens, None
@@ -245,10 +245,10 @@ def _on_cpu(request: Request) -> bool:
     gpu = request.word("gpu")
     if gpu:
         return gpu.lower() in THIS_MACHINE
-    return not request.gives("cluster") and this_machine().is_cpu
+    return not request.gives("cluster") and measure_this_machine().is_cpu
 
 
-def divisible_batch(sequences: float) -> int:
+def choose_divisible_batch(sequences: float) -> int:
     """A whole number of sequences close by that many layouts divide: a power of two within 6%, else an eighth's one.
 
     '4M tokens' of 8,192 are 488 sequences; 512 is what is meant.
@@ -261,39 +261,41 @@ def divisible_batch(sequences: float) -> int:
     return max(1, round(sequences / step) * step)
 
 
-def usual_batch_tokens(size: float) -> float:
+def choose_batch_tokens(size: float) -> float:
     """Tokens of a step when none are asked for: GPT-3's table (0.5M at 125M ... 2M at 13B) and Llama's 4M above."""
     return 0.5e6 if size < 1e9 else 1e6 if size < 5e9 else 2e6 if size < 20e9 else 4e6
 
 
-def machine(request: Request, config: Config | None = None) -> Machine:
+def choose_machine(request: Request, config: Config | None = None) -> Machine:
     """The machine that the request names: gpu= and gpus=, or the configuration's cluster, or this one."""
     gpus = request.whole("gpus")
     gpu = request.word("gpu")
     price = request.number("price")
     if gpu is None and config is not None and config.cluster.gpu:
-        found = machine_for(config, gpus)
+        machine = find_machine(config, gpus)
     elif gpu is None:
-        found = (
-            machine_for(config, gpus) if config is not None else this_machine().with_gpus(gpus or this_machine().gpus)
+        machine = (
+            find_machine(config, gpus)
+            if config is not None
+            else measure_this_machine().with_gpus(gpus or measure_this_machine().gpus)
         )
     else:
-        found = planned_machine(gpu, gpus or 1, price=price, price_list=request.word("price_list"))
+        machine = make_planned_machine(gpu, gpus or 1, price=price, price_list=request.word("price_list"))
     changes: dict[str, object] = {}
     if price is not None:
         changes.update(price=price, price_source="given")
     if "failures" in request.own:
-        changes["failures_per_1000_gpu_days"], changes["failures_source"] = failures(request)
+        changes["failures_per_1000_gpu_days"], changes["failures_source"] = choose_failure_rate(request)
     peak = request.number("peak")
     if peak is not None:
-        chip = found.accelerator
-        scale = found.gpus if found.is_cpu else 1
+        chip = machine.accelerator
+        scale = machine.gpus if machine.is_cpu else 1
         rates = {dtype: peak * scale for dtype in chip.peak}
         changes["accelerator"] = replace(chip, peak=rates, sources={**chip.sources, "peak_tflops": "given"})
-    return replace(found, **changes) if changes else found  # type: ignore[arg-type]
+    return replace(machine, **changes) if changes else machine  # type: ignore[arg-type]
 
 
-def failures(request: Request) -> tuple[float, str]:
+def choose_failure_rate(request: Request) -> tuple[float, str]:
     """(failures in 1,000 GPU-days, where the figure comes from)."""
     if "observed_failures" in request.own:
         seen = request.number("observed_failures", 1.0)
@@ -304,8 +306,8 @@ def failures(request: Request) -> tuple[float, str]:
         return 1000.0 * seen / (nodes * per_node * days), f"{seen:g} seen on {nodes:g} nodes in {days:g} days"
     text = request.word("failures")
     if text is None:
-        return failure_rate()
+        return find_failure_rate()
     try:
-        return positive("failures", float(text), zero=True), "given"
+        return require_positive("failures", float(text), zero=True), "given"
     except ValueError:
-        return failure_rate(text)
+        return find_failure_rate(text)

@@ -15,9 +15,9 @@ def resolve_layout(request: Request, config: Config, machine: Machine) -> Layout
     given = given or request.gives("train.micro_batch_size")
     if not request.wants_search and (given or machine.is_cpu):
         return layout_of(config, machine.gpus)
-    from megalm.plan.search import fixed_by, search
+    from megalm.plan.search import list_fixed, search
 
-    found = search(config, machine, top=1, fixed=fixed_by(request.overrides, config))
-    if not found.best:
-        raise ConfigError(found.why_none())
-    return found.best[0].layout
+    result = search(config, machine, top=1, fixed=list_fixed(request.overrides, config))
+    if not result.best:
+        raise ConfigError(result.why_none())
+    return result.best[0].layout

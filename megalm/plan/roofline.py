@@ -63,11 +63,11 @@ class Roofline:
         if rows <= 0 or columns <= 0 or inner <= 0:
             return 0.0
         flops = 2.0 * rows * columns * inner
-        compute = flops / (self.rate * self.fill(rows, columns) * inner / (inner + self.depth))
+        compute = flops / (self.rate * self.time_fill(rows, columns) * inner / (inner + self.depth))
         moving = self.size * (rows * inner + inner * columns + rows * columns) / self.bandwidth
         return max(compute, moving, self.launch)
 
-    def fill(self, rows: float, columns: float) -> float:
+    def time_fill(self, rows: float, columns: float) -> float:
         """Share of the processors that the output's tiles keep busy, averaged over waves."""
         if self.processors == 1:
             return 1.0
@@ -88,7 +88,7 @@ class Roofline:
         return forward, self.matmul(rows, inner, columns) + self.matmul(inner, columns, rows)
 
 
-def layer_time(model: ModelShape, layer: LayerSpec, layout: Layout, roofline: Roofline) -> LayerTime:
+def estimate_layer_time(model: ModelShape, layer: LayerSpec, layout: Layout, roofline: Roofline) -> LayerTime:
     """Seconds of one layer for one micro-batch."""
     length, t = model.seq_length, layout.tensor
     tokens = length * layout.micro_batch / layout.context
@@ -139,7 +139,7 @@ def layer_time(model: ModelShape, layer: LayerSpec, layout: Layout, roofline: Ro
     )
 
 
-def ends_time(model: ModelShape, layout: Layout, roofline: Roofline) -> tuple[float, float]:
+def estimate_ends_time(model: ModelShape, layout: Layout, roofline: Roofline) -> tuple[float, float]:
     """(forward, backward) seconds of the logits and the loss for one micro-batch, on the last stage."""
     tokens = model.seq_length * layout.micro_batch / layout.context
     columns = model.vocab_size / layout.tensor
@@ -148,6 +148,6 @@ def ends_time(model: ModelShape, layout: Layout, roofline: Roofline) -> tuple[fl
     return forward + roofline.moving(2 * logits, 2), backward + roofline.moving(2 * logits, 2)
 
 
-def optimizer_time(held: float, roofline: Roofline) -> float:
+def estimate_optimizer_time(held: float, roofline: Roofline) -> float:
     """Seconds of the update of `held` parameters on one rank."""
     return roofline.moving(OPTIMIZER_BYTES * held)

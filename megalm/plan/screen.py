@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from megalm.page.axis import number
-from megalm.plan.render import dollars, duration, gib
-from megalm.plan.summary import Plan, time_shares
+from megalm.page.axis import format_count
+from megalm.plan.render import format_dollars, format_duration, format_gib
+from megalm.plan.summary import Plan, list_time_shares
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -12,27 +12,30 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     layout, memory, time = plan.layout, plan.memory, plan.time
     counts, losses = plan.counts, plan.losses
     tokens = plan.tokens
-    active = f", {number(counts.active)} active" if counts.active != counts.total else ""
+    active = f", {format_count(counts.active)} active" if counts.active != counts.total else ""
     rows = [
-        ("what", f"{plan.name}: {counts.total:,} parameters{active} ({number(counts.embedding)} in embeddings)"),
+        ("what", f"{plan.name}: {counts.total:,} parameters{active} ({format_count(counts.embedding)} in embeddings)"),
         ("where", plan.machine.describe()),
         ("layout", layout.describe()),
         (
             "batch",
-            f"{layout.global_batch} x {plan.seq_length} = {number(plan.tokens_per_step)} tokens a step"
+            f"{layout.global_batch} x {plan.seq_length} = {format_count(plan.tokens_per_step)} tokens a step"
             + (
-                f"; {plan.steps:,} steps = {number(tokens)} tokens ({tokens / counts.active:.1f} a parameter)"
+                f"; {plan.steps:,} steps = {format_count(tokens)} tokens ({tokens / counts.active:.1f} a parameter)"
                 if tokens
                 else ""
             ),
         ),
         (
             "FLOPs",
-            f"{number(plan.flops_per_token)} a token (forward + backward, causal attention),"
-            f" {number(plan.flops_per_token * plan.tokens_per_step)} a step",
+            f"{format_count(plan.flops_per_token)} a token (forward + backward, causal attention),"
+            f" {format_count(plan.flops_per_token * plan.tokens_per_step)} a step",
         ),
-        ("memory", f"{gib(memory.bytes_per_gpu)} of {gib(plan.machine.memory)} a rank: {_memory_words(memory.worst)}"),
-        ("step", f"{duration(time.total)}: {_time_words(plan)}"),
+        (
+            "memory",
+            f"{format_gib(memory.bytes_per_gpu)} of {format_gib(plan.machine.memory)} a rank: {_memory_words(memory.worst)}",
+        ),
+        ("step", f"{format_duration(time.total)}: {_time_words(plan)}"),
         (
             "speed",
             f"{plan.tokens_per_second:,.0f} tokens/s, MFU {100 * plan.mfu:.1f}%, HFU {100 * plan.hfu:.1f}%"
@@ -43,9 +46,9 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         rows.append(
             (
                 "how long",
-                duration(plan.days * 86400)
+                format_duration(plan.days * 86400)
                 + (
-                    f" with failures ({duration(plan.training_seconds)} of training)"
+                    f" with failures ({format_duration(plan.training_seconds)} of training)"
                     if losses.effective < 0.999
                     else ""
                 ),
@@ -55,7 +58,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         rows.append(
             (
                 "how much",
-                f"{dollars(plan.dollars)} at ${plan.machine.price:.2f} a GPU-hour; {plan.machine.price_source}",
+                f"{format_dollars(plan.dollars)} at ${plan.machine.price:.2f} a GPU-hour; {plan.machine.price_source}",
             )
         )
     if losses.mtti != float("inf"):
@@ -63,11 +66,11 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         rows.append(
             (
                 "failures",
-                f"one in {duration(losses.mtti)}{expected}; save every {duration(losses.interval)}"
+                f"one in {format_duration(losses.mtti)}{expected}; save every {format_duration(losses.interval)}"
                 f" (Young-Daly), {100 * losses.effective:.1f}% of the time trains",
             )
         )
-    rows.append(("checkpoint", f"{gib(plan.as_dict()['checkpoint_bytes'])} each (weights and optimizer, fp32)"))
+    rows.append(("checkpoint", f"{format_gib(plan.as_dict()['checkpoint_bytes'])} each (weights and optimizer, fp32)"))
     return rows
 
 
@@ -75,11 +78,11 @@ def _memory_words(stage: Any) -> str:
     from megalm.plan.memory import PARTS
 
     parts = sorted(((getattr(stage, part), part) for part in PARTS), reverse=True)
-    return ", ".join(f"{part} {gib(value)}" for value, part in parts[:4] if value > 0)
+    return ", ".join(f"{part} {format_gib(value)}" for value, part in parts[:4] if value > 0)
 
 
 def _time_words(plan: Plan) -> str:
-    return ", ".join(f"{part.replace('_', ' ')} {100 * share:.0f}%" for part, share in time_shares(plan.time)[:4])
+    return ", ".join(f"{part.replace('_', ' ')} {100 * share:.0f}%" for part, share in list_time_shares(plan.time)[:4])
 
 
 def plan_screen(plan: Plan) -> Any:

@@ -6,14 +6,14 @@ from typing import Any
 
 from megalm.config import Config, ModelConfig
 from megalm.config.words import take_out_search
-from megalm.plan.fit import gib
-from megalm.plan.layout import Layout, divisibility
+from megalm.plan.fit import format_gib
+from megalm.plan.layout import Layout, explain_indivisible
 from megalm.plan.machine import Machine
 from megalm.plan.memory import PARTS as MEMORY_PARTS
-from megalm.plan.memory import MemoryEstimate, estimate_layout, guard_snapshots, layers_of_stages
-from megalm.plan.models import fits, largest_fitting
+from megalm.plan.memory import MemoryEstimate, count_guard_snapshots, estimate_layout, layers_of_stages
+from megalm.plan.models import find_largest_fitting, measure_fit
 from megalm.plan.time import PARTS as TIME_PARTS
-from megalm.plan.time import StepTime, step_time
+from megalm.plan.time import StepTime, estimate_step_time
 
 RECOMPUTE = ("none", "selective", "full")
 EXACT = 24
@@ -73,13 +73,17 @@ class SearchResult:
             )
         needed, there = self.smallest.memory.bytes_per_gpu, self.machine.memory
         more = next(
-            (n for k in range(1, 12) if fits(self.model, self.machine.with_gpus(n := self.machine.gpus * 2**k))[0]),
+            (
+                n
+                for k in range(1, 12)
+                if measure_fit(self.model, self.machine.with_gpus(n := self.machine.gpus * 2**k))[0]
+            ),
             None,
         )
-        largest = largest_fitting(self.machine)
+        largest = find_largest_fitting(self.machine)
         return (
-            f"{self.model.name} fits {self.machine.describe()} in no layout: the most frugal one needs {gib(needed)} a rank,"
-            f" and there are {gib(there)} ({self.smallest.layout.describe()})."
+            f"{self.model.name} fits {self.machine.describe()} in no layout: the most frugal one needs {format_gib(needed)} a"
+            f" rank, and there are {format_gib(there)} ({self.smallest.layout.describe()})."
             + (f" {more} ranks would do." if more and not self.machine.is_cpu else "")
             + (f" The largest model of conf/model that fits here is {largest}." if largest else "")
         )
@@ -107,7 +111,7 @@ FIXABLE = {
 """parallel.KEY -> field of Layout, for what a command line may hold on to while the rest is searched."""
 
 
-def fixed_by(overrides: Sequence[str], config: Config) -> dict[str, Any]:
+def list_fixed(overrides: Sequence[str], config: Config) -> dict[str, Any]:
     """Fields of Layout that `parallel.KEY=...` overrides have fixed, with the values of the composed configuration."""
     keys = [
         word.lstrip("+").partition("=")[0].partition(".")[2]
@@ -118,17 +122,17 @@ def fixed_by(overrides: Sequence[str], config: Config) -> dict[str, Any]:
     return {field: value for field, value in fixed.items() if value != "auto"}
 
 
-def auto_overrides(config: Config, machine: Machine, fixed: dict[str, Any] | None = None) -> list[str]:
+def choose_auto_overrides(config: Config, machine: Machine, fixed: dict[str, Any] | None = None) -> list[str]:
     """The command-line overrides of the fastest layout that fits: what `parallel=auto` means.
 
     Errors: ConfigError when none fits.
     """
     from megalm.config import ConfigError
 
-    found = search(config, machine, top=1, fixed=fixed)
-    if not found.best:
-        raise ConfigError(found.why_none())
-    return found.best[0].layout.overrides()
+    result = search(config, machine, top=1, fixed=fixed)
+    if not result.best:
+        raise ConfigError(result.why_none())
+    return result.best[0].layout.overrides()
 
 
 def expand_auto(overrides: list[str]) -> list[str]:
@@ -142,12 +146,12 @@ def expand_auto(overrides: list[str]) -> list[str]:
     if not searched:
         return overrides
     from megalm.config.compose import compose_config
-    from megalm.plan.machine import machine_for, resolve_precision
+    from megalm.plan.machine import find_machine, resolve_precision
 
     config = compose_config(given)
-    machine = machine_for(config)
+    machine = find_machine(config)
     resolve_precision(config, machine)
-    return [*auto_overrides(config, machine, fixed_by(given, config)), *given]
+    return [*choose_auto_overrides(config, machine, list_fixed(given, config)), *given]
 
 
 class _Search:
@@ -158,16 +162,16 @@ class _Search:
         self.config, self.model, self.machine, self.top = config, config.model, machine, top
         self.batch = config.train.global_batch_size
         self.micro_batch = micro_batch
-        self.snapshots = guard_snapshots(config)
+        self.snapshots = count_guard_snapshots(config)
         self.bucket = config.parallel.bucket_mb * 1e6
         self.considered = self.too_large = self.dominated = 0
         self.smallest: Candidate | None = None
 
     def run(self) -> SearchResult:
         found: list[Candidate] = []
-        for mesh in self.meshes():
-            for family in self.families(mesh):
-                found.extend(self.members(family))
+        for mesh in self.list_meshes():
+            for family in self.list_families(mesh):
+                found.extend(self.list_members(family))
         found.sort(key=lambda candidate: (candidate.seconds, candidate.memory.bytes_per_gpu))
         finalists = [self.evaluate(c.layout, exact=True) for c in found[: max(EXACT, self.top)]]
         finalists.sort(key=lambda candidate: (candidate.seconds, candidate.memory.bytes_per_gpu))
@@ -175,13 +179,15 @@ class _Search:
         alternatives = self.alternatives(best[0]) if best else []
         for rank, candidate in enumerate(best):
             other = best[1] if rank == 0 and len(best) > 1 else best[0]
-            candidate.reason = wins(candidate, other) if rank == 0 else loses(candidate, best[0], self.machine)
+            candidate.reason = (
+                explain_win(candidate, other) if rank == 0 else explain_defeat(candidate, best[0], self.machine)
+            )
         return SearchResult(
             self.model, self.machine, self.batch, best, alternatives, self.considered, self.too_large, self.dominated,
             self.smallest,
         )  # fmt: skip
 
-    def meshes(self) -> Iterator[Layout]:
+    def list_meshes(self) -> Iterator[Layout]:
         """Every way to deal the ranks over tensor, pipeline, context, expert and data that divides."""
         ranks, node = self.machine.gpus, self.machine.accelerator.gpus_per_node
         dtype = self.config.precision.dtype
@@ -204,13 +210,13 @@ class _Search:
                         if "sequence" in self.fixed:
                             layout = replace(layout, sequence=self.fixed["sequence"])
                         axes = ("data", "tensor", "context", "pipeline", "expert")
-                        if self._allowed(layout, *axes) and not divisibility(self.model, layout):
+                        if self._allowed(layout, *axes) and not explain_indivisible(self.model, layout):
                             yield layout
 
     def _allowed(self, layout: Layout, *names: str) -> bool:
         return all(getattr(layout, name) == self.fixed.get(name, getattr(layout, name)) for name in names)
 
-    def families(self, mesh: Layout) -> Iterator[Layout]:
+    def list_families(self, mesh: Layout) -> Iterator[Layout]:
         """Schedules, chunks and micro-batches of a mesh."""
         schedules: list[tuple[str, int]] = [("1f1b", 1)]
         if mesh.pipeline > 1:
@@ -233,7 +239,7 @@ class _Search:
         """Whether the layers can be cut so that no stage has twice the layers of the others."""
         return stages <= self.model.num_layers and max(cut := layers_of_stages(self.model, stages)) <= 2 * min(cut) + 1
 
-    def members(self, family: Layout) -> Iterator[Candidate]:
+    def list_members(self, family: Layout) -> Iterator[Candidate]:
         """ZeRO stages and recompute modes of a family: a costlier one only where the cheaper does not fit.
 
         Recomputing never saves time, and a higher ZeRO stage never does, so what fits without them dominates.
@@ -257,10 +263,10 @@ class _Search:
                     self.too_large += 1
                     if self.smallest is None or memory.bytes_per_gpu < self.smallest.memory.bytes_per_gpu:
                         self.smallest = Candidate(
-                            layout, step_time(self.model, layout, self.machine, exact=False), memory, False
+                            layout, estimate_step_time(self.model, layout, self.machine, exact=False), memory, False
                         )
                     continue
-                yield Candidate(layout, step_time(self.model, layout, self.machine, exact=False), memory, True)
+                yield Candidate(layout, estimate_step_time(self.model, layout, self.machine, exact=False), memory, True)
                 self.dominated += len(RECOMPUTE) - 1 - number
                 if number == 0 and not mode:
                     self.dominated += len(RECOMPUTE) * (len(shardings) - 1 - index)
@@ -279,7 +285,7 @@ class _Search:
 
     def evaluate(self, layout: Layout, *, exact: bool, name: str = "") -> Candidate:
         memory = self.memory(layout)
-        seconds = step_time(self.model, layout, self.machine, exact=exact)
+        seconds = estimate_step_time(self.model, layout, self.machine, exact=exact)
         return Candidate(layout, seconds, memory, memory.bytes_per_gpu <= self.machine.memory, name=name)
 
     def alternatives(self, best: Candidate) -> list[Candidate]:
@@ -309,11 +315,11 @@ class _Search:
             if _identity(layout) in seen or layout.world != ranks:
                 continue
             seen.add(_identity(layout))
-            problems = divisibility(self.model, layout)
+            problems = explain_indivisible(self.model, layout)
             if problems:
                 continue
             candidate = self.evaluate(layout, exact=True, name=name)
-            candidate.reason = loses(candidate, best, self.machine)
+            candidate.reason = explain_defeat(candidate, best, self.machine)
             answers.append(candidate)
         return answers
 
@@ -327,31 +333,31 @@ class _Search:
         return replace(changed, micro_batch=min(changed.micro_batch, share), fully_shard=fully)
 
 
-def wins(best: Candidate, second: Candidate) -> str:
+def explain_win(best: Candidate, second: Candidate) -> str:
     """Why the first is first."""
     shares = sorted(((getattr(best.time, part) / best.seconds, part) for part in TIME_PARTS), reverse=True)[:3]
     where = ", ".join(f"{_word(part)} {100 * share:.0f}%" for share, part in shares)
-    if second is best or not differences(second, best):
+    if second is best or not list_differences(second, best):
         return f"spends its step on {where}"
     ahead = 100 * (second.seconds / best.seconds - 1)
-    return f"ahead of the next by {ahead:.1f}% ({differences(second, best)}); {where}"
+    return f"ahead of the next by {ahead:.1f}% ({list_differences(second, best)}); {where}"
 
 
-def loses(candidate: Candidate, best: Candidate, machine: Machine) -> str:
+def explain_defeat(candidate: Candidate, best: Candidate, machine: Machine) -> str:
     """Why a layout comes behind the best: what does not fit, or what takes longer."""
     if not candidate.fits:
         worst = candidate.memory.worst
         part = max(MEMORY_PARTS, key=lambda name: getattr(worst, name))
         return (
-            f"does not fit: {gib(candidate.memory.bytes_per_gpu)} of {gib(machine.memory)}"
-            f" ({part} {gib(getattr(worst, part))} on stage {worst.stage})"
+            f"does not fit: {format_gib(candidate.memory.bytes_per_gpu)} of {format_gib(machine.memory)}"
+            f" ({part} {format_gib(getattr(worst, part))} on stage {worst.stage})"
         )
     slower = 100 * (candidate.seconds / best.seconds - 1)
     sign = f"{slower:.1f}% slower" if slower >= 0.05 else f"{-slower:.1f}% faster" if slower <= -0.05 else "as fast"
-    return f"{sign}: {differences(candidate, best) or 'the same work'}"
+    return f"{sign}: {list_differences(candidate, best) or 'the same work'}"
 
 
-def differences(candidate: Candidate, best: Candidate) -> str:
+def list_differences(candidate: Candidate, best: Candidate) -> str:
     """The parts that make the difference, in percent of the best step."""
     changes = [
         (100 * (getattr(candidate.time, part) - getattr(best.time, part)) / best.seconds, part) for part in TIME_PARTS

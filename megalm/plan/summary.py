@@ -4,16 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from megalm.architecture import flops
-from megalm.architecture.tensors import ParameterCounts, parameters
+from megalm.architecture.tensors import ParameterCounts, count_parameters
 from megalm.config import Config
 from megalm.plan import cost
-from megalm.plan.fit import gib
-from megalm.plan.goodput import Goodput, goodput
+from megalm.plan.goodput import Goodput, estimate_goodput
 from megalm.plan.layout import Layout, layout_of
-from megalm.plan.machine import Machine, machine_for
+from megalm.plan.machine import Machine, find_machine
 from megalm.plan.memory import MemoryEstimate, estimate
 from megalm.plan.time import PARTS as TIME_PARTS
-from megalm.plan.time import StepTime, step_time
+from megalm.plan.time import StepTime, estimate_step_time
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Plan:
         """GPU-hours of the wall clock; None without a price or a length."""
         if self.days is None or self.machine.price is None:
             return None
-        return cost.gpu_dollars(self.layout.world, self.days, self.machine.price)
+        return cost.price_gpus(self.layout.world, self.days, self.machine.price)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of plan.json, units in the keys."""
@@ -131,17 +130,17 @@ class Plan:
 
 def plan(config: Config, machine: Machine | None = None) -> Plan:
     """Work out everything about a run; ConfigError where the layout cannot be."""
-    machine = machine or machine_for(config)
+    machine = machine or find_machine(config)
     layout = layout_of(config, machine.gpus)
     model = config.model
-    counts = parameters(model)
+    counts = count_parameters(model)
     tokens_per_step = layout.global_batch * model.seq_length
     steps = config.train.steps
     if steps is None and config.train.tokens:
         steps = max(1, round(config.train.tokens / tokens_per_step))
-    seconds = step_time(model, layout, machine)
-    stall = checkpoint_stall(counts.total, layout, machine)
-    losses = goodput(
+    seconds = estimate_step_time(model, layout, machine)
+    stall = estimate_checkpoint_stall(counts.total, layout, machine)
+    losses = estimate_goodput(
         layout.world,
         machine.failures_per_1000_gpu_days,
         stall=stall,
@@ -168,16 +167,16 @@ SAVE_SECONDS = 1.0
 0.2 to 2 seconds."""
 
 
-def checkpoint_stall(total_parameters: int, layout: Layout, machine: Machine) -> float:
+def estimate_checkpoint_stall(total_parameters: int, layout: Layout, machine: Machine) -> float:
     """Seconds that the step waits for an asynchronous save: ranks meet, and copy their shares to host memory."""
     holders = layout.world if layout.zero_stage or layout.fully_shard else layout.tensor * layout.pipeline
     return SAVE_SECONDS + 4.0 * (1 + layout.states) * total_parameters / holders / machine.accelerator.host_bandwidth
 
 
-def time_shares(seconds: StepTime) -> list[tuple[str, float]]:
+def list_time_shares(seconds: StepTime) -> list[tuple[str, float]]:
     """(part, share of the step), largest first."""
     parts = [(part, getattr(seconds, part) / seconds.total) for part in TIME_PARTS]
     return sorted((part for part in parts if part[1] > 0), key=lambda part: -part[1])
 
 
-__all__ = ["Plan", "checkpoint_stall", "gib", "plan", "time_shares"]
+__all__ = ["Plan", "estimate_checkpoint_stall", "plan", "list_time_shares"]

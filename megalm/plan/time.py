@@ -6,12 +6,12 @@ from typing import Any
 
 from megalm.config import ModelConfig
 from megalm.pipeline.schedule import build_schedule
-from megalm.pipeline.timeline import Costs, timeline
-from megalm.plan.communication import MeshLinks, mesh_links
+from megalm.pipeline.timeline import Costs, build_timeline
+from megalm.plan.communication import MeshLinks, make_mesh_links
 from megalm.plan.layout import BYTES, Layout
 from megalm.plan.machine import Machine
-from megalm.plan.memory import Pieces, layers_of_ranks, local_parameters, pieces_of
-from megalm.plan.roofline import LayerTime, Roofline, ends_time, layer_time, optimizer_time
+from megalm.plan.memory import Pieces, count_local_parameters, layers_of_ranks, pieces_of
+from megalm.plan.roofline import LayerTime, Roofline, estimate_ends_time, estimate_layer_time, estimate_optimizer_time
 
 OVERLAP = 0.9
 """Share of a communication that can hide behind computation: kernels start late and links share the memory."""
@@ -57,16 +57,16 @@ PARTS = (
 )  # fmt: skip
 
 
-def step_time(model: ModelConfig, layout: Layout, machine: Machine, *, exact: bool = True) -> StepTime:
+def estimate_step_time(model: ModelConfig, layout: Layout, machine: Machine, *, exact: bool = True) -> StepTime:
     """Seconds of one step of a model under a layout on a machine; exact: the pipeline is simulated, action by action."""
     pieces = pieces_of(model)
     micro = (layout.tensor, layout.context, layout.expert, layout.sequence, layout.recompute, layout.micro_batch)
     return _Clock(
-        model, pieces, layout, machine, _layer(pieces, micro, layout.dtype, machine_key(machine)), exact
+        model, pieces, layout, machine, _layer(pieces, micro, layout.dtype, make_machine_key(machine)), exact
     ).step()
 
 
-def machine_key(machine: Machine) -> tuple[Any, ...]:
+def make_machine_key(machine: Machine) -> tuple[Any, ...]:
     """A hashable stand-in of what a machine's kernels depend on."""
     key = (id(machine.accelerator), machine.gpus if machine.is_cpu else 0)
     _MACHINES.setdefault(key, machine)
@@ -86,7 +86,11 @@ def _layer(
     )
     roofline = Roofline(_MACHINES[machine], dtype)
     shape = pieces.shape
-    return layer_time(shape, pieces.layer, layout, roofline), ends_time(shape, layout, roofline), roofline
+    return (
+        estimate_layer_time(shape, pieces.layer, layout, roofline),
+        estimate_ends_time(shape, layout, roofline),
+        roofline,
+    )
 
 
 class _Clock:
@@ -104,7 +108,7 @@ class _Clock:
         self.exact = exact
         self.model, self.pieces, self.layout = model, pieces, layout
         self.layer, (self.logits_forward, self.logits_backward), self.roofline = layer
-        self.links: MeshLinks = mesh_links(layout, machine)
+        self.links: MeshLinks = make_mesh_links(layout, machine)
         self.size = BYTES[layout.dtype]
         self.tokens = model.seq_length * layout.micro_batch / layout.context
         self.layers = max(layers_of_ranks(model, layout))
@@ -140,7 +144,7 @@ class _Clock:
         )
 
     def _held(self, layers: int, first: bool = False, last: bool = False) -> float:
-        return local_parameters(self.pieces, layers, first, last, self.layout.tensor, self.layout.expert)
+        return count_local_parameters(self.pieces, layers, first, last, self.layout.tensor, self.layout.expert)
 
     def _tensor_communication(self) -> float:
         """Per layer: two all-reduces forward and two backward (or their halves under sequence parallelism)."""
@@ -182,8 +186,12 @@ class _Clock:
         work = per_batch * layout.micro_batches
         if self.exact and layout.pipeline * layout.micro_batches * layout.virtual <= SIMULATED:
             costs = (forward, per_batch - forward - weights, weights)
-            without = makespan(layout.schedule, layout.pipeline, layout.micro_batches, layout.virtual, costs, 0.0)
-            full = makespan(layout.schedule, layout.pipeline, layout.micro_batches, layout.virtual, costs, message)
+            without = simulate_makespan(
+                layout.schedule, layout.pipeline, layout.micro_batches, layout.virtual, costs, 0.0
+            )
+            full = simulate_makespan(
+                layout.schedule, layout.pipeline, layout.micro_batches, layout.virtual, costs, message
+            )
             return max(0.0, without - work), full - without
         return bubble_fraction(layout) * work, 2 * layout.virtual * message * layout.micro_batches
 
@@ -233,7 +241,7 @@ class _Clock:
         layout = self.layout
         held = self._held(self.layers, layout.pipeline == 1, True)
         split = layout.shards if layout.zero_stage or layout.fully_shard else 1
-        return optimizer_time(held / split, self.roofline)
+        return estimate_optimizer_time(held / split, self.roofline)
 
 
 SIMULATED = 20_000
@@ -241,13 +249,13 @@ SIMULATED = 20_000
 
 
 @lru_cache(maxsize=256)
-def makespan(
+def simulate_makespan(
     kind: str, ranks: int, batches: int, chunks: int, costs: tuple[float, float, float], message: float
 ) -> float:
     """Seconds from the first action of a pipeline to the last, simulated; costs of a whole rank's micro-batch."""
     forward, inputs, weights = (cost / chunks for cost in costs)
     schedule = build_schedule(kind, ranks, batches, chunks)
-    return timeline(
+    return build_timeline(
         schedule.computation, schedule.placement, batches, Costs(forward, inputs, weights, message)
     ).makespan
 

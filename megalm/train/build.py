@@ -10,7 +10,7 @@ from megalm.parallel.initialize import initialize
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import tie
 from megalm.pipeline.partition import partition_layers
-from megalm.pipeline.schedule import Schedule, build_schedule, placement
+from megalm.pipeline.schedule import Schedule, build_schedule, place_stages
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -50,7 +50,7 @@ def build_chunks(
     On the meta device nothing is drawn. Errors: ConfigError when there are fewer layers than stages.
     """
     model, parallel = config.model, config.parallel
-    where = placement(parallel.schedule, parallel.pipeline, parallel.virtual_pipeline)
+    where = place_stages(parallel.schedule, parallel.pipeline, parallel.virtual_pipeline)
     if model.num_layers < where.stages:
         raise ConfigError(
             f"model.num_layers={model.num_layers} cannot be cut into {where.stages} pipeline stages "

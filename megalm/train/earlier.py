@@ -11,7 +11,7 @@ from megalm.checkpoint.commit import free_name
 from megalm.checkpoint.errors import CheckpointError
 from megalm.checkpoint.place import SetAside
 from megalm.config.errors import ConfigError
-from megalm.journal import json_text, read_events
+from megalm.journal import encode_json, read_events
 
 if TYPE_CHECKING:
     from megalm.train.trainer import Trainer
@@ -88,7 +88,7 @@ def _set_journals_aside(trainer: Trainer, own: bool) -> Path | None:
         kept = [event for event in read_events(folder / written.name) if own and event["step"] <= trainer.step]
         os.truncate(written, 0)
         with written.open("ab") as file:
-            file.write("".join(json_text(event) + "\n" for event in kept).encode() + mine)
+            file.write("".join(encode_json(event) + "\n" for event in kept).encode() + mine)
     except OSError as error:
         raise ConfigError(f"{folder}: the former run cannot be set aside ({error.strerror or error}).") from None
     return folder

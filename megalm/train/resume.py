@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from megalm.checkpoint import CheckpointError
 from megalm.checkpoint.random_state import restore_random_state
 from megalm.config import Config, ConfigError
-from megalm.config.changes import Change, changes_text, check_changes, compare
+from megalm.config.changes import Change, check_changes, compare, describe_changes
 from megalm.config.effects import Effect
 from megalm.config.phases import spans_of
-from megalm.config.saved import config_from
+from megalm.config.saved import make_config
 from megalm.optim.lr import phased_learning_rate
 from megalm.parallel.random import seed_of
 from megalm.train.determinism import seed_everything
@@ -133,14 +133,14 @@ class SettingsCheck:
         """The stored settings; what an earlier version did not know has its default, which is what that version did."""
         known = Config()
         self.unknown = sorted(_unknown(stored, known))
-        return config_from(_without(stored, self.unknown), f"the configuration in {where}")
+        return make_config(_without(stored, self.unknown), f"the configuration in {where}")
 
 
 def changes_event(config: Config, origin: Origin) -> dict[str, Any] | None:
     """Fields of the event `changed`; None where the run goes on as it was."""
     if not origin.changes and not origin.unknown:
         return None
-    parts = [changes_text(origin.changes)] if origin.changes else []
+    parts = [describe_changes(origin.changes)] if origin.changes else []
     if origin.unknown:
         parts.append(f"settings that this version does not know: {', '.join(origin.unknown)}")
     event: dict[str, Any] = {"changes": [change.as_dict() for change in origin.changes]}

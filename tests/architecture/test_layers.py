@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 
 from megalm.architecture.blocks import AttentionSpec, MixtureSpec, MLPSpec
-from megalm.architecture.flops import forward_flops
-from megalm.architecture.layers import every_layer, layers_of
+from megalm.architecture.flops import count_forward_flops
+from megalm.architecture.layers import find_shared_layer, layers_of
 from megalm.architecture.shape import shape_of
-from megalm.architecture.tensors import parameters
+from megalm.architecture.tensors import count_parameters
 from megalm.config.model import ModelConfig, MoEConfig
-from megalm.pipeline.partition import layer_costs
-from megalm.plan.layout import Layout, divisibility
+from megalm.pipeline.partition import count_layer_costs
+from megalm.plan.layout import Layout, explain_indivisible
 
 
 def model(**fields) -> ModelConfig:
@@ -27,11 +27,11 @@ def test_what_is_left_out_costs_the_same_as_when_it_is_written(activation, field
     bare, full = model(activation=activation, **fields), model(activation=activation, **fields)
     full.moe = replace(full.moe)
     full.fill_in()
-    assert layer_costs(bare) == layer_costs(full)
-    assert forward_flops(bare) == forward_flops(full)
-    assert parameters(bare) == parameters(full)
+    assert count_layer_costs(bare) == count_layer_costs(full)
+    assert count_forward_flops(bare) == count_forward_flops(full)
+    assert count_parameters(bare) == count_parameters(full)
     layout = Layout(tensor=5, data=2, global_batch=2)
-    assert divisibility(bare, layout) == divisibility(full, layout)
+    assert explain_indivisible(bare, layout) == explain_indivisible(full, layout)
 
 
 def test_the_default_width_of_a_gated_mlp_by_hand():
@@ -47,7 +47,7 @@ def test_resolving_leaves_the_configuration_as_it_was():
 
 def test_a_stage_costs_what_the_planner_counts():
     made = model(num_kv_heads=5, moe=MoEConfig(num_experts=8, top_k=3, num_shared_experts=1))
-    assert sum(layer_costs(made).layers) == forward_flops(made).layers
+    assert sum(count_layer_costs(made).layers) == count_forward_flops(made).layers
 
 
 def test_a_layer_says_what_it_is_made_of():
@@ -55,20 +55,22 @@ def test_a_layer_says_what_it_is_made_of():
     assert isinstance(attention.block, AttentionSpec) and isinstance(mlp.block, MLPSpec)
     assert (attention.block.query_width, attention.block.key_width) == (640, 128)
     assert attention.norm_output and mlp.norm_output
-    assert isinstance(every_layer(model(moe=MoEConfig(num_experts=2))).mlp, MixtureSpec)
+    assert isinstance(find_shared_layer(model(moe=MoEConfig(num_experts=2))).mlp, MixtureSpec)
 
 
 @pytest.mark.parametrize(("scope", "query", "key"), [("head", 64, 64), ("full", 640, 128)])
 def test_norms_of_queries_and_keys_are_as_wide_as_what_they_normalise(scope, query, key):
-    block = every_layer(model(num_kv_heads=2, qk_norm=True, qk_norm_scope=scope)).attention
-    tensors = dict(block.tensors("attention"))
+    block = find_shared_layer(model(num_kv_heads=2, qk_norm=True, qk_norm_scope=scope)).attention
+    tensors = dict(block.list_tensors("attention"))
     assert tensors["attention.query_norm.weight"] == (query,) and tensors["attention.key_norm.weight"] == (key,)
 
 
 def test_equal_models_have_equal_specs_and_others_have_not():
-    assert hash(every_layer(model())) == hash(every_layer(model())) and every_layer(model()) == every_layer(model())
+    assert hash(find_shared_layer(model())) == hash(find_shared_layer(model())) and find_shared_layer(
+        model()
+    ) == find_shared_layer(model())
     for change in ({"qkv_bias": True}, {"activation": "gelu"}, {"clip_qkv": 8.0}, {"parallel_residual": True}):
-        assert every_layer(model(**change)) != every_layer(model()), change
+        assert find_shared_layer(model(**change)) != find_shared_layer(model()), change
 
 
 def test_one_layer_is_not_asked_of_a_model_whose_layers_differ(monkeypatch):
@@ -77,18 +79,18 @@ def test_one_layer_is_not_asked_of_a_model_whose_layers_differ(monkeypatch):
     mixed = (*layers_of(model()), *layers_of(model(qkv_bias=True)))
     monkeypatch.setattr(module, "layers_of", lambda _: mixed)
     with pytest.raises(ValueError, match="differ"):
-        every_layer(model(name="asked for the first time"))
+        find_shared_layer(model(name="asked for the first time"))
 
 
 def test_a_changed_configuration_is_another_model():
     """What was resolved is kept by a model's values, also those of its groups."""
     changing = model(moe=MoEConfig(num_experts=4))
-    before = (shape_of(changing), every_layer(changing), layer_costs(changing))
-    assert shape_of(changing) is before[0] and every_layer(replace(changing)) is before[1]
+    before = (shape_of(changing), find_shared_layer(changing), count_layer_costs(changing))
+    assert shape_of(changing) is before[0] and find_shared_layer(replace(changing)) is before[1]
     changing.moe.top_k = 1
-    assert every_layer(changing).mlp.used_experts == 1
+    assert find_shared_layer(changing).mlp.used_experts == 1
     changing.hidden_size = 320
-    assert (shape_of(changing).hidden_size, every_layer(changing).mlp.expert.ffn_hidden_size) == (320, 896)
-    assert layer_costs(changing) != before[2]
+    assert (shape_of(changing).hidden_size, find_shared_layer(changing).mlp.expert.ffn_hidden_size) == (320, 896)
+    assert count_layer_costs(changing) != before[2]
     changing.rope_scaling.kind = "linear"
     assert shape_of(changing) == shape_of(model(hidden_size=320))

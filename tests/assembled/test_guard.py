@@ -9,7 +9,7 @@ import html
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megalm.journal import course_of, event_text
+from megalm.journal import course_of, describe_event
 from tests.assembled.runs import Run, train
 
 QUICK = (
@@ -43,7 +43,7 @@ def told(run: Run) -> list[str]:
     """The kinds of the guard's events, after asserting that everybody was told of each, and that the files are whole."""
     decisions = [event for event in run.events if event["kind"] in DECISIONS]
     for event in decisions:
-        words = event_text(event)
+        words = describe_event(event)
         assert words in run.shown, words
         assert html.escape(words) in run.report, words
     course = course_of(run.records)
@@ -95,7 +95,7 @@ def test_a_gradient_that_is_not_finite_is_refused_and_the_run_can_be_continued(t
 
 def told_again(run: Run, event) -> bool:
     """A later start shows what an earlier one wrote: in its report, not on its screen."""
-    return html.escape(event_text(event)) in run.report and event_text(event) not in run.shown
+    return html.escape(describe_event(event)) in run.report and describe_event(event) not in run.shown
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from megalm.plan.machine import planned_machine
+from megalm.plan.machine import make_planned_machine
 from tools.bench.train import _matrix, train
 from tools.bench.train._sides import Job
 from tools.subcommands import run_tool
@@ -84,7 +84,7 @@ def test_unknown_sides_and_missing_gpus_are_refused(bench, monkeypatch, capsys):
 
 def test_what_is_known_of_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr("megalm.plan.machine.this_machine", lambda: planned_machine("h100", 4))
+    monkeypatch.setattr("megalm.plan.machine.measure_this_machine", lambda: make_planned_machine("h100", 4))
     known = train._gpu(Job(train.SHAPES["1b"], 4, "bf16", "cuda", 1, "", False))
     assert known["peak_flops"] == pytest.approx(989.4e12)
     assert known["flops_per_token"] == pytest.approx(6 * 1.2e9, rel=0.2)

@@ -5,10 +5,10 @@ import copy
 import pytest
 
 from megalm.config import Config, ConfigError
-from megalm.config.changes import changes_text, check_changes, compare
+from megalm.config.changes import check_changes, compare, describe_changes
 from megalm.config.compose import compose_config
 from megalm.config.effects import Effect, effects_of
-from megalm.config.saved import config_from, config_yaml
+from megalm.config.saved import make_config, write_config_yaml
 
 EFFECTS = dict(effects_of(Config()))
 
@@ -82,7 +82,7 @@ def test_a_configuration_read_back_is_the_same():
     config = configuration("optim.betas=[0.8,0.9]", "train.steps=5")
     from megalm.config.yaml_text import read_yaml
 
-    assert compare(config, config_from(read_yaml(config_yaml(config), "here"), "here")) == []
+    assert compare(config, make_config(read_yaml(write_config_yaml(config), "here"), "here")) == []
 
 
 def test_a_refusal_names_both_values_and_the_key_that_allows():
@@ -134,5 +134,5 @@ def test_a_line_names_the_first_dozen():
     numbers = ("window=100", "min_window=20", "gate=5", "strong=2", "fall=0.5", "drift=0.4", "alarm=20", "clip=3")
     words = [f"guard.detector.{number}" for number in numbers]
     changes = compare(configuration("guard=off"), configuration("guard=strict", "optim.lr=1e-3", *words))
-    assert len(changes) > 12 and f"and {len(changes) - 12} more" in changes_text(changes)
-    assert "optim.lr 0.0003 -> 0.001" in changes_text(changes)
+    assert len(changes) > 12 and f"and {len(changes) - 12} more" in describe_changes(changes)
+    assert "optim.lr 0.0003 -> 0.001" in describe_changes(changes)

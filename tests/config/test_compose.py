@@ -8,8 +8,8 @@ import pytest
 import megalm.config
 from megalm.config import ConfigError
 from megalm.config.compose import compose_config
-from megalm.config.groups import groups
-from megalm.config.saved import config_yaml, load_config
+from megalm.config.groups import list_groups
+from megalm.config.saved import load_config, write_config_yaml
 from megalm.launch.resolve import resolve_batch, resolve_length
 
 MPT_SHAPES = {
@@ -45,8 +45,8 @@ def test_mpt_shapes(name, shape):
 
 
 def test_every_model_composes():
-    assert {"tiny", "llama3-8b", "llama3-70b", "gpt2-124m", *MPT_SHAPES} <= set(groups()["model"])
-    for name in groups()["model"]:
+    assert {"tiny", "llama3-8b", "llama3-70b", "gpt2-124m", *MPT_SHAPES} <= set(list_groups()["model"])
+    for name in list_groups()["model"]:
         compose_config([f"+model={name}"])
 
 
@@ -88,7 +88,7 @@ def test_a_shape_without_a_model_says_what_is_missing():
 
 def test_resolved_yaml_reads_back_the_same(tmp_path):
     config = compose_config(["+model=llama3-8b", "train.tokens=1e9", "checkpoint.async=false"])
-    (tmp_path / "config.yaml").write_text(config_yaml(config))
+    (tmp_path / "config.yaml").write_text(write_config_yaml(config))
     assert load_config(tmp_path / "config.yaml") == config
 
 

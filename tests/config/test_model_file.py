@@ -4,16 +4,16 @@ import pytest
 
 from megalm.config import ConfigError
 from megalm.config.compose import compose_config
-from megalm.config.model_file import model_yaml
-from megalm.config.saved import config_yaml
+from megalm.config.model_file import write_model_yaml
+from megalm.config.saved import write_config_yaml
 
 
 @pytest.mark.parametrize("name", ["tiny", "llama3-8b", "qwen3-0.6b", "gpt2-124m", "30b"])
 def test_a_model_written_to_a_file_comes_back(name, tmp_path):
     expected = compose_config([f"+model={name}"]).model
-    (tmp_path / "model.yaml").write_text(model_yaml(expected))
+    (tmp_path / "model.yaml").write_text(write_model_yaml(expected))
     assert compose_config([f"+model={tmp_path}/model.yaml"]).model == expected
-    (tmp_path / "config.yaml").write_text(config_yaml(compose_config([f"+model={name}"])))
+    (tmp_path / "config.yaml").write_text(write_config_yaml(compose_config([f"+model={name}"])))
     assert compose_config([f"model={tmp_path}/config.yaml"]).model == expected
 
 

@@ -10,7 +10,7 @@ from megalm.config import Config, ConfigError
 from megalm.config.compose import compose_config
 from megalm.config.fields import Range
 from megalm.config.ranges import check_fields
-from megalm.config.typed import Kind, build, keys_of, kind_at
+from megalm.config.typed import Kind, build, find_kind, keys_of
 
 
 def members(hint) -> set[type]:
@@ -62,7 +62,7 @@ def refusal(word: str) -> str:
 
 @pytest.mark.parametrize(("path", "allowed"), paths(Config), ids=lambda value: value if isinstance(value, str) else "")
 def test_no_number_is_nan_or_beyond_its_range(path, allowed):
-    kind = kind_at(Config, path.split("."))
+    kind = find_kind(Config, path.split("."))
     wrong = [] if kind.origin is Union else ["nan"] if allowed.infinite else ["nan", "inf", "-inf"]
     wrong += ["-1"] if (allowed.at_least, allowed.above) != (None, None) else []
     for word in wrong:

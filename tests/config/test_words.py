@@ -6,9 +6,9 @@ import pytest
 
 from megalm.config import ConfigError
 from megalm.config.compose import compose_config
-from megalm.config.groups import conf_dir
-from megalm.config.model_file import model_yaml
-from megalm.config.saved import config_yaml, load_config
+from megalm.config.groups import find_conf_dir
+from megalm.config.model_file import write_model_yaml
+from megalm.config.saved import load_config, write_config_yaml
 
 
 def value_of(word: str, *more: str):
@@ -38,7 +38,7 @@ NAMES = [
 def test_a_text_is_what_was_typed(name, tmp_path):
     config = compose_config(["+model=tiny", f"run.name={name}", f"data.tokenizer={name}"])
     assert (config.run.name, config.data.tokenizer) == (name, name)
-    (tmp_path / "config.yaml").write_text(config_yaml(config))
+    (tmp_path / "config.yaml").write_text(write_config_yaml(config))
     assert load_config(tmp_path / "config.yaml") == config
 
 
@@ -50,7 +50,7 @@ def test_a_text_of_a_yaml_file_is_what_was_typed(name, tmp_path):
     )
     model = compose_config([f"+model={tmp_path}/m.yaml"]).model
     assert (model.name, model.vocab_size, model.norm_eps) == (name, 1000, 1e-6)
-    (tmp_path / "again.yaml").write_text(model_yaml(model))
+    (tmp_path / "again.yaml").write_text(write_model_yaml(model))
     assert compose_config([f"+model={tmp_path}/again.yaml"]).model == model
 
 
@@ -58,13 +58,13 @@ def test_an_experiment_keeps_its_texts(tmp_path, monkeypatch):
     experiment = (
         "# @package _global_\nrun: {name: 3e563}\ndata: {train: data/1e5, tokenizer: null}\noptim: {lr: 1e-3}\n"
     )
-    for file in conf_dir().rglob("*.yaml"):
-        copy = tmp_path / file.relative_to(conf_dir())
+    for file in find_conf_dir().rglob("*.yaml"):
+        copy = tmp_path / file.relative_to(find_conf_dir())
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(file.read_text())
     (tmp_path / "experiment/mine.yaml").write_text(experiment)
     for module in ("compose", "groups"):
-        monkeypatch.setattr(f"megalm.config.{module}.conf_dir", lambda: tmp_path)
+        monkeypatch.setattr(f"megalm.config.{module}.find_conf_dir", lambda: tmp_path)
     config = compose_config(["+model=tiny", "+experiment=mine"])
     assert (config.run.name, config.data.train, config.data.tokenizer) == ("3e563", ["data/1e5"], None)
     assert config.optim.lr == 1e-3

@@ -2,10 +2,10 @@
 
 import pytest
 
-from megalm.architecture.tensors import tensors
+from megalm.architecture.tensors import list_tensors
 from megalm.convert.huggingface_config import choose_architecture
 from megalm.convert.huggingface_names import rules
-from megalm.plan.models import models
+from megalm.plan.models import list_models
 
 # Parameters as their publishers count them (a tied embedding once).
 PUBLISHED = {
@@ -26,7 +26,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_size_and_architecture(name):
-    model = models()[name]
+    model = list_models()[name]
     architecture, parameters = PUBLISHED[name]
     assert choose_architecture(model).model_type == architecture
     if parameters is not None:
@@ -35,6 +35,6 @@ def test_size_and_architecture(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_table_has_every_tensor_of_the_plan(name):
-    model = models()[name]
+    model = list_models()[name]
     table = rules(model, PUBLISHED[name][0])
-    assert {part.name: part.shape for rule in table for part in rule.parts} == dict(tensors(model))
+    assert {part.name: part.shape for rule in table for part in rule.parts} == dict(list_tensors(model))

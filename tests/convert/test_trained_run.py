@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megalm.config.compose import compose_config
-from megalm.config.saved import config_yaml
+from megalm.config.saved import write_config_yaml
 from megalm.convert.formats import open_source
 from megalm.generate.model import build_model, logits
 from megalm.launch.resolve import resolve
@@ -37,7 +37,7 @@ def train(overrides: list[str], world_size: int = 1) -> Recorder:
     resolve(config, world_size)
     folder = Path(config.run.dir) / config.run.name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config_yaml(config))
+    (folder / "config.yaml").write_text(write_config_yaml(config))
     trainer = build_trainer(config, build_mesh(config.parallel, "cpu"), folder)
     recorder = Recorder()
     trainer.hooks.append(recorder)

@@ -5,7 +5,7 @@ import pytest
 
 import tools.inspect
 from megalm.config.compose import compose_config
-from megalm.config.saved import config_yaml
+from megalm.config.saved import write_config_yaml
 from megalm.corpus.tokenize_corpus import Settings
 from megalm.corpus.tokenize_job import Job, run_job
 from megalm.data.loader import Loader
@@ -100,7 +100,7 @@ def test_batch_of_a_step_is_what_the_loader_gave(prefix, tokenizer_file, tmp_pat
     )
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.yaml").write_text(config_yaml(config))
+    (run / "config.yaml").write_text(write_config_yaml(config))
     loader = Loader(config, axis())
     loader.next()
     loader.skip(4, 7)

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from megalm.config.compose import compose_config
-from megalm.config.saved import config_yaml
+from megalm.config.saved import write_config_yaml
 from tests.convert.architectures import build, transformers
 from tools.convert.__main__ import main as convert
 from tools.generate.__main__ import main
@@ -186,6 +186,6 @@ def test_mistakes_are_one_message(folder, arguments, message, tmp_path, capsys):
 
 
 def test_a_run_without_checkpoints_is_named(tmp_path, capsys):
-    (tmp_path / "config.yaml").write_text(config_yaml(compose_config(["+model=tiny"], check=False)))
+    (tmp_path / "config.yaml").write_text(write_config_yaml(compose_config(["+model=tiny"], check=False)))
     assert main([str(tmp_path), "--prompt", "x"]) == 2
     assert "there is no checkpoint" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megalm import ops
-from megalm.architecture.layers import every_layer
+from megalm.architecture.layers import find_shared_layer
 from megalm.config import ModelConfig, ParallelConfig
 from megalm.data.batch import Batch
 from megalm.guard.snapshots import SnapshotRing
@@ -81,7 +81,7 @@ def test_attention_keeps_no_scores(device, case):
     )
     made = {"device": device, "dtype": dtype}
     layer = Attention(
-        every_layer(config).attention, Mesh.single(device), ParallelConfig(), name="layers.0.attention", **made
+        find_shared_layer(config).attention, Mesh.single(device), ParallelConfig(), name="layers.0.attention", **made
     )
     mask = None
     if "masked" in case:

@@ -11,7 +11,7 @@ from megalm.checkpoint.commit import committed, step_of
 from megalm.config.writing import write_whole
 from megalm.data.order import Source
 from megalm.data.stream import Stream
-from megalm.journal import EventLog, course_of, event_text
+from megalm.journal import EventLog, course_of, describe_event
 from megalm.observe.console import ConsoleHook
 from megalm.observe.metrics import MetricsWriter
 from megalm.observe.report import render
@@ -68,11 +68,11 @@ def test_reseeding_changes_the_rest_of_the_data_and_the_moments(run):
 def test_the_samples_of_a_step_after_reseeding_are_those_it_was_made_from(run, monkeypatch):
     """The newest checkpoint knows of the other order, and so do the events."""
     from megalm.config.compose import compose_config
-    from megalm.config.saved import config_yaml
+    from megalm.config.saved import write_config_yaml
     from megalm.observe import samples
 
     outcome, _, arguments = run
-    write_whole(outcome.folder / "config.yaml", config_yaml(compose_config(arguments)))
+    write_whole(outcome.folder / "config.yaml", write_config_yaml(compose_config(arguments)))
     (reseed,) = outcome.of("reseed")
     events = outcome.folder / "events.jsonl"
     text = events.read_text()
@@ -114,7 +114,7 @@ def test_a_mark_says_what_was_found_and_done():
         "samples": [64, 96],
         "lr_scale": 0.7,
     }
-    assert event_text(event) == (
+    assert describe_event(event) == (
         "rollback at step 40, onset 38, cause weights, back to step 32, samples 64 to 95 skipped, learning rate x 0.7"
     )
 

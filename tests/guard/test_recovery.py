@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megalm.guard.probe import other_weights
-from megalm.journal import event_text
+from megalm.journal import describe_event
 from megalm.train.hooks import Hook
 from tests.guard.runs import END, STEP, Crash, overrides, train
 
@@ -183,5 +183,5 @@ def test_growing_attention_logits_are_told_once_and_at_each_doubling(tmp_path):
     assert all(later >= 2 * earlier for earlier, later in zip(sizes, sizes[1:], strict=False))
     seen = [record["attention_logit"] for record in run.records]
     assert sizes[-1] > max(seen) / 2, "none was left out"
-    told = event_text(warned[-1])
+    told = describe_event(warned[-1])
     assert f"attention logits reach {sizes[-1]:.0f}" in told and "model.qk_norm=true or optim.qk_clip=100" in told

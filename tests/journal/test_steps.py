@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from megalm.journal import course_of, json_text, read_course, read_steps
+from megalm.journal import course_of, encode_json, read_course, read_steps
 
 
 def steps(*numbers):
@@ -36,7 +36,7 @@ def test_numbers_that_are_not_finite_are_numbers_again(tmp_path):
     row = {"step": 1, "loss": math.nan, "grad_norm": math.inf, "lr": -math.inf, "mfu": None, "phase": "nan"}
     path = tmp_path / "metrics.jsonl"
     path.write_text(
-        json_text(row) + "\n" + json.dumps({"step": 2, "loss": math.nan}) + "\n"
+        encode_json(row) + "\n" + json.dumps({"step": 2, "loss": math.nan}) + "\n"
     )  # the second as they were once
     first, second = read_steps(path)
     assert math.isnan(first["loss"]) and first["grad_norm"] == math.inf and first["lr"] == -math.inf

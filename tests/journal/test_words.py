@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from megalm.journal import as_number, event_text, event_words, json_text, number_text
+from megalm.journal import as_number, describe_event, describe_event_details, encode_json, format_number
 
 NAN, INF = math.nan, math.inf
 
@@ -29,12 +29,12 @@ NAN, INF = math.nan, math.inf
     ],
 )
 def test_a_number_has_words_whatever_it_is(value, said):
-    assert number_text(value, ".4f") == said
+    assert format_number(value, ".4f") == said
 
 
 def test_numbers_come_out_of_a_file_as_they_went_in():
     row = {"a": 1.5, "b": NAN, "c": [INF, -INF, {"d": NAN}], "e": None, "f": True, "g": "nan"}
-    text = json_text(row)
+    text = encode_json(row)
     back = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert back == {"a": 1.5, "b": "nan", "c": ["inf", "-inf", {"d": "nan"}], "e": None, "f": True, "g": "nan"}
     assert math.isnan(as_number(back["b"])) and as_number(back["c"][1]) == -INF
@@ -46,9 +46,9 @@ def test_what_json_does_not_know_is_written_as_text(tmp_path):
     import torch
 
     row = {"path": tmp_path, "scalar": np.float32("nan"), "count": np.int64(3), "tensor": torch.tensor(2.5), 4: {1}}
-    back = json.loads(json_text(row))
+    back = json.loads(encode_json(row))
     assert back == {"path": str(tmp_path), "scalar": "nan", "count": 3, "tensor": 2.5, "4": [1]}
-    assert json.loads(json_text({"several": torch.zeros(2)}))["several"].startswith("tensor")
+    assert json.loads(encode_json({"several": torch.zeros(2)}))["several"].startswith("tensor")
 
 
 def spike(**fields):
@@ -75,8 +75,8 @@ def spike(**fields):
     ],
 )
 def test_a_spike_says_what_was_seen_as_far_as_it_is_a_number(fields, words):
-    assert event_words(spike(**fields)) == words
-    assert event_text(spike(**fields)) == f"spike at step 30, {words}"
+    assert describe_event_details(spike(**fields)) == words
+    assert describe_event(spike(**fields)) == f"spike at step 30, {words}"
 
 
 FIELDS = ("loss", "expected", "grad_norm", "z", "seconds", "stall_s", "bytes", "lr_scale", "samples", "why", "to_step",
@@ -107,5 +107,5 @@ VALUES = (
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_no_field_of_an_event_can_take_its_words_away(field, value):
     for event in (spike(loss=5.0, expected=4.5) | {field: value}, {field: value}, {"kind": "checkpoint", field: value}):
-        assert isinstance(event_text(event), str) and isinstance(event_words(event), str)
-        assert event_text(json.loads(json_text(event)))
+        assert isinstance(describe_event(event), str) and isinstance(describe_event_details(event), str)
+        assert describe_event(json.loads(encode_json(event)))

@@ -13,12 +13,12 @@ import pytest
 from megalm.checkpoint import CheckpointReader
 from megalm.config import Config, ConfigError
 from megalm.config.compose import compose_config
-from megalm.config.saved import config_from, load_config
+from megalm.config.saved import load_config, make_config
 from megalm.launch import __main__ as launch
 from megalm.launch.dry_run import describe_ranks
 from megalm.launch.resolve import resolve
 from megalm.launch.world import find_world
-from megalm.plan.machine import planned_machine
+from megalm.plan.machine import make_planned_machine
 from megalm.plan.summary import plan
 from tests.small_run import small_run
 
@@ -114,7 +114,7 @@ def test_a_dry_run_of_thousands_of_ranks(capsys):
 def test_the_dry_run_keeps_the_activations_that_the_plan_foretells(words, recompute):
     config = compose_config([*words, "precision=bf16", f"parallel.recompute={recompute}"])
     resolve(config, 4)
-    planned = plan(config, planned_machine("h100", 4)).as_dict()["memory"]["stages"][0]
+    planned = plan(config, make_planned_machine("h100", 4)).as_dict()["memory"]["stages"][0]
     counted = describe_ranks(config).stages[0].activation_bytes
     assert counted == pytest.approx(planned["activations_bytes"] + planned["logits_bytes"], rel=0.1)
 
@@ -217,7 +217,7 @@ def test_a_run_of_another_model_is_refused_before_its_folder_is_touched(tmp_path
     assert "allow_changes" not in said  # no key makes other tensors fit
     assert config.read_text() == before
     state = CheckpointReader(config.parent).state()  # what a checkpoint was trained with goes with it
-    assert config_from(state["config"], "here").model == load_config(config).model
+    assert make_config(state["config"], "here").model == load_config(config).model
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

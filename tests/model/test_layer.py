@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megalm.architecture.layers import LayerSpec, every_layer
+from megalm.architecture.layers import LayerSpec, find_shared_layer
 from megalm.config import ModelConfig, ParallelConfig
 from megalm.config.model import MoEConfig
 from megalm.model.positions import Where
@@ -17,7 +17,7 @@ from megalm.parallel.slices import slice_of
 
 def spec(**fields) -> LayerSpec:
     sizes = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "vocab_size": 64, "seq_length": 8, "position": "none"}
-    return every_layer(ModelConfig(**{**sizes, "num_kv_heads": 2, **fields}))
+    return find_shared_layer(ModelConfig(**{**sizes, "num_kv_heads": 2, **fields}))
 
 
 def layer(of: LayerSpec, recompute: str = "none") -> Layer:
@@ -79,7 +79,7 @@ def test_norms_stand_where_each_sublayer_says():
 def test_a_layer_has_as_many_sublayers_as_its_spec(together):
     attention, mlp = spec().sublayers
     made = layer(LayerSpec((attention, mlp, replace(mlp, name="second")), parallel=together))
-    assert {name for name, _ in made.spec.tensors("layers.0.")} == {
+    assert {name for name, _ in made.spec.list_tensors("layers.0.")} == {
         piece.name for parameter in made.parameters() for piece in slice_of(parameter).pieces
     }
     hidden = torch.randn(8, 2, 32)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from megalm.journal import event_words
+from megalm.journal import describe_event_details
 from megalm.observe.report import MOST_EVENTS, plots_of, render, write_report
 
 
@@ -56,7 +56,7 @@ def test_a_rollback_is_a_mark_and_a_band_on_every_plot_and_a_row_in_words():
 
 def test_a_checkpoint_in_words():
     event = {"step": 9, "kind": "checkpoint", "bytes": 1234567, "seconds": 0.168, "stall_s": 0.0098}
-    assert event_words(event) == "1,234,567 bytes, in 0.168 s, of which the step waited 0.0098 s"
+    assert describe_event_details(event) == "1,234,567 bytes, in 0.168 s, of which the step waited 0.0098 s"
 
 
 def test_very_many_events_are_cut_in_the_middle():

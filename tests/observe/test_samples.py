@@ -9,7 +9,7 @@ from megalm.config import ConfigError
 from megalm.config.attempts import keep_attempt
 from megalm.config.compose import compose_config
 from megalm.config.phases import PhaseConfig
-from megalm.config.saved import config_yaml
+from megalm.config.saved import write_config_yaml
 from megalm.data.loader import Loader
 from megalm.data.phases import single_phase
 from megalm.data.stream import take_back
@@ -75,7 +75,7 @@ def warmed(tmp_path_factory):
     words += ["data.tokenizer=null", "model.vocab_size=60000", "train.global_batch_size=8", "train.micro_batch_size=2"]
     config = compose_config(["+model=tiny", *words])
     config.data.phases = [PhaseConfig(**phase) for phase in phases]
-    (folder / "config.yaml").write_text(config_yaml(config))
+    (folder / "config.yaml").write_text(write_config_yaml(config))
     loader, given, records, events = Loader(config, Axis("data")), {}, [], []
     for step in range(1, 13):
         given[step] = [row.tolist() for batch in loader.next() for row in batch.tokens]
@@ -132,7 +132,7 @@ def changed(tmp_path_factory):
             for file in (*folder.glob("a.*"), *folder.glob("b.*")):
                 file.rename(folder / "moved" / file.name)
         config = compose_config([*words, *settings])
-        keep_attempt(folder, config_yaml(config), first)
+        keep_attempt(folder, write_config_yaml(config), first)
         loader = Loader(config, Axis("data"))
         if state is not None:
             loader.load_state_dict(state)

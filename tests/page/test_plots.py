@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import pytest
 
 from megalm.page.axis import Axis
-from megalm.page.document import Caution, Dot, Facts, Fold, Heading, Table, page
-from megalm.page.plots import FEW_POINTS, Band, Bars, Line, Lines, Mark, thinned
+from megalm.page.document import Caution, Dot, Facts, Fold, Heading, Table, render_page
+from megalm.page.plots import FEW_POINTS, Band, Bars, Line, Lines, Mark, thin
 
 
 def parsed(plot):
@@ -91,7 +91,7 @@ def test_thinning_keeps_every_spike():
     values = [(float(x), 1.0) for x in range(50_000)]
     values[31_234] = (31_234.0, 100.0)
     values[777] = (777.0, -5.0)
-    kept = thinned(values)
+    kept = thin(values)
     assert len(kept) <= FEW_POINTS + 2 and (31_234.0, 100.0) in kept and (777.0, -5.0) in kept
     assert list(kept) == sorted(kept)
 
@@ -124,14 +124,14 @@ def test_a_page_escapes_all_it_is_given_and_loads_nothing():
         Caution(bad),
         bad,
     ]
-    text = page(bad, blocks)
+    text = render_page(bad, blocks)
     assert "<script" not in text and not re.search(r"https?://", text)
     assert text.count("alert(1)") > 15
     assert text.count("<div class=plots>") == 1, "plots in a row share a grid"
 
 
 def test_numbers_stand_to_the_right():
-    text = page("t", [Table("t", ("a", "b"), [("-1.5", "word"), ("$3", "7 steps"), ("", "-")])])
+    text = render_page("t", [Table("t", ("a", "b"), [("-1.5", "word"), ("$3", "7 steps"), ("", "-")])])
     assert text.count("<td class=n>") == 3 and "<td>word</td>" in text and "<td>7 steps</td>" in text
 
 

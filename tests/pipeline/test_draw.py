@@ -13,7 +13,7 @@ from tools.subcommands import run_tool
 
 
 def picture(kind: str, ranks: int, m: int, costs: Costs | None = None, **options) -> list[str]:
-    return draw.text(simulate(build_schedule(kind, ranks, m), costs), **options).splitlines()
+    return draw.draw_text(simulate(build_schedule(kind, ranks, m), costs), **options).splitlines()
 
 
 def test_the_picture_is_the_papers():
@@ -50,7 +50,7 @@ def test_longer_passes_are_wider():
 @pytest.mark.parametrize("kind", KINDS)
 def test_svg_holds_every_pass_at_its_time(kind):
     s = simulate(build_schedule(kind, 3, 5), Costs(1, 1, 0.5))
-    root = ElementTree.fromstring(draw.svg(s))
+    root = ElementTree.fromstring(draw.draw_svg(s))
     name = "{http://www.w3.org/2000/svg}"
     passes = [r for r in root.iter(f"{name}rect") if r.get("stroke")]
     assert len(passes) == sum(len(order) for order in s.schedule.computation)

@@ -7,7 +7,7 @@ import pytest
 
 from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
-from megalm.pipeline.partition import LayerCosts, layer_costs, partition
+from megalm.pipeline.partition import LayerCosts, count_layer_costs, partition
 
 
 def stage_costs(costs: LayerCosts, cut: list[range]) -> list[float]:
@@ -59,14 +59,14 @@ def model(**fields) -> ModelConfig:
 
 def test_a_large_vocabulary_takes_layers_from_the_last_stage():
     small, large = model(), model(vocab_size=256_000)
-    assert [len(r) for r in partition(layer_costs(small), 4)] == [8, 8, 8, 8]
-    sizes = [len(r) for r in partition(layer_costs(large), 4)]
+    assert [len(r) for r in partition(count_layer_costs(small), 4)] == [8, 8, 8, 8]
+    sizes = [len(r) for r in partition(count_layer_costs(large), 4)]
     # 2 H V = 2.1 GFLOP a token is 4.6 layers of 0.45 GFLOP
     assert sizes[-1] == 5 and sum(sizes) == 32
 
 
 def test_layer_costs_by_hand():
-    costs = layer_costs(model(num_kv_heads=8, ffn_hidden_size=14336))
+    costs = count_layer_costs(model(num_kv_heads=8, ffn_hidden_size=14336))
     attention = 4096 * 4096 * 2 + 4096 * 1024 * 2
     assert costs.layers[0] == 2 * (attention + 3 * 4096 * 14336) + 2 * 2048 * 4096
     assert len(costs.layers) == 32

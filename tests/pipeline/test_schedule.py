@@ -11,9 +11,9 @@ from megalm.pipeline.actions import Action, Kind, Placement, ScheduleError
 from megalm.pipeline.schedule import (
     KINDS,
     Schedule,
+    build_forward_schedule,
     build_schedule,
-    forward_schedule,
-    placement,
+    place_stages,
     with_communication,
 )
 from megalm.pipeline.simulate import Costs, check, simulate
@@ -60,7 +60,7 @@ def test_every_size_is_complete_and_free_of_deadlock(kind):
         for chunks in (1, 2, 3) if kind in ("gpipe", "interleaved") else (None,):
             schedule = build_schedule(kind, ranks, m, chunks)
             check(schedule)
-            check(forward_schedule(schedule.placement, m))
+            check(build_forward_schedule(schedule.placement, m))
 
 
 @pytest.mark.parametrize("kind", ["gpipe", "1f1b"])
@@ -145,8 +145,8 @@ def test_placements():
         for rank in range(where.ranks):
             for chunk, stage in enumerate(where.of_rank(rank)):
                 assert where.rank(stage) == rank and where.chunk(stage) == chunk
-    assert placement("zb-v", 4, 1) == placement("zb-v", 4) == Placement(4, 2, "v")
-    assert placement("interleaved", 4).chunks == 2 and placement("1f1b", 4).chunks == 1
+    assert place_stages("zb-v", 4, 1) == place_stages("zb-v", 4) == Placement(4, 2, "v")
+    assert place_stages("interleaved", 4).chunks == 2 and place_stages("1f1b", 4).chunks == 1
 
 
 def test_receives_are_posted_before_the_computation_they_overlap():

@@ -7,7 +7,7 @@ from pathlib import Path
 from megalm.architecture.flops import narayanan_batch_flops
 from megalm.config import ModelConfig
 from megalm.plan.layout import Layout
-from megalm.plan.machine import Machine, planned_machine
+from megalm.plan.machine import Machine, make_planned_machine
 
 FACTS = Path(__file__).parent / "facts"
 
@@ -66,7 +66,7 @@ def mpt_benchmark() -> list[Published]:
         )
         seconds = layout.global_batch * model.seq_length / float(row["tokens_per_second"])
         name = f"{row['gpu']} {row['model']} x {row['seq_length']} on {row['gpus']}, micro-batch {row['micro_batch']}"
-        found.append(Published(name, model, layout, planned_machine(row["gpu"], layout.world), seconds, row))
+        found.append(Published(name, model, layout, make_planned_machine(row["gpu"], layout.world), seconds, row))
     return found
 
 
@@ -85,5 +85,5 @@ def narayanan() -> list[Published]:
         )
         seconds = narayanan_batch_flops(model, layout.global_batch) / (gpus * float(row["tflops_per_gpu"]) * 1e12)
         name = f"a100-80gb {row['parameters_billion']}B on {gpus}, tensor {tensor}, pipeline {pipeline}"
-        found.append(Published(name, model, layout, planned_machine("a100-80gb", gpus), seconds, row))
+        found.append(Published(name, model, layout, make_planned_machine("a100-80gb", gpus), seconds, row))
     return found

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from megalm.plan.time import step_time
+from megalm.plan.time import estimate_step_time
 from tests.plan.published import mpt_benchmark, narayanan
 
 FILE = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "planner-published-rows.csv"
@@ -18,7 +18,7 @@ HEADER = ("row", "published step (s)", "predicted step (s)", "error (%)", "sourc
 def lines() -> list[tuple[str, str, str, str, str]]:
     found = []
     for row in (*mpt_benchmark(), *narayanan()):
-        predicted = step_time(row.model, row.layout, row.machine).total
+        predicted = estimate_step_time(row.model, row.layout, row.machine).total
         error = 100 * (predicted / row.step_seconds - 1)
         found.append((row.name, f"{row.step_seconds:.3f}", f"{predicted:.3f}", f"{error:+.1f}", row.row["source"]))
     return found

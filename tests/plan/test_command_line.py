@@ -11,10 +11,10 @@ import pytest
 
 import megalm.plan.answers
 import tools.plan
-from megalm.config.cluster import accelerator_from, hardware
+from megalm.config.cluster import make_accelerator, read_hardware
 from megalm.config.compose import compose_config
-from megalm.config.groups import groups
-from megalm.plan.machine import machine_for, measure_cpu, this_machine
+from megalm.config.groups import list_groups
+from megalm.plan.machine import find_machine, measure_cpu, measure_this_machine
 from megalm.plan.request import KEYS
 from megalm.plan.screen import plan_screen
 from megalm.plan.summary import plan
@@ -156,8 +156,8 @@ def test_ladder_writes_experiments_that_compose(tmp_path, capsys, monkeypatch):
 
 
 def test_every_accelerator_is_complete_and_has_sources():
-    for name, record in hardware().items():
-        chip = accelerator_from(record)
+    for name, record in read_hardware().items():
+        chip = make_accelerator(record)
         assert chip.peak["bf16"] > 1e14 and chip.memory > 2**34
         for figure in (
             "peak_tflops",
@@ -168,15 +168,15 @@ def test_every_accelerator_is_complete_and_has_sources():
             "matmul_efficiency",
         ):
             assert chip.sources.get(figure), (name, figure)
-    assert set(hardware()) >= {"a100-40gb", "a100-80gb", "h100", "h200", "b200", "gh200", "mi300x"}
-    assert set(hardware()) <= set(groups()["cluster"])
+    assert set(read_hardware()) >= {"a100-40gb", "a100-80gb", "h100", "h200", "b200", "gh200", "mi300x"}
+    assert set(read_hardware()) <= set(list_groups()["cluster"])
 
 
 def test_cluster_group_and_gpu_name_mean_the_same():
-    by_group = machine_for(compose_config(["+model=tiny", "cluster=h100", "cluster.gpus=8"]))
-    by_name = machine_for(compose_config(["+model=tiny", "cluster.gpu=h100", "cluster.gpus=8"]))
+    by_group = find_machine(compose_config(["+model=tiny", "cluster=h100", "cluster.gpus=8"]))
+    by_name = find_machine(compose_config(["+model=tiny", "cluster.gpu=h100", "cluster.gpus=8"]))
     assert by_group == by_name and by_group.gpus == 8
-    edited = machine_for(compose_config(["+model=tiny", "cluster=h100", "cluster.memory_gib=64", "cluster.price=1"]))
+    edited = find_machine(compose_config(["+model=tiny", "cluster=h100", "cluster.memory_gib=64", "cluster.price=1"]))
     assert edited.accelerator.memory == 64 * 2**30 and edited.price == 1
 
 
@@ -191,7 +191,7 @@ def test_this_machine_is_measured_once(tmp_path):
 
 def test_plan_of_a_run_on_one_screen_and_as_json():
     config = compose_config(["+model=tiny", "train.steps=30", "device=cpu"])
-    machine = this_machine(gpu=False)
+    machine = measure_this_machine(gpu=False)
     answer = plan(config, machine)
     values = json.loads(json.dumps(answer.as_dict()))
     for key in ("parameters", "step_seconds", "bytes_per_gpu", "days", "mfu", "expected_failures", "tokens", "goodput"):

@@ -7,9 +7,9 @@ import random
 import pytest
 
 from megalm.config import ConfigError
-from megalm.plan.budget import LAWS, choices
-from megalm.plan.goodput import checkpoint_loss, goodput, mtti_seconds, spare_table, young_daly
-from megalm.plan.ladder import ladder, learning_rate
+from megalm.plan.budget import LAWS, list_choices
+from megalm.plan.goodput import checkpoint_loss, estimate_goodput, mtti_seconds, tabulate_spares, young_daly
+from megalm.plan.ladder import build_ladder, interpolate_learning_rate
 from megalm.plan.models import read_model
 from megalm.plan.scaling import Point, fit, read_points
 
@@ -41,13 +41,13 @@ def test_llama3_failure_rate():
 
 
 def test_no_failures_no_losses():
-    result = goodput(8, 0.0, days=3)
+    result = estimate_goodput(8, 0.0, days=3)
     assert result.effective == 1.0 and result.best_spares == 0 and result.expected_failures == 0
     assert result.as_dict()["mtti_hours"] is None
 
 
 def test_spares_pay_until_they_cost_more_than_they_save():
-    rows = spare_table(384, 7.8 * 3600, 24 * 3600)
+    rows = tabulate_spares(384, 7.8 * 3600, 24 * 3600)
     costs = [row["relative_cost"] for row in rows]
     best = costs.index(min(costs))
     assert 0 < best < len(rows) - 1
@@ -57,7 +57,9 @@ def test_spares_pay_until_they_cost_more_than_they_save():
 
 
 def test_losses_grow_with_the_interval_given():
-    assert goodput(1024, 1.0, stall=5, interval=7200).effective < goodput(1024, 1.0, stall=5).effective
+    assert (
+        estimate_goodput(1024, 1.0, stall=5, interval=7200).effective < estimate_goodput(1024, 1.0, stall=5).effective
+    )
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
@@ -72,12 +74,12 @@ def test_the_laws_optimum_is_its_minimum(law):
 
 def test_chinchilla_itself():
     """Hoffmann et al. 2022: 5.76e23 FLOPs are Chinchilla's 70B on 1.4T tokens at 20 tokens a parameter."""
-    rule = choices(5.76e23)[0]
+    rule = list_choices(5.76e23)[0]
     assert rule.parameters == pytest.approx(70e9, rel=0.02) and rule.tokens == pytest.approx(1.4e12, rel=0.02)
 
 
 def test_serving_makes_the_best_model_smaller_and_longer_trained():
-    _, optimal, whole, same = choices(1e23, inference_tokens=5e12)
+    _, optimal, whole, same = list_choices(1e23, inference_tokens=5e12)
     assert whole.parameters < optimal.parameters and whole.ratio > optimal.ratio
     assert whole.training_flops + whole.inference_flops == pytest.approx(1e23, rel=1e-6)
     assert same.loss == pytest.approx(optimal.loss, rel=1e-9)
@@ -87,7 +89,7 @@ def test_serving_makes_the_best_model_smaller_and_longer_trained():
 
 def test_a_budget_for_nothing():
     with pytest.raises(ConfigError, match="no language model can be trained"):
-        choices(1e12)
+        list_choices(1e12)
 
 
 def runs(noise: float = 0.002) -> list[Point]:
@@ -122,7 +124,7 @@ def test_few_or_alike_runs_are_refused_or_fitted_by_a_power_law():
 
 def test_ladder_climbs_to_the_target():
     target = read_model("30b")
-    rungs = ladder(target, 5)
+    rungs = build_ladder(target, 5)
     sizes = [rung.parameters for rung in rungs]
     assert sizes == sorted(sizes) and rungs[-1].model is target
     assert all(rung.tokens == pytest.approx(20 * rung.parameters) for rung in rungs)
@@ -133,7 +135,7 @@ def test_ladder_climbs_to_the_target():
 @pytest.mark.parametrize("size,lr", [(125e6, 6e-4), (1.3e9, 2e-4), (13e9, 1e-4), (175e9, 0.6e-4)])
 def test_learning_rates_of_gpt3(size, lr):
     """Brown et al. 2020, table 2.1."""
-    assert learning_rate(size) == pytest.approx(lr)
+    assert interpolate_learning_rate(size) == pytest.approx(lr)
 
 
 def test_finished_runs_are_read_from_their_folders(tmp_path):

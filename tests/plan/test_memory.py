@@ -4,13 +4,13 @@ import pytest
 
 from megalm.config.compose import compose_config
 from megalm.config.optim import STATES
-from megalm.pipeline.partition import layer_costs, partition
+from megalm.pipeline.partition import count_layer_costs, partition
 from megalm.pipeline.schedule import KINDS, build_schedule
 from megalm.pipeline.simulate import simulate
-from megalm.plan.activations import korthikanti, layer_activations
+from megalm.plan.activations import estimate_layer_activations, korthikanti
 from megalm.plan.layout import Layout
-from megalm.plan.memory import chunks_in_flight, estimate_layout, layers_of_stages
-from megalm.plan.models import models
+from megalm.plan.memory import count_chunks_in_flight, estimate_layout, layers_of_stages
+from megalm.plan.models import list_models
 from tests.plan.published import mpt_benchmark, narayanan
 
 SMALL = [
@@ -64,7 +64,7 @@ def test_estimate_against_the_real_allocation(words):
 
 def test_bytes_per_parameter():
     """bf16 weights, fp32 gradients, masters and Adam: 18 bytes; with ZeRO-1 6 + 12 / dp and the gradient's shard."""
-    model = models()["1b"]
+    model = list_models()["1b"]
     plain = estimate_layout(model, Layout(data=8, global_batch=8)).worst
     assert plain.weights + plain.gradients + plain.optimizer == 18 * plain.parameters
     descent = estimate_layout(model, Layout(data=8, global_batch=8, states=1)).worst
@@ -90,9 +90,10 @@ def test_korthikanti(settings, expected):
 
 
 def test_fused_layers_keep_less_than_the_paper_and_recompute_keeps_least():
-    model = models()["7b"]
+    model = list_models()["7b"]
     kept = [
-        layer_activations(model, Layout(recompute=mode, micro_batch=2)).total for mode in ("none", "selective", "full")
+        estimate_layer_activations(model, Layout(recompute=mode, micro_batch=2)).total
+        for mode in ("none", "selective", "full")
     ]
     paper = korthikanti(model.seq_length, 2, model.hidden_size, model.num_heads)
     assert kept[0] < paper and kept == sorted(kept, reverse=True)
@@ -100,9 +101,9 @@ def test_fused_layers_keep_less_than_the_paper_and_recompute_keeps_least():
 
 
 def test_tensor_parallelism_divides_what_it_can():
-    model = models()["7b"]
-    whole = layer_activations(model, Layout()).total
-    split = layer_activations(model, Layout(tensor=8, sequence=True)).total
+    model = list_models()["7b"]
+    whole = estimate_layer_activations(model, Layout()).total
+    split = estimate_layer_activations(model, Layout(tensor=8, sequence=True)).total
     assert split == pytest.approx(whole / 8, rel=1e-9)
 
 
@@ -113,15 +114,15 @@ def test_chunks_in_flight_are_the_simulators(kind):
         for batches in (1, 2, 4, 5, 8, 24):
             simulated = simulate(build_schedule(kind, ranks, batches, chunks)).peak_activations
             layout = Layout(pipeline=ranks, virtual=chunks, schedule=kind, global_batch=batches)
-            assert [chunks_in_flight(layout, rank) for rank in range(ranks)] == simulated, (ranks, batches)
+            assert [count_chunks_in_flight(layout, rank) for rank in range(ranks)] == simulated, (ranks, batches)
 
 
 @pytest.mark.parametrize("name", ["tiny", "125m", "7b", "llama3-8b", "30b"])
 def test_stages_are_cut_as_the_engine_cuts_them(name):
-    model = models()[name]
+    model = list_models()[name]
     for stages in (1, 2, 3, 4, 6, 8):
         if stages <= model.num_layers:
-            cut = [len(layers) for layers in partition(layer_costs(model), stages)]
+            cut = [len(layers) for layers in partition(count_layer_costs(model), stages)]
             assert list(layers_of_stages(model, stages)) == cut
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from megalm.config.compose import compose_config
-from megalm.plan.mixture import Source, compare, distance, read, solve
+from megalm.plan.mixture import Source, compare, measure_distance, read, solve
 from tests.plan.published import rows
 from tools.mix.__main__ import main
 
@@ -46,7 +46,7 @@ def test_comparing():
     first = solve("a", [Source("x", 1e9, proportion=0.5), Source("y", 1e9, proportion=0.5)], 1e9)
     second = solve("b", [Source("x", 1e9, proportion=0.25), Source("z", 1e9, proportion=0.75)], 1e9)
     assert compare([first, second])[0] == ("z", [None, 0.75])
-    assert distance(first, second) == pytest.approx(0.75)
+    assert measure_distance(first, second) == pytest.approx(0.75)
 
 
 def test_yaml_is_read_back_by_the_launcher(tmp_path, monkeypatch, capsys):

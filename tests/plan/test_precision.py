@@ -3,9 +3,9 @@
 import pytest
 
 from megalm.config.compose import compose_config
-from megalm.plan.machine import planned_machine, resolve_precision, this_machine
+from megalm.plan.machine import make_planned_machine, measure_this_machine, resolve_precision
 
-GPU = planned_machine("h100", 8)
+GPU = make_planned_machine("h100", 8)
 
 
 def dtype_on(machine, *words: str) -> str:
@@ -17,7 +17,7 @@ def dtype_on(machine, *words: str) -> str:
 @pytest.mark.parametrize("words", [[], ["precision=auto"], ["precision.dtype=auto"]], ids=" ".join)
 def test_what_nobody_gave_follows_the_machine(words):
     assert dtype_on(GPU, *words) == "bf16"
-    assert dtype_on(this_machine(gpu=False), *words) == "fp32"
+    assert dtype_on(measure_this_machine(gpu=False), *words) == "fp32"
 
 
 @pytest.mark.parametrize("words", [["precision=fp32"], ["precision.dtype=fp32"], ["+precision=fp32"]], ids=" ".join)

@@ -6,8 +6,8 @@ from statistics import median
 import pytest
 
 from megalm.architecture import flops
-from megalm.architecture.tensors import parameters
-from megalm.plan.time import step_time
+from megalm.architecture.tensors import count_parameters
+from megalm.plan.time import estimate_step_time
 from tests.plan.published import Published, mpt_benchmark, narayanan
 from tests.plan.results import FILE, HEADER, lines
 
@@ -20,7 +20,7 @@ def named(row: Published) -> str:
 
 @pytest.mark.parametrize("row", MPT, ids=named)
 def test_parameters_of_the_mpt_benchmark(row):
-    assert parameters(row.model).total == int(row.row["parameters"])
+    assert count_parameters(row.model).total == int(row.row["parameters"])
 
 
 @pytest.mark.parametrize("row", MPT, ids=named)
@@ -36,7 +36,7 @@ def test_utilisation_of_the_mpt_benchmark(row):
 
 @pytest.mark.parametrize("row", NARAYANAN, ids=named)
 def test_parameters_of_narayanan(row):
-    total = parameters(row.model).total
+    total = count_parameters(row.model).total
     # The paper's formula leaves out the last norm's 2 h.
     assert round((total - 2 * row.model.hidden_size) / 1e9, 4) == float(row.row["parameters_billion_exact"])
     assert round(total / 1e9, 1) == float(row.row["parameters_billion"])
@@ -58,7 +58,7 @@ def test_flops_of_narayanan(row):
 
 
 def errors(table: list[Published]) -> list[float]:
-    return [step_time(row.model, row.layout, row.machine).total / row.step_seconds - 1 for row in table]
+    return [estimate_step_time(row.model, row.layout, row.machine).total / row.step_seconds - 1 for row in table]
 
 
 @pytest.mark.parametrize("gpu", ["a100-80gb", "h100"])

@@ -2,10 +2,10 @@
 
 import pytest
 
-from megalm.architecture.tensors import parameters
+from megalm.architecture.tensors import count_parameters
 from megalm.config.compose import compose_config
-from megalm.plan.machine import planned_machine
-from megalm.plan.models import largest_fitting, models, read_model, scaled_model, table
+from megalm.plan.machine import make_planned_machine
+from megalm.plan.models import find_largest_fitting, list_models, read_model, scale_model, tabulate_models
 from megalm.plan.request import compose, parse
 
 PUBLISHED = {
@@ -25,7 +25,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_counts(name):
-    assert parameters(read_model(name)).total == PUBLISHED[name][0], PUBLISHED[name][1]
+    assert count_parameters(read_model(name)).total == PUBLISHED[name][0], PUBLISHED[name][1]
 
 
 def test_mixture_of_experts_counts_all_and_active():
@@ -42,7 +42,7 @@ def test_mixture_of_experts_counts_all_and_active():
         "model.moe.top_k=2",
     ]
     model = compose(parse("shape", words, [])).model
-    counts = parameters(model)
+    counts = count_parameters(model)
     assert counts.total == 46_702_792_704
     assert counts.active == 12_879_925_248
 
@@ -50,7 +50,7 @@ def test_mixture_of_experts_counts_all_and_active():
 def test_shared_experts_are_always_active():
     words = ["+model=tiny", "model.moe.num_experts=4", "model.moe.top_k=1", "model.moe.num_shared_experts=1"]
     model = compose(parse("shape", words, [])).model
-    counts = parameters(model)
+    counts = count_parameters(model)
     expert = 3 * model.hidden_size * model.ffn_hidden_size
     assert counts.total - counts.active == model.num_layers * 3 * expert
 
@@ -58,7 +58,7 @@ def test_shared_experts_are_always_active():
 @pytest.mark.parametrize(
     "words",
     [
-        *([f"+model={name}", "model.num_layers=2"] for name in models()),
+        *([f"+model={name}", "model.num_layers=2"] for name in list_models()),
         ["+model=tiny", "model.parallel_residual=true", "model.linear_bias=true", "model.norm_bias=true"],
         ["+model=tiny", "model.tie_embeddings=false", "model.qk_norm=true"],
         ["+model=tiny", "model.qk_norm=true", "model.qk_norm_scope=full", "model.norm_placement=post"],
@@ -84,24 +84,24 @@ def test_every_tensor_is_the_engines(words):
     built = Transformer(config.model, mesh, config.parallel, device="meta", dtype=torch.float32)
     pieces = [piece for parameter in built.parameters() for piece in slice_of(parameter).pieces]
     engine = {piece.name: tuple(piece.global_shape) for piece in pieces}
-    assert dict(parameters(config.model).tensors) == engine
-    assert parameters(config.model).total == sum(parameter.numel() for parameter in built.parameters())
+    assert dict(count_parameters(config.model).tensors) == engine
+    assert count_parameters(config.model).total == sum(parameter.numel() for parameter in built.parameters())
 
 
 def test_scaled_models_come_close_and_are_valid():
     for wanted in (3e7, 1.2e8, 1e9, 7e9, 6e10):
-        model = scaled_model(wanted)
-        assert parameters(model).total == pytest.approx(wanted, rel=0.12)
+        model = scale_model(wanted)
+        assert count_parameters(model).total == pytest.approx(wanted, rel=0.12)
         assert model.hidden_size == model.num_heads * model.head_dim
         assert model.num_heads % model.num_kv_heads == 0
 
 
 def test_models_table_says_what_fits():
-    rows = table(planned_machine("a100-80gb", 8))
+    rows = tabulate_models(make_planned_machine("a100-80gb", 8))
     assert [row.parameters for row in rows] == sorted(row.parameters for row in rows)
-    assert {row.name for row in rows} == set(models())
+    assert {row.name for row in rows} == set(list_models())
     fitting = {row.name: row.fits for row in rows}
     assert fitting["7b"] and fitting["30b"] and not fitting["llama3-70b"]
-    names = [row.name for row in table(planned_machine("h100", 1))]
-    largest = largest_fitting(planned_machine("h100", 1))
-    assert 1e9 < parameters(models()[largest]).total < 5e9 and names.index(largest) < names.index("7b")
+    names = [row.name for row in tabulate_models(make_planned_machine("h100", 1))]
+    largest = find_largest_fitting(make_planned_machine("h100", 1))
+    assert 1e9 < count_parameters(list_models()[largest]).total < 5e9 and names.index(largest) < names.index("7b")

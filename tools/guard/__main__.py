@@ -8,9 +8,9 @@ from pathlib import Path
 from megalm.config.console import escape_what_cannot_be_written
 from megalm.config.errors import ConfigError
 from megalm.guard.trial.curve import Alarm, Curve, alarms, read_curve
-from megalm.journal import number_text
+from megalm.journal import format_number
 from megalm.observe.plot import text_plot
-from megalm.page.document import Block, Facts, Table, page
+from megalm.page.document import Block, Facts, Table, render_page
 from megalm.page.plots import Line, Lines, Mark
 
 COLOUR_OF_ACTION = {"none": "#7d8894", "skip": "#c9a227", "rollback": "#c0392b"}
@@ -54,7 +54,8 @@ def _replay(arguments: argparse.Namespace) -> int:
         print(text_plot(curve.points, abandoned=curve.abandoned, width=96, title=arguments.column, marks=marks))
     for alarm in found:
         print(
-            f"step {alarm.step:>8}  {alarm.kind:<9}  {alarm.action:<8}  z {number_text(alarm.z, '8.2f'):>8}  onset {alarm.onset}"
+            f"step {alarm.step:>8}  {alarm.kind:<9}  {alarm.action:<8}"
+            f"  z {format_number(alarm.z, '8.2f'):>8}  onset {alarm.onset}"
         )
     rollbacks = sum(alarm.action == "rollback" for alarm in found)
     skips = sum(alarm.action == "skip" for alarm in found)
@@ -70,20 +71,20 @@ def _write_page(file: str, source: str, column: str, curve: Curve, found: list[A
         Mark(
             alarm.step,
             f"{alarm.kind}: {alarm.action}",
-            text.format(alarm.step, alarm.kind, number_text(alarm.z, ".1f"), alarm.onset, alarm.action),
+            text.format(alarm.step, alarm.kind, format_number(alarm.z, ".1f"), alarm.onset, alarm.action),
             COLOUR_OF_ACTION[alarm.action],
         )
         for alarm in found
     ]
     lines = [Line(column, curve.points), *(Line("", stretch, pale=True) for stretch in curve.abandoned)]
-    rows = [(str(a.step), a.kind, a.action, number_text(a.z, ".2f"), str(a.onset)) for a in found]
+    rows = [(str(a.step), a.kind, a.action, format_number(a.z, ".2f"), str(a.onset)) for a in found]
     blocks: list[Block] = [
         Facts({"steps": f"{len(curve.steps):,}", "alarms": str(len(found))}),
         Lines(column, "step", column, lines, marks=marks, height=360),
         Table("alarms", ("step", "kind", "action of the default policy", "z", "onset"), rows),
     ]
     try:
-        Path(file).write_text(page(source, blocks), encoding="utf-8")
+        Path(file).write_text(render_page(source, blocks), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--html {file}: cannot be written ({error.strerror}).") from None
 

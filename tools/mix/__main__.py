@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megalm.config.errors import ConfigError
-from megalm.config.phases import quantity
-from megalm.page.axis import number
+from megalm.config.phases import parse_quantity
+from megalm.page.axis import format_count
 from megalm.page.document import Table
 from megalm.page.plots import Bars
 from megalm.plan.mixture import (
     MOST_EPOCHS,
     Mixture,
     compare,
-    data_yaml,
-    distance,
+    measure_distance,
+    parse_source,
     read,
     solve,
-    source_from_word,
+    write_data_yaml,
 )
 from megalm.plan.report import Report
 
@@ -65,11 +65,11 @@ def mixtures(words: Sequence[str], most_epochs: float) -> list[Mixture]:
     """The mixtures that the command line names."""
     files = [word for word in words if "=" not in word]
     totals = [word.partition("=")[2] for word in words if word.startswith("total=")]
-    sources = [source_from_word(word) for word in words if "=" in word and not word.startswith("total=")]
+    sources = [parse_source(word) for word in words if "=" in word and not word.startswith("total=")]
     if len(totals) > 1:
         raise ConfigError("total= is given twice.")
     try:
-        total = quantity(totals[0]) if totals else None
+        total = parse_quantity(totals[0]) if totals else None
     except ValueError:
         raise ConfigError(f"total={totals[0]}: tokens, such as 1T or 500B.") from None
     if total is not None and total <= 0:
@@ -98,7 +98,7 @@ def table(mixture: Mixture) -> Table:
     whole = 100 * sum(source.proportion or 0.0 for source in mixture.sources)
     rows.append(("together", "", f"{whole:.2f}", "-" if mixture.total is None else f"{mixture.total / 1e9:,.2f}", ""))
     headers = ("source", "available (B tokens)", "proportion (%)", "tokens (B)", "epochs")
-    return Table(mixture.name + (f": {number(mixture.total)} tokens" if mixture.total else ""), headers, rows)
+    return Table(mixture.name + (f": {format_count(mixture.total)} tokens" if mixture.total else ""), headers, rows)
 
 
 def report(found: list[Mixture]) -> Report:
@@ -111,7 +111,9 @@ def report(found: list[Mixture]) -> Report:
             for name, shares in compare(found)
         ]
         blocks.append(Table("proportions (%)", ("source", *[mixture.name for mixture in found]), rows))
-        apart = [(f"{a.name} and {b.name}", distance(a, b)) for i, a in enumerate(found) for b in found[i + 1 :]]
+        apart = [
+            (f"{a.name} and {b.name}", measure_distance(a, b)) for i, a in enumerate(found) for b in found[i + 1 :]
+        ]
         blocks += [f"{names}: {100 * share:.1f}% of the tokens come from elsewhere" for names, share in apart]
         data["distances"] = [{"mixtures": names, "share": share} for names, share in apart]
     blocks.append(
@@ -139,7 +141,7 @@ def run(argv: Sequence[str] | None) -> int:
         if len(found) != 1:
             raise ConfigError(f"--write writes one mixture; {len(found)} are given.")
         try:
-            args.write.write_text(data_yaml(found[0]), encoding="utf-8")
+            args.write.write_text(write_data_yaml(found[0]), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--write {args.write}: cannot be written ({error.strerror}).") from None
     answer = report(found)

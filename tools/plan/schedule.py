@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     simulation = simulate(build_schedule(args.kind, args.stages, args.microbatches, args.chunks), costs)
     if args.svg is not None:
         try:
-            args.svg.write_text(draw.svg(simulation), encoding="utf-8")
+            args.svg.write_text(draw.draw_svg(simulation), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--svg {args.svg}: cannot be written ({error.strerror}).") from error
     if args.json:
@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
     color = args.color == "always" or (args.color == "auto" and terminal and "NO_COLOR" not in os.environ)
     width = args.width or (shutil.get_terminal_size().columns if terminal else None)
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    print(draw.text(simulation, width=width, color=color, unicode=unicode))
+    print(draw.draw_text(simulation, width=width, color=color, unicode=unicode))
     print()
-    print(draw.summary(simulation))
+    print(draw.summarize(simulation))
     return 0
 
 

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from megalm.config.errors import ConfigError, full_disk
+from megalm.config.errors import ConfigError, explain_full_disk
 
 BLOCK = 1 << 20  # bytes of a request: beyond it an object store gives its full speed
 OPEN_BLOCKS = 64  # that stay mapped in a process
@@ -129,7 +129,7 @@ class Cache:
                 finally:
                     aside.unlink(missing_ok=True)
         except OSError as error:
-            raise full_disk(error) or ConfigError(
+            raise explain_full_disk(error) or ConfigError(
                 f"the data cache {self.folder} cannot be used ({error.strerror or error}): set data.cache to a folder "
                 "that may be written."
             ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from megalm.config import Config
-from megalm.journal import QUIET, event_text, read_course, read_events
+from megalm.journal import QUIET, describe_event, read_course, read_events
 from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class TrackerHook(Hook):
         if self._step is not None and event["kind"] not in QUIET:
             name = f"events/{event['kind']}"
             self.tracker.scalars(event["step"], {name: 1.0})
-            self.tracker.text(event["step"], name, event_text(event))
+            self.tracker.text(event["step"], name, describe_event(event))
 
     def on_step_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         step = record["step"]

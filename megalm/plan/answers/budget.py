@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from megalm.architecture.tensors import parameters
+from megalm.architecture.tensors import count_parameters
 from megalm.config import ConfigError
-from megalm.page.axis import number
+from megalm.page.axis import format_count
 from megalm.page.document import Table
 from megalm.page.plots import Line, Lines
-from megalm.plan.budget import LAWS, TOKENS_PER_PARAMETER, Choice, Law, choices
-from megalm.plan.models import models, scaled_model
-from megalm.plan.render import dollars
+from megalm.plan.budget import LAWS, TOKENS_PER_PARAMETER, Choice, Law, list_choices
+from megalm.plan.models import list_models, scale_model
+from megalm.plan.render import format_dollars
 from megalm.plan.report import Report
-from megalm.plan.request import Request, compose, machine
+from megalm.plan.request import Request, choose_machine, compose
 
 HELP = "the best model and token count for a budget"
 KEYS = [
@@ -26,10 +26,10 @@ DEFAULT_MFU = 0.4
 
 def answer(request: Request) -> Report:
     """Attempt 1: compute-optimal; attempt 2, with inference_tokens: lifecycle-optimal."""
-    hours, spent, price, found = _gpu_hours(request)
+    hours, spent, price, machine = _gpu_hours(request)
     mfu = request.number("mfu") or DEFAULT_MFU
     peak = request.number("peak") or (
-        found.peak(request.word("dtype") or ("fp32" if found.is_cpu else "bf16")) if found else 0.0
+        machine.peak(request.word("dtype") or ("fp32" if machine.is_cpu else "bf16")) if machine else 0.0
     )
     if not peak:
         raise ConfigError("which GPU? Add gpu=h100 (or peak=312e12, FLOP/s of one GPU).")
@@ -40,7 +40,7 @@ def answer(request: Request) -> Report:
     served = request.number("inference_tokens") or 0.0
     serving = request.number("inference_mfu") or mfu
     ratio = request.number("ratio") or 20.0
-    found_choices = choices(flops, inference_tokens=served, inference_cost=mfu / serving, law=law, ratio=ratio)
+    found_choices = list_choices(flops, inference_tokens=served, inference_cost=mfu / serving, law=law, ratio=ratio)
     if request.has_model:
         found_choices.append(_given_model(request, flops, spent, hours, law, served * mfu / serving))
     gpus = request.whole("gpus")
@@ -51,13 +51,13 @@ def answer(request: Request) -> Report:
         rows.append(
             (
                 choice.name,
-                number(choice.parameters),
-                number(choice.tokens),
+                format_count(choice.parameters),
+                format_count(choice.tokens),
                 f"{choice.ratio:.1f}",
                 f"{choice.loss:.4f}",
-                number(choice.training_flops),
-                dollars(entry["training_dollars"]),
-                *((dollars(entry["inference_dollars"]),) if served else ()),
+                format_count(choice.training_flops),
+                format_dollars(entry["training_dollars"]),
+                *((format_dollars(entry["inference_dollars"]),) if served else ()),
                 entry["nearest_model"],
                 entry["shape"],
             )
@@ -71,7 +71,7 @@ def answer(request: Request) -> Report:
         "budget_gpu_days": hours / 24,
         "budget_dollars": spent,
         "budget_flops": flops,
-        "gpu": found.accelerator.name if found else None,
+        "gpu": machine.accelerator.name if machine else None,
         "peak_flops_per_second_per_gpu": peak,
         "mfu": mfu,
         "dollars_per_gpu_hour": price,
@@ -91,12 +91,12 @@ def answer(request: Request) -> Report:
         "tokens_per_parameter": {name: tokens / size for name, (tokens, size) in TOKENS_PER_PARAMETER.items()},
     }
     ratios = [
-        (name, number(size), number(tokens), f"{tokens / size:.1f}")
+        (name, format_count(size), format_count(tokens), f"{tokens / size:.1f}")
         for name, (tokens, size) in TOKENS_PER_PARAMETER.items()
     ]
-    ratios += [(c.name, number(c.parameters), number(c.tokens), f"{c.ratio:.1f}") for c in found_choices]
-    title = f"{number(flops, 4)} FLOPs: {hours / 24:,.1f} GPU-days" + (
-        f" of {found.accelerator.description}" if found else ""
+    ratios += [(c.name, format_count(c.parameters), format_count(c.tokens), f"{c.ratio:.1f}") for c in found_choices]
+    title = f"{format_count(flops, 4)} FLOPs: {hours / 24:,.1f} GPU-days" + (
+        f" of {machine.accelerator.description}" if machine else ""
     )
     sizes = [found_choices[0].parameters * 10 ** (i / 20) for i in range(-24, 21)]
     line = [(n, law.loss(n, flops / 6 / n)) for n in sizes]
@@ -119,13 +119,14 @@ def answer(request: Request) -> Report:
 def _given_model(request: Request, flops: float, spent: float | None, hours: float, law: Law, served: float) -> Choice:
     """The model that was asked for, on as many tokens as the budget buys."""
     config = compose(request)
-    size = float(parameters(config.model).active)
+    size = float(count_parameters(config.model).active)
     tokens, wanted = flops / 6 / size, request.number("tokens")
     if wanted and wanted > tokens:
         much = f"${spent * wanted / tokens:,.0f}" if spent else f"{hours / 24 * wanted / tokens:,.0f} GPU-days"
         raise ConfigError(
-            f"impossible budget: {config.model.name} on {number(wanted)} tokens takes {much}; this budget buys {number(tokens)}"
-            f" tokens of it. Raise the budget, or choose {number(flops / 6 / wanted)} parameters or fewer for as many tokens."
+            f"impossible budget: {config.model.name} on {format_count(wanted)} tokens takes {much}; this budget buys"
+            f" {format_count(tokens)} tokens of it. Raise the budget, or choose {format_count(flops / 6 / wanted)} parameters or"
+            " fewer for as many tokens."
         )
     return Choice(
         f"{config.model.name}, all the budget",
@@ -144,14 +145,14 @@ def _note(served: float) -> str:
             "add inference_tokens=2T (tokens that the model will read and write in its life) for the lifecycle optimum"
         )
     return (
-        f"{number(served)} tokens served at 2 N FLOPs each: the whole-budget attempt pays them from the budget;"
+        f"{format_count(served)} tokens served at 2 N FLOPs each: the whole-budget attempt pays them from the budget;"
         " the same-loss attempt trains longer and saves in serving"
     )
 
 
 def _gpu_hours(request: Request) -> tuple[float, float | None, float | None, Any]:
-    found = machine(request) if request.word("gpu") else None
-    price = found.price if found else request.number("price")
+    machine = choose_machine(request) if request.word("gpu") else None
+    price = machine.price if machine else request.number("price")
     spent = request.number("dollars")
     given = [name for name in ("dollars", "gpu_days", "gpu_hours") if name in request.own]
     if len(given) != 1:
@@ -161,16 +162,16 @@ def _gpu_hours(request: Request) -> tuple[float, float | None, float | None, Any
     if spent is not None:
         if not price:
             raise ConfigError("dollars buy GPU-hours at a price: add gpu=h100 (conf/prices.yaml) or price=2.5.")
-        return spent / price, spent, price, found
+        return spent / price, spent, price, machine
     hours = request.number("gpu_hours") or 24.0 * (request.number("gpu_days") or 0.0)
-    return hours, hours * price if price else None, price, found
+    return hours, hours * price if price else None, price, machine
 
 
 def _entry(choice: Choice, flops: float, hours: float, price: float | None, gpus: int | None) -> dict[str, Any]:
     share = choice.training_flops / flops * hours
     later = choice.inference_flops / flops * hours
-    close = min(models().items(), key=lambda item: abs(parameters(item[1]).total / choice.parameters - 1))[0]
-    shape = scaled_model(choice.parameters) if 2e7 <= choice.parameters <= 1.5e12 else None
+    close = min(list_models().items(), key=lambda item: abs(count_parameters(item[1]).total / choice.parameters - 1))[0]
+    shape = scale_model(choice.parameters) if 2e7 <= choice.parameters <= 1.5e12 else None
     return {
         "name": choice.name,
         "parameters": choice.parameters,

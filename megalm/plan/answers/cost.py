@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from megalm.architecture.tensors import parameters
+from megalm.architecture.tensors import count_parameters
 from megalm.config import ConfigError
-from megalm.page.axis import number
+from megalm.page.axis import format_count
 from megalm.page.document import Table
 from megalm.plan import cost
-from megalm.plan.render import dollars
+from megalm.plan.render import format_dollars
 from megalm.plan.report import Report
-from megalm.plan.request import Request, compose, machine, positive
+from megalm.plan.request import Request, choose_machine, compose, require_positive
 
 HELP = "dollars of GPUs, of people's data and of storage"
 KEYS = [
@@ -42,7 +42,7 @@ def answer(request: Request) -> Report:
         total += _gpu_time(request, size, data, rows, blocks)
     if people:
         prices = {PEOPLE[key]: None for key in PEOPLE}
-        bill = cost.human_data_dollars(people)
+        bill = cost.price_human_data(people)
         if request.number("price") is not None and not asks_gpus and len(bill) == 1:
             entry = next(iter(bill.values()))
             entry["dollars_each"] = request.number("price")
@@ -54,7 +54,7 @@ def answer(request: Request) -> Report:
                 (
                     name,
                     f"{entry['count']:,.0f} x ${entry['dollars_each']:g}",
-                    dollars(entry["dollars"]),
+                    format_dollars(entry["dollars"]),
                     entry["source"],
                 )
             )
@@ -65,12 +65,12 @@ def answer(request: Request) -> Report:
         if size is None:
             raise ConfigError("checkpoints need a size: add +model=7b or parameters=7e9.")
         kept = request.whole("checkpoints", 10) or 0
-        stored = cost.checkpoint_storage(int(size), kept, request.number("storage_days", 365.0) or 365.0)
+        stored = cost.price_checkpoint_storage(int(size), kept, request.number("storage_days", 365.0) or 365.0)
         rows.append(
             (
                 "checkpoints in object storage",
                 f"{kept} x {stored.checkpoint_bytes / 1e9:,.1f} GB for {stored.months:.1f} months",
-                dollars(stored.dollars),
+                format_dollars(stored.dollars),
                 stored.source,
             )
         )
@@ -82,14 +82,14 @@ def answer(request: Request) -> Report:
             " people's data (instruction_pairs=27540 comparisons=1e6) or storage (+model=7b checkpoints=10)."
         )
     data["dollars"] = total
-    rows.append(("together", "", dollars(total), ""))
+    rows.append(("together", "", format_dollars(total), ""))
     table = Table("cost", ("what", "how much", "cost ($)", "source"), rows)
     return Report("cost", data, [table, *blocks])
 
 
 def _size(request: Request) -> float | None:
     if request.has_model:
-        return float(parameters(compose(request).model).total)
+        return float(count_parameters(compose(request).model).total)
     return request.number("parameters")
 
 
@@ -112,16 +112,18 @@ def _gpu_time(request: Request, size: float | None, data: dict[str, Any], rows: 
             (
                 kind,
                 f"{timed['gpus']} GPUs x {timed['days']:.2f} days x ${timed['dollars_per_gpu_hour']:.2f} a GPU-hour",
-                dollars(timed["dollars"]),
+                format_dollars(timed["dollars"]),
                 str(timed.get("price_source") or ""),
             )
         )
         data["gpu_dollars"] = timed["dollars"]
         if request.has_model:
             config = compose(request)
-            found = machine(request, config)
+            machine = choose_machine(request, config)
             blocks.append(
-                cost.cost_by_size(config.model, found, timed["peak_flops_per_second_per_gpu"], max(timed["mfu"], 1e-6))
+                cost.draw_cost_by_size(
+                    config.model, machine, timed["peak_flops_per_second_per_gpu"], max(timed["mfu"], 1e-6)
+                )
             )
         return float(timed["dollars"])
     if "gpus" not in request.own:
@@ -129,22 +131,22 @@ def _gpu_time(request: Request, size: float | None, data: dict[str, Any], rows: 
     gpus = request.whole("gpus") or 1
     price, source, peak = request.number("price"), "given", request.number("peak")
     if request.word("gpu"):
-        found = machine(request)
-        price, source = found.price, found.price_source
-        peak = peak or found.peak(request.word("dtype") or ("fp32" if found.is_cpu else "bf16"))
+        machine = choose_machine(request)
+        price, source = machine.price, machine.price_source
+        peak = peak or machine.peak(request.word("dtype") or ("fp32" if machine.is_cpu else "bf16"))
     if price is None:
         raise ConfigError("no price: add price=2.5 (dollars a GPU-hour), or gpu=h100 for conf/prices.yaml's.")
-    bill = cost.gpu_dollars(gpus, positive("days", days), price)
+    bill = cost.price_gpus(gpus, require_positive("days", days), price)
     data.update(
         gpus=gpus, gpu=request.word("gpu"), days=days, hours=24 * days, gpu_days=gpus * days, gpu_hours=24 * gpus * days,
         dollars_per_gpu_hour=price, price_source=source, gpu_dollars=bill,
     )  # fmt: skip
-    rows.append((kind, f"{gpus} GPUs x {days:.2f} days x ${price:.2f} a GPU-hour", dollars(bill), source))
+    rows.append((kind, f"{gpus} GPUs x {days:.2f} days x ${price:.2f} a GPU-hour", format_dollars(bill), source))
     if tokens:
         data["tokens"] = tokens
         data["dollars_per_million_tokens"] = bill / tokens * 1e6
         if size and peak:
             used = 6.0 * size * tokens / (gpus * days * 86400.0 * peak)
             data["utilisation_6nd"] = used
-            rows.append(("utilisation that implies", f"{100 * used:.1f}% of {number(peak)}FLOP/s", "", "6 N D"))
+            rows.append(("utilisation that implies", f"{100 * used:.1f}% of {format_count(peak)}FLOP/s", "", "6 N D"))
     return bill

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from megalm.architecture.tensors import parameters
+from megalm.architecture.tensors import count_parameters
 from megalm.config import ConfigError
-from megalm.page.axis import number
+from megalm.page.axis import format_count
 from megalm.page.document import Table
 from megalm.page.plots import Line, Lines
 from megalm.plan.budget import Law
@@ -26,8 +26,8 @@ def answer(request: Request) -> Report:
     points = read_points(request.files)
     law = fit(points, request.word("form"))
     rows = [
-        (p.name, number(p.parameters, 4), number(p.tokens, 4), f"{p.loss:.4f}", f"{law.predict(p.parameters, p.tokens):.4f}",
-         f"{100 * (law.predict(p.parameters, p.tokens) / p.loss - 1):+.2f}")
+        (p.name, format_count(p.parameters, 4), format_count(p.tokens, 4), f"{p.loss:.4f}",
+         f"{law.predict(p.parameters, p.tokens):.4f}", f"{100 * (law.predict(p.parameters, p.tokens) / p.loss - 1):+.2f}")
         for p in sorted(points, key=lambda p: p.parameters * p.tokens)
     ]  # fmt: skip
     spread = {name: _spread(law, name) for name in law.values}
@@ -56,7 +56,7 @@ def answer(request: Request) -> Report:
     if size is None and request.has_model:
         from megalm.plan.request import compose
 
-        size = float(parameters(compose(request).model).total)
+        size = float(count_parameters(compose(request).model).total)
     if size:
         tokens = request.number("tokens") or 20 * size
         low, high = law.interval(size, tokens)
@@ -69,7 +69,7 @@ def answer(request: Request) -> Report:
             Table(
                 "extrapolation",
                 ("parameters", "tokens", "loss (nats)", "90% from", "to", "compute beyond the largest run (times)"),
-                [(number(size), number(tokens), f"{expected:.4f}", f"{low:.4f}", f"{high:.4f}",
+                [(format_count(size), format_count(tokens), f"{expected:.4f}", f"{low:.4f}", f"{high:.4f}",
                   f"{data['extrapolation']['times_beyond_the_largest_run']:.1f}")],
             )
         )  # fmt: skip
@@ -85,7 +85,10 @@ def answer(request: Request) -> Report:
             Table(
                 "compute-optimal by this law",
                 ("FLOPs", "parameters", "tokens", "tokens a parameter", "loss (nats)"),
-                [(number(c), number(n), number(d), f"{d / n:.1f}", f"{own.loss(n, d):.3f}") for c, (n, d) in best],
+                [
+                    (format_count(c), format_count(n), format_count(d), f"{d / n:.1f}", f"{own.loss(n, d):.3f}")
+                    for c, (n, d) in best
+                ],
             )
         )
     measured = sorted((6 * p.parameters * p.tokens, p.loss, law.predict(p.parameters, p.tokens)) for p in points)

@@ -3,13 +3,13 @@
 from typing import Any
 
 from megalm.architecture import flops
-from megalm.architecture.tensors import parameters
+from megalm.architecture.tensors import count_parameters
 from megalm.config import ConfigError, ModelConfig
-from megalm.page.axis import number
+from megalm.page.axis import format_count
 from megalm.page.document import Table
 from megalm.page.plots import Bars
 from megalm.plan.report import Report
-from megalm.plan.request import Request, compose, machine
+from megalm.plan.request import Request, choose_machine, compose
 
 HELP = "FLOPs of training; MFU and HFU of a measured speed"
 KEYS = [
@@ -32,12 +32,12 @@ def answer(request: Request) -> Report:
     config = compose(request)
     model, recompute = config.model, config.parallel.recompute
     convention = check_convention(request.word("convention"))
-    counts = parameters(model)
+    counts = count_parameters(model)
     sequences = config.train.global_batch_size
     per_step = sequences * model.seq_length
-    forward = flops.forward_flops(model, causal=convention != "full")
+    forward = flops.count_forward_flops(model, causal=convention != "full")
     chosen = flops.flops_by_definition(model, convention)
-    hardware = hardware_flops(model, convention, recompute)
+    hardware = count_hardware_flops(model, convention, recompute)
     data: dict[str, Any] = {
         "model": model.name,
         "parameters": counts.total,
@@ -70,8 +70,8 @@ def answer(request: Request) -> Report:
     rows = [
         (
             name,
-            number(flops.flops_by_definition(model, name), 5),
-            number(flops.flops_by_definition(model, name) * per_step, 5),
+            format_count(flops.flops_by_definition(model, name), 5),
+            format_count(flops.flops_by_definition(model, name) * per_step, 5),
             words,
         )
         for name, words in flops.DEFINITIONS.items()
@@ -80,15 +80,15 @@ def answer(request: Request) -> Report:
     blocks: list[Any] = [
         Table(
             f"{model.name}: training FLOPs",
-            ("definition", "FLOPs a token", f"FLOPs a step of {number(per_step)} tokens", "what is counted"),
+            ("definition", "FLOPs a token", f"FLOPs a step of {format_count(per_step)} tokens", "what is counted"),
             rows,
-            f"recompute {recompute}: the hardware runs {number(hardware, 5)} FLOPs a token ({convention})",
+            f"recompute {recompute}: the hardware runs {format_count(hardware, 5)} FLOPs a token ({convention})",
         ),
         Table(
             "forward FLOPs of one token",
             ("part", "FLOPs", "share"),
             [
-                (name.replace("_", " "), number(value, 5), f"{100 * value / forward.total:.1f}%")
+                (name.replace("_", " "), format_count(value, 5), f"{100 * value / forward.total:.1f}%")
                 for name, value in parts.items()
             ],
             f"attention {'over the full square' if convention == 'full' else 'over the causal half'}",
@@ -99,19 +99,19 @@ def answer(request: Request) -> Report:
     if request.number("sequences_per_second"):
         speed = (request.number("sequences_per_second") or 0.0) * model.seq_length
     if speed:
-        found = machine(request, config)
-        peak = found.peak(config.precision.dtype)
+        machine = choose_machine(request, config)
+        peak = machine.peak(config.precision.dtype)
         by_name = {
             name: (
-                100 * flops.utilisation(flops.flops_by_definition(model, name), speed, found.gpus, peak),
-                100 * flops.utilisation(hardware_flops(model, name, recompute), speed, found.gpus, peak),
+                100 * flops.utilisation(flops.flops_by_definition(model, name), speed, machine.gpus, peak),
+                100 * flops.utilisation(count_hardware_flops(model, name, recompute), speed, machine.gpus, peak),
             )
             for name in flops.DEFINITIONS
         }
         data.update(
             tokens_per_second=speed,
-            gpus=found.gpus,
-            gpu=found.accelerator.name,
+            gpus=machine.gpus,
+            gpu=machine.accelerator.name,
             peak_flops_per_second_per_gpu=peak,
             mfu=by_name[convention][0] / 100,
             hfu=by_name[convention][1] / 100,
@@ -122,7 +122,7 @@ def answer(request: Request) -> Report:
         )
         blocks.append(
             Table(
-                f"{number(speed, 4)} tokens/s on {found.describe()}",
+                f"{format_count(speed, 4)} tokens/s on {machine.describe()}",
                 ("definition", "MFU (%)", "HFU (%)"),
                 [(name, f"{mfu:.2f}", f"{hfu:.2f}") for name, (mfu, hfu) in by_name.items()],
                 f"{flops.MFU}; {flops.HFU}",
@@ -131,7 +131,7 @@ def answer(request: Request) -> Report:
     return Report(f"{model.name}: FLOPs", data, blocks)
 
 
-def hardware_flops(model: ModelConfig, convention: str, recompute: str) -> float:
+def count_hardware_flops(model: ModelConfig, convention: str, recompute: str) -> float:
     """Executed FLOPs of a token by a convention; MosaicML's and 6ND count a full recompute as 4/3."""
     if convention in ("mosaic", "6nd"):
         return flops.flops_by_definition(model, convention) * flops.mosaic_hfu_factor(recompute)

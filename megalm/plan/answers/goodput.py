@@ -2,11 +2,11 @@
 
 from megalm.page.document import Table
 from megalm.page.plots import Line, Lines
-from megalm.plan.goodput import checkpoint_loss, goodput
-from megalm.plan.render import duration
+from megalm.plan.goodput import checkpoint_loss, estimate_goodput
+from megalm.plan.render import format_duration
 from megalm.plan.report import Report
-from megalm.plan.request import Request, compose, failures, machine
-from megalm.plan.summary import checkpoint_stall
+from megalm.plan.request import Request, choose_failure_rate, choose_machine, compose
+from megalm.plan.summary import estimate_checkpoint_stall
 
 HELP = "failures, checkpoint interval, spares: how much of the time trains"
 KEYS = [
@@ -18,26 +18,26 @@ EXAMPLE = "megalm plan goodput gpus=3072 failures=1 stall=60s days=30"
 
 def answer(request: Request) -> Report:
     """What is lost, and the interval and number of spares that lose least."""
-    rate, source = failures(request)
+    rate, source = choose_failure_rate(request)
     gpus = request.whole("gpus")
     node = request.whole("gpus_per_node", 8) or 8
     stall = request.number("stall")
     if request.has_model:
-        from megalm.architecture.tensors import parameters
+        from megalm.architecture.tensors import count_parameters
         from megalm.plan.layout import Layout
 
         config = compose(request)
-        found = machine(request, config)
-        gpus = gpus or found.gpus
+        machine = choose_machine(request, config)
+        gpus = gpus or machine.gpus
         if stall is None:
-            layout = Layout(data=found.gpus, zero_stage=1)
-            stall = checkpoint_stall(parameters(config.model).total, layout, found)
+            layout = Layout(data=machine.gpus, zero_stage=1)
+            stall = estimate_checkpoint_stall(count_parameters(config.model).total, layout, machine)
     elif request.word("gpu"):
-        node = request.whole("gpus_per_node", machine(request).accelerator.gpus_per_node) or 8
+        node = request.whole("gpus_per_node", choose_machine(request).accelerator.gpus_per_node) or 8
     if gpus is None and "observed_nodes" in request.own:
         gpus = (request.whole("observed_nodes") or 1) * node
     mtti = request.number("mtti")
-    result = goodput(
+    result = estimate_goodput(
         gpus or node,
         rate,
         stall=10.0 if stall is None else stall,
@@ -51,16 +51,16 @@ def answer(request: Request) -> Report:
     )
     data = {**result.as_dict(), "gpu_days_per_failure": 1000.0 / rate if rate else None, "failures_source": source}
     law = "sqrt(2 stall MTTI), Young 1974, Daly 2006"
-    away = f"{result.spares} spare nodes, {duration(result.repair)} of repair"
+    away = f"{result.spares} spare nodes, {format_duration(result.repair)} of repair"
     rows = [
         ("failures in 1,000 GPU-days", f"{rate:.3g}", source),
         ("GPU-days per failure", f"{1000.0 / rate:.0f}" if rate else "-", ""),
-        (f"time between failures of {result.gpus} GPUs", duration(result.mtti), "given" if mtti else ""),
+        (f"time between failures of {result.gpus} GPUs", format_duration(result.mtti), "given" if mtti else ""),
         ("failures a day", f"{86400 / result.mtti:.2f}", ""),
-        ("checkpoint every", duration(result.interval), law if result.interval_is_best else "given"),
-        ("checkpoint stops training for", duration(result.stall), ""),
+        ("checkpoint every", format_duration(result.interval), law if result.interval_is_best else "given"),
+        ("checkpoint stops training for", format_duration(result.stall), ""),
         ("lost to saving and repeated work (%)", f"{100 * result.checkpoint_share:.2f}", "stall/interval + interval/(2 MTTI)"),
-        ("lost to starting again (%)", f"{100 * result.restart_share:.2f}", f"{duration(result.restart)} each"),
+        ("lost to starting again (%)", f"{100 * result.restart_share:.2f}", f"{format_duration(result.restart)} each"),
         ("lost to waiting for nodes (%)", f"{100 * result.waiting_share:.2f}", away),
         ("effective training time (%)", f"{100 * result.effective:.2f}", ""),
         ("spare nodes that pay", str(result.best_spares), "least cost of a useful hour"),

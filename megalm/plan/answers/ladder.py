@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.cluster import CONF
-from megalm.page.axis import number
+from megalm.page.axis import format_count
 from megalm.page.document import Table
 from megalm.page.plots import Line, Lines
 from megalm.plan import cost
 from megalm.plan.budget import LAWS
-from megalm.plan.ladder import ladder, write
-from megalm.plan.render import dollars
+from megalm.plan.ladder import build_ladder, write
+from megalm.plan.render import format_dollars
 from megalm.plan.report import Report
-from megalm.plan.request import Request, compose, machine
+from megalm.plan.request import Request, choose_machine, compose
 
 HELP = "sizes, tokens and learning rates of a scaling ladder; writes the experiments"
 KEYS = ["rungs", "ratio", "gpus", "gpu", "mfu", "price", "price_list", "out"]
@@ -22,10 +22,10 @@ EXAMPLE = "megalm plan ladder model=30b rungs=5 out=ladder-30b"
 def answer(request: Request) -> Report:
     """Sizes, tokens, learning rates and cost of each rung; writes the experiments."""
     config = compose(request)
-    rungs = ladder(config.model, request.whole("rungs", 5) or 5, request.number("ratio") or 20.0)
-    found = machine(request, config)
+    rungs = build_ladder(config.model, request.whole("rungs", 5) or 5, request.number("ratio") or 20.0)
+    machine = choose_machine(request, config)
     mfu = request.number("mfu") or 0.4
-    peak = found.peak(config.precision.dtype)
+    peak = machine.peak(config.precision.dtype)
     folder = Path(request.word("out") or CONF / "experiment" / f"ladder-{config.model.name}")
     files = write(rungs, folder)
     inside = folder.resolve().is_relative_to((CONF / "experiment").resolve())
@@ -33,14 +33,14 @@ def answer(request: Request) -> Report:
     rows: list[tuple] = []
     data: list[dict[str, Any]] = []
     for rung, file in zip(rungs, files, strict=True):
-        gpu_days = cost.training_days(rung.flops, 1, peak, mfu)
-        price = gpu_days * 24 * found.price if found.price is not None else None
+        gpu_days = cost.count_training_days(rung.flops, 1, peak, mfu)
+        price = gpu_days * 24 * machine.price if machine.price is not None else None
         expected = law.loss(rung.parameters, rung.tokens)
         rows.append(
             (
-                rung.name, number(rung.parameters), f"{rung.model.num_layers} x {rung.model.hidden_size}", number(rung.tokens),
-                f"{rung.lr:.2e}", f"{rung.global_batch}", f"{rung.steps:,}", number(rung.flops), f"{gpu_days:.3g}",
-                dollars(price), f"{expected:.3f}",
+                rung.name, format_count(rung.parameters), f"{rung.model.num_layers} x {rung.model.hidden_size}",
+                format_count(rung.tokens), f"{rung.lr:.2e}", f"{rung.global_batch}", f"{rung.steps:,}",
+                format_count(rung.flops), f"{gpu_days:.3g}", format_dollars(price), f"{expected:.3f}",
             )
         )  # fmt: skip
         data.append(
@@ -63,10 +63,10 @@ def answer(request: Request) -> Report:
     )
     return Report(
         f"ladder to {config.model.name}",
-        {"model": config.model.name, "gpu": found.accelerator.name, "mfu": mfu, "rungs": data},
+        {"model": config.model.name, "gpu": machine.accelerator.name, "mfu": mfu, "rungs": data},
         [
             Table(
-                f"ladder to {config.model.name} on {found.accelerator.description} at {100 * mfu:.0f}% MFU",
+                f"ladder to {config.model.name} on {machine.accelerator.description} at {100 * mfu:.0f}% MFU",
                 headers,
                 rows,
                 "learning rates: GPT-3's table (Brown et al. 2020) between its points; the ladder without the target costs"

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from megalm.architecture.tensors import parameters
+from megalm.architecture.tensors import count_parameters
 from megalm.page.document import Table
 from megalm.page.plots import Bars
-from megalm.plan.activations import korthikanti, layer_activations
-from megalm.plan.fit import nearest_fitting
-from megalm.plan.layout import divisibility
-from megalm.plan.memory import PARTS, estimate_layout, guard_snapshots
-from megalm.plan.render import gib
+from megalm.plan.activations import estimate_layer_activations, korthikanti
+from megalm.plan.fit import find_nearest_fitting
+from megalm.plan.layout import explain_indivisible
+from megalm.plan.memory import PARTS, count_guard_snapshots, estimate_layout
+from megalm.plan.render import format_gib
 from megalm.plan.report import Report
-from megalm.plan.request import Request, compose, machine
+from megalm.plan.request import Request, choose_machine, compose
 from megalm.plan.resolve import resolve_layout
 
 HELP = "bytes on each GPU, by pipeline stage and part"
@@ -22,21 +22,21 @@ EXAMPLE = "megalm plan memory +model=30b gpus=64 gpu=h100 parallel.tensor=8 para
 def answer(request: Request) -> Report:
     """The memory of every stage, and whether it fits."""
     config = compose(request)
-    found = machine(request, config)
-    layout = resolve_layout(request, config, found)
+    machine = choose_machine(request, config)
+    layout = resolve_layout(request, config, machine)
     model = config.model
-    snapshots = request.whole("snapshots", guard_snapshots(config)) or 0
+    snapshots = request.whole("snapshots", count_guard_snapshots(config)) or 0
     estimate = estimate_layout(
-        model, layout, cpu=found.is_cpu, bucket_bytes=config.parallel.bucket_mb * 1e6, snapshots=snapshots
+        model, layout, cpu=machine.is_cpu, bucket_bytes=config.parallel.bucket_mb * 1e6, snapshots=snapshots
     )
-    layer = layer_activations(model, layout, cpu=found.is_cpu)
+    layer = estimate_layer_activations(model, layout, cpu=machine.is_cpu)
     worst = estimate.worst
-    warnings = [f"does not divide: {problem}" for problem in divisibility(model, layout)]
-    fits = estimate.bytes_per_gpu <= found.memory
+    warnings = [f"does not divide: {problem}" for problem in explain_indivisible(model, layout)]
+    fits = estimate.bytes_per_gpu <= machine.memory
     if not fits:
-        remedy = nearest_fitting(config, layout, found)
+        remedy = find_nearest_fitting(config, layout, machine)
         warnings.append(
-            f"does not fit: {gib(estimate.bytes_per_gpu)} needed, {gib(found.memory)} there."
+            f"does not fit: {format_gib(estimate.bytes_per_gpu)} needed, {format_gib(machine.memory)} there."
             + (f" It fits with {remedy}." if remedy else " No change of these settings makes it fit.")
         )
     paper = korthikanti(
@@ -50,13 +50,13 @@ def answer(request: Request) -> Report:
     )
     data: dict[str, Any] = {
         "model": model.name,
-        "parameters": parameters(model).total,
-        "active_parameters": parameters(model).active,
-        "gpu": found.accelerator.name,
+        "parameters": count_parameters(model).total,
+        "active_parameters": count_parameters(model).active,
+        "gpu": machine.accelerator.name,
         "gpus": layout.world,
         "layout": layout.as_dict(),
         "bytes_per_gpu": round(estimate.bytes_per_gpu),
-        "bytes_available_per_gpu": round(found.memory),
+        "bytes_available_per_gpu": round(machine.memory),
         "fits": fits,
         "host_bytes_per_gpu": round(worst.host_snapshots),
         "worst_stage": worst.stage,
@@ -80,19 +80,19 @@ def answer(request: Request) -> Report:
         f"{model.name}: memory",
         data,
         [
-            Table(f"{model.name} on {found.describe()}", headers, rows, layout.describe()),
+            Table(f"{model.name} on {machine.describe()}", headers, rows, layout.describe()),
             Table(
                 "activations of one layer and micro-batch",
                 ("kept for backward", "MiB"),
                 [(name, f"{value / 2**20:.1f}") for name, value in layer.saved.items()],
-                f"together {gib(layer.total)}; a 16-bit GPT with dropout and unfused attention would keep {gib(paper)}"
-                " (Korthikanti et al. 2022)",
+                f"together {format_gib(layer.total)}; a 16-bit GPT with dropout and unfused attention would keep"
+                f" {format_gib(paper)} (Korthikanti et al. 2022)",
             ),
             Bars(
                 "memory by part, a rank of each stage",
                 "GiB",
                 [(f"stage {stage.stage}", [(part, getattr(stage, part) / 2**30) for part in PARTS]) for stage in shown],
-                limit=("memory of a rank (GiB)", found.memory / 2**30),
+                limit=("memory of a rank (GiB)", machine.memory / 2**30),
             ),
         ],
         warnings,

@@ -1,16 +1,16 @@
 """The ranking of layouts as tables."""
 
 from megalm.architecture import flops
-from megalm.architecture.tensors import parameters
+from megalm.architecture.tensors import count_parameters
 from megalm.config import Config, ConfigError
-from megalm.page.axis import number
+from megalm.page.axis import format_count
 from megalm.page.document import Table
 from megalm.page.plots import Bars
 from megalm.plan.machine import Machine
-from megalm.plan.render import duration, gib
+from megalm.plan.render import format_duration, format_gib
 from megalm.plan.report import Report
-from megalm.plan.request import Request, compose, machine
-from megalm.plan.search import Candidate, fixed_by, search
+from megalm.plan.request import Request, choose_machine, compose
+from megalm.plan.search import Candidate, list_fixed, search
 from megalm.plan.time import PARTS
 
 HELP = "every valid layout, pruned by memory, ranked by time"
@@ -21,10 +21,10 @@ EXAMPLE = "megalm plan search model=30b gpus=512 gpu=h100 batch_tokens=4M"
 def answer(request: Request) -> Report:
     """Every valid layout ranked, the top ones and the obvious alternatives with their reasons."""
     config = compose(request)
-    found = machine(request, config)
+    machine = choose_machine(request, config)
     top = request.whole("top", 10) or 10
     result = search(
-        config, found, top=top, micro_batch=request.whole("micro_batch"), fixed=fixed_by(request.overrides, config)
+        config, machine, top=top, micro_batch=request.whole("micro_batch"), fixed=list_fixed(request.overrides, config)
     )
     if not result.best:
         raise ConfigError(result.why_none())
@@ -32,9 +32,9 @@ def answer(request: Request) -> Report:
     tokens = config.train.global_batch_size * config.model.seq_length
     data = {
         "model": config.model.name,
-        "parameters": parameters(config.model).total,
-        "gpu": found.accelerator.name,
-        "gpus": found.gpus,
+        "parameters": count_parameters(config.model).total,
+        "gpu": machine.accelerator.name,
+        "gpus": machine.gpus,
         "global_batch_size": config.train.global_batch_size,
         "tokens_per_step": tokens,
         "layouts_considered": result.considered + result.dominated,
@@ -42,25 +42,26 @@ def answer(request: Request) -> Report:
         "layouts_dominated": result.dominated,
         "step_seconds": best.seconds,
         "tokens_per_second": tokens / best.seconds,
-        "mfu": mfu(config, found, best),
+        "mfu": mfu(config, machine, best),
         "bytes_per_gpu": round(best.memory.bytes_per_gpu),
         "overrides": best.layout.overrides(),
-        "best": [{**c.as_dict(), "mfu": mfu(config, found, c)} for c in result.best],
+        "best": [{**c.as_dict(), "mfu": mfu(config, machine, c)} for c in result.best],
         "alternatives": [c.as_dict() for c in result.alternatives],
     }
     headers = ("rank", "layout", "step (s)", "MFU (%)", "memory (GiB)", "why")
-    rows = [(rank, *_cells(config, found, c)) for rank, c in enumerate(result.best, 1)]
-    others = [(c.name, *_cells(config, found, c)[1:]) for c in result.alternatives]
+    rows = [(rank, *_cells(config, machine, c)) for rank, c in enumerate(result.best, 1)]
+    others = [(c.name, *_cells(config, machine, c)[1:]) for c in result.alternatives]
     return Report(
-        f"{config.model.name} on {found.describe()}: layouts",
+        f"{config.model.name} on {machine.describe()}: layouts",
         data,
         [
             Table(
-                f"{config.model.name}, {number(tokens)} tokens a step, on {found.describe()}",
+                f"{config.model.name}, {format_count(tokens)} tokens a step, on {machine.describe()}",
                 headers,
                 rows,
-                f"{result.considered + result.dominated:,} layouts: {result.too_large:,} too large for {gib(found.memory)},"
-                f" {result.dominated:,} dominated by one that fits without more recompute or sharding",
+                f"{result.considered + result.dominated:,} layouts: {result.too_large:,} too large for"
+                f" {format_gib(machine.memory)}, {result.dominated:,} dominated by one that fits without more recompute or"
+                " sharding",
             ),
             Table("the obvious alternatives", ("instead", *headers[2:]), others),
             "use it: " + " ".join(best.layout.overrides()),
@@ -70,23 +71,25 @@ def answer(request: Request) -> Report:
                 [(f"{i}", [(part, getattr(c.time, part)) for part in PARTS]) for i, c in enumerate(result.best, 1)]
                 + [(c.name[:26], [(part, getattr(c.time, part)) for part in PARTS]) for c in result.alternatives],
             ),
-            f"one step takes {duration(best.seconds)}: {number(tokens / best.seconds)} tokens a second",
+            f"one step takes {format_duration(best.seconds)}: {format_count(tokens / best.seconds)} tokens a second",
         ],
     )
 
 
-def mfu(config: Config, found: Machine, candidate: Candidate) -> float:
+def mfu(config: Config, machine: Machine, candidate: Candidate) -> float:
     """Model FLOPs utilisation of a candidate, 0..1."""
     tokens = config.train.global_batch_size * config.model.seq_length
     rate = tokens / candidate.seconds
-    return flops.utilisation(flops.flops_per_token(config.model), rate, found.gpus, found.peak(config.precision.dtype))
+    return flops.utilisation(
+        flops.flops_per_token(config.model), rate, machine.gpus, machine.peak(config.precision.dtype)
+    )
 
 
-def _cells(config: Config, found: Machine, c: Candidate) -> tuple[str, ...]:
+def _cells(config: Config, machine: Machine, c: Candidate) -> tuple[str, ...]:
     return (
         c.layout.describe(),
         f"{c.seconds:.3f}",
-        f"{100 * mfu(config, found, c):.1f}",
+        f"{100 * mfu(config, machine, c):.1f}",
         f"{c.memory.bytes_per_gpu / 2**30:.1f}",
         c.reason,
     )

@@ -2,14 +2,14 @@
 
 from math import prod
 
-from megalm.architecture.layers import every_layer
+from megalm.architecture.layers import find_shared_layer
 from megalm.architecture.shape import shape_of
-from megalm.architecture.tensors import back_tensors, front_tensors, parameters
+from megalm.architecture.tensors import count_parameters, list_back_tensors, list_front_tensors
 from megalm.config import ModelConfig
-from megalm.page.axis import number
+from megalm.page.axis import format_count
 from megalm.page.document import Table
 from megalm.page.plots import Bars
-from megalm.plan.models import models
+from megalm.plan.models import list_models
 from megalm.plan.report import Report
 from megalm.plan.request import Request, compose
 
@@ -23,10 +23,10 @@ def answer(request: Request) -> Report:
     if not request.has_model and not request.overrides:
         return _list()
     model = compose(request).model
-    counts = parameters(model)
-    layer = list(every_layer(model).tensors("layers.N."))
+    counts = count_parameters(model)
+    layer = list(find_shared_layer(model).list_tensors("layers.N."))
     shape = shape_of(model)
-    front, back = list(front_tensors(shape)), list(back_tensors(shape))
+    front, back = list(list_front_tensors(shape)), list(list_back_tensors(shape))
     rows = [(name, _shape(shape), 1, f"{prod(shape):,}") for name, shape in front]
     rows += [
         (name, _shape(shape), model.num_layers, f"{prod(shape) * model.num_layers:,}") for name, shape in _merged(layer)
@@ -54,10 +54,10 @@ def answer(request: Request) -> Report:
     if model.moe.num_experts:
         data.update(num_experts=model.moe.num_experts, top_k=model.moe.top_k)
     summary = [
-        ("parameters", f"{counts.total:,}", number(counts.total, 4)),
-        ("active for one token", f"{counts.active:,}", number(counts.active, 4)),
-        ("in embeddings", f"{counts.embedding:,}", number(counts.embedding, 4)),
-        ("in one layer", f"{counts.layer:,}", number(counts.layer, 4)),
+        ("parameters", f"{counts.total:,}", format_count(counts.total, 4)),
+        ("active for one token", f"{counts.active:,}", format_count(counts.active, 4)),
+        ("in embeddings", f"{counts.embedding:,}", format_count(counts.embedding, 4)),
+        ("in one layer", f"{counts.layer:,}", format_count(counts.layer, 4)),
     ]
     return Report(
         f"{model.name}: parameters",
@@ -81,9 +81,9 @@ def _merged(layer: list[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tuple[i
 
 
 def _parts(model: ModelConfig) -> list[tuple[str, float]]:
-    counts = parameters(model)
+    counts = count_parameters(model)
     sums = {"attention": 0.0, "MLP": 0.0, "norms": 0.0}
-    for name, shape in every_layer(model).tensors():
+    for name, shape in find_shared_layer(model).list_tensors():
         part = "norms" if "norm" in name else "attention" if name.startswith("attention") else "MLP"
         sums[part] += prod(shape) * model.num_layers
     return [("embeddings", float(counts.embedding)), *sums.items()]
@@ -95,8 +95,8 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _list() -> Report:
     rows, data = [], []
-    for name, model in models().items():
-        counts = parameters(model)
+    for name, model in list_models().items():
+        counts = count_parameters(model)
         rows.append(
             (
                 name,

@@ -20,8 +20,8 @@ from typing import Any
 
 from megalm.config.compose import compose_config
 from megalm.config.errors import ConfigError
-from megalm.config.groups import conf_dir
-from megalm.journal import number_text, read_course, read_events
+from megalm.config.groups import find_conf_dir
+from megalm.journal import format_number, read_course, read_events
 from megalm.launch.resolve import resolve
 
 from .._workers import run_world
@@ -211,7 +211,7 @@ def _words(recipe: str, data: str) -> list[str]:
 
     Errors: ConfigError where the recipe or the data is not there.
     """
-    if not (conf_dir() / "experiment" / "spike" / f"{recipe}.yaml").is_file():
+    if not (find_conf_dir() / "experiment" / "spike" / f"{recipe}.yaml").is_file():
         raise ConfigError(f"conf/experiment/spike/{recipe}.yaml is not there.")
     prefix = data if Path(f"{data}.bin").is_file() else f"{data}_text_document"
     if not Path(f"{prefix}.bin").is_file():
@@ -299,11 +299,11 @@ def tables(result: dict[str, Any]) -> str:
     ]
     rows = sorted(result["provoked"], key=lambda row: (list(EXPECTED).index(row["recipe"]), row["seed"]))
     for row in rows:
-        seconds = number_text(row["rollback_s"], ".3f")
+        seconds = format_number(row["rollback_s"], ".3f")
         delay = "-" if row["delay"] is None else row["delay"]
         lines.append(
             f"{row['recipe']:<22}{row['seed']:>5}{row['verdict']:>10}{'yes' if row['right'] else 'NO':>7}{delay!s:>7}"
-            f"{row['refused']:>9}{row['rollbacks']:>11}{seconds:>8}{number_text(row['regret'], '+.4f'):>9}"
+            f"{row['refused']:>9}{row['rollbacks']:>11}{seconds:>8}{format_number(row['regret'], '+.4f'):>9}"
         )
         if row.get("said"):
             lines += [f"    it ended with status {row['status']}:", *(f"    {line}" for line in row["said"])]
@@ -315,7 +315,7 @@ def tables(result: dict[str, Any]) -> str:
         needless = sum(row["rollbacks"] for row in rows if row["recipe"] in VARIANTS)
         lines += [
             f"right verdicts: {right} of {len(rows)} ({right / len(rows):.0%}); within 0.02 nats of the twin: {near} of "
-            f"{len(rows)}, worst {number_text(worst, '+.4f')}",
+            f"{len(rows)}, worst {format_number(worst, '+.4f')}",
             f"rolled back where 1 or 10 bad batches heal by themselves: {needless} times; slowest return {slowest:.3f} s",
         ]
     for name in dict.fromkeys(row["recipe"] for row in result["layouts"]):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.journal import json_text, number_text
+from megalm.journal import encode_json, format_number
 
 HELP = "the guard: detection on curves beside published rules, real damage repaired, cost of a step (about 25 minutes)"
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         if part["provoked"] and sys.stderr.isatty():
             last = part["provoked"][-1]
             print(
-                f"  {last['recipe']}, seed {last['seed']}: {last['verdict']}, {number_text(last['regret'], '+.4f')}",
+                f"  {last['recipe']}, seed {last['seed']}: {last['verdict']}, {format_number(last['regret'], '+.4f')}",
                 file=sys.stderr,
             )
 
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         if "provoked" in result:
             show("\n" + _guard_recipes.tables(result["provoked"]))
     if args.json:
-        print(json_text(result))
+        print(encode_json(result))
     return status
 
 
@@ -97,7 +97,7 @@ def _write(path: Path | None, result: dict[str, Any]) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".new")
-    aside.write_text(json_text(result, indent=1) + "\n")
+    aside.write_text(encode_json(result, indent=1) + "\n")
     os.replace(aside, path)
 
 

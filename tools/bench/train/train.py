@@ -252,10 +252,10 @@ def _gpu(job: Job) -> dict[str, Any]:
     """The device, its peak, the FLOPs of a token, and the memory that the plan foretells."""
     import torch
 
-    from megalm.plan.machine import this_machine
+    from megalm.plan.machine import measure_this_machine
     from megalm.plan.memory import estimate
 
-    config, machine = our_config(job), this_machine().with_gpus(1)
+    config, machine = our_config(job), measure_this_machine().with_gpus(1)
     planned = estimate(config, machine).worst
     return {
         "gpu": torch.cuda.get_device_name(),
