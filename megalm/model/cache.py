@@ -31,6 +31,18 @@ class KeyValueCache:
         self.length = end
         return self._keys[:end], self._values[:end]
 
+    def select(self, rows: Tensor) -> None:
+        """Keeps these rows of the batch, in this order; a row may be named several times. Shapes: rows int64 [B']"""
+        self._keys, self._values = self._keys.index_select(1, rows), self._values.index_select(1, rows)
+
+
+def select_rows(model: nn.Module, rows: Tensor) -> None:
+    """Within `cached`: what was kept goes on for these rows of the batch alone. Shapes: rows int64 [B']"""
+    for module in model.modules():
+        cache = getattr(module, "cache", None)
+        if cache is not None:
+            cache.select(rows)
+
 
 @contextmanager
 def cached(model: nn.Module, capacity: int) -> Iterator[None]:

@@ -107,7 +107,7 @@ class Positions(nn.Module):
             self.register_buffer("slopes", slopes.to(device), persistent=False)
 
     def forward(self, batch: Batch, dtype: torch.dtype, *, context: bool = False, seen: int = 0) -> Where:
-        """For `batch`, whose first token follows `seen` cached ones.
+        """For `batch`, whose first token follows `seen` cached ones, which its document_ids (if any) name too.
 
         context: attention itself applies causality, slopes and documents over the context axis; no mask is made.
         """
@@ -129,7 +129,7 @@ class Positions(nn.Module):
         bias = self._alibi(queries, seen, dtype) if self.kind == "alibi" else None
         if batch.document_ids is not None:
             ids = batch.document_ids
-            same = (ids[:, None, :, None] == ids[:, None, None, :]).tril()
+            same = (ids[:, None, seen:, None] == ids[:, None, None, :]).tril(seen)
             return same if bias is None else bias.masked_fill(~same, float("-inf"))
         if bias is None and seen:
             keys = torch.arange(seen + queries, device=device)

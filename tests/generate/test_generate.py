@@ -5,7 +5,9 @@ import torch
 
 from megalm.config import ModelConfig, ParallelConfig, RopeScalingConfig
 from megalm.config.errors import ConfigError
-from megalm.generate.generate import generate, next_logits, sample
+from megalm.generate.batch import next_logits
+from megalm.generate.generate import generate
+from megalm.generate.sampling import sample
 from megalm.model.cache import cached
 from megalm.model.transformer import Transformer
 from megalm.parallel.mesh import Mesh, build_mesh

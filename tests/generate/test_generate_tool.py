@@ -189,3 +189,54 @@ def test_a_run_without_checkpoints_is_named(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(write_config_yaml(compose_config(["+model=tiny"], check=False)))
     assert main([str(tmp_path), "--prompt", "x"]) == 2
     assert "there is no checkpoint" in capsys.readouterr().err
+
+
+def test_many_prompts_and_samples_are_written_together(folder, tmp_path, capsys):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "the model "}\n\n{"prompt": "reads"}\n')
+    words = [str(folder), "--prompts", str(file), "--samples", "3", "--max-tokens", "6", "--ignore-end", "--rows", "4"]
+    assert main(words) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["prompt"], line["seed"]) for line in lines] == [
+        (prompt, seed) for prompt in ("the model ", "reads") for seed in range(3)
+    ]
+    for line in lines:
+        alone = [folder, "--prompt", line["prompt"], "--seed", line["seed"], "--max-tokens", "6", "--ignore-end"]
+        assert answer(alone, capsys)["tokens"] == line["tokens"]
+
+
+def test_a_stop_string_ends_the_text(folder, capsys):
+    words = [
+        folder,
+        "--prompt",
+        "the model ",
+        "--seed",
+        "3",
+        "--max-tokens",
+        "30",
+        "--ignore-end",
+        "--temperature",
+        "2",
+    ]
+    whole = answer(words, capsys)["text"].removeprefix("the model ")
+    stop = whole[4:6]
+    ended = answer([*words, "--stop", stop, "--stop", "never there"], capsys)
+    assert ended["text"] == "the model " + whole[: whole.index(stop)]
+    assert ended["reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("[1]\n", "line 1"), ('{"prompt": 3}\n', '"prompt"'), ("\n", "no prompts"), ("{", "not JSON")],
+)
+def test_prompts_that_cannot_be_read_are_named(folder, tmp_path, capsys, content, expected):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(content)
+    assert main([str(folder), "--prompts", str(file)]) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--stop", ""], ["--samples", "0"], ["--rows", "-1"]])
+def test_options_that_nothing_can_be_written_with_are_refused(folder, words, capsys):
+    assert main([str(folder), "--prompt", "x", *words]) == 2
+    assert "error: " in capsys.readouterr().err

@@ -3,6 +3,7 @@
     megalm generate runs/first --prompt "def train("
     megalm generate SmolLM2-135M --prompt "The sea" --temperature 0.7 --top-p 0.95
     echo "Once upon a time" | megalm generate runs/first
+    megalm generate runs/first --prompts prompts.jsonl --samples 4 > texts.jsonl
 
 The model is the newest good checkpoint of a run, a checkpoint, a Hugging Face folder or a Megatron-LM checkpoint.
 """
@@ -52,27 +53,20 @@ def parser() -> argparse.ArgumentParser:
         "--dtype", choices=DTYPES, default="float32", help="number format to compute in (default float32)"
     )
     made.add_argument("--json", action="store_true", help="print prompt, text, ids and speed as JSON")
+    made.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
+    )
+    made.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help='many prompts, a JSON object {"prompt": ...} a line; written together, printed as JSON lines in their order',
+    )
+    made.add_argument(
+        "--samples", type=int, default=1, help="texts of each prompt, with the seeds from --seed on (default 1)"
+    )
+    made.add_argument("--rows", type=int, default=32, help="most texts written at once (default 32)")
     return made
-
-
-class Stream:
-    """Prints text as its tokens come; a character whose bytes are spread over tokens is held back until it is whole."""
-
-    def __init__(self, tokenizer, ids: Sequence[int], speak: bool):
-        self.tokenizer, self.ids, self.speak = tokenizer, [int(token) for token in ids], speak
-        self.shown = ""
-        self.show()
-
-    def __call__(self, token: int) -> None:
-        self.ids.append(token)
-        self.show()
-
-    def show(self, last: bool = False) -> None:
-        text = self.tokenizer.decode(self.ids)
-        if (last or not text.endswith("\N{REPLACEMENT CHARACTER}")) and text.startswith(self.shown):
-            if self.speak:
-                print(text[len(self.shown) :], end="", flush=True)
-            self.shown = text
 
 
 def read_prompt() -> str:
@@ -83,62 +77,101 @@ def read_prompt() -> str:
         raise ConfigError(f"standard input is not UTF-8 text ({error.reason} at byte {error.start + 1})") from None
 
 
-def run(arguments: argparse.Namespace) -> int:
-    from megalm.generate.generate import check_sampling, generate, prompt_ids
-    from megalm.generate.model import load_model, stop_tokens, tokenizer_of
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a JSON-lines file. ConfigError that names the line and what is wrong with it."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts {path}: cannot be read ({error})") from None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{path}, line {number}: not JSON ({error})") from None
+        if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
+            raise ConfigError(f'{path}, line {number}: needs a text under "prompt", as {{"prompt": "The sea"}}')
+        prompts.append(found["prompt"])
+    if not prompts:
+        raise ConfigError(f'{path}: no prompts; a line each, as {{"prompt": "The sea"}}')
+    return prompts
 
-    if arguments.max_tokens < 1:
-        raise ConfigError(f"--max-tokens={arguments.max_tokens} must be at least 1")
-    if not -(2**63) <= arguments.seed < 2**63:
+
+def run(arguments: argparse.Namespace) -> int:
+    from megalm.generate.generate import prompt_ids
+    from megalm.generate.model import load_model, stop_tokens, tokenizer_of
+    from megalm.generate.sampling import Sampling
+    from megalm.generate.text import check_stop, write_texts
+
+    for option in ("max_tokens", "samples", "rows"):
+        if (value := getattr(arguments, option)) < 1:
+            raise ConfigError(f"--{option.replace('_', '-')}={value} must be at least 1")
+    if not -(2**63) <= arguments.seed < 2**63 - arguments.samples:
         raise ConfigError(f"--seed={arguments.seed} must fit into 64 bits")
-    check_sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-    text = arguments.prompt if arguments.prompt is not None else read_prompt()
+    if arguments.prompts is not None and arguments.prompt is not None:
+        raise ConfigError("--prompt and --prompts: give one of them")
+    check_stop(arguments.stop)
+    settings = [
+        Sampling(arguments.max_tokens, arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed + number)
+        for number in range(arguments.samples)
+    ]
+    settings[0].check()
+    many = arguments.prompts is not None
+    texts = (
+        read_prompts(arguments.prompts)
+        if many
+        else [arguments.prompt if arguments.prompt is not None else read_prompt()]
+    )
     source, model = load_model(
         arguments.model, device=arguments.device, dtype=DTYPES[arguments.dtype], accept=arguments.accept
     )
     tokenizer = tokenizer_of(source, arguments.tokenizer)
     for note in (*source.notes, *tokenizer.control.doubts):
         print(f"note: {note}", file=sys.stderr)
-    prompt = prompt_ids(tokenizer, text)
-    if len(prompt.ids) > source.model.seq_length:
+    prompts = [prompt_ids(tokenizer, text) for text in texts]
+    longest = max(len(prompt.ids) for prompt in prompts)
+    if longest > source.model.seq_length:
         print(
-            f"note: the prompt has {len(prompt.ids)} tokens, the model sees {source.model.seq_length}: its beginning is not seen",
+            f"note: {'a' if many else 'the'} prompt has {longest} tokens, the model sees {source.model.seq_length}: "
+            "its beginning is not seen",
             file=sys.stderr,
         )
     stop = frozenset() if arguments.ignore_end else stop_tokens(source, tokenizer)
-    ids = prompt.ids[prompt.added :]
-    stream = Stream(tokenizer, ids, speak=not arguments.json)
+    speak = not (many or arguments.json or arguments.samples > 1)
+    shown = [tokenizer.decode(prompt.ids[prompt.added :]) for prompt in prompts]
+    if speak:
+        print(shown[0], end="", flush=True)
     begun = time.perf_counter()
-    written = generate(
+    found = write_texts(
         model,
-        prompt.ids,
-        max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        seed=arguments.seed,
-        stop=stop,
-        never=tokenizer.unknown_ids(source.model.vocab_size),
-        on_token=stream,
+        tokenizer,
+        [prompt.ids for prompt in prompts for _ in settings],
+        settings * len(prompts),
+        stop_tokens=stop,
+        stop=arguments.stop,
+        on_text=(lambda _, text: print(text, end="", flush=True)) if speak else None,
+        rows=arguments.rows,
     )
     seconds = time.perf_counter() - begun
-    stream.show(last=True)
-    if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "prompt": text,
-                    "text": tokenizer.decode([*ids, *written]),
-                    "tokens": written,
-                    "tokens_per_s": len(written) / seconds,
-                    "step": source.step,
-                }
-            )
-        )
-    else:
+    tokens = sum(len(each.written.tokens) for each in found)
+    if speak:
         print()
-        if sys.stderr.isatty():
-            print(f"{len(written)} tokens, {len(written) / seconds:.1f} a second, step {source.step}", file=sys.stderr)
+    for number, each in enumerate([] if speak else found):
+        which = number // arguments.samples
+        line = {
+            "prompt": texts[which],
+            "text": shown[which] + each.text,
+            "tokens": each.written.tokens,
+            "reason": each.written.reason,
+            "seed": settings[number % arguments.samples].seed,
+            "tokens_per_s": tokens / seconds,
+            "step": source.step,
+        }
+        print(json.dumps(line) if many or arguments.json else line["text"])
+    if sys.stderr.isatty():
+        print(f"{tokens} tokens, {tokens / seconds:.1f} a second, step {source.step}", file=sys.stderr)
     return 0
 
 
