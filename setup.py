@@ -18,7 +18,7 @@ TOOLS = find_packages(include=["tools", "tools.*"], exclude=["tools.bench", "too
 setup(
     packages=[*find_packages(include=["megalm*"]), *(f"megalm.{tool}" for tool in TOOLS), "megalm.conf"],
     package_dir={"megalm.conf": "conf", "megalm.tools": "tools"},
-    package_data={"megalm.conf": ["**/*.yaml"], "megalm.tools.mix": ["examples/*"]},
+    package_data={"megalm.conf": ["**/*.yaml"], "megalm.plan": ["mixtures/*"]},
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension},
 )

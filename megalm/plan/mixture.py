@@ -18,7 +18,7 @@ MOST_EPOCHS = 40.0
 """Beyond about forty epochs repetition adds nothing (the same paper): such a mixture is refused."""
 SUM_TOLERANCE = 0.005
 """Published proportions are rounded to a tenth of a percent: ten of them may miss 1 by half a percent."""
-EXAMPLES = Path(__file__).resolve().parent.parent.parent / "tools" / "mix" / "examples"
+EXAMPLES = Path(__file__).with_name("mixtures")
 
 
 @dataclass
