@@ -3,6 +3,7 @@
 Hydra puts the yaml files of the chosen groups together, as words; the fields' types then say what each word is.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megalm.config.errors import ConfigError
-from megalm.config.groups import find_conf_dir, list_groups
+from megalm.config.groups import find_conf_dir, find_group_files, list_groups, take_out_folders
 from megalm.config.model_file import read_model_file
 from megalm.config.ranges import check_fields
 from megalm.config.root import Config
@@ -34,11 +35,13 @@ def compose_config(overrides: Sequence[str], *, check: bool = True) -> Config:
     """Compose, type-check, fill in and (with `check`) cross-validate a run's configuration.
 
     Args:
-        overrides: what stands on the command line: `+model=tiny`, `+model=PATH.yaml`, `optim.lr=1e-3`, ...
+        overrides: what stands on the command line: `+model=tiny`, `+model=PATH.yaml`, `optim.lr=1e-3`,
+            `--config-dir FOLDER`, ...
     Errors: ConfigError for an unknown key, a wrong type, an unknown choice or values that do not go together.
     """
-    words = read_words(overrides, list_groups())
-    values = _of_files(words)
+    given, folders = take_out_folders(overrides)
+    words = read_words(given, list_groups(folders))
+    values = _of_files(words, folders)
     _settle_alternatives(values, words.settings)
     for setting in words.settings:
         _set(values, setting)
@@ -52,7 +55,8 @@ def compose_config(overrides: Sequence[str], *, check: bool = True) -> Config:
 
 def model_is_given(overrides: Sequence[str]) -> bool:
     """Whether the overrides choose a model, or give its shape by hand. Errors: as `read_words`."""
-    words = read_words(take_out_search(overrides)[0], list_groups())
+    rest, folders = take_out_folders(take_out_search(overrides)[0])
+    words = read_words(rest, list_groups(folders))
     given = {setting.key for setting in words.settings}
     return (
         words.model_file is not None
@@ -61,25 +65,25 @@ def model_is_given(overrides: Sequence[str]) -> bool:
     )
 
 
-def _of_files(words: Words) -> dict[str, Any]:
+def _of_files(words: Words, folders: Sequence[Path]) -> dict[str, Any]:
     """What the yaml files of the chosen groups, and a model's own file, say together."""
-    root, store = find_conf_dir(), ConfigStore.instance()
-    for file in [root / "config.yaml", *root.glob("*/**/*.yaml")]:
-        name, changed = file.relative_to(root).with_suffix(""), file.stat().st_mtime_ns
-        if _STORED.get(name) != (file, changed):
-            group = "/".join(name.parts[:-1]) or None
-            store.store(name.name, _read_group_file(file), group=group, package=_package(file))
-            _STORED[name] = (file, changed)
+    _store("config", find_conf_dir() / "config.yaml")
+    for name, file in find_group_files(folders).items():
+        _store(name, file)
+    choices = dict(words.choices)
+    for group, file in words.files.items():
+        choices[group] = f"own-{zlib.crc32(bytes(file.resolve())):08x}"
+        _store(f"{group}/{choices[group]}", file)
     GlobalHydra.instance().clear()
     added = ("model", "experiment")  # not in the list of defaults
-    choices = [f"{'+' if group in added else ''}{group}='{name}'" for group, name in words.choices.items()]
+    named = [f"{'+' if group in added else ''}{group}='{name}'" for group, name in choices.items()]
     try:
         with initialize(version_base="1.3", config_path=None):
-            composed = compose("config", overrides=choices)
+            composed = compose("config", overrides=named)
         values = OmegaConf.to_container(composed, resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
-            f"the yaml files of {root} do not go together: {str(error).strip().splitlines()[0]}"
+            f"the yaml files {_named(words, folders)} do not go together: {str(error).strip().splitlines()[0]}"
         ) from None
     assert isinstance(values, dict)
     found: dict[str, Any] = {str(key): value for key, value in values.items()}
@@ -88,15 +92,40 @@ def _of_files(words: Words) -> dict[str, Any]:
     return found
 
 
-_STORED: dict[Path, tuple[Path, int]] = {}
+def _named(words: Words, folders: Sequence[Path]) -> str:
+    files = find_group_files(folders)
+    chosen = [str(files[f"{group}/{name}"]) for group, name in words.choices.items()] + [
+        str(f) for f in words.files.values()
+    ]
+    return ", ".join(chosen) or f"of {find_conf_dir()}"
+
+
+def _store(name: str, file: Path) -> None:
+    """Let Hydra know a file under its group and name, unless it does already."""
+    changed = file.stat().st_mtime_ns
+    if _STORED.get(name) == (file, changed):
+        return
+    group, _, choice = name.rpartition("/")
+    package = _package(file) or ("_global_" if group.partition("/")[0] == "experiment" else None)
+    node = _read_group_file(file, group.partition("/")[0])
+    ConfigStore.instance().store(choice, node, group=group or None, package=package)
+    _STORED[name] = (file, changed)
+
+
+_STORED: dict[str, tuple[Path, int]] = {}
 """What Hydra holds already: by the group and name of a file, the file and when it was changed."""
 
 
-def _read_group_file(file: Path) -> dict[str, Any]:
-    values = read_yaml_file(file, str(file)) or {}
+def _read_group_file(file: Path, group: str) -> dict[str, Any]:
+    """The keys of a file; those of a group may stand under its name (`data: {train: ...}`), as in a run's config.yaml."""
+    try:
+        values = read_yaml_file(file, str(file)) or {}
+    except OSError as error:
+        raise ConfigError(f"{group}={file}: {error.strerror}. Give the path of a yaml file.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: holds no keys. Correct the file, or remove it.")
-    return values
+    inner = values.get(group)
+    return inner if isinstance(inner, dict) and len(values) == 1 else values
 
 
 def _package(file: Path) -> str | None:

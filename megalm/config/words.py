@@ -47,6 +47,8 @@ class Words:
     """Group -> name of a yaml file of it."""
     model_file: Path | None
     """A model described in a file of the user's own."""
+    files: dict[str, Path]
+    """Group -> a yaml file of the user's own, given by its path."""
     settings: list[Setting]
     """Single values, in their order."""
 
@@ -59,6 +61,7 @@ def read_words(words: Sequence[str], groups: dict[str, list[str]]) -> Words:
     """
     choices: dict[str, str] = {}
     model_file: Path | None = None
+    files: dict[str, Path] = {}
     settings: list[Setting] = []
     for place, word in enumerate(words):
         sign, key, value = _split(word, words[place + 1 : place + 2], groups)
@@ -71,11 +74,16 @@ def read_words(words: Sequence[str], groups: dict[str, list[str]]) -> Words:
                 name, model_file = name, Path(name)
             elif group == "experiment" and name == "null":
                 continue
+            elif name.endswith((".yaml", ".yml")):
+                files[group] = _existing(group, name)
+                choices.pop(group, None)
+                continue
             elif name not in groups[group]:
                 raise _no_such_choice(group, name, groups)
             if group in ("model", "experiment") and choices.get(group, name) != name:
                 raise ConfigError(f"{group}={choices[group]} and {group}={name}: give one of them.")
             choices[group] = name
+            files.pop(group, None)
             continue
         if sign == "~":
             raise ConfigError(f"{word}: a key cannot be taken away. Set {key}=null or {key}=[] where it may be empty.")
@@ -84,7 +92,16 @@ def read_words(words: Sequence[str], groups: dict[str, list[str]]) -> Words:
         settings.append(Setting(key, parse(kind, value, key)))
     if model_file is not None:
         choices.pop("model")
-    return Words(choices, model_file, settings)
+    return Words(choices, model_file, files, settings)
+
+
+def _existing(group: str, name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(
+            f"{group}={name}: there is no such file. Give the path of a yaml file, or a name without .yaml."
+        )
+    return path
 
 
 def take_out_search(words: Sequence[str]) -> tuple[list[str], bool]:
@@ -108,7 +125,7 @@ def _split(word: str, following: Sequence[str], groups: dict[str, list[str]]) ->
 
 def _hint(word: str, following: Sequence[str], groups: dict[str, list[str]]) -> str:
     if word in ("-m", "--multirun"):
-        return " A run for each of several values is not offered: start one run after the other."
+        return " It stands first: megalm train -m +model=tiny optim.lr=1e-3,2e-3."
     if word in groups.get("model", []):
         return f" Did you mean +model={word}?"
     name, separator, value = re.sub(r"^[-+]+", "", word.strip()).partition("=")

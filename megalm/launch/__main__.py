@@ -14,10 +14,21 @@ from megalm.checkpoint.errors import CheckpointError
 from megalm.config import Config, ConfigError, PrecisionConfig
 from megalm.config.compose import compose_config, model_is_given
 from megalm.config.console import escape_what_cannot_be_written
-from megalm.config.groups import find_conf_dir, list_groups
+from megalm.config.groups import (
+    find_conf_dir,
+    find_group_files,
+    find_own_files,
+    find_search_path,
+    list_groups,
+    take_out_folders,
+)
+from megalm.config.saved import write_config_yaml
+from megalm.config.words import read_words, take_out_search
 from megalm.launch.lock import refuse_if_held
+from megalm.launch.options import read_options
 from megalm.launch.resolve import resolve
 from megalm.launch.run_folder import make_run_folder, run_folder
+from megalm.launch.sweep import sweep, train_command
 from megalm.launch.world import World, find_world
 
 USAGE = """usage: python -m megalm.launch +model=NAME [group=choice ...] [key=value ...]
@@ -32,7 +43,14 @@ examples:
 
 groups (group=choice), from {conf}:
 {groups}
-Every key with its meaning: the dataclasses in megalm/config; their values in a run: runs/NAME/config.yaml.
+options:
+  --help KEY        what a key, or each key of a group, means: --help optim.lr, --help guard
+  --cfg job         print the configuration that the words make, and stop
+  --info            where configurations are looked for, and stop
+  --config-dir DIR  a folder of your own with groups in it; looked at before $MEGALM_CONF, ./conf and megalm's own
+  -m [--jobs N]     a run for each combination of values: -m +model=tiny optim.lr=1e-3,2e-3 train.seed=range(1,4)
+
+Every key: docs/reference.md; its value in a run: runs/NAME/config.yaml.
 """
 
 
@@ -40,14 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     escape_what_cannot_be_written()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if any(argument in ("-h", "--help") for argument in arguments):
-        choices = "".join(
-            f"  {group:<11} {' '.join(names)}\n" for group, names in list_groups().items() if group != "experiment"
-        )
-        print(USAGE.format(conf=find_conf_dir(), groups=choices))
-        return 0
     try:
-        return launch(arguments)
+        options = read_options(arguments)
+        if options.help:
+            return show_help(options.words)
+        if options.info:
+            return show_search_path(options.words)
+        if options.show:
+            return show_configuration(options.words)
+        return sweep(options, train_command) if options.several else launch(options.words)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -58,17 +77,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def show_help(words: Sequence[str]) -> int:
+    """Print the usage, or what the named keys mean."""
+    from megalm.config.reference import describe
+
+    rest, folders = take_out_folders(words)
+    names = [name for word in rest if (name := word.lstrip("+").partition("=")[0]) and name != "model"]
+    if names:
+        print("\n\n".join(describe(name) for name in names))
+        return 0
+    choices = "".join(
+        f"  {group:<11} {' '.join(names)}\n" for group, names in list_groups(folders).items() if group != "experiment"
+    )
+    print(USAGE.format(conf=find_conf_dir(), groups=choices))
+    return 0
+
+
+def show_search_path(words: Sequence[str]) -> int:
+    """Print the folders that choices are looked for in, the first first, and what each one gives."""
+    _, folders = take_out_folders(words)
+    files = find_group_files(folders)
+    for folder in find_search_path(folders):
+        own = [name for name, file in files.items() if file.is_relative_to(folder)]
+        shown = f"{len(own)} choices" if folder == find_conf_dir() else ", ".join(own) or "no choice that counts"
+        print(f"{folder}: {shown}")
+    return 0
+
+
+def show_configuration(words: Sequence[str]) -> int:
+    """Print the configuration that the words make, as a run's config.yaml has it before the machine is known."""
+    print(write_config_yaml(compose_config(expand_auto_layout(words))), end="")
+    return 0
+
+
+def expand_auto_layout(words: Sequence[str]) -> list[str]:
+    """The words with a layout of the planner's in place of `parallel=auto`."""
+    from megalm.plan.search import expand_auto
+
+    return expand_auto(list(words))
+
+
 def launch(arguments: Sequence[str]) -> int:
     """Compose, resolve, plan and start: all between command line and exit status. Errors: ConfigError."""
     from megalm.plan.fit import check_fits
     from megalm.plan.machine import find_machine, make_planned_machine, resolve_precision
     from megalm.plan.screen import plan_screen
-    from megalm.plan.search import expand_auto
     from megalm.plan.summary import plan
 
     if not model_is_given(arguments):
         raise ConfigError(_choose_a_model())
-    config = compose_config(expand_auto(list(arguments)))
+    config = compose_config(expand_auto_layout(arguments))
     world = find_world(config, os.environ)
     notes = resolve(config, world.size)
     machine = find_machine(config, world.size)
@@ -88,7 +146,7 @@ def launch(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         console.print(plan_screen(planned))
         raise ConfigError(f"{error}\n\n{what_it_takes(config)}") from None
-    for note in notes:
+    for note in [*notes, *_own(arguments)]:
         console.print(note, highlight=False)
     _check_data(config)
     folder = run_folder(config)
@@ -97,6 +155,15 @@ def launch(arguments: Sequence[str]) -> int:
         refuse_if_held(folder, config.run.name)
     console.print(plan_screen(planned))
     return _start(config, folder, world, planned.as_dict())
+
+
+def _own(words: Sequence[str]) -> list[str]:
+    """Say which choices come from files of the user's own, since a name may be one of megalm's, too."""
+    rest, folders = take_out_folders(take_out_search(words)[0])
+    return [
+        f"{choice}: {file}"
+        for choice, file in find_own_files(read_words(rest, list_groups(folders)).choices, folders).items()
+    ]
 
 
 def what_it_takes(config: Config) -> str:

@@ -164,7 +164,7 @@ def test_an_item_of_a_list_can_be_set():
         ("train.step=3", "Did you mean 'steps'"),
         ("--lr=3", "Did you mean optim.lr=3?"),
         ("--global-batch-size=8", "Did you mean train.global_batch_size=8?"),
-        ("-m", "one run after the other"),
+        ("-m", "It stands first"),
         ("tiny", "Did you mean +model=tiny?"),
         ("train.steps:100", "Did you mean train.steps=100?"),
         ("model=7b", "give one of them"),

@@ -1,0 +1,1 @@
+"""Compare runs: a table in the terminal, their curves on one page."""
