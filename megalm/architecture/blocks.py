@@ -54,6 +54,14 @@ class BlockSpec(ABC):
         """Yield the tensors that one token passes through."""
         return self.list_tensors(name)
 
+    def list_states(self, name: str) -> Tensors:
+        """Yield (name, shape) of what is kept in a checkpoint and is no parameter."""
+        yield from ()
+
+    def list_sums(self, name: str) -> dict[str, int]:
+        """Names of what the block reports of each step in training, with their numbers of values."""
+        return {}
+
     @cached_property
     def matrix_flops(self) -> float:
         """Forward FLOPs of one token's products with weights: two for each element of the matrices it passes through."""
@@ -116,6 +124,8 @@ class MLPSpec(BlockSpec):
     hidden_size: int
     ffn_hidden_size: int
     activation: str
+    activation_limit: float
+    """What clamped_swiglu clamps to."""
     bias: bool
     init_std: float
     output_init_std: float
@@ -133,18 +143,67 @@ class MLPSpec(BlockSpec):
 
 
 @dataclass(frozen=True)
-class MixtureSpec(BlockSpec):
-    """A router that sends each token to `top_k` of the experts, and shared ones that every token passes through."""
+class RouterSpec:
+    """How a token's experts are chosen and weighted; the settings of `model.moe` with the same names say more."""
 
-    expert: MLPSpec
+    hidden_size: int
     num_experts: int
     top_k: int
-    num_shared_experts: int
+    score: str
+    weight_norm: float | None
+    weight_scale: float
+    groups: int
+    top_groups: int
+    group_scores: int
+    bias: bool
+    """In the linear map."""
+    selection_bias: bool
+    init_std: float
+
+    def list_tensors(self, name: str) -> Tensors:
+        """Yield its parameters under the name `name`."""
+        return list_linear_tensors(name, self.num_experts, self.hidden_size, self.bias)
+
+
+@dataclass(frozen=True)
+class BalanceSpec:
+    """What keeps the load of the experts even in training; the settings of `model.moe` say more."""
+
+    kind: str
+    loss: float
+    z_loss: float
+    bias_rate: float
+
+
+@dataclass(frozen=True)
+class MixtureSpec(BlockSpec):
+    """A router that sends each token to `top_k` of the experts, and an MLP that every token passes through beside them."""
+
+    expert: MLPSpec
+    router: RouterSpec
+    shared: MLPSpec | None
+    shared_gate: bool
+    balance: BalanceSpec
 
     @property
-    def used_experts(self) -> int:
-        """Experts that one token passes through."""
-        return self.top_k + self.num_shared_experts
+    def num_experts(self) -> int:
+        """Experts that tokens are sent to."""
+        return self.router.num_experts
+
+    @property
+    def top_k(self) -> int:
+        """Experts that one token is sent to."""
+        return self.router.top_k
+
+    @property
+    def shared_width(self) -> int:
+        """Hidden features that every token passes through."""
+        return 0 if self.shared is None else self.shared.ffn_hidden_size
+
+    @property
+    def used_width(self) -> int:
+        """Hidden features that one token passes through."""
+        return self.top_k * self.expert.ffn_hidden_size + self.shared_width
 
     def list_tensors(self, name: str) -> Tensors:
         return self._tensors(name, self.num_experts)
@@ -152,9 +211,26 @@ class MixtureSpec(BlockSpec):
     def list_used_tensors(self, name: str) -> Tensors:
         return self._tensors(name, self.top_k)
 
+    def list_states(self, name: str) -> Tensors:
+        """Yield (name, shape) of what is kept in a checkpoint and is no parameter."""
+        if self.router.selection_bias:
+            yield f"{name}.router.selection_bias", (self.num_experts,)
+        if self.balance.kind == "global":
+            yield f"{name}.router.load_shares", (self.num_experts,)
+
+    def list_sums(self, name: str) -> dict[str, int]:
+        """Names of what the block reports of each step in training, with their numbers of values."""
+        return {
+            **dict.fromkeys((f"{name}.router.counts", f"{name}.router.probability"), self.num_experts),
+            "router/balance_loss": 1,
+            "router/z_loss": 1,
+        }
+
     def _tensors(self, name: str, experts: int) -> Tensors:
-        yield f"{name}.router.weight", (self.num_experts, self.expert.hidden_size)
+        yield from self.router.list_tensors(f"{name}.router")
         for index in range(experts):
             yield from self.expert.list_tensors(f"{name}.experts.{index}")
-        for index in range(self.num_shared_experts):
-            yield from self.expert.list_tensors(f"{name}.shared_experts.{index}")
+        if self.shared is not None:
+            yield from self.shared.list_tensors(f"{name}.shared_expert")
+        if self.shared_gate:
+            yield f"{name}.shared_gate.weight", (1, self.expert.hidden_size)

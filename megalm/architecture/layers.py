@@ -4,7 +4,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from megalm.architecture.blocks import AttentionSpec, BlockSpec, MixtureSpec, MLPSpec, NormSpec, Tensors
+from megalm.architecture.blocks import (
+    AttentionSpec,
+    BalanceSpec,
+    BlockSpec,
+    MixtureSpec,
+    MLPSpec,
+    NormSpec,
+    RouterSpec,
+    Tensors,
+)
 from megalm.architecture.kept import cache_by_model
 from megalm.architecture.shape import ModelShape, shape_of
 from megalm.config.model import ModelConfig
@@ -44,6 +53,15 @@ class LayerSpec:
         for sublayer in self.sublayers:
             yield from sublayer.list_tensors(prefix)
 
+    def list_states(self, prefix: str = "") -> Tensors:
+        """Yield (name, shape) of what is kept in a checkpoint and is no parameter."""
+        for sublayer in self.sublayers:
+            yield from sublayer.block.list_states(prefix + sublayer.name)
+
+    def list_sums(self, prefix: str = "") -> dict[str, int]:
+        """Names of what the layer reports of each step in training, with their numbers of values."""
+        return {name: n for each in self.sublayers for name, n in each.block.list_sums(prefix + each.name).items()}
+
     @property
     def blocks(self) -> Iterator[BlockSpec]:
         """Yield the sublayers' blocks."""
@@ -72,8 +90,11 @@ def layers_of(model: ModelConfig) -> tuple[LayerSpec, ...]:
     """A spec for each layer of the model."""
     shape = shape_of(model)
     attention = SublayerSpec("attention", _specify_attention(model, shape), shape.norm, model.norm_placement == "post")
-    mlp = SublayerSpec("mlp", _specify_mlp(model, shape), shape.norm, model.norm_placement == "post")
-    return (LayerSpec((attention, mlp), model.parallel_residual),) * shape.num_layers
+    dense, mixture = (
+        LayerSpec((attention, SublayerSpec("mlp", block, shape.norm, attention.norm_output)), model.parallel_residual)
+        for block in (_specify_mlp(model, shape.ffn_hidden_size), _specify_mixture(model, shape))
+    )
+    return tuple(dense if model.moe.is_dense(index) else mixture for index in range(shape.num_layers))
 
 
 @cache_by_model
@@ -109,19 +130,41 @@ def _specify_attention(model: ModelConfig, shape: ModelShape) -> AttentionSpec:
     )
 
 
-def _specify_mlp(model: ModelConfig, shape: ModelShape) -> MLPSpec | MixtureSpec:
-    experts = model.moe.num_experts
-    mlp = MLPSpec(
-        hidden_size=shape.hidden_size,
-        ffn_hidden_size=shape.expert_ffn_hidden_size if experts else shape.ffn_hidden_size,
+def _specify_mlp(model: ModelConfig, width: int) -> MLPSpec:
+    return MLPSpec(
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=width,
         activation=model.activation,
+        activation_limit=model.activation_limit,
         bias=model.linear_bias,
         init_std=model.init_std,
         output_init_std=_output_init_std(model),
     )
-    if not experts:
-        return mlp
-    return MixtureSpec(mlp, experts, model.moe.top_k, model.moe.num_shared_experts)
+
+
+def _specify_mixture(model: ModelConfig, shape: ModelShape) -> MixtureSpec:
+    moe = model.moe
+    router = RouterSpec(
+        hidden_size=model.hidden_size,
+        num_experts=moe.num_experts,
+        top_k=moe.top_k,
+        score=moe.score,
+        weight_norm=moe.weight_norm,
+        weight_scale=moe.weight_scale,
+        groups=moe.groups,
+        top_groups=moe.top_groups,
+        group_scores=moe.group_scores,
+        bias=moe.router_bias,
+        selection_bias=shape.selection_bias,
+        init_std=model.init_std,
+    )
+    return MixtureSpec(
+        expert=_specify_mlp(model, shape.expert_ffn_hidden_size),
+        router=router,
+        shared=_specify_mlp(model, shape.shared_ffn_hidden_size) if shape.shared_ffn_hidden_size else None,
+        shared_gate=moe.shared_gate,
+        balance=BalanceSpec(moe.balance, moe.balance_loss, moe.z_loss, moe.bias_rate),
+    )
 
 
 def _output_init_std(model: ModelConfig) -> float:

@@ -20,6 +20,10 @@ class ModelShape:
     head_dim: int
     ffn_hidden_size: int
     expert_ffn_hidden_size: int
+    shared_ffn_hidden_size: int
+    """Hidden features beside the experts that every token passes through; 0: none."""
+    selection_bias: bool
+    """A mixture's choice has a bias that follows the load."""
     norm: NormSpec
     """The norm over the residual stream."""
     embedding_norm: bool
@@ -46,6 +50,8 @@ def shape_of(model: ModelConfig) -> ModelShape:
         head_dim=full.head_dim,
         ffn_hidden_size=full.ffn_hidden_size,
         expert_ffn_hidden_size=full.moe.ffn_hidden_size,
+        shared_ffn_hidden_size=full.moe.shared_ffn_hidden_size or 0,
+        selection_bias=bool(full.moe.selection_bias),
         norm=NormSpec(full.norm, full.hidden_size, full.norm_eps, full.norm == "layernorm" and full.norm_bias),
         embedding_norm=full.embedding_norm,
         learned_positions=full.position == "learned",

@@ -40,6 +40,12 @@ def list_tensors(model: ModelConfig) -> Tensors:
     yield from list_back_tensors(shape)
 
 
+def list_states(model: ModelConfig) -> Tensors:
+    """Yield (global name, shape) of what is kept in a checkpoint beside the parameters."""
+    for index, layer in enumerate(layers_of(model)):
+        yield from layer.list_states(name_layer(index) + ".")
+
+
 def describe_embedding_tensor(shape: ModelShape) -> tuple[str, tuple[int, ...]]:
     """The embedding, which the last stage has as well where it is tied to the output."""
     return "embedding.weight", (shape.vocab_size, shape.hidden_size)

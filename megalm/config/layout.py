@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from megalm.config.errors import ConfigError
+from megalm.config.mixture import near_divisors
 from megalm.config.model import ModelConfig
 from megalm.config.parallel import ParallelConfig
 
@@ -18,7 +19,7 @@ def check_layout(model: ModelConfig, parallel: ParallelConfig, world_size: int) 
 
     Errors: ConfigError that names the numbers that do not go together, and the nearest layouts that do.
     """
-    for name in ("tensor", "pipeline", "virtual_pipeline", "context", "expert"):
+    for name in ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor"):
         value = getattr(parallel, name)
         if value < 1:
             raise ConfigError(f"parallel.{name}={value}: must be at least 1.")
@@ -67,15 +68,36 @@ def _problem(model: ModelConfig, parallel: ParallelConfig, world_size: int) -> s
             f"parallel.data={data} x tensor={tensor} x pipeline={pipeline} x context={context} = {product} ranks, "
             f"and the world has {world_size}."
         )
-    if data % parallel.expert:
+    return (
+        _tensor_problem(model, tensor)
+        or _expert_problem(model, parallel)
+        or _sequence_problem(model, parallel)
+        or _pipeline_problem(model, parallel)
+    )
+
+
+def _expert_problem(model: ModelConfig, parallel: ParallelConfig) -> str | None:
+    """Experts are dealt over the ranks of a stage, and each one's hidden features over expert_tensor of them."""
+    expert, parts, moe = parallel.expert, parallel.expert_tensor, model.moe
+    asked = f"parallel.expert={expert}" if parts == 1 else f"parallel.expert={expert} x expert_tensor={parts}"
+    if not moe.num_experts:
+        return f"{asked}, and the model has no experts (model.moe.num_experts=0)." if expert * parts > 1 else None
+    assert isinstance(parallel.data, int)
+    ranks = parallel.data * parallel.context * parallel.tensor
+    if ranks % (expert * parts):
+        return f"{asked} does not divide the {ranks} ranks of data x context x tensor, over which experts are spread."
+    if moe.num_experts % expert:
         return (
-            f"parallel.expert={parallel.expert} does not divide parallel.data={data}, within which experts are spread."
+            f"parallel.expert={expert} does not divide model.moe.num_experts={moe.num_experts}: "
+            f"{near_divisors(moe.num_experts, expert)} would."
         )
-    if parallel.expert > 1 and model.moe.num_experts % parallel.expert:
-        return f"parallel.expert={parallel.expert} does not divide model.moe.num_experts={model.moe.num_experts}."
-    if parallel.expert > 1 and not model.moe.num_experts:
-        return f"parallel.expert={parallel.expert}, and the model has no experts (model.moe.num_experts=0)."
-    return _tensor_problem(model, tensor) or _sequence_problem(model, parallel) or _pipeline_problem(model, parallel)
+    width = moe.ffn_hidden_size or model.ffn_hidden_size
+    if width and width % parts:
+        return (
+            f"parallel.expert_tensor={parts} does not divide an expert's hidden size, {width}: "
+            f"{near_divisors(width, parts)} would."
+        )
+    return None
 
 
 def deal(units: int, size: int, rank: int) -> tuple[int, int]:
@@ -92,8 +114,12 @@ def _tensor_problem(model: ModelConfig, tensor: int) -> str | None:
             f"parallel.tensor={tensor} ranks are more than model.num_kv_heads={kv_heads} key/value heads: they can share "
             f"them only where {kv_heads} divides {tensor} and {tensor} divides model.num_heads={model.num_heads}."
         )
-    if model.ffn_hidden_size and model.ffn_hidden_size % tensor:
+    dense = any(model.moe.is_dense(layer) for layer in range(model.num_layers))
+    shared = model.moe.shared_ffn_hidden_size if model.moe.num_experts else None
+    if dense and model.ffn_hidden_size and model.ffn_hidden_size % tensor:
         return f"parallel.tensor={tensor} does not divide model.ffn_hidden_size={model.ffn_hidden_size}."
+    if shared and shared % tensor:
+        return f"parallel.tensor={tensor} does not divide the shared experts' hidden size, {shared}."
     return None
 
 
@@ -153,16 +179,28 @@ def _nearest(model: ModelConfig, wanted: ParallelConfig, world_size: int) -> lis
                         context=context,
                         pipeline=pipeline,
                         virtual_pipeline=count,
-                        expert=wanted.expert if data % wanted.expert == 0 and model.moe.num_experts else 1,
+                        **_near_experts(model, wanted, data * context * tensor),
                     )
                     if _problem(model, changed, world_size) is None:
                         found.append((_distance(wanted, changed), len(found), changed))
     return [layout for _, _, layout in sorted(found)[:_SUGGESTIONS]]
 
 
+def _near_experts(model: ModelConfig, wanted: ParallelConfig, ranks: int) -> dict[str, int]:
+    """The sizes of the experts' axes, as near to the wanted ones as the model and a stage's ranks allow."""
+    count = model.moe.num_experts
+    if not count:
+        return {"expert": 1, "expert_tensor": 1}
+    width = model.moe.ffn_hidden_size or model.ffn_hidden_size or wanted.expert_tensor
+    parts = max(n for n in range(1, wanted.expert_tensor + 1) if ranks % n == 0 and width % n == 0)
+    fitting = [n for n in range(1, count + 1) if count % n == 0 and ranks % (n * parts) == 0]
+    return {"expert": min(fitting, key=lambda n: abs(math.log2(n / wanted.expert))), "expert_tensor": parts}
+
+
 def _distance(a: ParallelConfig, b: ParallelConfig) -> float:
     # The data axis is what is left over: changing it is no choice that was made, so it counts little.
-    weights = {"tensor": 1.0, "context": 1.0, "pipeline": 1.0, "virtual_pipeline": 0.5, "expert": 1.0, "data": 0.25}
+    weights = {"tensor": 1.0, "context": 1.0, "pipeline": 1.0, "virtual_pipeline": 0.5, "data": 0.25}
+    weights |= {"expert": 1.0, "expert_tensor": 1.0}
     return sum(weight * abs(math.log2(getattr(a, name) / getattr(b, name))) for name, weight in weights.items())
 
 
@@ -170,4 +208,5 @@ def _describe(parallel: ParallelConfig) -> str:
     parts = [f"parallel.{name}={getattr(parallel, name)}" for name in ("tensor", "pipeline", "context")]
     if parallel.virtual_pipeline > 1:
         parts.append(f"parallel.virtual_pipeline={parallel.virtual_pipeline}")
+    parts += [f"parallel.{name}={n}" for name in ("expert", "expert_tensor") if (n := getattr(parallel, name)) > 1]
     return " ".join([*parts, f"(data {parallel.data})"])

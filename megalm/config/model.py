@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from megalm.config.effects import Aside, Course, Fixed, Function, Start
 from megalm.config.fields import choice, number, required
 
-GATED = ("swiglu", "geglu")
+GATED = ("swiglu", "geglu", "clamped_swiglu")
 """Activations of an MLP that has a gate beside its up projection."""
 
 
@@ -31,12 +31,60 @@ class MoEConfig:
 
     num_experts: int = number(0, at_least=0)
     """Experts per layer; 0 for a dense model."""
-    top_k: int = number(2, at_least=1)
+    top_k: Function[int] = number(2, at_least=1)
     """Experts that each token is sent to."""
     ffn_hidden_size: int | None = number(None, at_least=1)
     """Hidden size of one expert; None: the model's ffn_hidden_size."""
     num_shared_experts: int = number(0, at_least=0)
-    """Experts that every token passes through, beside the routed ones."""
+    """Experts that every token passes through, beside the routed ones: one MLP of so many times an expert's hidden size."""
+    shared_ffn_hidden_size: int | None = number(None, at_least=1)
+    """Hidden size of what every token passes through; None: num_shared_experts times an expert's."""
+    shared_gate: bool = False
+    """The shared experts' output is multiplied by the sigmoid of a linear map of the token (Qwen2-MoE)."""
+    first_dense: int = number(0, at_least=0)
+    """So many first layers have the dense MLP of ffn_hidden_size (DeepSeek-V3: 3)."""
+    every: int = number(1, at_least=1)
+    """Every so many-th layer is a mixture, the others are dense: with 2 the second, the fourth, ..."""
+    dense_layers: list[int] = number(list, at_least=0)
+    """Numbers of further layers, from 0, that are dense."""
+    score: Function[str] = choice("sigmoid", "softmax")
+    """Of the router's logits: of each by itself (DeepSeek-V3, GLM-4.5) or of all (Mixtral, OLMoE, Qwen3)."""
+    weight_norm: Function[float | None] = number(1.0, above=0)
+    """The chosen scores are divided by their p-norm, p this (1: they sum to 1; DBRX's `moe_normalize_expert_weights`); None:
+    they are the weights as they are (OLMoE, Qwen2-MoE)."""
+    weight_scale: Function[float] = number(1.0, above=0)
+    """Factor on the weights (DeepSeek-V3: 2.5)."""
+    groups: Function[int] = number(0, at_least=0)
+    """Equal runs of experts, of which a token may use the best top_groups only (DeepSeek-V3: 8); 0: no such limit."""
+    top_groups: Function[int] = number(0, at_least=0)
+    """Groups that a token's experts may come from (DeepSeek-V3: 4)."""
+    group_scores: Function[int] = number(2, at_least=1)
+    """A group's score is the sum of so many of its best experts' (DeepSeek-V3: 2; without a selection bias: 1)."""
+    router_bias: bool = False
+    """A bias in the router's linear map (gpt-oss)."""
+    selection_bias: bool | None = None
+    """A number for each expert is added to its score for the choice alone, and follows the load (Wang et al. 2024,
+    arXiv:2408.15664); it is no parameter. None: with score=sigmoid, which alone allows it."""
+    bias_rate: Course[float] = number(1e-3, at_least=0)
+    """What is added to the selection bias of an expert with less than the mean load of the global batch, and taken from one
+    with more, after each update."""
+    balance: Course[str] = choice("sequence", "global", "micro_batch")
+    """Over which tokens the balance loss takes an expert's share of the load: each sequence by itself (DeepSeek-V3), the
+    whole global batch of the update before (in the spirit of arXiv:2501.11873), or a data rank's micro-batch, which depends
+    on the layout and the micro-batch's size."""
+    balance_loss: Course[float] = number(1e-4, at_least=0)
+    """Factor of the balance loss, which is 1 for an even load, summed over layers (DeepSeek-V3: 1e-4; OLMoE: 1e-2)."""
+    z_loss: Course[float] = number(0.0, at_least=0)
+    """Factor of the mean square of the router logits' log-sum-exp, summed over layers (OLMoE: 1e-3)."""
+
+    def is_dense(self, layer: int) -> bool:
+        """Whether the layer of this number has the dense MLP."""
+        return (
+            not self.num_experts
+            or layer < self.first_dense
+            or (layer + 1) % self.every != 0
+            or layer in self.dense_layers
+        )
 
 
 @dataclass
@@ -69,8 +117,11 @@ class ModelConfig:
     """A bias in each layernorm (GPT-2); rmsnorm never has one."""
     norm_placement: Function[str] = choice("pre", "post")
     """pre: on each sub-layer's input; post: on its output, before the residual addition (OLMo 2)."""
-    activation: Function[str] = choice("swiglu", "geglu", "gelu", "gelu_tanh", "relu")
-    """The MLP's function; swiglu and geglu are gated (Shazeer 2020), the others have one input matrix."""
+    activation: Function[str] = choice("swiglu", "geglu", "gelu", "gelu_tanh", "relu", "clamped_swiglu")
+    """The MLP's function; swiglu and geglu are gated (Shazeer 2020), and so is clamped_swiglu (gpt-oss: (up + 1) x gate x
+    sigmoid(1.702 gate) of clamped gate and up); the others have one input matrix."""
+    activation_limit: Function[float] = number(7.0, above=0)
+    """clamped_swiglu: the gate is at most this, the up projection within +- this."""
     position: Function[str] = choice("rope", "learned", "alibi", "none")
     """rope (Su et al. 2021), learned (GPT-2), alibi (Press et al. 2021) or none."""
     rope_theta: Function[float] = number(10000.0, at_least=1)
@@ -84,7 +135,7 @@ class ModelConfig:
     alibi_max_bias: Function[float] = number(8.0, above=0)
     """ALiBi: slopes run over 2^(-alibi_max_bias * k / heads)."""
     linear_bias: Fixed[bool] = False
-    """Biases in the MLP's matrices."""
+    """Biases in the MLP's matrices, each expert's among them."""
     qkv_bias: Fixed[bool] = False
     """Biases in the query, key and value projections (Qwen2, GPT-2)."""
     attention_out_bias: Fixed[bool] = False
@@ -133,5 +184,10 @@ class ModelConfig:
         if self.ffn_hidden_size is None:
             gated_width = -(-8 * self.hidden_size // 3 // 64) * 64
             self.ffn_hidden_size = gated_width if self.gated else 4 * self.hidden_size
-        if self.moe.ffn_hidden_size is None:
-            self.moe.ffn_hidden_size = self.ffn_hidden_size
+        moe = self.moe
+        if moe.ffn_hidden_size is None:
+            moe.ffn_hidden_size = self.ffn_hidden_size
+        if moe.shared_ffn_hidden_size is None:
+            moe.shared_ffn_hidden_size = moe.num_shared_experts * moe.ffn_hidden_size or None
+        if moe.selection_bias is None:
+            moe.selection_bias = moe.score == "sigmoid"

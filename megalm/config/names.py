@@ -37,6 +37,7 @@ _OURS = {
     "parallel.context": "context_parallel cp context_parallel_size context_parallel_degree cp_size",
     "parallel.data": "data_parallel dp data_parallel_size dp_size data_parallel_replicate_degree",
     "parallel.expert": "expert_parallel ep expert_model_parallel_size ep_size expert_parallel_degree",
+    "parallel.expert_tensor": "etp expert_tensor_parallel_size expert_tensor_parallel expert_tensor_parallel_degree",
     "parallel.pipeline": "pipeline_parallel pp pipeline_model_parallel_size pp_size pipeline_parallel_degree",
     "parallel.recompute": "gradient_checkpointing activation_checkpointing recompute_granularity",
     "parallel.sequence": "sequence_parallel sp",

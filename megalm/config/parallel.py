@@ -20,7 +20,14 @@ class ParallelConfig:
     context: int = number(1, at_least=1)
     """Ranks that each sequence is cut over."""
     expert: int = number(1, at_least=1)
-    """Ranks, within data parallelism, that experts are spread over."""
+    """Ranks that a layer's experts are spread over, folded over data x context x tensor (arXiv:2504.14960)."""
+    expert_tensor: int = number(1, at_least=1)
+    """Ranks that share each expert's matrices; expert x expert_tensor divides data x context x tensor."""
+    expert_dispatch: str = choice("all_to_all", "all_gather")
+    """How tokens come to their experts: each to the ranks that have them, or all tokens to all ranks of the experts."""
+    expert_rows: int | None = number(None, at_least=1)
+    """Rows that a rank's experts compute at a time; what lies between is then computed again in backward, so that the rank
+    with the largest load needs no more. None: all at once, kept."""
     sequence: bool = False
     """Sequence parallelism around tensor-parallel blocks (Korthikanti et al. 2022)."""
     schedule: str = choice("1f1b", "gpipe", "interleaved", "zb-h1", "zb-v", "dualpipe-v")

@@ -4,6 +4,7 @@ from megalm.config.changes import check_allowed_keys
 from megalm.config.data import split_shares
 from megalm.config.errors import ConfigError
 from megalm.config.guard import check_guard
+from megalm.config.mixture import check_mixture
 from megalm.config.model import ModelConfig
 from megalm.config.optim import READS, STATES, OptimConfig
 from megalm.config.phases import spans_of
@@ -78,11 +79,8 @@ def _check_model(model: ModelConfig) -> None:
         not (model.parallel_residual and model.norm_placement == "post"),
         "model.parallel_residual=true needs model.norm_placement=pre: both sub-layers read the same normalised input.",
     )
-    _require(
-        model.moe.num_experts == 0,
-        f"model.moe.num_experts={model.moe.num_experts}: training mixtures of experts is not offered yet; "
-        "the planner (megalm plan) counts them. Set model.moe.num_experts=0.",
-    )
+    if model.moe.num_experts:
+        check_mixture(model)
 
 
 def _check_optim(optim: OptimConfig) -> None:

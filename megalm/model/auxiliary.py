@@ -33,19 +33,25 @@ def attach_loss(hidden: Tensor, loss: Tensor, scale: Tensor) -> Tensor:
 class Auxiliary:
     """What the layers of one forward pass hand out beside the activations: named sums, and losses on the way.
 
+    A tensor rank reports the whole of its data rank's sums, as all of them compute alike; with `own_part`, the sum over the
+    tokens that it alone has.
+
     scale: 0-dim tensor that the executor sets to the step's factor on the objective, before the first pass.
+    tensor_ranks: how many report.
     """
 
-    def __init__(self, scale: Tensor) -> None:
-        self.scale = scale
+    def __init__(self, scale: Tensor, tensor_ranks: int = 1) -> None:
+        self.scale, self.tensor_ranks = scale, tensor_ranks
         self.sums: dict[str, Tensor] = {}
 
-    def report(self, name: str, value: Tensor) -> None:
+    def report(self, name: str, value: Tensor, *, own_part: bool = False) -> None:
         """Add to a named sum of the step, which every rank declares (`Transformer.reported`)."""
         value = value.detach().float()
+        if own_part:  # the step's message divides by the tensor ranks
+            value = value * self.tensor_ranks
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def attach(self, hidden: Tensor, name: str, loss: Tensor) -> Tensor:
+    def attach(self, hidden: Tensor, name: str, loss: Tensor, *, own_part: bool = False) -> Tensor:
         """Add a loss (a sum over this rank's tokens) to what is minimised, and report it; goes on with what it returns."""
-        self.report(name, loss.sum())
+        self.report(name, loss.sum(), own_part=own_part)
         return attach_loss(hidden, loss, self.scale)

@@ -13,15 +13,23 @@ from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLine
 from megalm.parallel.mesh import Mesh
 
 
-def activate(kind: str, x: Tensor) -> Tensor:
-    """The MLP's function; gated kinds take [gate; up] stacked, [.., 2F] -> [.., F].
+_SWISH = 1.702
+"""Factor inside clamped_swiglu's sigmoid, by which the gate comes close to a GELU (Hendrycks and Gimpel 2016)."""
 
-    The gated kinds' gradient is written over x, which nothing but this function's own recomputation may read later.
+
+def activate(kind: str, x: Tensor, limit: float) -> Tensor:
+    """The MLP's function; gated kinds take [gate; up] stacked, [.., 2F] -> [.., F]. limit: what clamped_swiglu clamps to.
+
+    The gradient of swiglu and geglu is written over x, which nothing but this function's own recomputation may read later.
     """
     if kind == "swiglu":
         return ops.swiglu(x, inplace_backward=True)
     if kind == "geglu":
         return ops.geglu(x, inplace_backward=True)
+    if kind == "clamped_swiglu":
+        gate, up = x.chunk(2, dim=-1)
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        return (up + 1) * gate * torch.sigmoid(_SWISH * gate)
     if kind == "relu":
         return F.relu(x)
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
@@ -47,7 +55,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         sequence = parallel.sequence and mesh.tensor.size > 1
-        self.activation = spec.activation
+        self.activation, self.limit = spec.activation, spec.activation_limit
         self.up = ColumnParallelLinear(
             spec.hidden_size,
             [Output(f"{name}.{part}", spec.ffn_hidden_size) for part in spec.inputs],
@@ -74,8 +82,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, where: Where) -> Tensor:
         """Every block of a layer is told where its tokens stand; this one treats them all alike."""
         projected = self.up(x)
-        hidden = activate(self.activation, projected)
+        hidden = activate(self.activation, projected, self.limit)
         if not self.recompute_activation:
             return self.down(hidden)
-        with recomputed(hidden, lambda: activate(self.activation, projected)):
+        with recomputed(hidden, lambda: activate(self.activation, projected, self.limit)):
             return self.down(hidden)

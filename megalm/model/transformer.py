@@ -9,7 +9,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from megalm.architecture.blocks import AttentionSpec, BlockSpec, MLPSpec
+from megalm.architecture.blocks import AttentionSpec, BlockSpec, MixtureSpec, MLPSpec
 from megalm.architecture.layers import LayerSpec, SublayerSpec, layers_of, name_layer
 from megalm.architecture.shape import shape_of
 from megalm.config import ModelConfig, ParallelConfig
@@ -17,6 +17,7 @@ from megalm.data.batch import Batch
 from megalm.model.attention import Attention
 from megalm.model.auxiliary import Auxiliary
 from megalm.model.head import Head
+from megalm.model.mixture import Mixture
 from megalm.model.mlp import MLP
 from megalm.model.norm import make_norm
 from megalm.model.positions import LearnedPositions, Positions, Where
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
     from megalm.objectives.objective import Objective
 
 
-MODULES: dict[type[BlockSpec], Callable[..., nn.Module]] = {AttentionSpec: Attention, MLPSpec: MLP}
+MODULES: dict[type[BlockSpec], Callable[..., nn.Module]] = {
+    AttentionSpec: Attention,
+    MLPSpec: MLP,
+    MixtureSpec: Mixture,
+}
 """The module that computes each kind of block: made of (spec, mesh, parallel, name, device, dtype), run on (x, where)."""
 
 
@@ -173,7 +178,7 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         hidden = self.embed(batch) if self.first else x
         assert hidden is not None
-        auxiliary = Auxiliary(self.loss_scale)
+        auxiliary = Auxiliary(self.loss_scale, self.tensor.size)
         hidden = self.run_layers(hidden, batch, auxiliary=auxiliary)
         if not self.last:
             return hidden, auxiliary.sums
@@ -185,7 +190,7 @@ class Transformer(nn.Module):
     def run_layers(self, hidden: Tensor, batch: Batch, *, seen: int = 0, auxiliary: Auxiliary | None = None) -> Tensor:
         """The chunk's layers; `seen` tokens before the batch's are in the attention layers' caches."""
         where = self.positions(batch, hidden.dtype, context=self.context.size > 1, seen=seen)
-        where = replace(where, auxiliary=auxiliary or Auxiliary(self.loss_scale))
+        where = replace(where, auxiliary=auxiliary or Auxiliary(self.loss_scale, self.tensor.size))
         for layer in self.layers:
             if self.recompute_layers and torch.is_grad_enabled():
                 hidden = torch.utils.checkpoint.checkpoint(
@@ -198,7 +203,10 @@ class Transformer(nn.Module):
     @property
     def reported(self) -> dict[str, int]:
         """Names of the sums that the layers of the whole model report, alike on all ranks, with their numbers of values."""
-        return {}
+        sums: dict[str, int] = {}
+        for index, layer in enumerate(layers_of(self.config)):
+            sums.update(layer.list_sums(name_layer(index) + "."))
+        return sums
 
     def embed(self, batch: Batch) -> Tensor:
         """Tokens [B, S] -> hidden [S/t or S, B, H]."""

@@ -50,8 +50,10 @@ def _clear_tail(out: Tensor, counts: Tensor) -> Tensor:
     return out.masked_fill_(tail.unsqueeze(-1), 0)
 
 
-def _product(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """x [N, A], weight [E, A, B] (any strides) -> [N, B]."""
+def grouped_product(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """Each run of rows times its own matrix, without a gradient. Shapes: x [N, A], weight [E, A, B] (any strides) -> [N, B]"""
+    if x.is_meta:
+        return x.new_empty((x.shape[0], weight.shape[2]))
     if _fused(x, weight.transpose(-1, -2), weight):
         return _clear_tail(torch._grouped_mm(x, weight, offs=_ends(counts)), counts)
     out = x.new_empty((x.shape[0], weight.shape[2]))
@@ -63,8 +65,32 @@ def _product(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     return out
 
 
+def add_weight_gradient(out: Tensor, dy: Tensor, x: Tensor, counts: Tensor, *, empty: bool) -> None:
+    """Add each run's dy^T x to its matrix of `out`, of whatever dtype; where it is `empty`, overwrite it.
+
+    Shapes: out [E, F, H], dy [N, F], x [N, H], counts int64 [E]
+    """
+    if out.is_meta:
+        return
+    if _fused(dy, x):
+        products = torch._grouped_mm(dy.t(), x, offs=_ends(counts))
+        out.copy_(products) if empty else out.add_(products)
+        return
+    for number, (start, end) in enumerate(_spans(counts)):
+        if end == start:
+            if empty:
+                out[number].zero_()
+        elif out.dtype != x.dtype:
+            product = dy[start:end].t().mm(x[start:end])
+            out[number].copy_(product) if empty else out[number].add_(product)
+        elif empty:
+            torch.mm(dy[start:end].t(), x[start:end], out=out[number])
+        else:
+            out[number].addmm_(dy[start:end].t(), x[start:end])
+
+
 def _forward(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    return _product(x, weight.transpose(-1, -2), counts)
+    return grouped_product(x, weight.transpose(-1, -2), counts)
 
 
 def _forward_fake(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
@@ -74,17 +100,11 @@ def _forward_fake(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, counts: Tensor, want_x: bool, want_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    dx = _product(dy, weight, counts) if want_x else x.new_empty((0,))
+    dx = grouped_product(dy, weight, counts) if want_x else x.new_empty((0,))
     if not want_weight:
         return dx, weight.new_empty((0,))
-    if _fused(dy, x):
-        return dx, torch._grouped_mm(dy.t(), x, offs=_ends(counts))
     dweight = torch.empty_like(weight)
-    for number, (start, end) in enumerate(_spans(counts)):
-        if end > start:
-            torch.mm(dy[start:end].t(), x[start:end], out=dweight[number])
-        else:
-            dweight[number].zero_()
+    add_weight_gradient(dweight, dy, x, counts, empty=True)
     return dx, dweight
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,19 @@ from megalm.optim.rules import Update
 from megalm.optim.stretches import Part, Stretch
 from megalm.optim.tensor_rules import TensorRules
 from megalm.parallel import collectives
+from megalm.parallel.experts import Experts
 from megalm.parallel.mesh import Axis, Mesh
 from megalm.parallel.slices import Box, Piece, Slice, attach, slice_of
 
 
 @dataclass
 class _Shard:
-    """Rows [first, first + rows) of a local parameter: the part that this data rank keeps, with its optimizer state."""
+    """Rows [first, first + rows) of a local parameter: the part that this data rank keeps, with its optimizer state.
 
-    parameter: DTensor
+    Of an expert that no other rank holds a part is the whole, which `fully_shard` leaves alone.
+    """
+
+    parameter: nn.Parameter
     slice_: Slice
     group: Group
     first: int
@@ -114,17 +118,25 @@ class FullyShardedOptimizer(Optimizer):
         )
         assert self.axis.group is not None
         device_mesh = DeviceMesh.from_group(self.axis.group, self.mesh.device.type)
-        for part in [*getattr(chunk, "layers", []), chunk]:
-            wrapped = fully_shard(part, mesh=device_mesh, mp_policy=policy)
+        experts = [module for module in chunk.modules() if isinstance(module, Experts)]
+        alone: set[nn.Parameter] = set()
+        parts = [(module, device_mesh) for module in (*getattr(chunk, "layers", []), chunk)]
+        if self.mesh.expert_data.group is None:
+            alone = {parameter for module in experts for parameter in module.parameters()}
+        elif experts:
+            device_mesh = DeviceMesh.from_group(self.mesh.expert_data.group, self.mesh.device.type)
+            parts = [(module, device_mesh) for module in experts] + parts
+        for part, device_mesh in parts:
+            wrapped = fully_shard(part, mesh=device_mesh, mp_policy=policy, ignored_params=alone)
             # Gradients are summed; the objective is already divided by the tokens of the global batch.
             wrapped.set_force_sum_reduction_for_comms(True)
             wrapped.set_gradient_divide_factor(1.0)
         for name, parameter in chunk.named_parameters():
             attach(parameter, slices[name])
-            assert isinstance(parameter, DTensor)
-            local = parameter.to_local().detach()
-            per_rank = -(-parameter.shape[0] // self.axis.size)
-            first = min(self.axis.rank * per_rank, parameter.shape[0])
+            axis: Axis = getattr(self.mesh, slices[name].reduce_over)
+            local = parameter.to_local().detach() if isinstance(parameter, DTensor) else parameter.detach()
+            per_rank = -(-parameter.shape[0] // axis.size)
+            first = min(axis.rank * per_rank, parameter.shape[0])
             group = self._groups.of(slices[name])
             state = {kind: torch.zeros_like(local) for kind in group.rule.states}
             self.shards.append(_Shard(parameter, slices[name], group, first, local, state))
@@ -150,7 +162,10 @@ class FullyShardedOptimizer(Optimizer):
         partial_sums: dict[tuple[str, tuple[int, ...]], tuple[Axis, list[Tensor]]] = {}
         for shard in self.shards:
             grad = shard.parameter.grad
-            shard.gradient = torch.zeros_like(shard.master) if grad is None else cast(DTensor, grad).to_local()
+            if grad is None:
+                shard.gradient = torch.zeros_like(shard.master)
+            else:
+                shard.gradient = grad.to_local() if isinstance(grad, DTensor) else grad
             for piece, start, stop in shard.segments():
                 for axis in piece.sum_over:
                     group = partial_sums.setdefault((axis.name, axis.ranks), (axis, []))

@@ -19,6 +19,7 @@ from megalm.optim.rules import Update
 from megalm.optim.stretches import Part
 from megalm.optim.tensor_rules import TensorRules
 from megalm.parallel import collectives
+from megalm.parallel.experts import Experts
 from megalm.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from megalm.parallel.mesh import Axis, Mesh
 from megalm.parallel.norm import Norm
@@ -26,7 +27,7 @@ from megalm.parallel.slices import Box
 
 # Modules that read their own weights in their own forward, and nobody else does: waiting there for an all-gather is
 # enough.
-_SELF_CONTAINED = (ColumnParallelLinear, RowParallelLinear, Norm)
+_SELF_CONTAINED = (ColumnParallelLinear, RowParallelLinear, Norm, Experts)
 # ZeRO-2: reductions of one bucket that may be under way at once, each holding a full-length buffer.
 _IN_FLIGHT = 2
 
@@ -81,8 +82,7 @@ class ShardedOptimizer(Optimizer):
     ) -> None:
         del precision  # the parameters' dtypes say it; masters and state are always fp32
         super().__init__(optim, mesh)
-        # Nobody to share with: the stages are the same, and stage 2's early reductions would count gradients again.
-        self.zero_stage = parallel.zero_stage if mesh.data_context.size > 1 else 0
+        self.zero_stage = parallel.zero_stage
         self.buckets, self._uses = plan_buckets(
             chunks,
             Groups(usual_choices(optim)),
@@ -120,7 +120,7 @@ class ShardedOptimizer(Optimizer):
         for bucket in self.buckets:
             bucket.reset()
             one = sum(self._uses[id(entry.parameter)] for entry in bucket.entries)
-            self._expected[id(bucket)] = one if self._every_micro_batch else one * num_micro_batches
+            self._expected[id(bucket)] = one if self._early(bucket) else one * num_micro_batches
         self._accepting = True
 
     @torch.no_grad()
@@ -135,11 +135,16 @@ class ShardedOptimizer(Optimizer):
         parameter.grad = None
         self._arrived(bucket)
 
+    def _early(self, bucket: Bucket) -> bool:
+        """Whether the bucket's gradients are reduced after every micro-batch. With nobody to share with they stay and add up:
+        a reduction would count them again."""
+        return self._every_micro_batch and bucket.shards > 1 and not bucket.late
+
     def _arrived(self, bucket: Bucket) -> None:
         bucket.arrived += 1
         if bucket.late or bucket.arrived < self._expected[id(bucket)]:
             return
-        if self._every_micro_batch:
+        if self._early(bucket):
             bucket.arrived = 0
             bucket.launch()
             bucket.collect(leave=_IN_FLIGHT)
@@ -147,7 +152,7 @@ class ShardedOptimizer(Optimizer):
         # Strictly in order, so that the ranks of an axis start the same reductions in the same order whatever their
         # schedules do.
         for earlier in self.buckets:
-            if earlier.launched:
+            if earlier.launched or self._early(earlier):
                 continue
             if earlier.late or earlier.arrived < self._expected[id(earlier)]:
                 return
@@ -162,7 +167,7 @@ class ShardedOptimizer(Optimizer):
         """
         self._accepting = False
         for bucket in self.buckets:
-            if not bucket.late and (not bucket.launched or bucket.arrived and self._every_micro_batch):
+            if not bucket.late and (not bucket.launched or bucket.arrived and self._early(bucket)):
                 bucket.launch()
         late = [bucket for bucket in self.buckets if bucket.late]
         partial_sums: dict[tuple[str, tuple[int, ...]], tuple[Axis, list[Tensor]]] = {}

@@ -6,6 +6,7 @@ conjugate pairs, each of which is the other's backward:
     copy   identity      <-> all-reduce       reduce
     gather all-gather    <-> reduce-scatter   scatter
     split  own part      <-> all-gather       join
+    deal   all-to-all    <-> all-to-all       deal
 
 Every one takes its axis as an argument and does nothing at all on an axis of size 1.
 16-bit floats are summed in fp32, in rank order, and rounded once: each rank gets its part from all others
@@ -320,3 +321,20 @@ def split(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
 def join(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
     """Whole tensor whose use is the same on all ranks. Shapes: [S/n, ..] -> [S, ..]. Comm: forward all-gather."""
     return x if axis.size == 1 else _Along.apply(x, axis, dim, all_gather, _own_part)
+
+
+class _Deal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis, send: list[int], receive: list[int]) -> Tensor:
+        ctx.axis, ctx.send, ctx.receive = axis, send, receive
+        return all_to_all(x, axis, send, receive)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return all_to_all(grad, ctx.axis, ctx.receive, ctx.send), None, None, None
+
+
+def deal(x: Tensor, axis: Axis, send: list[int], receive: list[int]) -> Tensor:
+    """Give `send[j]` rows to rank j, and get `receive[j]` from it, in rank order. Shapes: [sum send, ..] -> [sum receive, ..].
+    Comm: all-to-all forward and backward."""
+    return x if axis.size == 1 else _Deal.apply(x, axis, send, receive)

@@ -2,7 +2,11 @@
 
     rank = ((pipeline * data + data_rank) * context + context_rank) * tensor + tensor_rank
 
-Tensor is fastest, so its ranks sit on one node; pipeline is slowest. Expert ranks are neighbours within the data axis.
+Tensor is fastest, so its ranks sit on one node; pipeline is slowest. The layers of a mixture deal the same ranks of a stage
+out otherwise, over the product of data, context and tensor (parallel folding, arXiv:2504.14960):
+
+    rank within the stage = (expert_data_rank * expert + expert_rank) * expert_tensor + expert_tensor_rank
+
 A group of the process library is made once per set of ranks; an axis of size 1 has none and never communicates.
 """
 
@@ -27,6 +31,7 @@ class ParallelSizes(Protocol):
     pipeline: int
     context: int
     expert: int
+    expert_tensor: int
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,10 @@ class Mesh:
     """All axes through this rank.
 
     data_context: ranks that hold the same parameters and see other tokens; gradients are summed over it.
-    expert_data: the same for the parameters of experts. pipeline_ends: first and last stage (tied embeddings), size 1
-    on other stages.
+    expert: ranks with other experts. expert_tensor: ranks with other parts of the same ones. expert_block: both together,
+    the ranks that have all experts between them. expert_data: ranks that hold the same parts of the same experts; their
+    gradients are summed over it.
+    pipeline_ends: first and last stage (tied embeddings), size 1 on other stages.
     """
 
     rank: int
@@ -71,6 +78,8 @@ class Mesh:
     tensor: Axis
     pipeline: Axis
     expert: Axis
+    expert_tensor: Axis
+    expert_block: Axis
     data_context: Axis
     expert_data: Axis
     pipeline_ends: Axis
@@ -85,6 +94,8 @@ class Mesh:
             "tensor",
             "pipeline",
             "expert",
+            "expert_tensor",
+            "expert_block",
             "data_context",
             "expert_data",
             "pipeline_ends",
@@ -98,15 +109,18 @@ def build_mesh(parallel: ParallelSizes, device_type: str = "cpu", timeout: timed
 
     Every rank must call it, at the same point: making groups is collective.
     timeout: of an operation on one of the groups; None: the process library's, which is not the default group's.
-    Errors: ConfigError when the world's size is not divisible by tensor x context x pipeline, or data by expert.
+    Errors: ConfigError when the world's size is not divisible by tensor x context x pipeline, or what
+        is left for a stage by expert x expert_tensor.
     """
     device = local_device(device_type)
-    tensor, context, pipeline, expert = parallel.tensor, parallel.context, parallel.pipeline, parallel.expert
+    tensor, context, pipeline = parallel.tensor, parallel.context, parallel.pipeline
+    expert, expert_tensor = parallel.expert, parallel.expert_tensor
+    block = expert * expert_tensor
     if not dist.is_initialized():
-        if tensor * context * pipeline * expert != 1:
+        if tensor * context * pipeline * block != 1:
             raise ConfigError(
-                f"parallel.tensor={tensor} context={context} pipeline={pipeline} expert={expert} needs a process "
-                "group, and none is initialised: start it with python -m megalm.launch (world_size=N) or torchrun."
+                f"parallel.tensor={tensor} context={context} pipeline={pipeline} expert={expert} "
+                f"expert_tensor={expert_tensor} needs a process group, and none is initialised: start it with python -m megalm.launch (world_size=N) or torchrun."
             )
         return Mesh.single(device)
     world_size, rank = dist.get_world_size(), dist.get_rank()
@@ -116,8 +130,12 @@ def build_mesh(parallel: ParallelSizes, device_type: str = "cpu", timeout: timed
             f"(= {tensor * context * pipeline}): choose sizes whose product divides {world_size}."
         )
     data = world_size // (tensor * context * pipeline)
-    if data % expert:
-        raise ConfigError(f"parallel.expert={expert} must divide the data axis, which is {data} here.")
+    stage = data * context * tensor
+    if stage % block:
+        raise ConfigError(
+            f"parallel.expert={expert} x expert_tensor={expert_tensor} must divide data x context x tensor, which is {stage} "
+            "here."
+        )
     maker = _GroupMaker(rank, world_size, timeout)
 
     def world_rank(p: int, d: int, c: int, t: int) -> int:
@@ -125,11 +143,12 @@ def build_mesh(parallel: ParallelSizes, device_type: str = "cpu", timeout: timed
 
     every_p, every_d, every_c, every_t = range(pipeline), range(data), range(context), range(tensor)
     lines = [[world_rank(p, d, c, t) for t in every_t] for p in every_p for d in every_d for c in every_c]
+    blocks = [list(range(first, first + block)) for first in range(0, world_size, block)]
     tensor_axis = maker.axis("tensor", lines)
     for size in range(2, tensor):
         if tensor % size == 0:
-            blocks = [line[i : i + size] for line in lines for i in range(0, tensor, size)]
-            tensor_axis.blocks[size] = maker.axis("tensor", blocks)
+            parts = [line[i : i + size] for line in lines for i in range(0, tensor, size)]
+            tensor_axis.blocks[size] = maker.axis("tensor", parts)
     return Mesh(
         rank=rank,
         world_size=world_size,
@@ -157,24 +176,15 @@ def build_mesh(parallel: ParallelSizes, device_type: str = "cpu", timeout: timed
                 for t in every_t
             ],
         ),
-        expert=maker.axis(
-            "expert",
-            [
-                [world_rank(p, d + e, c, t) for e in range(expert)]
-                for p in every_p
-                for d in range(0, data, expert)
-                for c in every_c
-                for t in every_t
-            ],
+        expert=maker.axis("expert", [row[x::expert_tensor] for row in blocks for x in range(expert_tensor)]),
+        expert_tensor=maker.axis(
+            "expert_tensor",
+            [row[i : i + expert_tensor] for row in blocks for i in range(0, block, expert_tensor)],
         ),
+        expert_block=maker.axis("expert", blocks),
         expert_data=maker.axis(
             "expert_data",
-            [
-                [world_rank(p, d + e, c, t) for d in range(0, data, expert) for c in every_c]
-                for p in every_p
-                for e in range(expert)
-                for t in every_t
-            ],
+            [list(range(p * stage + i, (p + 1) * stage, block)) for p in every_p for i in range(block)],
         ),
         world=maker.axis("world", [list(range(world_size))]),
     )

@@ -7,11 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from math import prod
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from megalm.parallel.mesh import Axis
+
+
+TensorLike = TypeVar("TensorLike", bound=torch.Tensor)
 
 
 class Role(Enum):
@@ -32,6 +36,8 @@ class Role(Enum):
     """The scale, and where there is one the shift, of a norm."""
     BIAS = "bias"
     """What a matrix's product is shifted by."""
+    STATE = "state"
+    """No parameter: kept with the weights and changed by a rule of its own, such as a router's selection bias."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class Box:
     tensor: torch.Tensor
 
 
-def attach(parameter: nn.Parameter, slice_: Slice) -> nn.Parameter:
+def attach(parameter: TensorLike, slice_: Slice) -> TensorLike:
     """Make `slice_` the parameter's description; returns the parameter."""
     parameter.megalm_slice = slice_  # type: ignore[attr-defined]
     return parameter
@@ -133,11 +139,22 @@ def piece_tensor(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
 
 
 def boxes_of(module: nn.Module) -> list[Box]:
-    """The module's own parameters (not fp32 masters) as boxes of global tensors; a shared parameter once."""
-    return [
+    """The module's own parameters (not fp32 masters) and states as boxes of global tensors; a shared parameter once."""
+    parameters = [
         Box(piece.name, piece.global_shape, piece.offset, piece_tensor(parameter.detach(), piece))
         for parameter in module.parameters()
         for piece in slice_of(parameter).pieces
+    ]
+    return parameters + state_boxes(module)
+
+
+def state_boxes(module: nn.Module) -> list[Box]:
+    """What the module keeps beside its parameters: the buffers that have a slice."""
+    return [
+        Box(piece.name, piece.global_shape, piece.offset, piece_tensor(buffer, piece))
+        for buffer in module.buffers()
+        if hasattr(buffer, "megalm_slice")
+        for piece in slice_of(buffer).pieces
     ]
 
 

@@ -7,6 +7,7 @@ the matrix product itself into an fp32 buffer. Inside `deferred.deferring(queue)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -74,3 +75,32 @@ def _scaled(weight: Tensor, gradient: Tensor, factor: Tensor) -> Tensor | None:
         buffer.addcmul_(gradient, factor)
     sink.close()
     return None
+
+
+class GradientRoom:
+    """Where a gradient that comes in parts is added up: the parameter's sink, or a tensor for autograd.
+
+    add(buffer, empty) is called for each part; `finish` gives what the backward of an autograd function returns.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        sink: GradientSink | None = getattr(weight, "gradient_sink", None)
+        self._sink = sink if sink is not None and sink.active else None
+        if self._sink is None:
+            self._buffer, self._empty = torch.empty_like(weight), True
+        else:
+            self._buffer, self._empty = self._sink.open()
+
+    def add(self, write: Callable[[Tensor, bool], None]) -> None:
+        """write(buffer, empty) adds a part; where the buffer is empty it overwrites all of it."""
+        write(self._buffer, self._empty)
+        self._empty = False
+
+    def finish(self) -> Tensor | None:
+        """The sum, or None where the sink has it. Without any part it is zero."""
+        if self._empty:
+            self._buffer.zero_()
+        if self._sink is None:
+            return self._buffer
+        self._sink.close()
+        return None

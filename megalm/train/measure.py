@@ -45,6 +45,8 @@ class Measured:
     """Each further sum of the objective and the layers, divided as the loss was."""
     source_losses: dict[str, float]
     """Mean loss of each data source that had tokens."""
+    layers: dict[str, np.ndarray]
+    """What layers report of their own, as sums over the global batch."""
 
 
 class Measurement:
@@ -65,6 +67,7 @@ class Measurement:
         """sources: names of the data sources, alike on all ranks, in the order of the objective's sums of each."""
         self.mesh, self.optimizer = mesh, optimizer
         self.sources, self.divisor = list(sources), objective.divisor
+        self.layer_sums = {name for name in chunks[0].reported if name.startswith("layers.")}
         self.sums = Sums({**chunks[0].reported, **objective.sums})
         self.attention: list[Attention] = []
         self.updates: UpdateSample | None = None
@@ -140,10 +143,11 @@ class Measurement:
             loss_spread=spread,
             worst_rank=worst,
         )
-        known = {"loss", "tokens", self.divisor, "source_loss", "source_tokens"}
+        known = {"loss", "tokens", self.divisor, "source_loss", "source_tokens", *self.layer_sums}
         means = {name: float(values.sum()) / divisor for name, values in sums.items() if name not in known}
         tokens = int(max(float(sums["tokens"].sum()), 1.0))
-        return Measured(signals, divisor, tokens, stop, means, self._source_losses(sums))
+        layers = {name: values for name, values in sums.items() if name in self.layer_sums}
+        return Measured(signals, divisor, tokens, stop, means, self._source_losses(sums), layers)
 
     def _source_losses(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         if "source_loss" not in sums:

@@ -16,6 +16,7 @@ from megalm.optim import build_optimizer
 from megalm.optim.logit_clip import LogitClip
 from megalm.parallel.mesh import Mesh
 from megalm.pipeline.execute import Executor
+from megalm.train.balance import Balance
 from megalm.train.batch_source import BatchSource
 from megalm.train.build import DTYPES, build_chunks, build_objective, local_seq_length, schedule_of
 from megalm.train.determinism import choose_algorithms, seed_everything
@@ -48,6 +49,7 @@ class Parts:
     measurement: Measurement
     evaluator: Evaluator
     logit_clip: LogitClip
+    balance: Balance
     checkpoints: Checkpointer
 
 
@@ -98,6 +100,7 @@ def build_parts(
         measurement=measurement,
         evaluator=Evaluator(executor, measurement.sums, objective.divisor, mesh, length),
         logit_clip=LogitClip(measurement.attention, clipped, mesh),
+        balance=Balance(config.model, chunks),
         checkpoints=Checkpointer(place, config.checkpoint, mesh, events=events.write),
     )
 

@@ -15,7 +15,7 @@ from megalm.data.batch import Batch
 from megalm.data.phases import Phase
 from megalm.optim.lr import phased_learning_rate
 from megalm.parallel.context import shard_batch
-from megalm.parallel.slices import Box
+from megalm.parallel.slices import Box, state_boxes
 from megalm.train.build import local_seq_length
 from megalm.train.control import RunControl
 from megalm.train.hooks import Hook, check_names, state_of, states_of
@@ -54,6 +54,7 @@ class Trainer:
         self.objective, self.model_chunks, self.optimizer = parts.objective, parts.model_chunks, parts.optimizer
         self.executor, self.batch_source, self.checkpoints = parts.executor, parts.batch_source, parts.checkpoints
         self.measurement, self.evaluator, self.logit_clip = parts.measurement, parts.evaluator, parts.logit_clip
+        self.balance = parts.balance
         self.hooks = list(hooks)
         self.control = RunControl()
         self.records = StepRecords(config, parts.mesh.world_size, peak_flops)
@@ -138,6 +139,7 @@ class Trainer:
         answers = [hook.on_gradients(self, signals) for hook in self.hooks]
         if all(answers):
             self._update(signals, lr, expected / measured.divisor)
+            self.balance.update(measured.layers)
         self.step += 1
         if self.soundness.see(self.step, signals, all(answers)):
             self.checkpoints.trust(self.step - 1)
@@ -148,7 +150,7 @@ class Trainer:
             lr=lr, lr_scale=self.control.lr_scale, applied=all(answers), seconds=time.perf_counter() - started,
         )  # fmt: skip
         self.control.end_step()
-        record = self.records.make(progress, phase, measured)
+        record = {**self.records.make(progress, phase, measured), **self.balance.describe(measured.layers)}
         if self._due(self.config.train.eval_every) or self.step == self.total_steps:
             record.update(evaluated := self.evaluate())
             for hook in self.hooks if evaluated else []:
@@ -166,8 +168,8 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------------ the state
     def boxes(self) -> list[Box]:
-        """Every tensor of the run as boxes of global tensors: fp32 weights and the optimizer's moments."""
-        return self.optimizer.boxes()
+        """Every tensor of the run as boxes of global tensors: fp32 weights, the optimizer's moments, the layers' states."""
+        return self.optimizer.boxes() + [box for chunk in self.model_chunks for box in state_boxes(chunk)]
 
     def state_dict(self) -> dict[str, Any]:
         """The rest of the run's state, small and JSON-able, the same on every rank."""
