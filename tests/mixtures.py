@@ -5,6 +5,7 @@ import torch
 from megalm.config.compose import compose_config
 from megalm.launch.resolve import resolve
 from megalm.parallel.mesh import build_mesh
+from megalm.parallel.slices import state_boxes
 from megalm.train.parts import build_trainer
 from tests.small_run import small_run
 
@@ -46,9 +47,7 @@ def train(world, arguments, folder, steps=3):
     trainer = build_trainer(config, mesh, folder)
     records = [trainer.train_step() for _ in range(steps)]
     gradients = gradients_of(trainer)
-    states = {
-        box.name: box.tensor.clone() for box in trainer.boxes() if ".router.selection_bias" in box.name or "load_shares" in box.name
-    }
+    states = {box.name: box.tensor.clone() for chunk in trainer.model_chunks for box in state_boxes(chunk)}
     trainer.checkpoints.close()
     trainer.batch_source.close()
     return records, gradients, states

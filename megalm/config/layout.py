@@ -168,6 +168,7 @@ def _nearest(model: ModelConfig, wanted: ParallelConfig, world_size: int) -> lis
                 data, rest = divmod(world_size, tensor * context * pipeline)
                 if rest or not data:
                     continue
+                experts, parts = _near_experts(model, wanted, data * context * tensor)
                 for count in chunks:
                     schedule = wanted.schedule
                     if count > 1 and schedule in ("1f1b", "gpipe", "zb-h1"):
@@ -179,22 +180,23 @@ def _nearest(model: ModelConfig, wanted: ParallelConfig, world_size: int) -> lis
                         context=context,
                         pipeline=pipeline,
                         virtual_pipeline=count,
-                        **_near_experts(model, wanted, data * context * tensor),
+                        expert=experts,
+                        expert_tensor=parts,
                     )
                     if _problem(model, changed, world_size) is None:
                         found.append((_distance(wanted, changed), len(found), changed))
     return [layout for _, _, layout in sorted(found)[:_SUGGESTIONS]]
 
 
-def _near_experts(model: ModelConfig, wanted: ParallelConfig, ranks: int) -> dict[str, int]:
-    """The sizes of the experts' axes, as near to the wanted ones as the model and a stage's ranks allow."""
+def _near_experts(model: ModelConfig, wanted: ParallelConfig, ranks: int) -> tuple[int, int]:
+    """(expert, expert_tensor), as near to the wanted ones as the model and a stage's ranks allow."""
     count = model.moe.num_experts
     if not count:
-        return {"expert": 1, "expert_tensor": 1}
+        return 1, 1
     width = model.moe.ffn_hidden_size or model.ffn_hidden_size or wanted.expert_tensor
     parts = max(n for n in range(1, wanted.expert_tensor + 1) if ranks % n == 0 and width % n == 0)
     fitting = [n for n in range(1, count + 1) if count % n == 0 and ranks % (n * parts) == 0]
-    return {"expert": min(fitting, key=lambda n: abs(math.log2(n / wanted.expert))), "expert_tensor": parts}
+    return min(fitting, key=lambda n: abs(math.log2(n / wanted.expert))), parts
 
 
 def _distance(a: ParallelConfig, b: ParallelConfig) -> float:

@@ -52,7 +52,9 @@ def _check_groups(moe: MoEConfig) -> None:
             f"model.moe.top_k={moe.top_k}) to {moe.groups}."
         )
     if moe.group_scores > run:
-        raise ConfigError(f"model.moe.group_scores={moe.group_scores}: a group has {run} experts; set it to {run} or less.")
+        raise ConfigError(
+            f"model.moe.group_scores={moe.group_scores}: a group has {run} experts; set it to {run} or less."
+        )
 
 
 def _check_bias(moe: MoEConfig) -> None:

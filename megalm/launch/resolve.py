@@ -57,12 +57,27 @@ def resolve_batch(config: Config) -> None:
             f"train.global_batch_size={train.global_batch_size} is not a multiple of train.micro_batch_size="
             f"{train.micro_batch_size}. Micro-batch sizes near it that divide: {', '.join(map(str, near))}."
         )
+    parallel = config.parallel
+    # Ranks of a mixture's experts run every pass together: with tokens for each other, in equal numbers of passes.
+    if parallel.expert * parallel.expert_tensor > parallel.tensor * parallel.context:
+        for size in (train.global_batch_size, *phases):
+            _check_even(size, train.micro_batch_size, data)
     micro_batches = train.global_batch_size // train.micro_batch_size
     if micro_batches < data:
         raise ConfigError(
             f"train.global_batch_size={train.global_batch_size} makes {micro_batches} micro-batches of "
             f"{train.micro_batch_size}, fewer than the {data} data-parallel ranks: set train.micro_batch_size="
             f"{max(1, train.global_batch_size // data)} or train.global_batch_size={data * train.micro_batch_size}."
+        )
+
+
+def _check_even(global_batch: int, micro_batch: int, data: int) -> None:
+    if global_batch % (micro_batch * data):
+        each = micro_batch * data
+        near = " or ".join(str(n) for n in (global_batch // each * each, -(-global_batch // each) * each) if n)
+        raise ConfigError(
+            f"a global batch of {global_batch} gives the {data} data ranks different numbers of micro-batches of "
+            f"{micro_batch}, and ranks that share experts (parallel.expert) need equal ones: use {near}."
         )
 
 

@@ -57,7 +57,12 @@ class BalanceLoss(nn.Module):
             self.register_buffer(part, state, persistent=False)
             if state is not None:
                 slice_ = replicated(
-                    f"{name}.router.{part}", (experts,), mesh.tensor, partial_gradient=False, role=Role.STATE, initial=0.0
+                    f"{name}.router.{part}",
+                    (experts,),
+                    mesh.tensor,
+                    partial_gradient=False,
+                    role=Role.STATE,
+                    initial=0.0,
                 )
                 attach(state, slice_)
 
@@ -102,7 +107,7 @@ class BalanceLoss(nn.Module):
 
     def _balance(self, counts: Tensor, probability: Tensor) -> Tensor:
         """This rank's tokens' part of the sum over tokens."""
-        experts, top_k = self.spec.num_experts, self.spec.top_k
+        experts = self.spec.num_experts
         if self.load_shares is not None:
             return experts * (self.load_shares * probability).sum()
         for axis in (self.mesh.context, self.mesh.tensor):

@@ -54,7 +54,9 @@ class Mixture(nn.Module):
             spec.expert, spec.num_experts, mesh, parallel, activation, name=f"{name}.experts", **made
         )
         self.balance = BalanceLoss(spec, mesh, name=name, device=device)
-        self.shared_expert = MLP(spec.shared, mesh, parallel, name=f"{name}.shared_expert", **made) if spec.shared else None
+        self.shared_expert = (
+            MLP(spec.shared, mesh, parallel, name=f"{name}.shared_expert", **made) if spec.shared else None
+        )
         self.shared_gate: nn.Parameter | None = None
         if spec.shared_gate:
             self.shared_gate = nn.Parameter(torch.empty(1, spec.expert.hidden_size, **made))

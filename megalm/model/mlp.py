@@ -12,7 +12,6 @@ from megalm.model.recompute import recomputed
 from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
 from megalm.parallel.mesh import Mesh
 
-
 _SWISH = 1.702
 """Factor inside clamped_swiglu's sigmoid, by which the gate comes close to a GELU (Hendrycks and Gimpel 2016)."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from megalm.architecture.layers import find_shared_layer
+from megalm.architecture.layers import layers_of
 from megalm.architecture.shape import shape_of
 from megalm.config import ModelConfig
 from megalm.data.batch import Batch
@@ -102,7 +102,7 @@ class Positions(nn.Module):
             self.register_buffer("sin", sin, persistent=False)
         if self.kind == "alibi":
             slopes = alibi_slopes(config.num_heads, config.alibi_max_bias)[
-                local_query_heads(find_shared_layer(config).attention, axis)
+                local_query_heads(layers_of(config)[0].attention, axis)
             ]
             self.register_buffer("slopes", slopes.to(device), persistent=False)
 

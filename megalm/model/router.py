@@ -45,9 +45,7 @@ class Router(nn.Module):
             parameter = getattr(self, part)
             if parameter is not None:
                 shape = tuple(parameter.shape)
-                slice_ = replicated(
-                    f"{name}.{part}", shape, axis, partial_gradient=True, role=role, initial=initial
-                )
+                slice_ = replicated(f"{name}.{part}", shape, axis, partial_gradient=True, role=role, initial=initial)
                 attach(parameter, slice_)
 
     def logits(self, x: Tensor) -> Tensor:

@@ -246,9 +246,7 @@ class AllToAll:
         send, receive = (self._sizes(counts, rows.shape[0]) for counts in (there.counts, arriving))
         rows, weights = (collectives.deal(each, axis, send, receive) for each in (rows, weights))
         numbers = torch.arange(local, device=x.device).repeat(axis.size)
-        by_expert = ops.moe_row_map(
-            numbers.repeat_interleave(arriving, output_size=rows.shape[0]).unsqueeze(1), local
-        )
+        by_expert = ops.moe_row_map(numbers.repeat_interleave(arriving, output_size=rows.shape[0]).unsqueeze(1), local)
         y = compute(ops.moe_permute(rows, by_expert), weights[by_expert.sources], by_expert.counts)
         back = collectives.deal(ops.moe_unpermute(y, by_expert), axis, receive, send)
         return ops.moe_unpermute(back, there)

@@ -120,7 +120,8 @@ def build_mesh(parallel: ParallelSizes, device_type: str = "cpu", timeout: timed
         if tensor * context * pipeline * block != 1:
             raise ConfigError(
                 f"parallel.tensor={tensor} context={context} pipeline={pipeline} expert={expert} "
-                f"expert_tensor={expert_tensor} needs a process group, and none is initialised: start it with python -m megalm.launch (world_size=N) or torchrun."
+                f"expert_tensor={expert_tensor} needs a process group, and none is initialised: start it with "
+                "python -m megalm.launch (world_size=N) or torchrun."
             )
         return Mesh.single(device)
     world_size, rank = dist.get_world_size(), dist.get_rank()

@@ -14,7 +14,6 @@ from torch import nn
 
 from megalm.parallel.mesh import Axis
 
-
 TensorLike = TypeVar("TensorLike", bound=torch.Tensor)
 
 

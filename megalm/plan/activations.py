@@ -46,8 +46,8 @@ def estimate_layer_activations(model: ModelConfig, layout: Layout, *, cpu: bool 
     layer = find_shared_layer(model)
     attention, mlp = layer.attention, layer.mlp
     query, key = attention.query_width / t, max(attention.key_width / t, float(attention.head_dim))
-    dense, experts = (mlp.expert, mlp.used_experts) if isinstance(mlp, MixtureSpec) else (mlp, 1)
-    width = dense.ffn_hidden_size / t
+    dense = mlp.expert if isinstance(mlp, MixtureSpec) else mlp
+    width = (mlp.used_width if isinstance(mlp, MixtureSpec) else mlp.ffn_hidden_size) / t
     statistics = (2 if model.norm == "layernorm" else 1) * 4.0 * tokens / along_sequence
     heads = attention.num_heads / t
     parallel = 0 if layer.parallel else 1
@@ -58,8 +58,8 @@ def estimate_layer_activations(model: ModelConfig, layout: Layout, *, cpu: bool 
         "attention's output": tokens * query * size + 4.0 * tokens * heads,
         "MLP norm's input": stream * parallel + statistics,
         "MLP's input": stream,
-        "activation's input": tokens * width * experts * len(dense.inputs) * size,
-        "activation's output": tokens * width * experts * size,
+        "activation's input": tokens * width * len(dense.inputs) * size,
+        "activation's output": tokens * width * size,
     }
     if attention.position == "rope" or attention.query_norm is not None:
         every["rotated queries and keys"] = tokens * (query + key) * size
@@ -70,7 +70,7 @@ def estimate_layer_activations(model: ModelConfig, layout: Layout, *, cpu: bool 
     if model.dropout:
         every["dropout masks"] = 2.0 * tokens * model.hidden_size / along_sequence
     if isinstance(mlp, MixtureSpec):
-        every["tokens sent to experts"] = tokens * model.hidden_size * experts * size
+        every["tokens sent to experts"] = tokens * model.hidden_size * mlp.top_k * size
     # Backward goes through the MLP first, whose activations are free again when attention's gradients are there.
     between = every["activation's input"] + every["activation's output"]
     probabilities = every.get("attention's probabilities", 0.0)

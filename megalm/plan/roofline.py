@@ -95,8 +95,9 @@ def estimate_layer_time(model: ModelShape, layer: LayerSpec, layout: Layout, roo
     hidden, size = model.hidden_size, roofline.size
     attention, mlp = layer.attention, layer.mlp
     query, key = attention.query_width / t, max(attention.key_width / t, float(attention.head_dim))
-    dense, experts = (mlp.expert, mlp.used_experts) if isinstance(mlp, MixtureSpec) else (mlp, 1)
+    dense = mlp.expert if isinstance(mlp, MixtureSpec) else mlp
     width = dense.ffn_hidden_size / t
+    used = (mlp.used_width if isinstance(mlp, MixtureSpec) else mlp.ffn_hidden_size) / t
     along_sequence = t if layout.sequence else 1
     up = len(dense.inputs)
     products = [
@@ -109,17 +110,17 @@ def estimate_layer_time(model: ModelShape, layer: LayerSpec, layout: Layout, roo
         for columns, inner in ((up * width, hidden), (hidden, width)):
             forward, backward = roofline.products(rows, columns, inner)
             products.append((forward * local, backward * local))
-            shared = roofline.products(tokens, columns, inner)
-            products.append((shared[0] * mlp.num_shared_experts, shared[1] * mlp.num_shared_experts))
+        for columns, inner in ((up * mlp.shared_width / t, hidden), (hidden, mlp.shared_width / t)):
+            products.append(roofline.products(tokens, columns, inner))
         products.append(roofline.products(tokens, mlp.num_experts, hidden))
     else:
         products.append(roofline.products(tokens, up * width, hidden))
         products.append(roofline.products(tokens, hidden, width))
     core = 4.0 * tokens * (length + TILE) / 2 * query
     rotated = 2 * (query + key) if attention.position == "rope" else 0.0
-    routed = 4.0 * experts * hidden if isinstance(mlp, MixtureSpec) else 0.0
-    forward_bytes = tokens * size * (8 * hidden / along_sequence + rotated + (up + 1) * width * experts + routed)
-    backward_bytes = tokens * size * (10 * hidden / along_sequence + rotated + (2 * up + 1) * width * experts + routed)
+    routed = 4.0 * mlp.top_k * hidden if isinstance(mlp, MixtureSpec) else 0.0
+    forward_bytes = tokens * size * (8 * hidden / along_sequence + rotated + (up + 1) * used + routed)
+    backward_bytes = tokens * size * (10 * hidden / along_sequence + rotated + (2 * up + 1) * used + routed)
     matmul_forward, matmul_backward = (sum(column) for column in zip(*products, strict=True))
     attention_forward = roofline.attention(core, "forward")
     memory_forward = roofline.moving(forward_bytes, 6)

@@ -88,7 +88,7 @@ def test_a_changed_configuration_is_another_model():
     before = (shape_of(changing), find_shared_layer(changing), count_layer_costs(changing))
     assert shape_of(changing) is before[0] and find_shared_layer(replace(changing)) is before[1]
     changing.moe.top_k = 1
-    assert find_shared_layer(changing).mlp.used_experts == 1
+    assert find_shared_layer(changing).mlp.top_k == 1
     changing.hidden_size = 320
     assert (shape_of(changing).hidden_size, find_shared_layer(changing).mlp.expert.ffn_hidden_size) == (320, 896)
     assert count_layer_costs(changing) != before[2]

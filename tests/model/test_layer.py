@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from megalm.architecture.blocks import MLPSpec
 from megalm.architecture.layers import LayerSpec, find_shared_layer
 from megalm.config import ModelConfig, ParallelConfig
-from megalm.config.model import MoEConfig
 from megalm.model.positions import Where
 from megalm.model.transformer import Layer
 from megalm.parallel.initialize import initialize
@@ -90,5 +90,10 @@ def test_a_layer_has_as_many_sublayers_as_its_spec(together):
 
 
 def test_a_block_that_no_module_computes_is_refused():
-    with pytest.raises(ValueError, match=r"layers\.0\.mlp: no module computes a MixtureSpec"):
-        layer(spec(moe=MoEConfig(num_experts=4)))
+    class Other(MLPSpec):
+        """A kind that nobody entered."""
+
+    attention, mlp = spec().sublayers
+    other = Other(**vars(mlp.block))
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp: no module computes a Other"):
+        layer(LayerSpec((attention, replace(mlp, block=other))))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from megalm.architecture.layers import layers_of
 from megalm.config import ModelConfig, ParallelConfig
@@ -56,7 +57,9 @@ def stacked(block, gate, values):
 
 
 def shared(mlp, values):
-    return {f"shared_expert.{part}.weight": values(getattr(mlp, f"{part}_proj").weight) for part in ("gate", "up", "down")}
+    return {
+        f"shared_expert.{part}.weight": values(getattr(mlp, f"{part}_proj").weight) for part in ("gate", "up", "down")
+    }
 
 
 def of_gpt_oss(block, values):
@@ -76,19 +79,29 @@ def of_dbrx(block, values):
     found = {"router.weight": values(block.router.layer.weight)}
     w1, v1, w2 = (values(getattr(block.experts.mlp, n)).view(EXPERTS, WIDTH, HIDDEN) for n in ("w1", "v1", "w2"))
     for e in range(EXPERTS):
-        found |= {f"experts.{e}.gate.weight": w1[e], f"experts.{e}.up.weight": v1[e], f"experts.{e}.down.weight": w2[e].t()}
+        found |= {
+            f"experts.{e}.gate.weight": w1[e],
+            f"experts.{e}.up.weight": v1[e],
+            f"experts.{e}.down.weight": w2[e].t(),
+        }
     return found
 
 
 def make_mixtral(t):
-    config = t.MixtralConfig(hidden_size=HIDDEN, intermediate_size=WIDTH, num_local_experts=EXPERTS, num_experts_per_tok=TOP_K)
+    config = t.MixtralConfig(
+        hidden_size=HIDDEN, intermediate_size=WIDTH, num_local_experts=EXPERTS, num_experts_per_tok=TOP_K
+    )
     block = t.models.mixtral.modeling_mixtral.MixtralSparseMoeBlock(config)
     return block, lambda values: stacked(block, block.gate.weight, values)
 
 
 def make_olmoe(t):
     config = t.OlmoeConfig(
-        hidden_size=HIDDEN, intermediate_size=WIDTH, num_experts=EXPERTS, num_experts_per_tok=TOP_K, norm_topk_prob=False
+        hidden_size=HIDDEN,
+        intermediate_size=WIDTH,
+        num_experts=EXPERTS,
+        num_experts_per_tok=TOP_K,
+        norm_topk_prob=False,
     )
     block = t.models.olmoe.modeling_olmoe.OlmoeSparseMoeBlock(config)
     return block, lambda values: stacked(block, block.gate.weight, values)
@@ -96,7 +109,11 @@ def make_olmoe(t):
 
 def make_qwen3(t):
     config = t.Qwen3MoeConfig(
-        hidden_size=HIDDEN, moe_intermediate_size=WIDTH, num_experts=EXPERTS, num_experts_per_tok=TOP_K, norm_topk_prob=True
+        hidden_size=HIDDEN,
+        moe_intermediate_size=WIDTH,
+        num_experts=EXPERTS,
+        num_experts_per_tok=TOP_K,
+        norm_topk_prob=True,
     )
     block = t.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeSparseMoeBlock(config)
     return block, lambda values: stacked(block, block.gate.weight, values)
@@ -156,7 +173,11 @@ def make_glm4(t):
 
 def make_gpt_oss(t):
     config = t.GptOssConfig(
-        hidden_size=HIDDEN, intermediate_size=WIDTH, num_local_experts=EXPERTS, num_experts_per_tok=TOP_K, swiglu_limit=1.5
+        hidden_size=HIDDEN,
+        intermediate_size=WIDTH,
+        num_local_experts=EXPERTS,
+        num_experts_per_tok=TOP_K,
+        swiglu_limit=1.5,
     )
     block = t.models.gpt_oss.modeling_gpt_oss.GptOssMLP(config)
     return block, lambda values: of_gpt_oss(block, values)
@@ -233,6 +254,14 @@ def test_experts_in_chunks_of_rows_give_the_same(linear_bias, rows):
         torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
+def pointwise(activation, gate, up):
+    if activation == "clamped_swiglu":
+        gate, up = gate.clamp(max=7), up.clamp(-7, 7)
+        return (up + 1) * gate * (1.702 * gate).sigmoid()
+    function = {"swiglu": F.silu, "geglu": F.gelu, "gelu": F.gelu, "relu": F.relu}[activation]
+    return function(up) if gate is None else function(gate) * up
+
+
 @pytest.mark.parametrize("dispatch", ["all_to_all", "all_gather"])
 @pytest.mark.parametrize("activation", ["swiglu", "geglu", "gelu", "relu", "clamped_swiglu"])
 def test_experts_are_a_sum_of_mlps(dispatch, activation):
@@ -247,14 +276,7 @@ def test_experts_are_a_sum_of_mlps(dispatch, activation):
             e = int(chosen[at][place])
             up = boxes[f"experts.{e}.up.weight"] @ x[at]
             gate = boxes[f"experts.{e}.gate.weight"] @ x[at] if f"experts.{e}.gate.weight" in boxes else None
-            f = torch.nn.functional
-            hidden = {
-                "swiglu": lambda: f.silu(gate) * up,
-                "geglu": lambda: f.gelu(gate) * up,
-                "gelu": lambda: f.gelu(up),
-                "relu": lambda: f.relu(up),
-                "clamped_swiglu": lambda: (up.clamp(-7, 7) + 1) * gate.clamp(max=7) * (1.702 * gate.clamp(max=7)).sigmoid(),
-            }[activation]()
+            hidden = pointwise(activation, gate, up)
             weight = scores[at][e] / scores[at][chosen[at]].sum()
             wanted[at] += weight * (boxes[f"experts.{e}.down.weight"] @ hidden)
     with torch.no_grad():

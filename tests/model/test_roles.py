@@ -43,6 +43,14 @@ def expected_role(name):
         return Role.EMBEDDING
     if "norm." in inner:
         return Role.NORM
+    if inner in ("mlp.router.weight", "mlp.shared_gate.weight"):
+        return Role.ROUTER
+    if inner == "mlp.router.bias":
+        return Role.BIAS
+    if inner.startswith("mlp.experts."):
+        return Role.EXPERT_MATRIX if inner.endswith("weight") else Role.BIAS
+    if inner.startswith("mlp.shared_expert."):
+        return Role.MATRIX if inner.endswith("weight") else Role.BIAS
     if inner.removesuffix(".bias") + ".weight" in MATRICES:
         return Role.BIAS
     raise AssertionError(f"{name}: say in this test what it is")
@@ -60,7 +68,14 @@ def test_a_models_parameters_have_their_roles(model):
 def test_a_model_with_every_part_has_every_role_of_a_dense_one():
     found, _ = roles(*WITH_EVERYTHING)
     assert {name: slice_.role for name, slice_ in found.items()} == {name: expected_role(name) for name in found}
-    assert {slice_.role for slice_ in found.values()} == set(Role) - {Role.ROUTER, Role.EXPERT_MATRIX}
+    assert {slice_.role for slice_ in found.values()} == set(Role) - {Role.ROUTER, Role.EXPERT_MATRIX, Role.STATE}
+
+
+def test_a_mixture_with_every_part_has_the_roles_of_one():
+    words = ["num_experts=4", "score=softmax", "router_bias=true", "num_shared_experts=1", "shared_gate=true"]
+    found, _ = roles(*WITH_EVERYTHING, *[f"model.moe.{word}" for word in words])
+    assert {name: slice_.role for name, slice_ in found.items()} == {name: expected_role(name) for name in found}
+    assert {slice_.role for slice_ in found.values()} == set(Role) - {Role.STATE}
 
 
 def test_only_what_multiplies_a_hidden_state_decays():

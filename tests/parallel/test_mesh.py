@@ -11,7 +11,20 @@ from megalm.parallel.collectives import all_reduce
 from megalm.parallel.mesh import Mesh, build_mesh, local_device
 from tests.distributed import run_ranks
 
-AXES = ("data", "context", "tensor", "pipeline", "expert", "data_context", "expert_data", "pipeline_ends", "world")
+AXES = (
+    *(
+        "data",
+        "context",
+        "tensor",
+        "pipeline",
+        "expert",
+        "expert_tensor",
+        "expert_block",
+        "data_context",
+        "expert_data",
+    ),
+    *("pipeline_ends", "world"),
+)
 
 
 def describe(layout):
@@ -38,13 +51,25 @@ def test_tensor_is_fastest_and_pipeline_slowest():
             assert total == sum(1 << r for r in ranks)
 
 
-def test_expert_ranks_are_neighbours_within_data():
+def test_experts_are_folded_over_the_ranks_of_a_stage():
     for rank, _, axes in run_ranks(8, describe, dict(tensor=2, expert=2)):
-        data = rank // 2
-        assert axes["data"][:2] == (4, data)
-        assert axes["expert"][1] == data % 2 and axes["expert_data"][1] == data // 2
-        assert axes["expert"][2] == tuple(rank % 2 + 2 * d for d in (data - data % 2, data - data % 2 + 1))
-        assert axes["expert_data"][2] == tuple(rank % 2 + 2 * d for d in (data % 2, data % 2 + 2))
+        assert axes["data"][:2] == (4, rank // 2)
+        low = rank - rank % 2
+        assert axes["expert"][2] == axes["expert_block"][2] == (low, low + 1)
+        assert axes["expert_data"][2] == tuple(range(rank % 2, 8, 2))
+        assert axes["expert_tensor"][0] == 1
+
+
+def test_parts_of_experts_are_neighbours_and_stages_have_blocks_of_their_own():
+    layout = dict(context=2, pipeline=2, expert=2, expert_tensor=2)
+    for rank, _, axes in run_ranks(8, describe, layout):
+        low = rank - rank % 4
+        assert axes["expert_block"][2] == tuple(range(low, low + 4)) and axes["expert_block"][1] == rank % 4
+        assert axes["expert_tensor"][2] == (rank - rank % 2, rank - rank % 2 + 1)
+        assert axes["expert"][2] == (low + rank % 2, low + rank % 2 + 2) and axes["expert"][1] == rank % 4 // 2
+        assert axes["expert_data"][0] == 1
+        for _, _, ranks, total, _ in axes.values():
+            assert total == sum(1 << r for r in ranks)
 
 
 def middle_stage(pipeline):
@@ -89,7 +114,10 @@ def refused(layout):
 
 def test_layouts_that_do_not_fit_the_world_are_refused():
     assert "4 ranks cannot be split into tensor=3" in run_ranks(4, refused, dict(tensor=3))[0]
-    assert "parallel.expert=3 must divide the data axis" in run_ranks(4, refused, dict(expert=3))[0]
+    assert (
+        "parallel.expert=3 x expert_tensor=1 must divide data x context x tensor, which is 4"
+        in run_ranks(4, refused, dict(expert=3))[0]
+    )
 
 
 def test_device_of_a_local_rank(monkeypatch):
