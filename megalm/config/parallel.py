@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from megalm.config.effects import Aside
 from megalm.config.fields import choice, number
 
 
@@ -28,6 +29,8 @@ class ParallelConfig:
     expert_rows: int | None = number(None, at_least=1)
     """Rows that a rank's experts compute at a time; what lies between is then computed again in backward, so that the rank
     with the largest load needs no more. None: all at once, kept."""
+    expert_imbalance: Aside[float] = number(1.5, at_least=1)
+    """What the planner counts on: rows of the fullest rank of experts over the mean. router/max_load is what was measured."""
     sequence: bool = False
     """Sequence parallelism around tensor-parallel blocks (Korthikanti et al. 2022)."""
     schedule: str = choice("1f1b", "gpipe", "interleaved", "zb-h1", "zb-v", "dualpipe-v")

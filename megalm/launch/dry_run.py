@@ -27,6 +27,7 @@ from megalm.model.transformer import Transformer
 from megalm.ops.backend import Paper, use_backend, use_library
 from megalm.parallel.collectives import count_bytes
 from megalm.parallel.mesh import Mesh, build_mesh
+from megalm.parallel.slices import slice_of
 from megalm.pipeline.schedule import Schedule
 from megalm.pipeline.simulate import Costs, check, simulate
 from megalm.train.build import build_chunks, local_seq_length, schedule_of
@@ -71,7 +72,7 @@ class DryRun:
     def __rich__(self) -> Table:
         axes = [
             axis
-            for axis in ("tensor", "context", "data", "pipeline")
+            for axis in ("tensor", "context", "expert", "data", "pipeline")
             if any(s.sent_bytes.get(axis) for s in self.stages)
         ]
         title = (
@@ -130,7 +131,11 @@ def _stage(config: Config, mesh: Mesh, schedule: Schedule, peak: int) -> StageFi
     parameters = sum(p.numel() for p in unique.values())
     weights = sum(p.numel() * p.element_size() for p in unique.values())
     narrow = config.precision.dtype != "fp32"
-    shards = mesh.data_context.size if config.parallel.zero_stage else 1
+    replicas = mesh.data_context.size, mesh.expert_data.size
+    experts = sum(p.numel() for p in unique.values() if slice_of(p).reduce_over == "expert_data")
+    held = parameters - experts, experts
+    shards = replicas if config.parallel.zero_stage or config.parallel.data_mode == "fully_shard" else (1, 1)
+    own = sum(count // share for count, share in zip(held, shards, strict=True))
     states = len(STATES[config.optim.name]) + narrow  # fp32 masters are the weights themselves in fp32
     sent: dict[str, float] = {}
     kept = []
@@ -139,12 +144,13 @@ def _stage(config: Config, mesh: Mesh, schedule: Schedule, peak: int) -> StageFi
         kept.append(chunk_kept)
         for axis, count in chunk_sent.items():
             sent[axis] = sent.get(axis, 0.0) + count * schedule.micro_batches
-    replicas = mesh.data_context.size
     gradients = parameters * FP32
-    if replicas > 1:
-        # an all-reduce, or a reduce-scatter of the gradients and an all-gather of the weights
-        gathered = weights if shards > 1 else gradients
-        sent["data"] = sent.get("data", 0.0) + (gradients + gathered) * (replicas - 1) / replicas
+    element = 2 if narrow else FP32
+    for count, size, split in zip(held, replicas, shards, strict=True):
+        if size > 1:
+            # an all-reduce, or a reduce-scatter of the gradients and an all-gather of the weights
+            gathered = count * (element if split > 1 else FP32)
+            sent["data"] = sent.get("data", 0.0) + (count * FP32 + gathered) * (size - 1) / size
     boundary = local_seq_length(config, mesh) * config.train.micro_batch_size * config.model.hidden_size
     placement = schedule.placement
     messages = 0
@@ -152,7 +158,6 @@ def _stage(config: Config, mesh: Mesh, schedule: Schedule, peak: int) -> StageFi
         for other in (stage - 1, stage + 1):
             if 0 <= other < placement.stages and placement.rank(other) != mesh.pipeline.rank:
                 messages += schedule.micro_batches
-    element = 2 if narrow else FP32
     if messages:
         sent["pipeline"] = float(messages * boundary * element)
     return StageFigures(
@@ -160,8 +165,8 @@ def _stage(config: Config, mesh: Mesh, schedule: Schedule, peak: int) -> StageFi
         layers=sum(len(chunk.layers) for chunk in chunks),
         parameters=parameters,
         weight_bytes=weights,
-        gradient_bytes=gradients // (shards if config.parallel.zero_stage == 2 else 1),
-        optimizer_bytes=parameters * FP32 * states // shards,
+        gradient_bytes=own * FP32 if config.parallel.zero_stage == 2 else gradients,
+        optimizer_bytes=own * FP32 * states,
         # With several chunks the last one, whose logits are large, is at the turn: it is in flight once.
         activation_bytes=max(kept) * peak if len(kept) == 1 else max(kept[:-1]) * (peak - 1) + kept[-1],
         in_flight=peak,

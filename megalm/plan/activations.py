@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from megalm.architecture.blocks import MixtureSpec
-from megalm.architecture.layers import find_shared_layer
+from megalm.architecture.layers import LayerSpec, layers_of
 from megalm.config import ModelConfig
 from megalm.plan.layout import BYTES, Layout
 
@@ -36,18 +36,20 @@ def count_mask_bytes(model: ModelConfig, layout: Layout) -> float:
     return model.num_heads / layout.tensor * float(model.seq_length) ** 2 * BYTES[layout.dtype]
 
 
-def estimate_layer_activations(model: ModelConfig, layout: Layout, *, cpu: bool = False) -> LayerActivations:
-    """What one layer keeps for one micro-batch under the layout's recompute mode."""
+def estimate_layer_activations(
+    model: ModelConfig, layout: Layout, layer: LayerSpec | None = None, *, cpu: bool = False
+) -> LayerActivations:
+    """What one layer (default: the model's last) keeps for one micro-batch under the layout's recompute mode."""
     size = BYTES[layout.dtype]
     tokens = model.seq_length * layout.micro_batch / layout.context
     t = layout.tensor
     along_sequence = t if layout.sequence else 1
     stream = tokens * model.hidden_size * size / along_sequence
-    layer = find_shared_layer(model)
+    layer = layer or layers_of(model)[-1]
     attention, mlp = layer.attention, layer.mlp
     query, key = attention.query_width / t, max(attention.key_width / t, float(attention.head_dim))
     dense = mlp.expert if isinstance(mlp, MixtureSpec) else mlp
-    width = (mlp.used_width if isinstance(mlp, MixtureSpec) else mlp.ffn_hidden_size) / t
+    width = (mlp.shared_width if isinstance(mlp, MixtureSpec) else mlp.ffn_hidden_size) / t
     statistics = (2 if model.norm == "layernorm" else 1) * 4.0 * tokens / along_sequence
     heads = attention.num_heads / t
     parallel = 0 if layer.parallel else 1
@@ -70,11 +72,16 @@ def estimate_layer_activations(model: ModelConfig, layout: Layout, *, cpu: bool 
     if model.dropout:
         every["dropout masks"] = 2.0 * tokens * model.hidden_size / along_sequence
     if isinstance(mlp, MixtureSpec):
-        every["tokens sent to experts"] = tokens * model.hidden_size * mlp.top_k * size
+        every |= _count_expert_bytes(model, mlp, layout, tokens / t)
     # Backward goes through the MLP first, whose activations are free again when attention's gradients are there.
-    between = every["activation's input"] + every["activation's output"]
+    between = every["activation's input"] + every["activation's output"] + every.get(EXPERTS_INPUT, 0.0)
     probabilities = every.get("attention's probabilities", 0.0)
-    working = max(2 * stream + every["activation's input"], 2 * probabilities - between)
+    largest = every["activation's input"]
+    if isinstance(mlp, MixtureSpec):
+        largest += (
+            _count_expert_rows(mlp, layout, tokens / t) * (mlp.expert.hidden_size + _part_width(mlp, layout)) * size
+        )
+    working = max(2 * stream + largest, 2 * probabilities - between)
     if layout.recompute == "full":
         return LayerActivations({"layer's input": stream}, sum(every.values()), working)
     if layout.recompute == "selective":
@@ -89,6 +96,34 @@ def estimate_layer_activations(model: ModelConfig, layout: Layout, *, cpu: bool 
         kept = {name: value for name, value in every.items() if name not in again}
         return LayerActivations(kept, sum(every.values()) - sum(kept.values()), working)
     return LayerActivations(every, 0.0, working)
+
+
+EXPERTS_INPUT = "experts' activation's input"
+
+
+def _count_expert_rows(mlp: MixtureSpec, layout: Layout, tokens: float) -> float:
+    """Rows that the fullest rank of experts gets for a micro-batch of which each rank routes so many tokens: every token
+    visits all parts of its experts."""
+    return tokens * mlp.top_k * layout.expert_tensor * (layout.imbalance if layout.expert > 1 else 1.0)
+
+
+def _part_width(mlp: MixtureSpec, layout: Layout) -> float:
+    """Features of a row's first product, of a part of an expert."""
+    return mlp.expert.ffn_hidden_size / layout.expert_tensor * len(mlp.expert.inputs)
+
+
+def _count_expert_bytes(model: ModelConfig, mlp: MixtureSpec, layout: Layout, tokens: float) -> dict[str, float]:
+    """What routing and experts keep: the router's input in fp32, its logits, the rows that came, what they became."""
+    size, rows = BYTES[layout.dtype], _count_expert_rows(mlp, layout, tokens)
+    every = {
+        "router's input and logits": 4.0 * tokens * (mlp.num_experts + (model.hidden_size if size < 4 else 0)),
+        "rows sent to experts": rows * model.hidden_size * size,
+    }
+    if layout.expert_rows is None:
+        every[EXPERTS_INPUT] = rows * _part_width(mlp, layout) * size
+    if mlp.expert.bias:
+        every["experts' outputs"] = rows * model.hidden_size * size
+    return every
 
 
 def korthikanti(

@@ -65,18 +65,23 @@ class MeshLinks:
     tensor: Links
     context: Links
     expert: Links
+    """The ranks that have all experts between them."""
+    expert_data: Links
+    """Ranks with the same experts: their gradients' reduction."""
     data: Links
     """Data and context together: the gradients' reduction."""
     pipeline: Links
 
 
 def make_mesh_links(layout: Layout, machine: Machine) -> MeshLinks:
-    """Links by axis, on the grid: tensor fastest, then context, (expert within) data, pipeline slowest."""
+    """Links by axis, on the grid: tensor fastest, then context, data, pipeline slowest; experts over a stage's neighbours."""
     t, c = layout.tensor, layout.context
+    block = layout.expert * layout.expert_tensor
     return MeshLinks(
         tensor=links_of(machine, t, 1),
         context=links_of(machine, c, t),
-        expert=links_of(machine, layout.expert, t * c),
+        expert=links_of(machine, block, 1),
+        expert_data=links_of(machine, layout.expert_shards, block),
         data=links_of(machine, layout.data * c, t),
         pipeline=links_of(machine, layout.pipeline, t * c * layout.data, point_to_point=True),
     )

@@ -21,6 +21,7 @@ class Layout:
     virtual: int = 1
     context: int = 1
     expert: int = 1
+    expert_tensor: int = 1
     sequence: bool = False
     schedule: str = "1f1b"
     zero_stage: int = 0
@@ -31,6 +32,10 @@ class Layout:
     dtype: str = "bf16"
     states: int = 2
     """What the update rule keeps beside each weight, fp32."""
+    expert_rows: int | None = None
+    """Rows that a rank's experts compute at a time; None: all, kept for backward."""
+    imbalance: float = 1.0
+    """Rows of the fullest rank of experts over the mean."""
 
     @property
     def world(self) -> int:
@@ -52,6 +57,16 @@ class Layout:
         """Ranks that optimizer state is split over when it is split."""
         return self.data * self.context
 
+    @property
+    def expert_shards(self) -> int:
+        """The same for the parameters of experts."""
+        return max(1, self.data * self.context * self.tensor // (self.expert * self.expert_tensor))
+
+    @property
+    def weight_axes(self) -> tuple[int, int, int]:
+        """The axes that a rank's parameters are counted by: tensor, expert, expert_tensor."""
+        return self.tensor, self.expert, self.expert_tensor
+
     def describe(self) -> str:
         """One short line, only what differs from one rank."""
         parts = [
@@ -63,6 +78,7 @@ class Layout:
                 ("virtual", self.virtual),
                 ("context", self.context),
                 ("expert", self.expert),
+                ("expert tensor", self.expert_tensor),
             )
             if size > 1
         ] or ["one rank"]
@@ -84,6 +100,7 @@ class Layout:
             f"parallel.virtual_pipeline={self.virtual}",
             f"parallel.context={self.context}",
             f"parallel.expert={self.expert}",
+            f"parallel.expert_tensor={self.expert_tensor}",
             f"parallel.sequence={str(self.sequence).lower()}",
             f"parallel.schedule={self.schedule}",
             f"parallel.zero_stage={self.zero_stage}",
@@ -131,6 +148,9 @@ def layout_of(config: Config, gpus: int) -> Layout:
         virtual=parallel.virtual_pipeline,
         context=parallel.context,
         expert=parallel.expert,
+        expert_tensor=parallel.expert_tensor,
+        expert_rows=parallel.expert_rows,
+        imbalance=parallel.expert_imbalance if config.model.moe.num_experts else 1.0,
         sequence=parallel.sequence,
         schedule=parallel.schedule,
         zero_stage=parallel.zero_stage,
@@ -177,10 +197,13 @@ def explain_indivisible(model: ModelConfig, layout: Layout, *, uneven: bool = Fa
     if model.moe.num_experts:
         if model.moe.num_experts % layout.expert:
             problems.append(f"num_experts {model.moe.num_experts} by expert {layout.expert}")
-        if layout.data % layout.expert:
-            problems.append(f"data {layout.data} by expert {layout.expert}")
-    elif layout.expert > 1:
-        problems.append(f"expert {layout.expert} in a dense model: expert 1")
+        ranks, block = layout.data * layout.context * layout.tensor, layout.expert * layout.expert_tensor
+        if ranks % block:
+            problems.append(f"data x context x tensor {ranks} by expert x expert tensor {block}")
+        if shape.expert_ffn_hidden_size % layout.expert_tensor:
+            problems.append(f"an expert's width {shape.expert_ffn_hidden_size} by expert tensor {layout.expert_tensor}")
+    elif layout.expert * layout.expert_tensor > 1:
+        problems.append(f"expert {layout.expert} x {layout.expert_tensor} in a dense model: 1")
     if layout.global_batch < layout.data:
         problems.append(
             f"global batch {layout.global_batch} over data {layout.data}: at least one sequence a data rank"

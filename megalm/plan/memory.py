@@ -1,21 +1,15 @@
 """Bytes that each rank of each pipeline stage needs, part by part."""
 
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
-from heapq import heapify, heapreplace
-from math import ceil, prod
+from functools import cached_property
+from math import ceil
 from typing import Any
 
-from megalm.architecture.kept import cache_by_model
-from megalm.architecture.layers import LayerSpec, find_shared_layer
-from megalm.architecture.shape import ModelShape, shape_of
-from megalm.architecture.tensors import describe_embedding_tensor, list_back_tensors, list_front_tensors
 from megalm.config import Config, ModelConfig, ParallelConfig
-from megalm.pipeline.actions import Placement
-from megalm.pipeline.partition import count_layer_costs
 from megalm.plan.activations import count_mask_bytes, estimate_layer_activations
 from megalm.plan.layout import BYTES, Layout, layout_of
 from megalm.plan.machine import Machine, find_machine
+from megalm.plan.stages import V_SCHEDULES, Stack, count_local_parameters, pieces_of, stacks_of_ranks, take_one
 
 FRAGMENTATION = 0.03
 """Share of the dynamic memory lost between the allocator's blocks: 2-5% is usual with torch's expandable segments."""
@@ -136,9 +130,9 @@ def estimate_layout(
     distinct_only: bool = False,
 ) -> MemoryEstimate:
     """Per-rank memory of a model under a layout, for each pipeline stage (distinct_only: the first of each kind)."""
-    counts = layers_of_ranks(model, layout)
+    counts = stacks_of_ranks(model, layout)
     ends_together = layout.schedule in V_SCHEDULES and layout.pipeline > 1
-    distinct: dict[tuple[int, bool, bool, int], StageMemory] = {}
+    distinct: dict[tuple[Stack, bool, bool, int], StageMemory] = {}
     stages = []
     for stage, layers in enumerate(counts):
         first = stage == 0
@@ -152,41 +146,6 @@ def estimate_layout(
         known = distinct[key]
         stages.append(known if known.stage == stage else replace(known, stage=stage))
     return MemoryEstimate(stages)
-
-
-@lru_cache(maxsize=4096)
-def _cut(layers: int, stages: int, first: float, last: float) -> tuple[int, ...]:
-    """Layers of each stage when the ends carry `first` and `last` layers' worth of other work.
-
-    The next layer always goes to the cheapest stage so far (the earliest of equals): that keeps both the most expensive
-    stage and the sum of squares smallest, the cut that `megalm.pipeline.partition` makes.
-    """
-    costs = [(1.0 + (first if i == 0 else 0.0) + (last if i == stages - 1 else 0.0), i) for i in range(stages)]
-    counts = [1] * stages
-    heapify(costs)
-    for _ in range(layers - stages):
-        cost, index = costs[0]
-        counts[index] += 1
-        heapreplace(costs, (cost + 1.0, index))
-    return tuple(counts)
-
-
-def layers_of_stages(model: ModelConfig, stages: int) -> tuple[int, ...]:
-    """Layers of each pipeline stage, cut by cost: the logits count on the last one."""
-    costs = count_layer_costs(model)
-    layer = costs.layers[0]
-    return _cut(model.num_layers, stages, costs.embedding / layer, costs.output / layer)
-
-
-def layers_of_ranks(model: ModelConfig, layout: Layout) -> list[int]:
-    """Layers of each pipeline rank, over all its chunks."""
-    cut = layers_of_stages(model, layout.pipeline * layout.virtual)
-    where = Placement(layout.pipeline, layout.virtual, "v" if layout.schedule in V_SCHEDULES else "loop")
-    return [sum(cut[stage] for stage in where.of_rank(rank)) for rank in range(layout.pipeline)]
-
-
-V_SCHEDULES = ("zb-v", "dualpipe-v")
-"""Schedules whose first and last stage share a rank."""
 
 
 def count_chunks_in_flight(layout: Layout, rank: int) -> int:
@@ -209,94 +168,51 @@ def count_chunks_in_flight(layout: Layout, rank: int) -> int:
     return min(ranks - rank, batches) * chunks
 
 
-@dataclass(frozen=True, eq=False)
-class Pieces:
-    """The model, as one stage's parameters are counted from it. Equal models have the same one: see `pieces_of`."""
-
-    shape: ModelShape
-    layer: LayerSpec
-
-    def held(self, layers: int, first: bool, last: bool, tensor: int, expert: int) -> float:
-        """Parameters that one rank of a stage with so many layers holds."""
-        kv_heads = self.layer.attention.num_kv_heads
-        pieces = [(name, full, layers) for name, full in self.layer.list_tensors()]
-        if first:
-            pieces += [(name, full, 1) for name, full in list_front_tensors(self.shape)]
-        if last:
-            pieces += [(name, full, 1) for name, full in list_back_tensors(self.shape)]
-        if last and not first and self.shape.tie_embeddings:
-            pieces.append((*describe_embedding_tensor(self.shape), 1))
-        return sum(prod(shard_shape(kv_heads, name, full, tensor, expert)) * times for name, full, times in pieces)
-
-
-@cache_by_model
-def pieces_of(model: ModelConfig) -> Pieces:
-    """Resolve a model whose layers are alike."""
-    return Pieces(shape_of(model), find_shared_layer(model))
-
-
-@lru_cache(maxsize=4096)
-def count_local_parameters(pieces: Pieces, layers: int, first: bool, last: bool, tensor: int, expert: int) -> float:
-    """What `Pieces.held` counts, counted once."""
-    return pieces.held(layers, first, last, tensor, expert)
-
-
-def shard_shape(kv: int, name: str, shape: tuple[int, ...], tensor: int, expert: int) -> tuple[float, ...]:
-    """Shape of one rank's share of a tensor, with `kv` key/value heads; experts count by their share of their axis."""
-    if ".experts." in name:
-        share = (shape[0] / tensor if len(shape) > 1 or ".down." not in name else shape[0],)
-        return (share[0] / expert, *shape[1:])
-    if tensor == 1:
-        return shape
-    if name in ("embedding.weight", "output.weight"):
-        return (ceil(shape[0] / tensor), *shape[1:])
-    # Heads that do not divide are dealt out: the fullest rank's share.
-    heads = ceil(kv / tensor) / kv if kv >= tensor else 1 / tensor
-    if ".key." in name or ".value." in name:
-        return (shape[0] * max(heads, 1 / kv), *shape[1:])
-    if ".query." in name:
-        return (shape[0] * heads, *shape[1:])
-    if name.endswith("attention.output.weight"):
-        return (shape[0], shape[1] * heads)
-    if ".gate." in name or ".up." in name:
-        return (shape[0] / tensor, *shape[1:])
-    if name.endswith("down.weight"):
-        return (shape[0], shape[1] / tensor)
-    return shape
-
-
 def _stage(
     model: ModelConfig,
     layout: Layout,
     stage: int,
-    place: tuple[int, bool, bool, int],
+    place: tuple[Stack, bool, bool, int],
     cpu: bool,
     bucket: float,
     snapshots: int,
 ) -> StageMemory:
-    layers, first, last, flight = place
+    stack, first, last, flight = place
     size = BYTES[layout.dtype]
-    pieces = pieces_of(model)
-    held = count_local_parameters(pieces, layers, first, last, layout.tensor, layout.expert)
-    shards = layout.shards
+    pieces, axes = pieces_of(model), layout.weight_axes
+    held = count_local_parameters(pieces, stack, first, last, axes)
+
+    def shared_out(each: float) -> float:
+        """Bytes of a rank's share, `each` a parameter, over the ranks that hold the same ones."""
+        return each * (held.dense / layout.shards + held.experts / layout.expert_shards)
+
     gathered = 0.0
     if layout.fully_shard:
-        one_layer = count_local_parameters(pieces, 1, False, False, layout.tensor, layout.expert)
-        weights, gradients, optimizer = 4.0 * held / shards, 4.0 * held / shards, 4.0 * layout.states * held / shards
+        one_layer = max(
+            count_local_parameters(pieces, take_one(stack, kind), False, False, axes).total
+            for kind in range(len(stack))
+        )
+        weights, gradients, optimizer = shared_out(4.0), shared_out(4.0), shared_out(4.0 * layout.states)
         gathered = 2 * one_layer * size + one_layer * 4.0
         if first or last:
             gathered += model.vocab_size * model.hidden_size * size / layout.tensor
     else:
-        weights = float(size * held)
+        weights = float(size * held.total)
         master = 4.0 if layout.dtype != "fp32" else 0.0
-        optimizer = (4.0 * layout.states + master) * held / (shards if layout.zero_stage else 1)
-        gradients = 4.0 * held / (shards if layout.zero_stage >= 2 else 1)
-        if layout.zero_stage and shards > 1:
-            gradients += 4.0 * held / shards if layout.zero_stage == 1 else min(2 * bucket, 4.0 * held)
-    acts = estimate_layer_activations(model, layout, cpu=cpu)
+        kept = 4.0 * layout.states + master
+        optimizer = shared_out(kept) if layout.zero_stage else kept * held.total
+        gradients = shared_out(4.0) if layout.zero_stage >= 2 else 4.0 * held.total
+        if layout.zero_stage and layout.shards > 1:
+            gradients += shared_out(4.0) if layout.zero_stage == 1 else min(2 * bucket, 4.0 * held.total)
+    kinds = [
+        (estimate_layer_activations(model, layout, layer, cpu=cpu), times)
+        for layer, times in zip(pieces.kinds, stack, strict=True)
+        if times
+    ]
     tokens = model.seq_length * layout.micro_batch / layout.context
     stream = tokens * model.hidden_size * size / (layout.tensor if layout.sequence else 1)
-    activations = acts.total * layers / layout.virtual * flight + count_mask_bytes(model, layout)
+    activations = sum(acts.total * times for acts, times in kinds) / layout.virtual * flight
+    activations += count_mask_bytes(model, layout)
     if first:
         activations += 8.0 * tokens * flight
     logits = 0.0
@@ -309,7 +225,7 @@ def _stage(
         if at_once < tokens:
             logits += 4.0 * columns * model.hidden_size
     # The loss and a layer's backward follow each other: the larger of the two decides.
-    working = max(0.0, acts.recomputed + acts.working - logits)
+    working = max(0.0, max(acts.recomputed + acts.working for acts, _ in kinds) - logits)
     communication = gathered
     if layout.data * layout.context > 1 and not layout.fully_shard:
         communication += 2 * bucket
@@ -318,15 +234,15 @@ def _stage(
     if layout.pipeline > 1:
         communication += 2 * stream
     dynamic = activations + logits + working + communication
-    saved = 4.0 * (1 + layout.states) * held
-    state = saved / (shards if layout.zero_stage or layout.fully_shard else 1)
+    saved = 4.0 * (1 + layout.states) * held.total
+    state = shared_out(4.0 * (1 + layout.states)) if layout.zero_stage or layout.fully_shard else saved
     # On a CPU the C library's allocator breaks the largest freed block up for smaller ones: the second step takes another.
     largest = at_once * columns * size if last else 0.0
     runtime = CPU_RUNTIME_BYTES + largest if cpu else RUNTIME_BYTES + FRAGMENTATION * dynamic
     return StageMemory(
         stage=stage,
-        layers=layers,
-        parameters=round(held),
+        layers=sum(stack),
+        parameters=round(held.total),
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
@@ -337,6 +253,6 @@ def _stage(
         runtime=runtime,
         in_flight=flight,
         snapshots=snapshots * state if cpu else 0.0,
-        saving=saved / (layout.data * layout.context) if cpu else 0.0,
+        saving=shared_out(4.0 * (1 + layout.states)) if cpu else 0.0,
         host_snapshots=snapshots * state,
     )

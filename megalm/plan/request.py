@@ -224,11 +224,7 @@ def compose(request: Request, *, global_batch: int | None = None) -> Config:
     config = compose_config(words, check=False)
     if config.precision.dtype_chosen and not _on_cpu(request):
         config.precision = PrecisionConfig(dtype="bf16")
-    experts, config.model.moe.num_experts = config.model.moe.num_experts, 0
     validate(config)
-    config.model.moe.num_experts = experts
-    if experts and not 0 < config.model.moe.top_k <= experts:
-        raise ConfigError(f"model.moe.top_k={config.model.moe.top_k}: from 1 to the {experts} experts there are.")
     batch_tokens = request.number("batch_tokens")
     if batch_tokens and not global_batch:
         config.train.global_batch_size = choose_divisible_batch(batch_tokens / config.model.seq_length)

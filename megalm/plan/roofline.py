@@ -106,13 +106,15 @@ def estimate_layer_time(model: ModelShape, layer: LayerSpec, layout: Layout, roo
     ]
     if isinstance(mlp, MixtureSpec):
         local = max(1.0, mlp.num_experts / layout.expert)
-        rows = tokens * mlp.top_k * layout.expert / mlp.num_experts
-        for columns, inner in ((up * width, hidden), (hidden, width)):
+        fullest = layout.imbalance if layout.expert > 1 else 1.0
+        rows = tokens / t * mlp.top_k * layout.expert_tensor * fullest / local
+        part = mlp.expert.ffn_hidden_size / layout.expert_tensor
+        for columns, inner in ((up * part, hidden), (hidden, part)):
             forward, backward = roofline.products(rows, columns, inner)
             products.append((forward * local, backward * local))
         for columns, inner in ((up * mlp.shared_width / t, hidden), (hidden, mlp.shared_width / t)):
             products.append(roofline.products(tokens, columns, inner))
-        products.append(roofline.products(tokens, mlp.num_experts, hidden))
+        products.append(roofline.products(tokens / t, mlp.num_experts, hidden))
     else:
         products.append(roofline.products(tokens, up * width, hidden))
         products.append(roofline.products(tokens, hidden, width))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 from megalm.config import Config, ModelConfig
@@ -10,8 +11,9 @@ from megalm.plan.fit import format_gib
 from megalm.plan.layout import Layout, explain_indivisible
 from megalm.plan.machine import Machine
 from megalm.plan.memory import PARTS as MEMORY_PARTS
-from megalm.plan.memory import MemoryEstimate, count_guard_snapshots, estimate_layout, layers_of_stages
+from megalm.plan.memory import MemoryEstimate, count_guard_snapshots, estimate_layout
 from megalm.plan.models import find_largest_fitting, measure_fit
+from megalm.plan.stages import layers_of_stages
 from megalm.plan.time import PARTS as TIME_PARTS
 from megalm.plan.time import StepTime, estimate_step_time
 
@@ -106,7 +108,8 @@ def search(
 
 FIXABLE = {
     "data": "data", "tensor": "tensor", "pipeline": "pipeline", "virtual_pipeline": "virtual", "context": "context",
-    "expert": "expert", "sequence": "sequence", "schedule": "schedule", "zero_stage": "zero_stage", "recompute": "recompute",
+    "expert": "expert", "expert_tensor": "expert_tensor",
+    "sequence": "sequence", "schedule": "schedule", "zero_stage": "zero_stage", "recompute": "recompute",
 }  # fmt: skip
 """parallel.KEY -> field of Layout, for what a command line may hold on to while the rest is searched."""
 
@@ -202,14 +205,16 @@ class _Search:
                     data = ranks // tensor // context // pipeline
                     if pipeline > self.model.num_layers or data > self.batch:
                         continue
-                    for expert in experts:
+                    parts = sorted({1, tensor}) if self.model.moe.num_experts else [1]
+                    for expert, expert_tensor in product(experts, parts):
                         layout = Layout(
                             data=data, tensor=tensor, pipeline=pipeline, context=context, expert=expert,
-                            sequence=tensor > 1, global_batch=self.batch, dtype=dtype,
+                            expert_tensor=expert_tensor, sequence=tensor > 1, global_batch=self.batch, dtype=dtype,
+                            imbalance=self.config.parallel.expert_imbalance if expert > 1 else 1.0,
                         )  # fmt: skip
                         if "sequence" in self.fixed:
                             layout = replace(layout, sequence=self.fixed["sequence"])
-                        axes = ("data", "tensor", "context", "pipeline", "expert")
+                        axes = ("data", "tensor", "context", "pipeline", "expert", "expert_tensor")
                         if self._allowed(layout, *axes) and not explain_indivisible(self.model, layout):
                             yield layout
 

@@ -1,17 +1,19 @@
 """Seconds of a training step: kernels, communication that nothing hides, the pipeline's bubble, the update."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
+from megalm.architecture.blocks import MixtureSpec
 from megalm.config import ModelConfig
 from megalm.pipeline.schedule import build_schedule
 from megalm.pipeline.timeline import Costs, build_timeline
 from megalm.plan.communication import MeshLinks, make_mesh_links
 from megalm.plan.layout import BYTES, Layout
 from megalm.plan.machine import Machine
-from megalm.plan.memory import Pieces, count_local_parameters, layers_of_ranks, pieces_of
 from megalm.plan.roofline import LayerTime, Roofline, estimate_ends_time, estimate_layer_time, estimate_optimizer_time
+from megalm.plan.stages import Held, Pieces, Stack, count_local_parameters, pieces_of, stacks_of_ranks, take_one
 
 OVERLAP = 0.9
 """Share of a communication that can hide behind computation: kernels start late and links share the memory."""
@@ -59,11 +61,7 @@ PARTS = (
 
 def estimate_step_time(model: ModelConfig, layout: Layout, machine: Machine, *, exact: bool = True) -> StepTime:
     """Seconds of one step of a model under a layout on a machine; exact: the pipeline is simulated, action by action."""
-    pieces = pieces_of(model)
-    micro = (layout.tensor, layout.context, layout.expert, layout.sequence, layout.recompute, layout.micro_batch)
-    return _Clock(
-        model, pieces, layout, machine, _layer(pieces, micro, layout.dtype, make_machine_key(machine)), exact
-    ).step()
+    return _Clock(model, pieces_of(model), layout, machine, exact).step()
 
 
 def make_machine_key(machine: Machine) -> tuple[Any, ...]:
@@ -77,19 +75,34 @@ _MACHINES: dict[tuple[Any, ...], Machine] = {}
 
 
 @lru_cache(maxsize=65536)
-def _layer(
-    pieces: Pieces, micro: tuple[Any, ...], dtype: str, machine: tuple[Any, ...]
-) -> tuple[LayerTime, tuple[float, float], Roofline]:
-    tensor, context, expert, sequence, recompute, batch = micro
-    layout = Layout(
-        tensor=tensor, context=context, expert=expert, sequence=sequence, recompute=recompute, micro_batch=batch
-    )
-    roofline = Roofline(_MACHINES[machine], dtype)
-    shape = pieces.shape
-    return (
-        estimate_layer_time(shape, pieces.layer, layout, roofline),
-        estimate_ends_time(shape, layout, roofline),
-        roofline,
+def _time_kinds(
+    pieces: Pieces, layout: Layout, machine: tuple[Any, ...]
+) -> tuple[tuple[LayerTime, ...], tuple[float, float], Roofline]:
+    """A layer of each kind, and the ends; of a layout without what these do not depend on."""
+    roofline = Roofline(_MACHINES[machine], layout.dtype)
+    times = tuple(estimate_layer_time(pieces.shape, kind, layout, roofline) for kind in pieces.kinds)
+    return times, estimate_ends_time(pieces.shape, layout, roofline), roofline
+
+
+def _of_a_layer(layout: Layout) -> Layout:
+    """What the time of a layer's kernels depends on."""
+    return Layout(
+        tensor=layout.tensor, context=layout.context, expert=layout.expert, expert_tensor=layout.expert_tensor,
+        sequence=layout.sequence, recompute=layout.recompute, micro_batch=layout.micro_batch, dtype=layout.dtype,
+        imbalance=layout.imbalance,
+    )  # fmt: skip
+
+
+def _average(times: Sequence[LayerTime], stack: Stack) -> LayerTime:
+    """The mean layer of a stage."""
+    count = sum(stack)
+    if len(stack) == 1:
+        return times[0]
+    return LayerTime(
+        *(
+            sum(getattr(time, field.name) * n for time, n in zip(times, stack, strict=True)) / count
+            for field in fields(LayerTime)
+        )
     )
 
 
@@ -102,16 +115,27 @@ class _Clock:
         pieces: Pieces,
         layout: Layout,
         machine: Machine,
-        layer: tuple[LayerTime, tuple[float, float], Roofline],
         exact: bool,
     ) -> None:
         self.exact = exact
         self.model, self.pieces, self.layout = model, pieces, layout
-        self.layer, (self.logits_forward, self.logits_backward), self.roofline = layer
+        key = make_machine_key(machine)
+        times, (self.logits_forward, self.logits_backward), self.roofline = _time_kinds(
+            pieces, _of_a_layer(layout), key
+        )
         self.links: MeshLinks = make_mesh_links(layout, machine)
         self.size = BYTES[layout.dtype]
         self.tokens = model.seq_length * layout.micro_batch / layout.context
-        self.layers = max(layers_of_ranks(model, layout))
+
+        def cost(stack: Stack) -> float:
+            return sum(n * (time.forward + time.backward) for n, time in zip(stack, times, strict=True))
+
+        self.stack = max(stacks_of_ranks(model, layout), key=cost)
+        """The slowest stage's layers."""
+        self.layers = sum(self.stack)
+        self.layer = _average(times, self.stack)
+        mixed = [isinstance(kind.mlp, MixtureSpec) for kind in pieces.kinds]
+        self.mixtures = sum(n for n, is_mixed in zip(self.stack, mixed, strict=True) if is_mixed)
 
     def step(self) -> StepTime:
         layout, layer, layers = self.layout, self.layer, self.layers
@@ -119,7 +143,7 @@ class _Clock:
         exact = layout.global_batch / (layout.data * layout.micro_batch)
         tensor = self._tensor_communication() * layers
         context = self._context_communication() * layers
-        expert = self._expert_communication() * layers
+        expert = self._expert_communication() * self.mixtures
         logits = self.logits_forward + self.logits_backward
         # A stage's micro-batch: the layers of the fullest stage; the logits' time is shared out by cutting stages by cost.
         share = layers / self.model.num_layers if layout.pipeline > 1 else 1.0
@@ -143,8 +167,8 @@ class _Clock:
             hidden_communication=hidden_gather * batches + hidden_reduction,
         )
 
-    def _held(self, layers: int, first: bool = False, last: bool = False) -> float:
-        return count_local_parameters(self.pieces, layers, first, last, self.layout.tensor, self.layout.expert)
+    def _held(self, stack: Stack, first: bool = False, last: bool = False) -> Held:
+        return count_local_parameters(self.pieces, stack, first, last, self.layout.weight_axes)
 
     def _tensor_communication(self) -> float:
         """Per layer: two all-reduces forward and two backward (or their halves under sequence parallelism)."""
@@ -158,7 +182,7 @@ class _Clock:
             2
             * self.tokens
             * self.layout.context
-            * self.pieces.layer.attention.key_width
+            * self.pieces.kinds[0].attention.key_width
             / self.layout.tensor
             * self.size
         )
@@ -167,12 +191,13 @@ class _Clock:
         return max(moving - OVERLAP * compute, moving * (1 - OVERLAP)) if self.layout.context > 1 else 0.0
 
     def _expert_communication(self) -> float:
-        """Tokens to their experts and back, forward and backward."""
-        moe = self.model.moe
-        if not moe.num_experts or self.layout.expert == 1:
+        """Of a mixture: tokens to every part of their experts and back, forward and backward (and forward again)."""
+        layout, links = self.layout, self.links.expert
+        if links.size == 1:
             return 0.0
-        sent = self.tokens * moe.top_k * self.model.hidden_size * self.size
-        return 4 * self.links.expert.all_to_all(sent)
+        visits = self.model.moe.top_k * layout.expert_tensor
+        sent = self.tokens / layout.tensor * visits * self.model.hidden_size * self.size
+        return (6 if layout.recompute == "full" else 4) * links.all_to_all(sent)
 
     def _pipeline(self, per_batch: float) -> tuple[float, float]:
         """(bubble, exposed messages) seconds of a step: from the simulated schedule, or its closed form when that is long."""
@@ -199,11 +224,11 @@ class _Clock:
         """(exposed, hidden) seconds of gathering and reducing fully sharded layers in one micro-batch."""
         if not self.layout.fully_shard:
             return 0.0, 0.0
-        one = self._held(1)
+        one = max(self._held(take_one(self.stack, kind)).total for kind in range(len(self.stack)))
         links = self.links.data
         forward = links.all_gather(one * self.size)
         backward = links.all_gather(one * self.size) + links.reduce_scatter(one * 4.0)
-        first = links.all_gather((self._held(1, True, True) - one) * self.size)
+        first = links.all_gather(self._held((0,) * len(self.stack), True, True).total * self.size)
         exposed = (
             first
             + forward
@@ -217,12 +242,13 @@ class _Clock:
 
     def _gradient_reduction(self, per_batch: float) -> tuple[float, float]:
         """(exposed, hidden) seconds of the gradients' sum over the replicas, and of the weights' gathering (ZeRO)."""
-        layout, links = self.layout, self.links.data
-        if layout.fully_shard or links.size == 1:
+        layout, links = self.layout, (self.links.data, self.links.expert_data)
+        if layout.fully_shard or all(link.size == 1 for link in links):
             return 0.0, 0.0
-        held = self._held(self.layers, layout.pipeline == 1, True)
-        reduce = links.reduce_scatter(4.0 * held)
-        gather = links.all_gather(4.0 * held) if layout.zero_stage == 0 else links.all_gather(self.size * held)
+        held = self._held(self.stack, layout.pipeline == 1, True)
+        reduce = sum(link.reduce_scatter(4.0 * part) for link, part in zip(links, held, strict=True))
+        size = 4.0 if layout.zero_stage == 0 else self.size
+        gather = sum(link.all_gather(size * part) for link, part in zip(links, held, strict=True))
         rounds = layout.micro_batches if layout.zero_stage >= 2 else 1
         window = per_batch * 2 / 3 * rounds
         moving = rounds * reduce + (gather if layout.zero_stage == 0 else 0.0)
@@ -234,14 +260,15 @@ class _Clock:
 
     def _accumulate(self) -> float:
         """Adding a micro-batch's gradients to the fp32 sums."""
-        held = self._held(self.layers, True, False)
-        return self.roofline.moving(held * (self.size + 8.0))
+        held = self._held(self.stack, True, False)
+        return self.roofline.moving(held.total * (self.size + 8.0))
 
     def _update(self) -> float:
         layout = self.layout
-        held = self._held(self.layers, layout.pipeline == 1, True)
-        split = layout.shards if layout.zero_stage or layout.fully_shard else 1
-        return estimate_optimizer_time(held / split, self.roofline)
+        held = self._held(self.stack, layout.pipeline == 1, True)
+        split = layout.zero_stage or layout.fully_shard
+        own = held.dense / layout.shards + held.experts / layout.expert_shards if split else held.total
+        return estimate_optimizer_time(own, self.roofline)
 
 
 SIMULATED = 20_000

@@ -9,8 +9,9 @@ from megalm.pipeline.schedule import KINDS, build_schedule
 from megalm.pipeline.simulate import simulate
 from megalm.plan.activations import estimate_layer_activations, korthikanti
 from megalm.plan.layout import Layout
-from megalm.plan.memory import count_chunks_in_flight, estimate_layout, layers_of_stages
+from megalm.plan.memory import count_chunks_in_flight, estimate_layout
 from megalm.plan.models import list_models
+from megalm.plan.stages import layers_of_stages
 from tests.plan.published import mpt_benchmark, narayanan
 
 SMALL = [

@@ -1,8 +1,9 @@
 """Exact parameters of a model."""
 
+from collections import Counter
 from math import prod
 
-from megalm.architecture.layers import find_shared_layer
+from megalm.architecture.layers import LayerSpec, layers_of
 from megalm.architecture.shape import shape_of
 from megalm.architecture.tensors import count_parameters, list_back_tensors, list_front_tensors
 from megalm.config import ModelConfig
@@ -24,13 +25,12 @@ def answer(request: Request) -> Report:
         return _list()
     model = compose(request).model
     counts = count_parameters(model)
-    layer = list(find_shared_layer(model).list_tensors("layers.N."))
     shape = shape_of(model)
     front, back = list(list_front_tensors(shape)), list(list_back_tensors(shape))
     rows = [(name, _shape(shape), 1, f"{prod(shape):,}") for name, shape in front]
-    rows += [
-        (name, _shape(shape), model.num_layers, f"{prod(shape) * model.num_layers:,}") for name, shape in _merged(layer)
-    ]
+    for layer, times in _kinds(model):
+        merged = _merged(list(layer.list_tensors("layers.N.")))
+        rows += [(name, _shape(shape), times, f"{prod(shape) * times:,}") for name, shape in merged]
     rows += [(name, _shape(shape), 1, f"{prod(shape):,}") for name, shape in back]
     data = {
         "model": model.name,
@@ -80,12 +80,18 @@ def _merged(layer: list[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tuple[i
     return [(name, shape if count == 1 else (count, *shape)) for name, (count, shape) in merged.items()]
 
 
+def _kinds(model: ModelConfig) -> list[tuple[LayerSpec, int]]:
+    """Each kind of layer, and how many there are."""
+    return list(Counter(layers_of(model)).items())
+
+
 def _parts(model: ModelConfig) -> list[tuple[str, float]]:
     counts = count_parameters(model)
     sums = {"attention": 0.0, "MLP": 0.0, "norms": 0.0}
-    for name, shape in find_shared_layer(model).list_tensors():
-        part = "norms" if "norm" in name else "attention" if name.startswith("attention") else "MLP"
-        sums[part] += prod(shape) * model.num_layers
+    for layer, times in _kinds(model):
+        for name, shape in layer.list_tensors():
+            part = "norms" if "norm" in name else "attention" if name.startswith("attention") else "MLP"
+            sums[part] += prod(shape) * times
     return [("embeddings", float(counts.embedding)), *sums.items()]
 
 
