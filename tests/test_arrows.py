@@ -10,8 +10,9 @@ import megalm
 ROOT = Path(megalm.__file__).parent
 
 ROOMS = [
-    "config", "journal", "page", "architecture", "ops", "tokenizer", "data", "corpus", "parallel", "model", "objectives", "optim",
-    "pipeline", "plan", "checkpoint", "convert", "generate", "train", "guard", "observe", "resilience", "launch",
+    "config", "journal", "page", "architecture", "ops", "precision", "tokenizer", "data", "corpus", "parallel", "model",
+    "objectives", "optim", "pipeline", "plan", "checkpoint", "convert",
+    "generate", "train", "guard", "observe", "resilience", "launch",
 ]  # fmt: skip
 
 NOTHING_BUT = {

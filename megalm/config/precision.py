@@ -5,6 +5,9 @@ from typing import ClassVar
 
 from megalm.config.fields import choice
 
+BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+"""Bytes of one element of weights and activations (fp8 products are stored as bf16)."""
+
 
 @dataclass
 class PrecisionConfig:

@@ -8,14 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megalm.config import ModelConfig, ParallelConfig
+from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
 from megalm.convert.source import Source
 from megalm.convert.weights import WeightReader
 from megalm.data.batch import Batch
 from megalm.model.transformer import Transformer
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import boxes_of
+from megalm.precision.policy import PrecisionPolicy
 from megalm.tokenizer.control_tokens import read_folder_settings, settings_beside
 from megalm.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
@@ -28,7 +30,8 @@ def build_model(
     dtype: torch.dtype = torch.float32,
 ) -> Transformer:
     """The whole model with the given global weights, in evaluation mode. Every weight must find its place."""
-    model = Transformer(config, Mesh.single(device), ParallelConfig(), device=device, dtype=dtype)
+    context = LayerContext(Mesh.single(device), policy=PrecisionPolicy(dtype), device=device)
+    model = Transformer(config, context)
     fill(model, weights)
     return model.eval()
 

@@ -1,7 +1,5 @@
 """Causal self-attention with grouped key/value heads, over the tensor and context axes."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
@@ -9,14 +7,13 @@ from torch import Tensor, nn
 
 from megalm import ops
 from megalm.architecture.blocks import AttentionSpec, NormSpec
-from megalm.config import ParallelConfig
 from megalm.model.cache import KeyValueCache
 from megalm.model.head_norm import AllHeadsNorm, HeadNorm
 from megalm.model.heads import key_value_heads, query_heads
 from megalm.model.positions import Where
 from megalm.parallel.context import context_attention
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
-from megalm.parallel.mesh import Mesh
 
 
 class Attention(nn.Module):
@@ -27,57 +24,47 @@ class Attention(nn.Module):
     Source:  Vaswani et al. 2017; Ainslie et al. 2023 (arXiv:2305.13245) for grouped heads
     """
 
-    def __init__(
-        self,
-        spec: AttentionSpec,
-        mesh: Mesh,
-        parallel: ParallelConfig,
-        *,
-        name: str,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, spec: AttentionSpec, context: LayerContext, *, name: str) -> None:
         super().__init__()
         self.spec = spec
-        self.context = mesh.context
-        self.context_mode = parallel.context_mode
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
-        sequence = parallel.sequence and mesh.tensor.size > 1
-        queries = query_heads(spec, mesh.tensor, f"{name}.query")
+        tensor = context.tensor
+        self.context = context.mesh.context
+        self.context_mode = context.parallel.context_mode
+        queries = query_heads(spec, tensor, f"{name}.query")
         self.qkv = ColumnParallelLinear(
             spec.hidden_size,
             [
                 queries,
-                key_value_heads(spec, mesh.tensor, f"{name}.key"),
-                key_value_heads(spec, mesh.tensor, f"{name}.value"),
+                key_value_heads(spec, tensor, f"{name}.key"),
+                key_value_heads(spec, tensor, f"{name}.value"),
             ],
-            mesh.tensor,
+            tensor,
             bias=spec.qkv_bias,
-            sequence_parallel=sequence,
             init_std=spec.init_std,
-            **made,
+            product=context.product(f"{name}.qkv"),
+            **context.of_layers,
         )
         self.output = RowParallelLinear(
             queries.features,
             spec.hidden_size,
-            mesh.tensor,
+            tensor,
             name=f"{name}.output",
             unit=queries.unit,
             uneven=queries.uneven,
             bias=spec.output_bias,
-            sequence_parallel=sequence,
             init_std=spec.output_init_std,
-            **made,
+            product=context.product(f"{name}.output"),
+            **context.of_layers,
         )
         self.query_norm: nn.Module = nn.Identity()
         self.key_norm: nn.Module = nn.Identity()
         if spec.query_norm is not None:
-            heads = query_heads(spec, mesh.tensor, f"{name}.query_norm")
-            self.query_norm = _head_norm(spec.query_norm, heads, mesh, **made)
+            heads = query_heads(spec, tensor, f"{name}.query_norm")
+            self.query_norm = _head_norm(spec.query_norm, heads, context)
         if spec.key_norm is not None:
-            heads = key_value_heads(spec, mesh.tensor, f"{name}.key_norm")
-            self.key_norm = _head_norm(spec.key_norm, heads, mesh, **made)
-        self.recompute_core = parallel.recompute == "selective"
+            heads = key_value_heads(spec, tensor, f"{name}.key_norm")
+            self.key_norm = _head_norm(spec.key_norm, heads, context)
+        self.recompute_core = context.recompute_parts
         self.cache: KeyValueCache | None = None  # set while text is generated: see megalm.model.cache
         self.largest_logit: Tensor | None = None  # [A/t] where it is watched: see megalm.ops.attention_logit
 
@@ -145,7 +132,8 @@ class Attention(nn.Module):
         return mixed.permute(2, 0, 1, 3)
 
 
-def _head_norm(norm: NormSpec, heads: Output, mesh: Mesh, **made: Any) -> nn.Module:
+def _head_norm(norm: NormSpec, heads: Output, context: LayerContext) -> nn.Module:
+    made = context.of_parameters
     if norm.scope == "head":
-        return HeadNorm(norm.kind, norm.size, mesh.tensor, name=heads.name, eps=norm.eps, **made)
-    return AllHeadsNorm(heads, mesh.tensor, eps=norm.eps, **made)
+        return HeadNorm(norm.kind, norm.size, context.tensor, name=heads.name, eps=norm.eps, **made)
+    return AllHeadsNorm(heads, context.tensor, eps=norm.eps, **made)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from megalm.architecture.shape import shape_of
-from megalm.config import ModelConfig, ParallelConfig
+from megalm.config import ModelConfig
 from megalm.model.norm import make_norm
 from megalm.parallel.embedding import VocabularyParallelEmbedding
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.linear import ColumnParallelLinear, Output, column_parallel
 from megalm.parallel.loss import vocabulary_parallel_cross_entropy, vocabulary_parallel_linear_cross_entropy
-from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import Role
 
 
@@ -30,31 +29,25 @@ class Head(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        mesh: Mesh,
-        parallel: ParallelConfig,
+        context: LayerContext,
         embedding: VocabularyParallelEmbedding | None,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         """embedding: whose matrix is the output matrix; None: the head has one of its own."""
         super().__init__()
-        self.vocab_size, self.parallel = config.vocab_size, parallel
-        self.tensor = mesh.tensor
-        self.sequence = parallel.sequence and mesh.tensor.size > 1
-        self.final_norm = make_norm(shape_of(config).norm, mesh, parallel, "final_norm", device, dtype)
+        self.vocab_size, self.parallel = config.vocab_size, context.parallel
+        self.tensor, self.sequence = context.tensor, context.sequence
+        self.final_norm = make_norm(shape_of(config).norm, context, name="final_norm")
         self._tied = (embedding,)  # a tuple, so that its parameters are counted where the embedding stands
         if embedding is None:
             self.output = ColumnParallelLinear(
                 config.hidden_size,
                 [Output("output", config.vocab_size)],
-                mesh.tensor,
+                context.tensor,
                 bias=False,
-                sequence_parallel=self.sequence,
                 init_std=config.init_std,
                 role=Role.OUTPUT,
-                device=device,
-                dtype=dtype,
+                product=context.product("output"),
+                **context.of_layers,
             )
 
     @property

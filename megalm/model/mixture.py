@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from megalm.architecture.blocks import MixtureSpec
-from megalm.config import ParallelConfig
 from megalm.model.balance import BalanceLoss
 from megalm.model.mlp import MLP, activate
 from megalm.model.positions import Where
 from megalm.model.router import Router
 from megalm.parallel.experts import Experts, all_tokens, own_tokens
-from megalm.parallel.mesh import Axis, Mesh
+from megalm.parallel.layer_context import LayerContext
+from megalm.parallel.mesh import Axis
 from megalm.parallel.slices import Role, attach, replicated
 
 
@@ -32,39 +31,25 @@ class Mixture(nn.Module):
     Source:  Shazeer et al. 2017 (arXiv:1701.06538); Dai et al. 2024 (arXiv:2401.06066) for shared experts
     """
 
-    def __init__(
-        self,
-        spec: MixtureSpec,
-        mesh: Mesh,
-        parallel: ParallelConfig,
-        *,
-        name: str,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, spec: MixtureSpec, context: LayerContext, *, name: str) -> None:
         super().__init__()
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        tensor, made = context.tensor, context.of_parameters
         self.spec, self.name = spec, name
-        sharded = parallel.sequence and mesh.tensor.size > 1
-        self.split = Axis("tensor") if sharded else mesh.tensor
+        self.split = Axis("tensor") if context.sequence else tensor
         """Over which ranks tokens that all of them hold are shared out."""
-        self.router = Router(spec.router, mesh.tensor, name=f"{name}.router", **made)
+        self.router = Router(spec.router, tensor, name=f"{name}.router", **made)
         activation = partial(activate, spec.expert.activation, limit=spec.expert.activation_limit)
-        self.experts = Experts(
-            spec.expert, spec.num_experts, mesh, parallel, activation, name=f"{name}.experts", **made
-        )
-        self.balance = BalanceLoss(spec, mesh, name=name, device=device)
-        self.shared_expert = (
-            MLP(spec.shared, mesh, parallel, name=f"{name}.shared_expert", **made) if spec.shared else None
-        )
+        self.experts = Experts(spec.expert, spec.num_experts, context, activation, name=f"{name}.experts")
+        self.balance = BalanceLoss(spec, context.mesh, name=name, device=context.device)
+        self.shared_expert = MLP(spec.shared, context, name=f"{name}.shared_expert") if spec.shared else None
         self.shared_gate: nn.Parameter | None = None
         if spec.shared_gate:
             self.shared_gate = nn.Parameter(torch.empty(1, spec.expert.hidden_size, **made))
             slice_ = replicated(
                 f"{name}.shared_gate.weight",
                 (1, spec.expert.hidden_size),
-                mesh.tensor,
-                partial_gradient=sharded,
+                tensor,
+                partial_gradient=context.sequence,
                 role=Role.ROUTER,
                 initial=spec.router.init_std,
             )

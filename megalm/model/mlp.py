@@ -6,11 +6,10 @@ from torch import Tensor, nn
 
 from megalm import ops
 from megalm.architecture.blocks import MLPSpec
-from megalm.config import ParallelConfig
 from megalm.model.positions import Where
 from megalm.model.recompute import recomputed
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
-from megalm.parallel.mesh import Mesh
 
 _SWISH = 1.702
 """Factor inside clamped_swiglu's sigmoid, by which the gate comes close to a GELU (Hendrycks and Gimpel 2016)."""
@@ -42,41 +41,29 @@ class MLP(nn.Module):
     Source:  Shazeer 2020 (arXiv:2002.05202) for the gated kinds
     """
 
-    def __init__(
-        self,
-        spec: MLPSpec,
-        mesh: Mesh,
-        parallel: ParallelConfig,
-        *,
-        name: str,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, spec: MLPSpec, context: LayerContext, *, name: str) -> None:
         super().__init__()
-        sequence = parallel.sequence and mesh.tensor.size > 1
         self.activation, self.limit = spec.activation, spec.activation_limit
         self.up = ColumnParallelLinear(
             spec.hidden_size,
             [Output(f"{name}.{part}", spec.ffn_hidden_size) for part in spec.inputs],
-            mesh.tensor,
+            context.tensor,
             bias=spec.bias,
-            sequence_parallel=sequence,
             init_std=spec.init_std,
-            device=device,
-            dtype=dtype,
+            product=context.product(f"{name}.up"),
+            **context.of_layers,
         )
         self.down = RowParallelLinear(
             spec.ffn_hidden_size,
             spec.hidden_size,
-            mesh.tensor,
+            context.tensor,
             name=f"{name}.down",
             bias=spec.bias,
-            sequence_parallel=sequence,
             init_std=spec.output_init_std,
-            device=device,
-            dtype=dtype,
+            product=context.product(f"{name}.down"),
+            **context.of_layers,
         )
-        self.recompute_activation = parallel.recompute == "selective"
+        self.recompute_activation = context.recompute_parts
 
     def forward(self, x: Tensor, where: Where) -> Tensor:
         """Every block of a layer is told where its tokens stand; this one treats them all alike."""

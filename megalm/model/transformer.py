@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.utils.checkpoint
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from megalm.architecture.blocks import AttentionSpec, BlockSpec, MixtureSpec, MLPSpec
 from megalm.architecture.layers import LayerSpec, SublayerSpec, layers_of, name_layer
 from megalm.architecture.shape import shape_of
-from megalm.config import ModelConfig, ParallelConfig
+from megalm.config import ModelConfig
 from megalm.data.batch import Batch
 from megalm.model.attention import Attention
 from megalm.model.auxiliary import Auxiliary
@@ -23,7 +23,7 @@ from megalm.model.norm import make_norm
 from megalm.model.positions import LearnedPositions, Positions, Where
 from megalm.model.recompute import recomputed
 from megalm.parallel.embedding import VocabularyParallelEmbedding
-from megalm.parallel.mesh import Mesh
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.random import dropout
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ MODULES: dict[type[BlockSpec], Callable[..., nn.Module]] = {
     MLPSpec: MLP,
     MixtureSpec: Mixture,
 }
-"""The module that computes each kind of block: made of (spec, mesh, parallel, name, device, dtype), run on (x, where)."""
+"""The module that computes each kind of block: made of (spec, context, name), run on (x, where)."""
 
 
 class Layer(nn.Module):
@@ -51,27 +51,23 @@ class Layer(nn.Module):
     def __init__(
         self,
         spec: LayerSpec,
-        mesh: Mesh,
-        parallel: ParallelConfig,
+        context: LayerContext,
         *,
         index: int,
         dropout: float,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.sequence = parallel.sequence and mesh.tensor.size > 1
-        self.tensor = mesh.tensor
+        self.sequence, self.tensor = context.sequence, context.tensor
         self.dropout = dropout
-        self.recompute_norms = parallel.recompute == "selective"
+        self.recompute_norms = context.recompute_parts
         for sublayer in spec.sublayers:
             norm_name, name = (f"{name_layer(index)}.{part}" for part in (sublayer.norm_name, sublayer.name))
-            self.add_module(sublayer.norm_name, make_norm(sublayer.norm, mesh, parallel, norm_name, device, dtype))
+            self.add_module(sublayer.norm_name, make_norm(sublayer.norm, context, name=norm_name))
             module = MODULES.get(type(sublayer.block))
             if module is None:
                 raise ValueError(f"{name}: no module computes a {type(sublayer.block).__name__}; see MODULES")
-            block = module(sublayer.block, mesh, parallel, name=name, device=device, dtype=dtype)
+            block = module(sublayer.block, context, name=name)
             self.add_module(sublayer.name, block)
 
     def forward(self, hidden: Tensor, where: Where) -> Tensor:
@@ -123,57 +119,51 @@ class Transformer(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        mesh: Mesh,
-        parallel: ParallelConfig,
+        context: LayerContext,
         *,
         layers: range | None = None,
         first: bool = True,
         last: bool = True,
         objective: "Objective | None" = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.config, self.first, self.last = config, first, last
         self.objective = objective
         self.loss_scale: Tensor
-        self.register_buffer("loss_scale", torch.ones((), device=device), persistent=False)
-        self.sequence = parallel.sequence and mesh.tensor.size > 1
-        self.tensor, self.context = mesh.tensor, mesh.context
-        self.parallel = parallel
-        self.recompute_layers = parallel.recompute == "full"
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.register_buffer("loss_scale", torch.ones((), device=context.device), persistent=False)
+        self.sequence, self.tensor = context.sequence, context.tensor
+        self.context = context.mesh.context
+        self.parallel = context.parallel
+        self.recompute_layers = context.parallel.recompute == "full"
         if first or config.tie_embeddings and last:
             self.embedding = VocabularyParallelEmbedding(
                 config.vocab_size,
                 config.hidden_size,
-                mesh.tensor,
+                context.tensor,
                 name="embedding",
-                sequence_parallel=self.sequence,
                 init_std=config.init_std,
-                **made,
+                **context.of_layers,
             )
         if first:
             if config.position == "learned":
                 self.position_embedding = LearnedPositions(
                     config.seq_length,
                     config.hidden_size,
-                    mesh.tensor,
+                    context.tensor,
                     name="position_embedding",
-                    sequence_parallel=self.sequence,
                     init_std=config.init_std,
-                    **made,
+                    **context.of_layers,
                 )
             if config.embedding_norm:
-                self.embedding_norm = make_norm(shape_of(config).norm, mesh, parallel, "embedding_norm", device, dtype)
-        self.positions = Positions(config, mesh.tensor, device)
+                self.embedding_norm = make_norm(shape_of(config).norm, context, name="embedding_norm")
+        self.positions = Positions(config, context.tensor, context.device)
         specs = layers_of(config)
         self.layers = nn.ModuleList(
-            Layer(specs[index], mesh, parallel, index=index, dropout=config.dropout, **made)
+            Layer(specs[index], context, index=index, dropout=config.dropout)
             for index in (layers if layers is not None else range(config.num_layers))
         )
         if last:
-            self.head = Head(config, mesh, parallel, self.embedding if config.tie_embeddings else None, **made)
+            self.head = Head(config, context, self.embedding if config.tie_embeddings else None)
 
     def forward(self, x: Tensor | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         hidden = self.embed(batch) if self.first else x

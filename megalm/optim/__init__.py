@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def build_optimizer(
-    chunks: Sequence[nn.Module], optim: Any, precision: Any, mesh: Mesh, parallel: Any
+    chunks: Sequence[nn.Module], optim: Any, mesh: Mesh, parallel: Any
 ) -> ShardedOptimizer | FullyShardedOptimizer:
     """The optimizer that parallel.data_mode asks for; with nobody to share with both modes are the same.
 
@@ -24,7 +24,7 @@ def build_optimizer(
     if parallel.data_mode == "fully_shard" and mesh.data_context.size > 1:
         from megalm.optim.fully_sharded import FullyShardedOptimizer
 
-        return FullyShardedOptimizer(chunks, optim, precision, mesh, parallel)
+        return FullyShardedOptimizer(chunks, optim, mesh)
     from megalm.optim.sharded import ShardedOptimizer
 
-    return ShardedOptimizer(chunks, optim, precision, mesh, parallel)
+    return ShardedOptimizer(chunks, optim, mesh, parallel)

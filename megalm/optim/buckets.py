@@ -71,8 +71,8 @@ class Bucket:
             view.copy_(entry.parameter.detach())
             entry.parameter.data = view
         own = self.weights[self.low : self.high]
-        self.narrow = first.dtype != torch.float32
-        self.master = own.float() if self.narrow else own
+        self.has_master = first.dtype != torch.float32
+        self.master = own.float() if self.has_master else own
         self.state = {name: torch.zeros_like(self.master) for name in group.rule.states}
 
         self.gradient: Tensor | None = None
@@ -156,7 +156,7 @@ class Bucket:
             self.state,
             self._shard_gradient,
             self.group,
-            self.weights[self.low : self.high] if self.narrow else None,
+            self.weights[self.low : self.high] if self.has_master else None,
         )
 
     def _shard_gradient(self) -> Tensor:
@@ -189,7 +189,7 @@ class Bucket:
     def publish(self) -> None:
         """Start giving every rank of the axis the weights that belong to this rank's masters."""
         own = self.weights[self.low : self.high]
-        if self.narrow:
+        if self.has_master:
             own.copy_(self.master)
         self.gather()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,10 +80,7 @@ class FullyShardedOptimizer(Optimizer):
     Errors: ConfigError for a parameter that two chunks share, or ranks with different numbers of micro-batches.
     """
 
-    def __init__(
-        self, chunks: Sequence[nn.Module], optim: OptimConfig, precision: Any, mesh: Mesh, parallel: Any
-    ) -> None:
-        del precision, parallel
+    def __init__(self, chunks: Sequence[nn.Module], optim: OptimConfig, mesh: Mesh) -> None:
         super().__init__(optim, mesh)
         self.axis = mesh.data_context
         self.shards: list[_Shard] = []

@@ -76,11 +76,9 @@ class ShardedOptimizer(Optimizer):
         self,
         chunks: Sequence[nn.Module],
         optim: OptimConfig,
-        precision: Any,
         mesh: Mesh,
         parallel: _ParallelSettings,
     ) -> None:
-        del precision  # the parameters' dtypes say it; masters and state are always fp32
         super().__init__(optim, mesh)
         self.zero_stage = parallel.zero_stage
         self.buckets, self._uses = plan_buckets(

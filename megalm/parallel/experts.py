@@ -18,9 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from megalm import ops
 from megalm.architecture.blocks import MLPSpec
-from megalm.config import ParallelConfig
 from megalm.ops.grouped_mm import add_weight_gradient, grouped_product
 from megalm.parallel import collectives, deferred
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Axis, Mesh
 from megalm.parallel.slices import Piece, Role, Slice, attach
 from megalm.parallel.weight_gradient import GradientRoom
@@ -45,20 +45,17 @@ class Experts(nn.Module):
         self,
         spec: MLPSpec,
         num_experts: int,
-        mesh: Mesh,
-        parallel: ParallelConfig,
+        context: LayerContext,
         activation: Activation,
         *,
         name: str,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        mesh, parallel, made = context.mesh, context.parallel, context.of_parameters
         self.activation, self.rows_at_once = activation, parallel.expert_rows
         self.local = num_experts // mesh.expert.size
         self.dispatch = _DISPATCHERS[parallel.expert_dispatch](mesh, self.local)
         first = mesh.expert.rank * self.local
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
         parts = mesh.expert_tensor
         width = spec.ffn_hidden_size // parts.size
         start, hidden = parts.rank * width, spec.hidden_size

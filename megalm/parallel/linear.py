@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from megalm.config.errors import ConfigError
 from megalm.config.layout import deal
@@ -21,6 +20,7 @@ from megalm.parallel import collectives
 from megalm.parallel.mesh import Axis
 from megalm.parallel.slices import Piece, Role, Slice, attach, replicated
 from megalm.parallel.weight_gradient import weight_gradient
+from megalm.precision.product import PLAIN, Product
 
 _ALONE = Axis("alone")
 
@@ -51,14 +51,16 @@ class _Linear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, axis: Axis, sequence: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, axis: Axis, sequence: bool, product: Product
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         # The parameter itself: under recomputation the saved tensor comes back as another object, through which neither
         # its sink nor, once the graph is gone, its AccumulateGrad node is found.
         ctx.weight = weight
-        ctx.axis, ctx.sequence, ctx.has_bias = axis, sequence, bias is not None
+        ctx.axis, ctx.sequence, ctx.product, ctx.has_bias = axis, sequence, product, bias is not None
         whole = collectives.all_gather(x, axis) if sequence else x
-        return F.linear(whole, weight, bias)
+        return product.forward(whole, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -69,40 +71,54 @@ class _Linear(torch.autograd.Function):
         gathering = collectives.all_gather_async(x, axis) if sequence and want_weight else None
         reducing = None
         if want_x:
-            grad_x = grad.matmul(weight)
+            grad_x = ctx.product.input_gradient(grad, weight)
             reduce = collectives.reduce_scatter_async if sequence else collectives.all_reduce_async
             reducing = reduce(grad_x, axis)
         grad_weight = None
         if want_weight:
             whole = gathering.wait() if gathering else x
             grad_weight = weight_gradient(
-                ctx.weight, grad.reshape(-1, grad.shape[-1]), whole.reshape(-1, whole.shape[-1])
+                ctx.weight, grad.reshape(-1, grad.shape[-1]), whole.reshape(-1, whole.shape[-1]), ctx.product
             )
         grad_bias = None
         if ctx.has_bias and want_bias:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
-        return reducing.wait() if reducing else None, grad_weight, grad_bias, None, None
+        return reducing.wait() if reducing else None, grad_weight, grad_bias, None, None, None
 
 
-def column_parallel(x: Tensor, weight: Tensor, bias: Tensor | None, axis: Axis, sequence_parallel: bool) -> Tensor:
+def column_parallel(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    axis: Axis,
+    sequence_parallel: bool,
+    product: Product = PLAIN,
+) -> Tensor:
     """Y = X W^T + b with W's rows split over the axis.
 
     Shapes: x [S, B, H], or [S/t, B, H] with sequence_parallel -> y [S, B, F/t]; weight [F/t, H]
     Comm:   backward all-reduce(S); with sequence_parallel forward all-gather(S), backward all-gather(S) and
             reduce-scatter(S)
     """
-    return _Linear.apply(x, weight, bias, axis, sequence_parallel and axis.size > 1)
+    return _Linear.apply(x, weight, bias, axis, sequence_parallel and axis.size > 1, product)
 
 
-def row_parallel(x: Tensor, weight: Tensor, bias: Tensor | None, axis: Axis, sequence_parallel: bool) -> Tensor:
+def row_parallel(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    axis: Axis,
+    sequence_parallel: bool,
+    product: Product = PLAIN,
+) -> Tensor:
     """Y = sum over ranks of X W^T, + b, with W's columns split over the axis.
 
     Shapes: x [S, B, F/t] -> y [S, B, H], or [S/t, B, H] with sequence_parallel; weight [H, F/t]
     Comm:   forward all-reduce(S); with sequence_parallel forward reduce-scatter(S), backward all-gather(S)
     """
     if axis.size == 1:
-        return _Linear.apply(x, weight, bias, axis, False)
-    partial = _Linear.apply(x, weight, None, _ALONE, False)
+        return _Linear.apply(x, weight, bias, axis, False, product)
+    partial = _Linear.apply(x, weight, None, _ALONE, False, product)
     y = collectives.scatter(partial, axis) if sequence_parallel else collectives.reduce(partial, axis)
     return y if bias is None else y + bias
 
@@ -155,11 +171,12 @@ class ColumnParallelLinear(nn.Module):
         sequence_parallel: bool,
         init_std: float,
         role: Role = Role.MATRIX,
+        product: Product = PLAIN,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.axis, self.sequence_parallel = axis, sequence_parallel
+        self.axis, self.sequence_parallel, self.product = axis, sequence_parallel, product
         self.split_sizes: list[int] = []
         weights: list[Piece] = []
         biases: list[Piece] = []
@@ -197,7 +214,7 @@ class ColumnParallelLinear(nn.Module):
         """Y, or instead(x, weight): another use of the weight, which all that waits for this module's call waits for."""
         if instead is not None:
             return instead(x, self.weight)
-        return column_parallel(x, self.weight, self.bias, self.axis, self.sequence_parallel)
+        return column_parallel(x, self.weight, self.bias, self.axis, self.sequence_parallel, self.product)
 
 
 class RowParallelLinear(nn.Module):
@@ -221,11 +238,12 @@ class RowParallelLinear(nn.Module):
         sequence_parallel: bool,
         init_std: float,
         role: Role = Role.MATRIX,
+        product: Product = PLAIN,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.axis, self.sequence_parallel = axis, sequence_parallel
+        self.axis, self.sequence_parallel, self.product = axis, sequence_parallel, product
         units = in_features // unit
         if in_features % unit or (units % axis.size and not (uneven and units > axis.size)):
             raise ConfigError(
@@ -253,4 +271,4 @@ class RowParallelLinear(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        return row_parallel(x, self.weight, self.bias, self.axis, self.sequence_parallel)
+        return row_parallel(x, self.weight, self.bias, self.axis, self.sequence_parallel, self.product)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from megalm.parallel import deferred
+from megalm.precision.product import PLAIN, Product
 
 
 class GradientSink(Protocol):
@@ -30,27 +31,21 @@ class GradientSink(Protocol):
         """The gradient is in the buffer."""
 
 
-def weight_gradient(weight: Tensor, grad: Tensor, x: Tensor) -> Tensor | None:
+def weight_gradient(weight: Tensor, grad: Tensor, x: Tensor, product: Product = PLAIN) -> Tensor | None:
     """dW = grad^T x for autograd, or None when it was put off or went to a sink.
 
     Shapes: weight [F, H], grad [N, F], x [N, H]
     """
-    return deferred.weight_gradient(weight, lambda: _product(weight, grad, x))
+    return deferred.weight_gradient(weight, lambda: _compute(weight, grad, x, product))
 
 
 @torch.no_grad()
-def _product(weight: Tensor, grad: Tensor, x: Tensor) -> Tensor | None:
+def _compute(weight: Tensor, grad: Tensor, x: Tensor, product: Product) -> Tensor | None:
     sink: GradientSink | None = getattr(weight, "gradient_sink", None)
     if sink is None or not sink.active:
-        return grad.t().mm(x)
+        return product.weight_gradient(grad, x)
     buffer, empty = sink.open()
-    if buffer.dtype != grad.dtype:
-        product = grad.t().mm(x)
-        buffer.copy_(product) if empty else buffer.add_(product)
-    elif empty:
-        torch.mm(grad.t(), x, out=buffer)
-    else:
-        buffer.addmm_(grad.t(), x)
+    product.add_weight_gradient(buffer, grad, x, empty=empty)
     sink.close()
     return None
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from megalm.architecture.blocks import MixtureSpec
 from megalm.architecture.layers import LayerSpec, layers_of
 from megalm.config import ModelConfig
-from megalm.plan.layout import BYTES, Layout
+from megalm.config.precision import BYTES
+from megalm.plan.layout import Layout
 
 
 @dataclass(frozen=True)

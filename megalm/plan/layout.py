@@ -7,9 +7,6 @@ from megalm.architecture.shape import shape_of
 from megalm.config import Config, ConfigError, ModelConfig
 from megalm.config.optim import STATES
 
-BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
-"""Bytes of one element of weights and activations (fp8 products are stored as bf16)."""
-
 
 @dataclass(frozen=True)
 class Layout:

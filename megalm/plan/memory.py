@@ -6,8 +6,9 @@ from math import ceil
 from typing import Any
 
 from megalm.config import Config, ModelConfig, ParallelConfig
+from megalm.config.precision import BYTES
 from megalm.plan.activations import count_mask_bytes, estimate_layer_activations
-from megalm.plan.layout import BYTES, Layout, layout_of
+from megalm.plan.layout import Layout, layout_of
 from megalm.plan.machine import Machine, find_machine
 from megalm.plan.stages import V_SCHEDULES, Stack, count_local_parameters, pieces_of, stacks_of_ranks, take_one
 

@@ -6,7 +6,8 @@ from math import ceil
 from megalm.architecture.blocks import MixtureSpec
 from megalm.architecture.layers import LayerSpec
 from megalm.architecture.shape import ModelShape
-from megalm.plan.layout import BYTES, Layout
+from megalm.config.precision import BYTES
+from megalm.plan.layout import Layout
 from megalm.plan.machine import Machine
 
 TILE = 128

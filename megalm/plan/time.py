@@ -7,10 +7,11 @@ from typing import Any
 
 from megalm.architecture.blocks import MixtureSpec
 from megalm.config import ModelConfig
+from megalm.config.precision import BYTES
 from megalm.pipeline.schedule import build_schedule
 from megalm.pipeline.timeline import Costs, build_timeline
 from megalm.plan.communication import MeshLinks, make_mesh_links
-from megalm.plan.layout import BYTES, Layout
+from megalm.plan.layout import Layout
 from megalm.plan.machine import Machine
 from megalm.plan.roofline import LayerTime, Roofline, estimate_ends_time, estimate_layer_time, estimate_optimizer_time
 from megalm.plan.stages import Held, Pieces, Stack, count_local_parameters, pieces_of, stacks_of_ranks, take_one

@@ -7,12 +7,12 @@ from megalm.model.transformer import Transformer
 from megalm.objectives.next_token import NextToken
 from megalm.objectives.objective import Objective
 from megalm.parallel.initialize import initialize
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import tie
 from megalm.pipeline.partition import partition_layers
 from megalm.pipeline.schedule import Schedule, build_schedule, place_stages
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from megalm.precision.policy import make_policy
 
 
 def schedule_of(config: Config, data_size: int = 1) -> Schedule:
@@ -50,6 +50,8 @@ def build_chunks(
     On the meta device nothing is drawn. Errors: ConfigError when there are fewer layers than stages.
     """
     model, parallel = config.model, config.parallel
+    device = torch.device(device if device is not None else mesh.device)
+    context = LayerContext(mesh, parallel, make_policy(config.precision), device)
     where = place_stages(parallel.schedule, parallel.pipeline, parallel.virtual_pipeline)
     if model.num_layers < where.stages:
         raise ConfigError(
@@ -61,19 +63,16 @@ def build_chunks(
     for stage in where.of_rank(mesh.pipeline.rank):
         chunk = Transformer(
             model,
-            mesh,
-            parallel,
+            context,
             layers=layers[stage],
             first=stage == 0,
             last=stage == where.stages - 1,
             objective=(objective or build_objective(config)) if stage == where.stages - 1 else None,
-            device=device if device is not None else mesh.device,
-            dtype=DTYPES[config.precision.dtype],
         )
         chunks.append(chunk)
     if model.tie_embeddings:
         _tie_embeddings(chunks, mesh)
-    if torch.device(device if device is not None else mesh.device).type != "meta":
+    if device.type != "meta":
         for chunk in chunks:
             initialize(chunk, config.train.seed)
     return chunks

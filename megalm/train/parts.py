@@ -16,9 +16,10 @@ from megalm.optim import build_optimizer
 from megalm.optim.logit_clip import LogitClip
 from megalm.parallel.mesh import Mesh
 from megalm.pipeline.execute import Executor
+from megalm.precision.policy import make_policy
 from megalm.train.balance import Balance
 from megalm.train.batch_source import BatchSource
-from megalm.train.build import DTYPES, build_chunks, build_objective, local_seq_length, schedule_of
+from megalm.train.build import build_chunks, build_objective, local_seq_length, schedule_of
 from megalm.train.determinism import choose_algorithms, seed_everything
 from megalm.train.hooks import Hook
 from megalm.train.mean_loss import Evaluator
@@ -70,7 +71,7 @@ def build_parts(
     choose_algorithms(config.train.deterministic, mesh.device)
     objective = objective or build_objective(config)
     chunks = build_chunks(config, mesh, objective)
-    optimizer = build_optimizer(chunks, config.optim, config.precision, mesh, config.parallel)
+    optimizer = build_optimizer(chunks, config.optim, mesh, config.parallel)
     length = local_seq_length(config, mesh)
     executor = Executor(
         chunks,
@@ -79,7 +80,7 @@ def build_parts(
         micro_batch_size=config.train.micro_batch_size,
         seq_length=length,
         hidden_size=config.model.hidden_size,
-        dtype=DTYPES[config.precision.dtype],
+        dtype=make_policy(config.precision).weights,
         device=mesh.device,
         split_backward=config.parallel.data_mode != "fully_shard",  # weights are whole only during backward
     )

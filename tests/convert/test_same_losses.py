@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megalm.config import OptimConfig, ParallelConfig, PrecisionConfig
+from megalm.config import OptimConfig, ParallelConfig
 from megalm.convert.formats import open_source
 from megalm.data.batch import Batch
 from megalm.generate.model import build_model, logits
@@ -48,7 +48,7 @@ def losses_of_transformers(peer) -> list[float]:
 
 
 def losses_of_megalm(model) -> list[float]:
-    optimizer = ShardedOptimizer([model], OPTIM, PrecisionConfig(), Mesh.single("cpu"), ParallelConfig())
+    optimizer = ShardedOptimizer([model], OPTIM, Mesh.single("cpu"), ParallelConfig())
     model.train()
     model.objective = NextToken()
     losses = []

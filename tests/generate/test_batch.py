@@ -12,6 +12,7 @@ from megalm.generate.sampling import Sampling
 from megalm.generate.text import TextStream
 from megalm.model.cache import cached, select_rows
 from megalm.model.transformer import Transformer
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import build_mesh
 from tests.distributed import run_ranks
 from tests.generate.test_generate import MODELS, SMALL, make
@@ -92,7 +93,7 @@ def write_on_ranks() -> list[list[int]]:
     config = ModelConfig(**{**SMALL, **MODELS["llama"]})
     config.fill_in()
     parallel = ParallelConfig(tensor=2)
-    model = Transformer(config, build_mesh(parallel, "cpu"), parallel, device="cpu", dtype=torch.float32)
+    model = Transformer(config, LayerContext(build_mesh(parallel, "cpu"), parallel, device="cpu"))
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.4)

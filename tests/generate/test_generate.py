@@ -10,6 +10,7 @@ from megalm.generate.generate import generate
 from megalm.generate.sampling import sample
 from megalm.model.cache import cached
 from megalm.model.transformer import Transformer
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh, build_mesh
 from tests.distributed import run_ranks
 
@@ -30,7 +31,7 @@ def make(name: str) -> Transformer:
     config = ModelConfig(**{**SMALL, **MODELS[name]})
     config.fill_in()
     torch.manual_seed(0)
-    model = Transformer(config, Mesh.single("cpu"), ParallelConfig(), device="cpu", dtype=torch.float32)
+    model = Transformer(config, LayerContext(Mesh.single("cpu"), device="cpu"))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0.0 if parameter.ndim > 1 else 0.7, 0.4)
     return model.eval()
@@ -126,7 +127,7 @@ def _write_on_ranks(never: list[int]) -> list[int]:
     config = ModelConfig(**{**SMALL, **MODELS["llama"]})
     config.fill_in()
     parallel = ParallelConfig(tensor=2)
-    model = Transformer(config, build_mesh(parallel, "cpu"), parallel, device="cpu", dtype=torch.float32)
+    model = Transformer(config, LayerContext(build_mesh(parallel, "cpu"), parallel, device="cpu"))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.01)

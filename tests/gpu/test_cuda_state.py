@@ -7,15 +7,17 @@ import torch
 
 from megalm import ops
 from megalm.architecture.layers import find_shared_layer
-from megalm.config import ModelConfig, ParallelConfig
+from megalm.config import ModelConfig
 from megalm.data.batch import Batch
 from megalm.guard.snapshots import SnapshotRing
 from megalm.model.attention import Attention
 from megalm.model.positions import Where
 from megalm.ops import backend
 from megalm.parallel.context import _CudaFlash, _Plain
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import Box
+from megalm.precision.policy import PrecisionPolicy
 
 
 def busy(device):
@@ -80,9 +82,8 @@ def test_attention_keeps_no_scores(device, case):
         seq_length=length,
     )
     made = {"device": device, "dtype": dtype}
-    layer = Attention(
-        find_shared_layer(config).attention, Mesh.single(device), ParallelConfig(), name="layers.0.attention", **made
-    )
+    context = LayerContext(Mesh.single(device), policy=PrecisionPolicy(dtype), device=device)
+    layer = Attention(find_shared_layer(config).attention, context, name="layers.0.attention")
     mask = None
     if "masked" in case:
         rows = torch.arange(length, device=device)

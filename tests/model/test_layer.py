@@ -11,6 +11,7 @@ from megalm.config import ModelConfig, ParallelConfig
 from megalm.model.positions import Where
 from megalm.model.transformer import Layer
 from megalm.parallel.initialize import initialize
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import slice_of
 
@@ -21,7 +22,7 @@ def spec(**fields) -> LayerSpec:
 
 
 def layer(of: LayerSpec, recompute: str = "none") -> Layer:
-    made = Layer(of, Mesh.single(), ParallelConfig(recompute=recompute), index=0, dropout=0.0)
+    made = Layer(of, LayerContext(Mesh.single(), ParallelConfig(recompute=recompute)), index=0, dropout=0.0)
     initialize(made, 3)
     return made
 

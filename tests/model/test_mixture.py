@@ -11,6 +11,7 @@ from megalm.model.auxiliary import Auxiliary
 from megalm.model.mixture import Mixture
 from megalm.model.positions import Where
 from megalm.parallel.initialize import initialize
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import boxes_of, piece_tensor, slice_of
 
@@ -23,7 +24,7 @@ def mixture(parallel=None, activation="swiglu", linear_bias=False, **moe):
     moe = {"num_experts": EXPERTS, "top_k": TOP_K, **moe}
     model = ModelConfig(**sizes, activation=activation, linear_bias=linear_bias, init_std=0.3, moe=MoEConfig(**moe))
     model.fill_in()
-    made = Mixture(layers_of(model)[0].mlp, Mesh.single(), parallel or ParallelConfig(), name="m")
+    made = Mixture(layers_of(model)[0].mlp, LayerContext(Mesh.single(), parallel or ParallelConfig()), name="m")
     initialize(made, 5)
     return made.eval()
 

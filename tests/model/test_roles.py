@@ -4,12 +4,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
 import megalm
 from megalm.config.compose import compose_config
 from megalm.model.transformer import Transformer
 from megalm.optim.groups import Groups, usual_choices
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import Role, slice_of
 
@@ -28,7 +28,7 @@ WITH_EVERYTHING = [
 def roles(*overrides):
     """Global name -> its role, in a model of two layers without memory."""
     config = compose_config([*overrides, "model.num_layers=2"])
-    model = Transformer(config.model, Mesh.single(), config.parallel, device="meta", dtype=torch.float32)
+    model = Transformer(config.model, LayerContext(Mesh.single(), config.parallel, device="meta"))
     slices = [slice_of(parameter) for parameter in model.parameters()]
     return {piece.name: slice_ for slice_ in slices for piece in slice_.pieces}, config
 

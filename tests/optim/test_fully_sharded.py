@@ -31,7 +31,7 @@ def one_step(dtype, counts):
     mesh = build_mesh(PARALLEL)
     chunk = Chunk(mesh, dtype)
     initialize(chunk, 0)
-    optimizer = build_optimizer([chunk], OptimConfig(), None, mesh, PARALLEL)
+    optimizer = build_optimizer([chunk], OptimConfig(), mesh, PARALLEL)
     try:
         optimizer.begin_step(counts[mesh.rank])
     except ConfigError as error:
@@ -69,5 +69,5 @@ def test_a_parameter_in_two_chunks_is_refused_and_one_rank_has_nobody_to_share_w
     first, second = Chunk(mesh), Chunk(mesh)
     second.linear.weight = first.linear.weight
     with pytest.raises(ConfigError, match="V-shaped"):
-        FullyShardedOptimizer([first, second], OptimConfig(), None, mesh, PARALLEL)
-    assert isinstance(build_optimizer([Chunk(mesh)], OptimConfig(), None, mesh, PARALLEL), ShardedOptimizer)
+        FullyShardedOptimizer([first, second], OptimConfig(), mesh)
+    assert isinstance(build_optimizer([Chunk(mesh)], OptimConfig(), mesh, PARALLEL), ShardedOptimizer)

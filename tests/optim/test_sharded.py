@@ -120,7 +120,7 @@ def train(layout, sequence=False, uneven=False, split_backward=False, bucket_mb=
     if pipeline.size > 1:
         tie(model.embedding.weight, mesh.pipeline_ends)
     initialize(model, 1)
-    optimizer = build_optimizer([model], optim, None, mesh, parallel)
+    optimizer = build_optimizer([model], optim, mesh, parallel)
     norms, data = [], micro_batches(steps * PER_STEP)
     with count_bytes() as sent:
         for step in range(steps):
@@ -278,7 +278,7 @@ def narrow(stage):
     mesh = build_mesh(parallel)
     model = Stage(mesh, False, dtype=torch.bfloat16)
     initialize(model, 1)
-    optimizer = ShardedOptimizer([model], OPTIM, None, mesh, parallel)
+    optimizer = ShardedOptimizer([model], OPTIM, mesh, parallel)
     for tokens, labels in micro_batches(4)[mesh.data.rank :: mesh.data.size]:
         optimizer.begin_step(1)
         logits = model(None, tokens)
@@ -312,7 +312,7 @@ def refuse_then_go_on():
     mesh = build_mesh(ParallelConfig())
     model = Stage(mesh, False)
     initialize(model, 1)
-    optimizer = ShardedOptimizer([model], OPTIM, None, mesh, ParallelConfig(zero_stage=1))
+    optimizer = ShardedOptimizer([model], OPTIM, mesh, ParallelConfig(zero_stage=1))
     before = [p.detach().clone() for p in model.parameters()]
 
     def gradients(poison):
@@ -344,7 +344,7 @@ def save_and_load(stage):
     def fresh(seed):
         model = Stage(mesh, False)
         initialize(model, seed)
-        return model, ShardedOptimizer([model], OPTIM, None, mesh, parallel)
+        return model, ShardedOptimizer([model], OPTIM, mesh, parallel)
 
     def steps(model, optimizer, data):
         for tokens, labels in data:
@@ -379,7 +379,7 @@ def test_gradients_outside_a_step_go_to_grad_as_usual():
     mesh = Mesh.single()
     model = Stage(mesh, False)
     initialize(model, 1)
-    ShardedOptimizer([model], OPTIM, None, mesh, ParallelConfig())
+    ShardedOptimizer([model], OPTIM, mesh, ParallelConfig())
     model(None, micro_batches(1)[0][0]).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
     assert gather(model.final.weight, mesh.tensor) is model.final.weight

@@ -136,7 +136,7 @@ def boundaries(bucket_mb, optim, known=None):
     try:
         parallel = ParallelConfig(zero_stage=1, bucket_mb=bucket_mb)
         mesh = build_mesh(parallel)
-        optimizer = ShardedOptimizer([Stage(mesh, False)], optim, None, mesh, parallel)
+        optimizer = ShardedOptimizer([Stage(mesh, False)], optim, mesh, parallel)
     finally:
         RULES.pop("unit", None)
     found = []

@@ -11,7 +11,9 @@ from megalm.data.batch import Batch
 from megalm.model.transformer import Transformer
 from megalm.objectives.next_token import NextToken
 from megalm.optim.sharded import ShardedOptimizer
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh
+from megalm.precision.policy import PrecisionPolicy
 
 
 class Allocation(TorchDispatchMode):
@@ -48,8 +50,9 @@ def peak_of_training(config: Config, steps: int = 2) -> int:
     dtype = torch.float32 if config.precision.dtype == "fp32" else torch.bfloat16
     model, train = config.model, config.train
     with Allocation() as allocation:
-        chunk = Transformer(model, mesh, config.parallel, objective=NextToken(model.z_loss), device="cpu", dtype=dtype)
-        optimizer = ShardedOptimizer([chunk], config.optim, config.precision, mesh, config.parallel)
+        context = LayerContext(mesh, config.parallel, PrecisionPolicy(dtype), "cpu")
+        chunk = Transformer(model, context, objective=NextToken(model.z_loss))
+        optimizer = ShardedOptimizer([chunk], config.optim, mesh, config.parallel)
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, model.vocab_size, (train.micro_batch_size, model.seq_length + 1), generator=generator)
         batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), None, None, None)

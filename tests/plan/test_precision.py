@@ -29,5 +29,7 @@ def test_an_experiment_gives_a_number_format(monkeypatch):
     from megalm.config import compose
 
     of_files = compose._of_files
-    monkeypatch.setattr(compose, "_of_files", lambda words: {**of_files(words), "precision": {"dtype": "fp32"}})
+    monkeypatch.setattr(
+        compose, "_of_files", lambda words, folders: {**of_files(words, folders), "precision": {"dtype": "fp32"}}
+    )
     assert dtype_on(GPU) == "fp32"

@@ -4,6 +4,7 @@ import pytest
 
 from megalm.architecture.tensors import count_parameters
 from megalm.config.compose import compose_config
+from megalm.parallel.layer_context import LayerContext
 from megalm.plan.machine import make_planned_machine
 from megalm.plan.models import find_largest_fitting, list_models, read_model, scale_model, tabulate_models
 from megalm.plan.request import compose, parse
@@ -81,7 +82,7 @@ def test_every_tensor_is_the_engines(words):
 
     config = compose_config(words)
     mesh = Mesh.single(torch.device("cpu"))
-    built = Transformer(config.model, mesh, config.parallel, device="meta", dtype=torch.float32)
+    built = Transformer(config.model, LayerContext(mesh, config.parallel, device="meta"))
     pieces = [piece for parameter in built.parameters() for piece in slice_of(parameter).pieces]
     engine = {piece.name: tuple(piece.global_shape) for piece in pieces}
     assert dict(count_parameters(config.model).tensors) == engine

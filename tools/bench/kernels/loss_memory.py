@@ -99,7 +99,7 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
     before = _peak()
     mesh = Mesh.single("cpu")
     chunks = build_chunks(config, mesh)
-    optimizer = ShardedOptimizer(chunks, config.optim, config.precision, mesh, config.parallel)
+    optimizer = ShardedOptimizer(chunks, config.optim, mesh, config.parallel)
     executor = Executor(
         chunks,
         schedule_of(config),

@@ -227,7 +227,8 @@ def _our_step(job: Job, name: str) -> Callable[[], float]:
     from megalm.optim.sharded import ShardedOptimizer
     from megalm.parallel.mesh import Mesh
     from megalm.pipeline.execute import Executor
-    from megalm.train.build import DTYPES, build_chunks, schedule_of
+    from megalm.precision.policy import DTYPES
+    from megalm.train.build import build_chunks, schedule_of
 
     if name == "reference":
         ops.set_backend("reference")
@@ -239,7 +240,7 @@ def _our_step(job: Job, name: str) -> Callable[[], float]:
     if job.shared_weights:
         with torch.no_grad():
             fill(chunks[0], open_source(Path(job.folder)).weights)
-    optimizer = ShardedOptimizer(chunks, config.optim, config.precision, mesh, config.parallel)
+    optimizer = ShardedOptimizer(chunks, config.optim, mesh, config.parallel)
     executor = Executor(
         chunks,
         schedule_of(config),

@@ -24,6 +24,7 @@ from megalm.optim.clip import clip_factor
 from megalm.optim.sharded import ShardedOptimizer
 from megalm.parallel.embedding import VocabularyParallelEmbedding
 from megalm.parallel.initialize import initialize
+from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from megalm.parallel.mesh import Mesh
 
@@ -102,8 +103,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model.fill_in()
     mesh, parallel = Mesh.single(), ParallelConfig()
     optim = OptimConfig(betas=(0.9, 0.95), weight_decay=0.1)
-    ours = Transformer(model, mesh, parallel, objective=NextToken())
-    plain = Transformer(model, mesh, parallel, objective=_PlainLoss())
+    ours = Transformer(model, LayerContext(mesh, parallel), objective=NextToken())
+    plain = Transformer(model, LayerContext(mesh, parallel), objective=_PlainLoss())
     initialize(ours, 0)
     initialize(plain, 0)
     _plain(plain)
@@ -134,7 +135,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def _parallel_step(
     model: Transformer, optim: OptimConfig, mesh: Mesh, parallel: ParallelConfig, batches: list[Batch]
 ) -> Callable[[], None]:
-    optimizer = ShardedOptimizer([model], optim, None, mesh, parallel)
+    optimizer = ShardedOptimizer([model], optim, mesh, parallel)
     scale = 1.0 / sum(batch.tokens.numel() for batch in batches)
 
     def step() -> None:

@@ -1,0 +1,53 @@
+"""What every layer of a chunk is told: one object, the same for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from megalm.config import ParallelConfig
+from megalm.parallel.mesh import Axis, Mesh
+from megalm.precision.policy import PrecisionPolicy
+from megalm.precision.product import Product
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """Where a chunk's layers compute, how their work is dealt over ranks, and in which number formats."""
+
+    mesh: Mesh
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    policy: PrecisionPolicy = field(default_factory=PrecisionPolicy)
+    device: torch.device | str | None = None
+    """Of parameters; None: torch's default."""
+
+    @property
+    def tensor(self) -> Axis:
+        """The axis over which matrices are split."""
+        return self.mesh.tensor
+
+    @property
+    def sequence(self) -> bool:
+        """Whether the stream between blocks is split over the tensor axis, by positions."""
+        return self.parallel.sequence and self.mesh.tensor.size > 1
+
+    @property
+    def recompute_parts(self) -> bool:
+        """Whether norms, activations and attention's core are computed again in backward."""
+        return self.parallel.recompute == "selective"
+
+    def product(self, name: str) -> Product:
+        """How products with the weight called `name` are computed."""
+        return self.policy.choose_product(name)
+
+    @property
+    def of_parameters(self) -> dict[str, Any]:
+        """Device and dtype, for the constructors of torch and of parameters."""
+        return {"device": self.device, "dtype": self.policy.weights}
+
+    @property
+    def of_layers(self) -> dict[str, Any]:
+        """The same, and whether the stream is split, for layers that are handed an axis."""
+        return {"sequence_parallel": self.sequence, **self.of_parameters}

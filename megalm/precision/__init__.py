@@ -1,0 +1,1 @@
+"""Number formats: of weights, activations, masters and sums, and how each matrix product is computed."""
