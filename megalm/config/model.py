@@ -68,7 +68,7 @@ class MoEConfig:
     bias_rate: Course[float] = number(1e-3, at_least=0)
     """What is added to the selection bias of an expert with less than the mean load of the global batch, and taken from one
     with more, after each update."""
-    balance: Course[str] = choice("sequence", "global", "micro_batch")
+    balance: str = choice("sequence", "global", "micro_batch")
     """Over which tokens the balance loss takes an expert's share of the load: each sequence by itself (DeepSeek-V3), the
     whole global batch of the update before (in the spirit of arXiv:2501.11873), or a data rank's micro-batch, which depends
     on the layout and the micro-batch's size."""

@@ -24,7 +24,7 @@ from megalm.guard.detect import Observation, SpikeDetector
 from megalm.guard.policy import Decision, Policy
 from megalm.guard.probe import Probe, other_weights, verdict, weights_are_broken
 from megalm.guard.recover import NAME, Recovery, measured
-from megalm.guard.replay import History, Replay, StepRecord, differing, gather_fingerprints, minority
+from megalm.guard.replay import History, Replay, StepRecord, differing, find_odd_replicas, gather_fingerprints
 from megalm.guard.snapshots import Snapshot, SnapshotRing, check_memory
 from megalm.journal import format_number
 from megalm.parallel.collectives import all_gather
@@ -338,13 +338,12 @@ class GuardHook(Hook):
                 self.probe_known = loss
 
     def _check_replicas(self, trainer: Trainer) -> None:
-        every, axis = self.config.replica_check_every, trainer.mesh.data_context
-        if not every or axis.size == 1 or trainer.step % every:
+        every, mesh = self.config.replica_check_every, trainer.mesh
+        if not every or max(mesh.data_context.size, mesh.expert_data.size) == 1 or trainer.step % every:
             return
         device = trainer.mesh.device
         trainer.optimizer.wait_weights()
-        own = gather_fingerprints(trainer.model_chunks, [], axis, device)
-        odd = [axis.ranks[i] for i in minority(own)] if len(set(own)) > 1 else []
+        odd = find_odd_replicas(trainer.model_chunks, mesh)
         flags = torch.zeros(trainer.mesh.world_size, dtype=torch.int64, device=device)
         flags[odd] = 1
         odd = _union(flags, trainer.mesh.world)

@@ -14,8 +14,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from megalm.parallel.collectives import all_gather
+from megalm.parallel.mesh import Mesh
+from megalm.parallel.slices import slice_of
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,32 @@ def gather_fingerprints(chunks: Sequence[Any], boxes: Sequence[Any], axis: Any, 
     if axis.size == 1:
         return [own]
     return all_gather(torch.tensor([own], dtype=torch.int64, device=device), axis).tolist()
+
+
+def find_odd_replicas(chunks: Sequence[Any], mesh: Mesh) -> list[int]:
+    """World ranks, as far as this one can see, whose copies of weights or states differ from the others': each weight is
+    compared over the ranks that hold it, which are others for experts. What `fully_shard` has split has no copies.
+
+    Comm: all-gather of one integer over data x context, and over the experts' replicas
+    """
+    odd: set[int] = set()
+    for name in ("data_context", "expert_data"):
+        axis = getattr(mesh, name)
+        if axis.size == 1:
+            continue
+        held = [
+            tensor
+            for chunk in chunks
+            for tensor in (*chunk.parameters(), *chunk.buffers())
+            if hasattr(tensor, "megalm_slice")
+            and not isinstance(tensor, DTensor)
+            and slice_of(tensor).reduce_over == name
+        ]
+        own = torch.tensor([fingerprint(held)], dtype=torch.int64, device=mesh.device)
+        prints = all_gather(own, axis).tolist()
+        if len(set(prints)) > 1:
+            odd.update(axis.ranks[place] for place in minority(prints))
+    return sorted(odd)
 
 
 def differing(before: Sequence[int], after: Sequence[int]) -> list[int]:
