@@ -9,6 +9,7 @@ from typing import Any
 
 from megalm.config.attempts import CONFIG
 from megalm.config.errors import ConfigError
+from megalm.config.scalars import read_any
 from megalm.config.typed import show
 from megalm.config.yaml_text import read_yaml_file
 from megalm.journal import as_number, read_course, read_events
@@ -203,4 +204,4 @@ def _flat(values: Any, prefix: str = "") -> Any:
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            yield f"{prefix}{key}", read_any(value) if isinstance(value, str) else value
