@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from megalm.architecture.positions import RopeSpec
 from megalm.config.model import GATED
 
 Tensors = Iterator[tuple[str, tuple[int, ...]]]
@@ -34,7 +35,10 @@ class NormSpec:
     eps: float
     bias: bool = False
     scope: str = "stream"
-    """What is normalised together: the residual stream, each head by itself (head), or a token's heads together (heads)."""
+    """What is normalised together: the residual stream, each head by itself with one weight for all (head) or with its own
+    (each), or a token's heads together (heads)."""
+    unit_offset: bool = False
+    """It multiplies by 1 + weight."""
 
     def list_tensors(self, name: str) -> Tensors:
         """Yield its tensors under the name `name`."""
@@ -67,9 +71,18 @@ class BlockSpec(ABC):
         """Forward FLOPs of one token's products with weights: two for each element of the matrices it passes through."""
         return 2.0 * sum(prod(shape) for _, shape in self.list_used_tensors("") if len(shape) > 1)
 
-    def count_core_flops(self, attended: float) -> float:
-        """Forward FLOPs of one token's products with `attended` other tokens."""
+    def count_core_flops(self, length: int, causal: bool) -> float:
+        """Forward FLOPs of one token's products with others of its sequence, averaged over positions.
+
+        causal: those that it can see are counted, as Megatron-LM does (half the length without a window); else the square.
+        """
         return 0.0
+
+
+def count_attended(length: int, causal: bool, window: int | None = None) -> float:
+    """Positions that a token attends to on average; the causal half is length / 2."""
+    seen = length if window is None else min(window, length)
+    return seen - seen**2 / (2 * length) if causal else float(seen)
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,16 @@ class AttentionSpec(BlockSpec):
     head_dim: int
     position: str
     """rope (queries and keys are rotated), alibi (scores get biases), or what leaves attention as it is: learned, none."""
-    rope_interleaved: bool
+    rope: RopeSpec | None
+    """The rotation where position is rope."""
+    window: int | None
+    """Tokens that a token sees, itself among them; None: all before it."""
+    scale: float
+    """What queries times keys are multiplied by."""
+    softcap: float | None
+    """Scores are kept below this by a tanh."""
+    sinks: bool
+    """A learned score of each head takes part in the softmax."""
     qkv_bias: bool
     output_bias: bool
     query_norm: NormSpec | None
@@ -110,11 +132,13 @@ class AttentionSpec(BlockSpec):
             yield from self.query_norm.list_tensors(f"{name}.query_norm")
         if self.key_norm is not None:
             yield from self.key_norm.list_tensors(f"{name}.key_norm")
+        if self.sinks:
+            yield f"{name}.sinks", (self.num_heads,)
         yield from list_linear_tensors(f"{name}.output", self.hidden_size, self.query_width, self.output_bias)
 
-    def count_core_flops(self, attended: float) -> float:
+    def count_core_flops(self, length: int, causal: bool) -> float:
         """Scores, and their product with the values."""
-        return 4.0 * self.query_width * attended
+        return 4.0 * self.query_width * count_attended(length, causal, self.window)
 
 
 @dataclass(frozen=True)

@@ -41,20 +41,15 @@ class ForwardFlops:
 
 def count_forward_flops(model: ModelConfig, seq_length: int | None = None, causal: bool = True) -> ForwardFlops:
     """Forward FLOPs of one token of a sequence of `seq_length` (default: the model's)."""
-    keys = count_attended(seq_length or model.seq_length, causal)
+    length = seq_length or model.seq_length
     blocks = [block for layer in layers_of(model) for block in layer.blocks]
     attention = [block for block in blocks if isinstance(block, AttentionSpec)]
     return ForwardFlops(
         attention_projections=sum(block.matrix_flops for block in attention),
-        attention_core=sum(block.count_core_flops(keys) for block in attention),
+        attention_core=sum(block.count_core_flops(length, causal) for block in attention),
         mlp=sum(block.matrix_flops for block in blocks if not isinstance(block, AttentionSpec)),
         logits=2.0 * model.hidden_size * model.vocab_size,
     )
-
-
-def count_attended(length: int, causal: bool) -> float:
-    """Positions that a token attends to on average; the causal half is length / 2, as Megatron-LM counts it."""
-    return length / 2 if causal else float(length)
 
 
 def flops_per_token(model: ModelConfig, seq_length: int | None = None, causal: bool = True) -> float:

@@ -32,7 +32,7 @@ def cache_by_model(function: Callable[[ModelConfig], Found]) -> Callable[[ModelC
 def _values(model: ModelConfig) -> tuple[Any, ...]:
     """The configuration's values as they are now, for it can be changed later; those of the groups in it spread out."""
     groups = {name: tuple(map(_fixed, vars(getattr(model, name)).values())) for name in _GROUPS}
-    return tuple({**vars(model), **groups}.values())
+    return tuple(map(_fixed, {**vars(model), **groups}.values()))
 
 
 def _fixed(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """A spec for each layer of a model: which blocks it has, where norms stand, how their outputs join the stream."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from megalm.architecture.blocks import (
@@ -15,6 +15,7 @@ from megalm.architecture.blocks import (
     Tensors,
 )
 from megalm.architecture.kept import cache_by_model
+from megalm.architecture.positions import specify_rope
 from megalm.architecture.shape import ModelShape, shape_of
 from megalm.config.model import ModelConfig
 
@@ -25,19 +26,30 @@ class SublayerSpec:
 
     name: str
     block: BlockSpec
-    norm: NormSpec
+    norm: NormSpec | None
+    """None: the block reads what the first sublayer's norm gave; in parallel layers only."""
     norm_output: bool = False
     """The norm stands on the block's output, before it is added to the stream; else on the block's input."""
+    output_norm: NormSpec | None = None
+    """A second norm, on the block's output where the first stands on its input."""
 
     @property
     def norm_name(self) -> str:
         """The norm's name, beside the block's."""
         return f"{self.name}_norm"
 
+    @property
+    def output_norm_name(self) -> str:
+        """The second norm's name."""
+        return f"{self.name}_output_norm"
+
     def list_tensors(self, prefix: str) -> Tensors:
-        """Yield the tensors of the norm and of the block."""
-        yield from self.norm.list_tensors(prefix + self.norm_name)
+        """Yield the tensors of the norms and of the block."""
+        if self.norm is not None:
+            yield from self.norm.list_tensors(prefix + self.norm_name)
         yield from self.block.list_tensors(prefix + self.name)
+        if self.output_norm is not None:
+            yield from self.output_norm.list_tensors(prefix + self.output_norm_name)
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,8 @@ class LayerSpec:
     sublayers: tuple[SublayerSpec, ...]
     parallel: bool = False
     """All sublayers read the layer's input; else each reads the stream that the one before it left."""
+    residual_scale: float = 1.0
+    """What each sublayer gives is multiplied by this before it is added."""
 
     def list_tensors(self, prefix: str = "") -> Tensors:
         """Yield (name, shape) of each parameter."""
@@ -89,12 +103,24 @@ def name_layer(index: int) -> str:
 def layers_of(model: ModelConfig) -> tuple[LayerSpec, ...]:
     """A spec for each layer of the model."""
     shape = shape_of(model)
-    attention = SublayerSpec("attention", _specify_attention(model, shape), shape.norm, model.norm_placement == "post")
-    dense, mixture = (
-        LayerSpec((attention, SublayerSpec("mlp", block, shape.norm, attention.norm_output)), model.parallel_residual)
-        for block in (_specify_mlp(model, shape.ffn_hidden_size), _specify_mixture(model, shape))
-    )
-    return tuple(dense if model.moe.is_dense(index) else mixture for index in range(shape.num_layers))
+    made: dict[tuple[str, bool], LayerSpec] = {}
+    layers = []
+    for index in range(shape.num_layers):
+        word, is_dense = model.attends(index), model.moe.is_dense(index)
+        if (word, is_dense) not in made:
+            block = _specify_mlp(model, shape.ffn_hidden_size) if is_dense else _specify_mixture(model, shape)
+            mlp = _specify_sublayer(model, shape, "mlp", block)
+            if model.shared_norm:
+                mlp = replace(mlp, norm=None)
+            attention = _specify_sublayer(model, shape, "attention", _specify_attention(model, shape, word))
+            made[word, is_dense] = LayerSpec((attention, mlp), model.parallel_residual, model.residual_scale)
+        layers.append(made[word, is_dense])
+    return tuple(layers)
+
+
+def _specify_sublayer(model: ModelConfig, shape: ModelShape, name: str, block: BlockSpec) -> SublayerSpec:
+    placement = model.norm_placement
+    return SublayerSpec(name, block, shape.norm, placement == "post", shape.norm if placement == "both" else None)
 
 
 @cache_by_model
@@ -106,20 +132,32 @@ def find_shared_layer(model: ModelConfig) -> LayerSpec:
     return first
 
 
-def _specify_attention(model: ModelConfig, shape: ModelShape) -> AttentionSpec:
+def _specify_attention(model: ModelConfig, shape: ModelShape, word: str) -> AttentionSpec:
+    """The attention that a word of model.layer_pattern names."""
+    offset, own_window = model.norm_unit_offset, word.startswith("window")
     query_norm = key_norm = None
+    widths = tuple(heads * shape.head_dim for heads in (shape.num_heads, shape.num_kv_heads))
     if model.qk_norm and model.qk_norm_scope == "head":
-        query_norm = key_norm = NormSpec(model.norm, shape.head_dim, model.norm_eps, scope="head")
+        query_norm = key_norm = NormSpec(model.norm, shape.head_dim, model.norm_eps, scope="head", unit_offset=offset)
     elif model.qk_norm:
-        widths = (heads * shape.head_dim for heads in (shape.num_heads, shape.num_kv_heads))
-        query_norm, key_norm = (NormSpec("rmsnorm", width, model.norm_eps, scope="heads") for width in widths)
+        kind, scope = ("rmsnorm", "heads") if model.qk_norm_scope == "full" else (model.norm, "each")
+        query_norm, key_norm = (
+            NormSpec(kind, width, model.norm_eps, scope=scope, unit_offset=offset) for width in widths
+        )
+    rope = None
+    if model.position == "rope" and not word.endswith("_no_rope"):
+        rope = specify_rope(model, int(shape.head_dim * model.rope_fraction), window=own_window)
     return AttentionSpec(
         hidden_size=shape.hidden_size,
         num_heads=shape.num_heads,
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
-        position=model.position,
-        rope_interleaved=model.rope_interleaved,
+        position="none" if model.position == "rope" and rope is None else model.position,
+        rope=rope,
+        window=model.window if own_window else None,
+        scale=model.attention_scale or shape.head_dim**-0.5,
+        softcap=model.attention_softcap,
+        sinks=model.attention_sinks,
         qkv_bias=model.qkv_bias,
         output_bias=model.attention_out_bias,
         query_norm=query_norm,

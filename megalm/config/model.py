@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from megalm.config.effects import Aside, Course, Fixed, Function, Start
 from megalm.config.fields import choice, number, required
 
-GATED = ("swiglu", "geglu", "clamped_swiglu")
+GATED = ("swiglu", "geglu", "geglu_tanh", "clamped_swiglu")
 """Activations of an MLP that has a gate beside its up projection."""
 
 
@@ -13,8 +13,10 @@ GATED = ("swiglu", "geglu", "clamped_swiglu")
 class RopeScalingConfig:
     """How rotary frequencies are stretched for sequences longer than those trained on."""
 
-    kind: str = choice("none", "linear", "llama3")
-    """none, linear (positions divided by `factor`), or llama3 (only the low frequencies are stretched)."""
+    kind: str = choice("none", "linear", "dynamic", "llama3", "yarn", "longrope")
+    """none; linear: positions are divided by `factor`; dynamic: the base grows with the sequence beyond
+    original_seq_length; llama3: only the low frequencies are stretched; yarn: those with fewer turns than beta_slow are,
+    those with more than beta_fast are not (arXiv:2309.00071); longrope: a factor for each frequency (arXiv:2402.13753)."""
     factor: float = number(1.0, above=0)
     """How many times longer the sequences become."""
     low_frequency_factor: float = number(1.0, above=0)
@@ -22,7 +24,20 @@ class RopeScalingConfig:
     high_frequency_factor: float = number(4.0, above=0)
     """llama3: wavelengths below original_seq_length / this are left alone."""
     original_seq_length: int = number(8192, at_least=1)
-    """llama3: the sequence length before stretching."""
+    """The sequence length before stretching; linear has no use for it."""
+    beta_fast: float = number(32.0, above=0)
+    """yarn: frequencies with more turns than this in the original sequence are left alone."""
+    beta_slow: float = number(1.0, above=0)
+    """yarn: frequencies with fewer turns than this in the original sequence are fully stretched."""
+    truncate: bool = True
+    """yarn: the two bounds are moved outwards to whole numbers of pairs (gpt-oss: false)."""
+    attention_factor: float = number(1.0, above=0)
+    """yarn, longrope: queries and keys are multiplied by this, as far as they are rotated (yarn: usually
+    0.1 ln(factor) + 1)."""
+    short_factors: list[float] = number(list, above=0)
+    """longrope: for sequences up to original_seq_length, what each pair's frequency is divided by."""
+    long_factors: list[float] = number(list, above=0)
+    """longrope: the same for longer sequences."""
 
 
 @dataclass
@@ -115,11 +130,18 @@ class ModelConfig:
     """Added to the variance inside every norm."""
     norm_bias: Fixed[bool] = False
     """A bias in each layernorm (GPT-2); rmsnorm never has one."""
-    norm_placement: Function[str] = choice("pre", "post")
-    """pre: on each sub-layer's input; post: on its output, before the residual addition (OLMo 2)."""
-    activation: Function[str] = choice("swiglu", "geglu", "gelu", "gelu_tanh", "relu", "clamped_swiglu")
-    """The MLP's function; swiglu and geglu are gated (Shazeer 2020), and so is clamped_swiglu (gpt-oss: (up + 1) x gate x
-    sigmoid(1.702 gate) of clamped gate and up); the others have one input matrix."""
+    norm_unit_offset: Function[bool] = False
+    """Norms multiply by 1 + their weight (Gemma, Nemotron), which then begins at 0."""
+    norm_placement: Function[str] = choice("pre", "post", "both")
+    """pre: on each sub-layer's input; post: on its output, before the residual addition (OLMo 2); both (Gemma 2)."""
+    shared_norm: Fixed[bool] = False
+    """With parallel_residual: attention and MLP read the output of one norm (Cohere)."""
+    activation: Function[str] = choice(
+        "swiglu", "geglu", "gelu", "gelu_tanh", "relu", "clamped_swiglu", "geglu_tanh", "relu2"
+    )
+    """The MLP's function; swiglu, geglu and geglu_tanh are gated (Shazeer 2020), and so is clamped_swiglu (gpt-oss: (up + 1) x
+    gate x sigmoid(1.702 gate) of clamped gate and up); the others have one input matrix; relu2 is the square of relu (So et
+    al. 2021)."""
     activation_limit: Function[float] = number(7.0, above=0)
     """clamped_swiglu: the gate is at most this, the up projection within +- this."""
     position: Function[str] = choice("rope", "learned", "alibi", "none")
@@ -132,6 +154,15 @@ class ModelConfig:
     """Pairs are neighbours (true) or half a head apart (false, as in Hugging Face's Llama)."""
     rope_scaling: Function[RopeScalingConfig] = field(default_factory=RopeScalingConfig)
     """Stretching of rotary frequencies for long sequences."""
+    window: Function[int | None] = number(None, at_least=1)
+    """Tokens that a token attends to in layers with a window, itself among them; None: there are no such layers."""
+    layer_pattern: Function[list[str]] = field(default_factory=list)
+    """How layers attend, over and over from the first one: `window` or `full`, with `_no_rope` behind it where queries and
+    keys are not rotated, such as [window, window, window, full_no_rope]. Empty: all alike, with the window if there is one."""
+    window_rope_theta: Function[float | None] = number(None, at_least=1)
+    """Base of the rotary wavelengths in layers with a window (Gemma 3: 10000); None: rope_theta."""
+    window_rope_scaling: Function[bool] = True
+    """rope_scaling holds in layers with a window too (gpt-oss); false: their angles are not stretched (Gemma 3, OLMo 3)."""
     alibi_max_bias: Function[float] = number(8.0, above=0)
     """ALiBi: slopes run over 2^(-alibi_max_bias * k / heads)."""
     linear_bias: Fixed[bool] = False
@@ -144,8 +175,15 @@ class ModelConfig:
     """Attention and MLP read the same input and are added together (GPT-NeoX)."""
     qk_norm: Fixed[bool] = False
     """Normalise queries and keys before their product: keeps attention logits bounded (Dehghani et al. 2023)."""
-    qk_norm_scope: Function[str] = choice("head", "full")
-    """head: each head by itself, one weight of head_dim (Qwen3); full: over all heads together (OLMo 2)."""
+    qk_norm_scope: Function[str] = choice("head", "full", "each")
+    """head: each head by itself, one weight of head_dim (Qwen3); full: over all heads together (OLMo 2); each: each head by
+    itself with a weight of its own (Cohere)."""
+    attention_scale: Function[float | None] = number(None, above=0)
+    """What queries times keys are multiplied by; None: 1 / sqrt(head_dim)."""
+    attention_softcap: Function[float | None] = number(None, above=0)
+    """Attention's scores become cap x tanh(score / cap) (Gemma 2: 50); None: they stay."""
+    attention_sinks: Fixed[bool] = False
+    """A learned score of each head takes part in the softmax and has no value (gpt-oss): a head may attend to nothing."""
     clip_qkv: Function[float | None] = number(None, above=0)
     """Clamp queries, keys and values to +- this value (MPT); None: no clamp."""
     tie_embeddings: Fixed[bool] = False
@@ -154,6 +192,12 @@ class ModelConfig:
     """A norm right after the embedding (BLOOM)."""
     embedding_scale: Function[float] = number(1.0, above=0)
     """The embedding's output is multiplied by this."""
+    residual_scale: Function[float] = number(1.0, above=0)
+    """Each sub-layer's output is multiplied by this before it is added (Granite)."""
+    logit_scale: Function[float] = number(1.0, above=0)
+    """The logits are multiplied by this (Cohere; Granite's logits_scaling divides)."""
+    logit_softcap: Function[float | None] = number(None, above=0)
+    """The logits become cap x tanh(logit / cap) (Gemma 2: 30); None: they stay."""
     dropout: Course[float] = number(0.0, at_least=0, below=1)
     """Probability of dropping an element of each sub-layer's output and of the embedding's, in training."""
     z_loss: Course[float] = number(0.0, at_least=0)
@@ -164,6 +208,11 @@ class ModelConfig:
     """Matrices that write to the residual stream start smaller, by 1 / sqrt(2 num_layers) (GPT-2)."""
     moe: Fixed[MoEConfig] = field(default_factory=MoEConfig)
     """Mixture of experts."""
+
+    def attends(self, layer: int) -> str:
+        """The word of layer_pattern that holds for the layer of this number."""
+        pattern = self.layer_pattern or ["full" if self.window is None else "window"]
+        return pattern[layer % len(pattern)]
 
     @property
     def gated(self) -> bool:

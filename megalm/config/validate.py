@@ -1,5 +1,6 @@
 """Checks of every field by its declaration, then of several at once. The launcher checks what depends on the machine."""
 
+from megalm.config.attention import check_attention
 from megalm.config.changes import check_allowed_keys
 from megalm.config.data import split_shares
 from megalm.config.errors import ConfigError
@@ -76,9 +77,10 @@ def _check_model(model: ModelConfig) -> None:
         f"{scaling.low_frequency_factor}.",
     )
     _require(
-        not (model.parallel_residual and model.norm_placement == "post"),
+        not (model.parallel_residual and model.norm_placement != "pre"),
         "model.parallel_residual=true needs model.norm_placement=pre: both sub-layers read the same normalised input.",
     )
+    check_attention(model)
     if model.moe.num_experts:
         check_mixture(model)
 

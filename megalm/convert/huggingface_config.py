@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
-from megalm.convert.huggingface_architectures import ARCHITECTURES, Architecture, Config, Json
+from megalm.convert.families import FAMILIES
+from megalm.convert.families.family import Config, Family, Json
 from megalm.convert.huggingface_settings import account_for
 
 
@@ -30,12 +31,23 @@ def function_of(model: ModelConfig) -> Json:
     for key in ("name", "init_std", "scaled_init", "z_loss", "dropout"):
         fields.pop(key)
     fields.pop("rope_interleaved")  # rows are reordered on the way: see half_split_rows
-    if model.position != "rope" or model.rope_scaling.kind == "none":
-        fields.pop("rope_scaling")
-    elif model.rope_scaling.kind == "linear":
-        fields["rope_scaling"] = {"kind": "linear", "factor": model.rope_scaling.factor}
-    if model.position != "rope":
-        del fields["rope_theta"], fields["rope_fraction"]
+    rotated = model.position == "rope"
+    windows = model.window is not None and any(
+        w.startswith("window") for w in map(model.attends, range(model.num_layers))
+    )
+    fields["layer_pattern"] = [_attended(model, index) for index in range(model.num_layers)]
+    fields["window"] = model.window if windows else None
+    fields["attention_scale"] = model.attention_scale or (model.head_dim or 1) ** -0.5
+    used = _SCALING_KEYS.get(model.rope_scaling.kind, ())
+    fields["rope_scaling"] = {key: value for key, value in fields["rope_scaling"].items() if key in ("kind", *used)}
+    if not rotated:
+        del fields["rope_theta"], fields["rope_fraction"], fields["rope_scaling"]
+    if rotated and windows:
+        fields["window_rope_theta"] = model.window_rope_theta or model.rope_theta
+    else:
+        del fields["window_rope_theta"]
+    if not (rotated and windows) or model.rope_scaling.kind == "none":
+        del fields["window_rope_scaling"]
     if model.position != "alibi":
         fields.pop("alibi_max_bias")
     if not model.qk_norm:
@@ -46,7 +58,23 @@ def function_of(model: ModelConfig) -> Json:
     return fields
 
 
-def differences(model: ModelConfig, architecture: Architecture) -> list[str]:
+_SCALING_KEYS = {
+    "linear": ("factor",),
+    "dynamic": ("factor", "original_seq_length"),
+    "llama3": ("factor", "low_frequency_factor", "high_frequency_factor", "original_seq_length"),
+    "yarn": ("factor", "original_seq_length", "beta_fast", "beta_slow", "truncate", "attention_factor"),
+    "longrope": ("original_seq_length", "short_factors", "long_factors", "attention_factor"),
+}
+"""What decides the frequencies of each kind of stretching."""
+
+
+def _attended(model: ModelConfig, index: int) -> str:
+    """How a layer attends, without words that mean nothing in this model."""
+    word = model.attends(index)
+    return word if model.position == "rope" else word.removesuffix("_no_rope")
+
+
+def differences(model: ModelConfig, architecture: Family) -> list[str]:
     """List what the architecture cannot express of the model: `key=value` of each setting; empty if it fits."""
     try:
         back = function_of(
@@ -58,12 +86,12 @@ def differences(model: ModelConfig, architecture: Architecture) -> list[str]:
     return [f"model.{key}={ours[key]!r}" for key in ours if ours[key] != back.get(key)]
 
 
-def choose_architecture(model: ModelConfig, preferred: str | None = None) -> Architecture:
+def choose_architecture(model: ModelConfig, preferred: str | None = None) -> Family:
     """Choose the architecture that expresses the model exactly. `preferred` (a model_type) is tried first.
 
     Raises ConfigError that says, for the nearest architectures, which settings stand in the way.
     """
-    candidates = sorted(ARCHITECTURES.values(), key=lambda architecture: architecture.model_type != preferred)
+    candidates = sorted(FAMILIES.values(), key=lambda architecture: architecture.model_type != preferred)
     obstacles = [(differences(model, architecture), architecture) for architecture in candidates]
     for found, architecture in obstacles:
         if not found:
@@ -83,11 +111,11 @@ def read_settings(json: Json, accept: Collection[str] = ()) -> Reading:
     """
     config = Config(json, accept)
     model_type = config.get("model_type")
-    if model_type not in ARCHITECTURES:
+    if model_type not in FAMILIES:
         raise ConfigError(
-            f"config.json: model_type={model_type!r} is not supported; supported are {', '.join(sorted(ARCHITECTURES))}"
+            f"config.json: model_type={model_type!r} is not supported; supported are {', '.join(sorted(FAMILIES))}"
         )
-    model = ARCHITECTURES[model_type].read(config)
+    model = FAMILIES[model_type].read(config)
     told = account_for(config, accept)
     idle = [key for key in accept if not any(f" {key}=" in note for note in (*config.notes, *told))]
     if idle:

@@ -31,7 +31,7 @@ class Rule:
 
     `rows` returns, for each row of the foreign tensor, its row in the stack of the parts. `pad_to` is the number of
     rows after padding (a padded vocabulary). `dim` is the dimension of the foreign tensor on which Megatron's
-    tensor-parallel ranks divide it.
+    tensor-parallel ranks divide it. `view` is the shape of the foreign tensor where it only has other dims.
     """
 
     foreign: str
@@ -41,6 +41,7 @@ class Rule:
     pad_to: int | None = None
     dim: int | None = None
     aliases: tuple[str, ...] = field(default=())
+    view: tuple[int, ...] | None = None
 
     @property
     def stacked_shape(self) -> tuple[int, ...]:
@@ -54,7 +55,7 @@ class Rule:
             shape = shape[::-1]
         if self.pad_to is not None:
             shape = (self.pad_to, *shape[1:])
-        return shape
+        return self.view or shape
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         """Join global tensors (in the order of `parts`) into the foreign tensor."""
@@ -68,12 +69,14 @@ class Rule:
             result = result.T
         if self.pad_to is not None and self.pad_to > result.shape[0]:
             result = torch.cat([result, result.new_zeros(self.pad_to - result.shape[0], *result.shape[1:])])
-        return result.contiguous()
+        return (result if self.view is None else result.view(self.view)).contiguous()
 
     def split(self, foreign: Tensor) -> list[Tensor]:
         """Split the foreign tensor into global tensors (in the order of `parts`). Padding rows are dropped."""
         if tuple(foreign.shape) != self.shape:
             raise ValueError(f"{self.foreign} has shape {tuple(foreign.shape)}, {self.shape} was expected")
+        if self.view is not None:
+            foreign = foreign.reshape(self.stacked_shape)
         if self.pad_to is not None:
             foreign = foreign[: self.stacked_shape[0]]
         if self.transpose:

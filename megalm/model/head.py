@@ -5,22 +5,27 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from megalm.architecture.shape import shape_of
 from megalm.config import ModelConfig
 from megalm.model.norm import make_norm
+from megalm.parallel import collectives
 from megalm.parallel.embedding import VocabularyParallelEmbedding
 from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.linear import ColumnParallelLinear, Output, column_parallel
 from megalm.parallel.loss import vocabulary_parallel_cross_entropy, vocabulary_parallel_linear_cross_entropy
+from megalm.parallel.mesh import Axis
 from megalm.parallel.slices import Role
 
 
 class Head(nn.Module):
     """The final norm and the output matrix, its own or the embedding's.
 
-    logits = norm(hidden) W^T, with W's vocabulary split over the tensor axis and never gathered
+    logits = cap(scale norm(hidden) W^T), with W's vocabulary split over the tensor axis and never gathered
 
     Shapes:  hidden [S/t or S, B, H] -> logits [S, B, V/t]; losses and log-probabilities [S, B] fp32
     Comm:    with sequence parallelism all-gather(S) forward, reduce-scatter(S) backward; all-reduces of [S, B] for losses
@@ -35,6 +40,7 @@ class Head(nn.Module):
         """embedding: whose matrix is the output matrix; None: the head has one of its own."""
         super().__init__()
         self.vocab_size, self.parallel = config.vocab_size, context.parallel
+        self.scale, self.softcap = config.logit_scale, config.logit_softcap
         self.tensor, self.sequence = context.tensor, context.sequence
         self.final_norm = make_norm(shape_of(config).norm, context, name="final_norm")
         self._tied = (embedding,)  # a tuple, so that its parameters are counted where the embedding stands
@@ -58,11 +64,22 @@ class Head(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """This rank's share of the logits. Shapes: [S/t or S, B, H] -> [S, B, V/t]"""
-        normed = self.final_norm(hidden)
+        normed = self.normed(hidden)
         (embedding,) = self._tied
         if embedding is not None:
-            return column_parallel(normed, embedding.weight, None, self.tensor, self.sequence)
-        return self.output(normed)
+            logits = column_parallel(normed, embedding.weight, None, self.tensor, self.sequence)
+        else:
+            logits = self.output(normed)
+        return self.cap(logits)
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """The normed stream, with the logits' scale in it."""
+        normed = self.final_norm(hidden)
+        return normed if self.scale == 1.0 else normed * self.scale
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """Keep logits below the cap, where there is one."""
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def losses(
         self, hidden: Tensor, labels: Tensor, mask: Tensor | None = None, z_loss: float = 0.0
@@ -99,7 +116,7 @@ class Head(nn.Module):
         self, hidden: Tensor, labels: Tensor, mask: Tensor | None, z_loss: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
         loss: Any = partial(
-            vocabulary_parallel_linear_cross_entropy,
+            vocabulary_parallel_linear_cross_entropy if self.softcap is None else self._capped_losses,
             labels=labels,
             mask=mask,
             axis=self.tensor,
@@ -108,6 +125,35 @@ class Head(nn.Module):
             chunk=chunk,
             z_loss=z_loss,
         )
-        normed = self.final_norm(hidden)
+        normed = self.normed(hidden)
         (embedding,) = self._tied
         return self.output(normed, instead=loss) if embedding is None else loss(normed, embedding.weight)
+
+    def _capped_losses(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        mask: Tensor | None,
+        axis: Axis,
+        *,
+        sequence_parallel: bool,
+        vocab_size: int,
+        chunk: int,
+        z_loss: float,
+    ) -> tuple[Tensor, Tensor]:
+        """What `vocabulary_parallel_linear_cross_entropy` gives, of capped logits: those of a chunk are made again in
+        backward."""
+
+        def losses_of(rows: Tensor, own: Tensor) -> Tensor:
+            logits = self.cap(F.linear(rows, weight))
+            return vocabulary_parallel_cross_entropy(logits, own, axis, vocab_size=vocab_size, z_loss=z_loss)
+
+        whole = (collectives.gather if sequence_parallel else collectives.copy)(hidden, axis).flatten(0, 1)
+        found = [
+            torch.utils.checkpoint.checkpoint(losses_of, rows, own, use_reentrant=False, preserve_rng_state=False)
+            for rows, own in zip(whole.split(chunk), labels.flatten().split(chunk), strict=True)
+        ]
+        losses = torch.cat(found).view(labels.shape)
+        losses = losses if mask is None else losses * mask
+        return losses.sum(), losses

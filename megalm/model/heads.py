@@ -1,8 +1,14 @@
 """How attention's heads lie on the tensor ranks."""
 
+from typing import Any
+
+import torch
+from torch import nn
+
 from megalm.architecture.blocks import AttentionSpec
 from megalm.parallel.linear import Output, split_rows
 from megalm.parallel.mesh import Axis
+from megalm.parallel.slices import Piece, Role, Slice, attach
 
 
 def query_heads(spec: AttentionSpec, axis: Axis, name: str) -> Output:
@@ -27,3 +33,14 @@ def local_query_heads(spec: AttentionSpec, axis: Axis) -> slice:
     """Which of the query heads this rank computes."""
     first, rows, _, _ = split_rows(query_heads(spec, axis, "query"), axis)
     return slice(first // spec.head_dim, (first + rows) // spec.head_dim)
+
+
+def head_parameter(spec: AttentionSpec, axis: Axis, name: str, **made: Any) -> nn.Parameter:
+    """A number for each query head, where the head is: [A/t], at first 0."""
+    rows = query_heads(spec, axis, name)
+    heads = Output(name, spec.num_heads, rows.unit // spec.head_dim, rows.replicate, rows.uneven)
+    first, count, _, replicas = split_rows(heads, axis)
+    over = (axis.block(replicas),) if replicas > 1 else ()
+    owner = axis.rank % replicas == 0
+    piece = Piece(name, (spec.num_heads,), (first,), (count,), 0, replicas, owner, over)
+    return attach(nn.Parameter(torch.zeros(count, **made)), Slice((piece,), role=Role.BIAS))

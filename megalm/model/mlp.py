@@ -22,14 +22,18 @@ def activate(kind: str, x: Tensor, limit: float) -> Tensor:
     """
     if kind == "swiglu":
         return ops.swiglu(x, inplace_backward=True)
-    if kind == "geglu":
-        return ops.geglu(x, inplace_backward=True)
+    if kind in ("geglu", "geglu_tanh"):
+        return ops.geglu(x, "tanh" if kind == "geglu_tanh" else "none", inplace_backward=True)
     if kind == "clamped_swiglu":
         gate, up = x.chunk(2, dim=-1)
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
         return (up + 1) * gate * torch.sigmoid(_SWISH * gate)
     if kind == "relu":
         return F.relu(x)
+    if kind == "relu2":
+        return F.relu(x).square()
+    if kind == "relu2":
+        return F.relu(x).square()
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 

@@ -1,13 +1,15 @@
 """Where a token stands: rotary tables (RoPE) and linear biases (ALiBi)."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from megalm.architecture.blocks import AttentionSpec
 from megalm.architecture.layers import layers_of
-from megalm.architecture.shape import shape_of
+from megalm.architecture.positions import RopeSpec
 from megalm.config import ModelConfig
 from megalm.data.batch import Batch
 from megalm.model.auxiliary import Auxiliary
@@ -16,35 +18,71 @@ from megalm.parallel.mesh import Axis
 from megalm.parallel.slices import Role, attach, replicated
 
 
-def rotary_dim(config: ModelConfig) -> int:
-    """Leading elements of each head that are rotated."""
-    return int(shape_of(config).head_dim * config.rope_fraction)
+def rotary_frequencies(rope: RopeSpec, seq_length: int) -> Tensor:
+    """Angular frequency of each rotated pair, radians per position, [rope.size / 2] fp32.
 
-
-def rotary_frequencies(config: ModelConfig) -> Tensor:
-    """Angular frequency of each rotated pair, radians per position, [rotary_dim / 2] fp32.
-
-    Source:  Su et al. 2021 (arXiv:2104.09864); Llama 3's stretching: low frequencies are divided by `factor`, high ones
-             kept, those between blended by how many wavelengths fit into the original sequence.
+    seq_length: of the sequences that are computed with them; those that stretch by length look at it.
+    Source:  Su et al. 2021 (arXiv:2104.09864)
     """
-    size = rotary_dim(config)
-    frequencies = config.rope_theta ** -(torch.arange(0, size, 2, dtype=torch.float32) / size)
-    scaling = config.rope_scaling
-    if scaling.kind == "linear":
-        return frequencies / scaling.factor
-    if scaling.kind == "llama3":
-        turns = scaling.original_seq_length * frequencies / (2 * math.pi)
-        span = scaling.high_frequency_factor - scaling.low_frequency_factor
-        keep = ((turns - scaling.low_frequency_factor) / span).clamp(0.0, 1.0)
-        return frequencies * (keep + (1.0 - keep) / scaling.factor)
-    return frequencies
+    exponents = torch.arange(0, rope.size, 2, dtype=torch.float32) / rope.size
+    if rope.kind == "dynamic":
+        # The base grows so that the slowest pair turns as far over the longer sequence as it did over the original one.
+        growth = rope.factor * max(seq_length, rope.original_seq_length) / rope.original_seq_length - (rope.factor - 1)
+        return (rope.theta * growth ** (rope.size / (rope.size - 2))) ** -exponents
+    frequencies = rope.theta**-exponents
+    return _STRETCHED[rope.kind](rope, frequencies, seq_length)
 
 
-def rotary_tables(config: ModelConfig, seq_length: int, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of every position's angles, each [seq_length, rotary_dim / 2] fp32."""
-    positions = torch.arange(seq_length, dtype=torch.float32)
-    angles = torch.outer(positions, rotary_frequencies(config))
-    return angles.cos().to(device), angles.sin().to(device)
+def _stretch_llama3(rope: RopeSpec, frequencies: Tensor, seq_length: int) -> Tensor:
+    """Low frequencies are divided by `factor`, high ones kept, those between blended by how many wavelengths fit into the
+    original sequence."""
+    turns = rope.original_seq_length * frequencies / (2 * math.pi)
+    span = rope.high_frequency_factor - rope.low_frequency_factor
+    keep = ((turns - rope.low_frequency_factor) / span).clamp(0.0, 1.0)
+    return frequencies * (keep + (1.0 - keep) / rope.factor)
+
+
+def _stretch_yarn(rope: RopeSpec, frequencies: Tensor, seq_length: int) -> Tensor:
+    """As llama3's, but blended by the number of the pair. Source: Peng et al. 2023 (arXiv:2309.00071), sec. 3.2"""
+
+    def pair(turns: float) -> float:
+        """The pair that turns so many times in the original sequence."""
+        return rope.size * math.log(rope.original_seq_length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = pair(rope.beta_fast), pair(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.size - 1)
+    width = high - low if high != low else 0.001
+    stretched = ((torch.arange(rope.size // 2, dtype=torch.float32) - low) / width).clamp(0.0, 1.0)
+    return frequencies / rope.factor * stretched + frequencies * (1.0 - stretched)
+
+
+def _stretch_each(rope: RopeSpec, frequencies: Tensor, seq_length: int) -> Tensor:
+    """A factor for each pair, other ones beyond the original length. Source: Ding et al. 2024 (arXiv:2402.13753)"""
+    factors = rope.long_factors if seq_length > rope.original_seq_length else rope.short_factors
+    return frequencies / torch.tensor(factors, dtype=torch.float32)
+
+
+_STRETCHED: dict[str, Callable[[RopeSpec, Tensor, int], Tensor]] = {
+    "none": lambda rope, frequencies, seq_length: frequencies,
+    "linear": lambda rope, frequencies, seq_length: frequencies / rope.factor,
+    "llama3": _stretch_llama3,
+    "yarn": _stretch_yarn,
+    "longrope": _stretch_each,
+}
+"""How a kind of model.rope_scaling changes the frequencies."""
+
+
+def rotary_tables(
+    rope: RopeSpec, positions: int, seq_length: int, device: torch.device | str | None
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the first `positions` positions' angles, each [positions, rope.size / 2] fp32."""
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), rotary_frequencies(rope, seq_length))
+    cos, sin = angles.cos(), angles.sin()
+    if rope.attention_factor != 1.0:
+        cos, sin = cos * rope.attention_factor, sin * rope.attention_factor
+    return cos.to(device), sin.to(device)
 
 
 def alibi_slopes(num_heads: int, max_bias: float = 8.0) -> Tensor:
@@ -73,10 +111,11 @@ def causal_alibi_bias(slopes: Tensor, query_positions: Tensor, key_positions: Te
 class Where:
     """What attention needs to know about positions; made once for a chunk's forward pass, shared by its layers."""
 
-    rotary: tuple[Tensor, Tensor] | None = None
-    """cos and sin: [S, 1, 1, rotary_dim/2], or [S, B, 1, rotary_dim/2] where each row has its own positions."""
-    mask: Tensor | None = None
-    """Additive or boolean, broadcast to [B, A/t, S, S + seen]; None where plain causal attention serves."""
+    rotary: Mapping[RopeSpec, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """cos and sin for each rotation: [S, 1, 1, size/2], or [S, B, 1, size/2] where each row has its own positions."""
+    masks: Mapping[int | None, Tensor | None] = field(default_factory=lambda: {None: None})
+    """For each window (None: without one) what attention may see: additive or boolean, broadcast to [B, A/t, S, S + seen];
+    None where plain causal attention serves."""
     slopes: Tensor | None = None
     """ALiBi slopes of this rank's heads, [A/t]."""
     documents: Tensor | None = None
@@ -84,57 +123,92 @@ class Where:
     auxiliary: Auxiliary | None = None
     """Takes the sums and losses that layers have beside their output."""
 
+    def mask(self, window: int | None) -> Tensor | None:
+        """What may be seen within a window."""
+        return self.masks[window]
+
 
 class Positions(nn.Module):
     """Rotary tables, ALiBi slopes and masks of one chunk of the model."""
 
-    cos: Tensor
-    sin: Tensor
     slopes: Tensor
 
     def __init__(self, config: ModelConfig, axis: Axis, device: torch.device | str | None) -> None:
         super().__init__()
-        self.kind = config.position
+        self.alibi = config.position == "alibi"
         self._bias: Tensor | None = None
-        if self.kind == "rope":
-            cos, sin = rotary_tables(config, config.seq_length, device)
-            self.register_buffer("cos", cos, persistent=False)
-            self.register_buffer("sin", sin, persistent=False)
-        if self.kind == "alibi":
-            slopes = alibi_slopes(config.num_heads, config.alibi_max_bias)[
-                local_query_heads(layers_of(config)[0].attention, axis)
-            ]
+        self._bands: dict[tuple[int, int], Tensor] = {}
+        blocks = [block for layer in layers_of(config) for block in layer.blocks]
+        attention = [block for block in blocks if isinstance(block, AttentionSpec)]
+        self.windows = list(dict.fromkeys(block.window for block in attention))
+        self.ropes = list(dict.fromkeys(block.rope for block in attention if block.rope is not None))
+        for number, rope in enumerate(self.ropes):
+            for name, length in self._lengths(rope, config.seq_length).items():
+                cos, sin = rotary_tables(rope, config.seq_length, length, device)
+                self.register_buffer(f"cos{number}{name}", cos, persistent=False)
+                self.register_buffer(f"sin{number}{name}", sin, persistent=False)
+        if self.alibi:
+            slopes = alibi_slopes(config.num_heads, config.alibi_max_bias)[local_query_heads(attention[0], axis)]
             self.register_buffer("slopes", slopes.to(device), persistent=False)
 
-    def forward(self, batch: Batch, dtype: torch.dtype, *, context: bool = False, seen: int = 0) -> Where:
+    def forward(self, batch: Batch, dtype: torch.dtype, *, context: int = 1, seen: int = 0) -> Where:
         """For `batch`, whose first token follows `seen` cached ones, which its document_ids (if any) name too.
 
-        context: attention itself applies causality, slopes and documents over the context axis; no mask is made.
+        context: ranks that the sequence is cut over; with several, attention itself applies causality, windows, slopes and
+        documents, and no mask is made.
         """
-        slopes = self.slopes if self.kind == "alibi" else None
-        rotary = self._rotary(batch, seen) if self.kind == "rope" else None
-        if context:
-            return Where(rotary, None, slopes, batch.document_ids)
-        return Where(rotary, self._mask(batch, dtype, seen), slopes)
+        length = seen + batch.tokens.shape[1] * context
+        slopes = self.slopes if self.alibi else None
+        rotary = {rope: self._rotary(number, batch, seen, length) for number, rope in enumerate(self.ropes)}
+        if context > 1:
+            return Where(rotary, dict.fromkeys(self.windows), slopes, batch.document_ids)
+        return Where(rotary, {window: self._mask(batch, dtype, seen, window) for window in self.windows}, slopes)
 
-    def _rotary(self, batch: Batch, seen: int) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _lengths(rope: RopeSpec, seq_length: int) -> dict[str, int]:
+        """The sequence lengths that have tables of their own."""
+        if rope.kind != "longrope":
+            return {"": seq_length}
+        return {"": rope.original_seq_length, "_long": rope.original_seq_length + 1}
+
+    def _rotary(self, number: int, batch: Batch, seen: int, length: int) -> tuple[Tensor, Tensor]:
+        rope = self.ropes[number]
+        name = "_long" if rope.kind == "longrope" and length > rope.original_seq_length else ""
+        cos, sin = self.get_buffer(f"cos{number}{name}"), self.get_buffer(f"sin{number}{name}")
         if batch.positions is None:
             rows = slice(seen, seen + batch.tokens.shape[1])
-            return self.cos[rows, None, None], self.sin[rows, None, None]
+            return cos[rows, None, None], sin[rows, None, None]
         positions = batch.positions.t()
-        return self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
+        return cos[positions].unsqueeze(2), sin[positions].unsqueeze(2)
 
-    def _mask(self, batch: Batch, dtype: torch.dtype, seen: int) -> Tensor | None:
+    def _mask(self, batch: Batch, dtype: torch.dtype, seen: int, window: int | None) -> Tensor | None:
         queries, device = batch.tokens.shape[1], batch.tokens.device
-        bias = self._alibi(queries, seen, dtype) if self.kind == "alibi" else None
+        band = None  # None: all that is behind a token
+        if window is not None and window < seen + queries:
+            band = self._band(queries, seen, window, device)
+        bias = self._alibi(queries, seen, dtype) if self.alibi else None
         if batch.document_ids is not None:
             ids = batch.document_ids
             same = (ids[:, None, seen:, None] == ids[:, None, None, :]).tril(seen)
-            return same if bias is None else bias.masked_fill(~same, float("-inf"))
-        if bias is None and seen:
+            band = same if band is None else same & band
+        if bias is not None:
+            return bias if band is None else bias.masked_fill(~band, float("-inf"))
+        if band is None and seen:
             keys = torch.arange(seen + queries, device=device)
             return keys[seen:, None] >= keys
-        return bias
+        return band
+
+    def _band(self, queries: int, seen: int, window: int, device: torch.device) -> Tensor:
+        """Which of seen + queries keys the last `queries` tokens see within a window; the usual one is kept."""
+        kept = self._bands.get((queries, window))
+        if kept is None or seen or kept.device != device:
+            keys = torch.arange(seen + queries, device=device)
+            distance = keys[seen:, None] - keys
+            kept = (distance >= 0) & (distance < window)
+            if not seen:
+                self._bands = {key: band for key, band in self._bands.items() if key[0] == queries}
+                self._bands[queries, window] = kept
+        return kept
 
     def _alibi(self, queries: int, seen: int, dtype: torch.dtype) -> Tensor:
         """The bias of the last `queries` of seen + queries positions; the usual one is kept."""

@@ -43,7 +43,8 @@ class Layer(nn.Module):
 
     pre:       h' = h + attention(norm(h));  y = h' + mlp(norm(h'))
     post:      h' = h + norm(attention(h));  y = h' + norm(mlp(h'))          (OLMo 2)
-    parallel:  y = h + attention(norm(h)) + mlp(norm'(h))                     (GPT-NeoX)
+    both:      h' = h + norm2(attention(norm1(h)));  y = h' + norm4(mlp(norm3(h')))   (Gemma 2)
+    parallel:  y = h + attention(norm(h)) + mlp(norm'(h))                     (GPT-NeoX; with one norm: Cohere)
 
     Shapes:  [S/t or S, B, H] -> the same
     """
@@ -62,8 +63,10 @@ class Layer(nn.Module):
         self.dropout = dropout
         self.recompute_norms = context.recompute_parts
         for sublayer in spec.sublayers:
-            norm_name, name = (f"{name_layer(index)}.{part}" for part in (sublayer.norm_name, sublayer.name))
-            self.add_module(sublayer.norm_name, make_norm(sublayer.norm, context, name=norm_name))
+            name = f"{name_layer(index)}.{sublayer.name}"
+            for part, norm in ((sublayer.norm_name, sublayer.norm), (sublayer.output_norm_name, sublayer.output_norm)):
+                if norm is not None:
+                    self.add_module(part, make_norm(norm, context, name=f"{name_layer(index)}.{part}"))
             module = MODULES.get(type(sublayer.block))
             if module is None:
                 raise ValueError(f"{name}: no module computes a {type(sublayer.block).__name__}; see MODULES")
@@ -72,11 +75,7 @@ class Layer(nn.Module):
 
     def forward(self, hidden: Tensor, where: Where) -> Tensor:
         if self.spec.parallel:
-            *others, last = self.spec.sublayers
-            total = hidden
-            for sublayer in others:
-                total = total + self._drop(self._run(sublayer, hidden, where))
-            return self._drop(self._run(last, hidden, where), total)
+            return self._run_together(hidden, where)
         branch: Tensor | None = None  # what a sublayer gave: a norm on the next one's input adds it in the same kernel
         for sublayer in self.spec.sublayers:
             if branch is None:
@@ -89,20 +88,42 @@ class Layer(nn.Module):
                 branch = self._consume(sublayer, normed, hidden, where)
         return hidden if branch is None else self._drop(branch, hidden)
 
+    def _run_together(self, hidden: Tensor, where: Where) -> Tensor:
+        """All sublayers on the layer's input; one without a norm reads what the first one's gave."""
+        first, *others = self.spec.sublayers
+        total = hidden
+        normed = getattr(self, first.norm_name)(hidden)
+        branch = self._consume(first, normed, hidden, where)
+        for sublayer in others:
+            total = total + self._drop(branch)
+            if sublayer.norm is not None:
+                branch = self._run(sublayer, hidden, where)
+            else:
+                branch = self._consume(sublayer, normed, hidden, where)
+        return self._drop(branch, total)
+
     def _run(self, sublayer: SublayerSpec, hidden: Tensor, where: Where) -> Tensor:
         """A sublayer's output, not yet added to the stream."""
         norm = getattr(self, sublayer.norm_name)
         if sublayer.norm_output:
-            return norm(getattr(self, sublayer.name)(hidden, where))
+            return self._scale(norm(getattr(self, sublayer.name)(hidden, where)))
         return self._consume(sublayer, norm(hidden), hidden, where)
 
     def _consume(self, sublayer: SublayerSpec, normed: Tensor, hidden: Tensor, where: Where) -> Tensor:
         """Run the block on the normed stream; selective recomputation keeps the stream and norms it again."""
         block = getattr(self, sublayer.name)
-        if not self.recompute_norms:
-            return block(normed, where)
-        with recomputed(normed, partial(getattr(self, sublayer.norm_name), hidden)):
-            return block(normed, where)
+        if self.recompute_norms:
+            norm = sublayer.norm_name if sublayer.norm is not None else self.spec.sublayers[0].norm_name
+            with recomputed(normed, partial(getattr(self, norm), hidden)):
+                output = block(normed, where)
+        else:
+            output = block(normed, where)
+        if sublayer.output_norm is not None:
+            output = getattr(self, sublayer.output_norm_name)(output)
+        return self._scale(output)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        return x if self.spec.residual_scale == 1.0 else x * self.spec.residual_scale
 
     def _drop(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return dropout(x, self.dropout, self.training, self.tensor, sharded=self.sequence, residual=residual)
@@ -179,7 +200,7 @@ class Transformer(nn.Module):
 
     def run_layers(self, hidden: Tensor, batch: Batch, *, seen: int = 0, auxiliary: Auxiliary | None = None) -> Tensor:
         """The chunk's layers; `seen` tokens before the batch's are in the attention layers' caches."""
-        where = self.positions(batch, hidden.dtype, context=self.context.size > 1, seen=seen)
+        where = self.positions(batch, hidden.dtype, context=self.context.size, seen=seen)
         where = replace(where, auxiliary=auxiliary or Auxiliary(self.loss_scale, self.tensor.size))
         for layer in self.layers:
             if self.recompute_layers and torch.is_grad_enabled():

@@ -20,7 +20,7 @@ Gradients of keys and values travel with them, in fp32, and return home.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 
 from megalm.config.errors import ConfigError
 from megalm.parallel import collectives
+from megalm.parallel.block_attention import choose_kernel
 from megalm.parallel.mesh import Axis
 
 AnyBatch = TypeVar("AnyBatch")
@@ -82,119 +83,10 @@ def shard_batch(batch: AnyBatch, axis: Axis) -> AnyBatch:
     return replace(batch, **cut)  # type: ignore[type-var]
 
 
-# ------------------------------------------------------------------------------------------------- attention of one blo
-class _Plain:
-    """Attention of query and key blocks with log-sum-exp, in matrix products that run anywhere.
-
-    Shapes: q [B, h, Q, d], k and v [B, h, K, d], bias [1 or B, 1 or h, Q, K] or None -> out [B, h, Q, d], lse [B, h, Q] fp32
-    """
-
-    @staticmethod
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        scores = _scores(q, k, causal, bias, scale)
-        lse = scores.logsumexp(-1)
-        return (scores - lse.unsqueeze(-1)).exp_().to(v.dtype) @ v, lse
-
-    @staticmethod
-    def backward(
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        causal: bool,
-        bias: Tensor | None,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        weights = (_scores(q, k, causal, bias, scale) - lse.unsqueeze(-1)).exp_()
-        grad_v = weights.to(grad.dtype).transpose(-1, -2) @ grad
-        inner = (grad.float() * out.float()).sum(-1, keepdim=True)
-        grad_scores = weights.mul_((grad @ v.transpose(-1, -2)).float() - inner).mul_(scale).to(q.dtype)
-        return grad_scores @ k, grad_scores.transpose(-1, -2) @ q, grad_v
-
-
-def _scores(q: Tensor, k: Tensor, causal: bool, bias: Tensor | None, scale: float) -> Tensor:
-    scores = (q @ k.transpose(-1, -2)).float().mul_(scale)
-    if bias is not None:
-        scores += bias
-    if causal:
-        hidden = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu_(1)
-        scores.masked_fill_(hidden, -torch.inf)
-    return scores
-
-
-class _CpuFlash:
-    """The same through torch's CPU flash attention: no score matrix in memory."""
-
-    @staticmethod
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, attn_mask=_mask(q, k, bias), scale=scale
-        )
-
-    @staticmethod
-    def backward(
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        causal: bool,
-        bias: Tensor | None,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, lse, 0.0, causal, attn_mask=_mask(q, k, bias), scale=scale
-        )
-
-
-def _mask(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.to(q.dtype).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-
-
-class _CudaFlash:
-    """The same through torch's flash attention for GPUs; bias must be None."""
-
-    @staticmethod
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)[:2]
-
-    @staticmethod
-    def backward(
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        causal: bool,
-        bias: Tensor | None,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        unused = torch.empty(2, dtype=torch.uint64, device=q.device)  # a random state, and nothing is dropped
-        return torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            grad, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, unused, unused[:0], scale=scale
-        )
-
-
-def _kernel(q: Tensor, biased: bool) -> Any:
-    """The fastest that serves: 16-bit heads of a size that flash attention knows, without bias, on a GPU."""
-    if q.device.type == "cpu":
-        return _CpuFlash if hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward") else _Plain
-    flash = q.device.type == "cuda" and not torch.version.hip and q.dtype in (torch.float16, torch.bfloat16)
-    return _CudaFlash if flash and not biased and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 else _Plain
-
-
 # --------------------------------------------------------------------------------------------- pairs of blocks to be do
-def _pairs(axis: Axis, source: int, causal: bool, block: int) -> Iterator[tuple[slice, slice, bool, int, int]]:
+def _pairs(
+    axis: Axis, source: int, causal: bool, window: int | None, block: int
+) -> Iterator[tuple[slice, slice, bool, int, int]]:
     """What this rank's queries do with the keys of axis rank `source`.
 
     Yields (queries, keys, causal within the pair, first query position, first key position); slices are of local rows.
@@ -205,6 +97,8 @@ def _pairs(axis: Axis, source: int, causal: bool, block: int) -> Iterator[tuple[
         for j, key_block in enumerate(theirs):
             if causal and key_block > query_block:
                 continue
+            if window is not None and (query_block - key_block - 1) * block + 1 >= window:
+                continue  # the first query is that far behind the last key
             rows, columns = slice(i * block, (i + 1) * block), slice(j * block, (j + 1) * block)
             yield rows, columns, causal and key_block == query_block, query_block * block, key_block * block
 
@@ -215,25 +109,44 @@ _HIDDEN = {torch.float16: -3e4}
 _HIDDEN_ELSE = -1e30
 
 
-def _bias(
-    slopes: Tensor | None, documents: Tensor | None, block: int, first_query: int, first_key: int, dtype: torch.dtype
-) -> Tensor | None:
-    """What is added to the scores of a pair of blocks, [1 or B, 1 or h, block, block] fp32; None: nothing.
+@dataclass(frozen=True)
+class _Bounds:
+    """What beside causality a query may see, and how far off things are.
 
-    slopes [h]: -slope x distance. documents [B, S]: a key of another document than the query's is hidden.
+    slopes [h]: -slope x distance is added. documents [B, S]: a key of another document than the query's is hidden.
+    window: so is a key this far behind.
     """
-    bias = None
-    if slopes is not None:
-        queries = torch.arange(first_query, first_query + block, device=slopes.device, dtype=torch.float32)
-        keys = torch.arange(first_key, first_key + block, device=slopes.device, dtype=torch.float32)
-        bias = (-slopes.float()[:, None, None] * (queries[:, None] - keys[None, :]).abs())[None]
-    if documents is not None:
-        of_queries = documents[:, None, first_query : first_query + block, None]
-        of_keys = documents[:, None, None, first_key : first_key + block]
-        hidden = _HIDDEN.get(dtype, _HIDDEN_ELSE)
-        apart = (of_queries != of_keys).float().mul_(hidden)
-        bias = apart if bias is None else bias + apart
-    return bias
+
+    slopes: Tensor | None
+    documents: Tensor | None
+    window: int | None
+
+    @property
+    def any(self) -> bool:
+        """Whether something may be added to the scores of a pair of blocks."""
+        return self.slopes is not None or self.documents is not None or self.window is not None
+
+    def bias(self, block: int, first_query: int, first_key: int, q: Tensor) -> Tensor | None:
+        """What is added to the scores of a pair of blocks, [1 or B, 1 or h, block, block] fp32; None: nothing."""
+        bias = None
+        distance = None
+        cut = self.window is not None and first_query + block - 1 - first_key >= self.window
+        if self.slopes is not None or cut:
+            queries = torch.arange(first_query, first_query + block, device=q.device, dtype=torch.float32)
+            keys = torch.arange(first_key, first_key + block, device=q.device, dtype=torch.float32)
+            distance = queries[:, None] - keys[None, :]
+        hidden = _HIDDEN.get(q.dtype, _HIDDEN_ELSE)
+        if self.slopes is not None and distance is not None:
+            bias = (-self.slopes.float()[:, None, None] * distance.abs())[None]
+        if self.documents is not None:
+            of_queries = self.documents[:, None, first_query : first_query + block, None]
+            of_keys = self.documents[:, None, None, first_key : first_key + block]
+            apart = (of_queries != of_keys).float().mul_(hidden)
+            bias = apart if bias is None else bias + apart
+        if cut and distance is not None and self.window is not None:
+            far = (distance >= self.window).float().mul_(hidden)[None, None]
+            bias = far if bias is None else bias + far
+        return bias
 
 
 def _spread_heads(x: Tensor, heads: int) -> Tensor:
@@ -262,8 +175,28 @@ class _Merge:
         self.out[:, :, rows] = self.out[:, :, rows].mul_(old).add_(out * new)
         self.lse[:, :, rows] = total
 
+    def add_sinks(self, sinks: Tensor) -> None:
+        """Scores [h] without a value."""
+        total = torch.logaddexp(self.lse, sinks.float()[None, :, None])
+        self.out.mul_((self.lse - total).exp_().unsqueeze(-1))
+        self.lse = total
+
 
 # ---------------------------------------------------------------------------------------------------------- whole atten
+@dataclass(frozen=True)
+class _Options:
+    axis: Axis
+    causal: bool
+    scale: float
+    softcap: float | None
+    bounds: _Bounds
+    mode: str
+
+    def pairs(self, source: int, block: int) -> Iterator[tuple[slice, slice, bool, int, int]]:
+        """What this rank's queries do with the keys of axis rank `source`."""
+        return _pairs(self.axis, source, self.causal, self.bounds.window, block)
+
+
 class _ContextAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -271,46 +204,46 @@ class _ContextAttention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        slopes: Tensor | None,
-        documents: Tensor | None,
-        axis: Axis,
-        causal: bool,
-        scale: float,
-        mode: str,
+        sinks: Tensor | None,
+        options: _Options,
     ) -> Tensor:
         heads_first = q.permute(1, 2, 0, 3)  # [B, h, S/c, d]
         block = q.shape[0] // 2
-        kernel = _kernel(q, slopes is not None or documents is not None)
+        axis, bounds, mode = options.axis, options.bounds, options.mode
+        kernel = choose_kernel(q, bounds.any, options.softcap)
         merged = _Merge(heads_first)
         for source, pair in _visit(torch.stack([k, v]), axis, mode):
             keys, values = (_spread_heads(t.permute(1, 2, 0, 3), heads_first.shape[1]) for t in pair)
-            for rows, columns, diagonal, first_query, first_key in _pairs(axis, source, causal, block):
-                bias = _bias(slopes, documents, block, first_query, first_key, q.dtype)
+            for rows, columns, diagonal, first_query, first_key in options.pairs(source, block):
+                bias = bounds.bias(block, first_query, first_key, q)
                 part = kernel.forward(
-                    heads_first[:, :, rows], keys[:, :, columns], values[:, :, columns], diagonal, bias, scale
+                    heads_first[:, :, rows], keys[:, :, columns], values[:, :, columns], diagonal, bias, options.scale
                 )
                 merged.add(rows, *part)
+        if sinks is not None:
+            merged.add_sinks(sinks)
         out = merged.out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, merged.lse, slopes, documents)
-        ctx.axis, ctx.causal, ctx.scale, ctx.mode = axis, causal, scale, mode
+        ctx.save_for_backward(q, k, v, out, merged.lse, sinks)
+        ctx.options = options
         return out.permute(2, 0, 1, 3)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        q, k, v, out, lse, slopes, documents = ctx.saved_tensors
-        axis, causal, scale = ctx.axis, ctx.causal, ctx.scale
+        q, k, v, out, lse, sinks = ctx.saved_tensors
+        options: _Options = ctx.options
+        axis, bounds, mode = options.axis, options.bounds, options.mode
         grad = grad.permute(1, 2, 0, 3)
         q = q.permute(1, 2, 0, 3)
         block, heads, groups = q.shape[2] // 2, q.shape[1], k.shape[2]
-        kernel = _kernel(q, slopes is not None or documents is not None)
+        kernel = choose_kernel(q, bounds.any, options.softcap)
         grad_q = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
-        carrier = _GradientCarrier(axis, ctx.mode)
-        for source, pair in _visit(torch.stack([k, v]), axis, ctx.mode):
+        carrier = _GradientCarrier(axis, mode)
+        for source, pair in _visit(torch.stack([k, v]), axis, mode):
             keys, values = (_spread_heads(t.permute(1, 2, 0, 3), heads) for t in pair)
             grads = torch.zeros(2, q.shape[0], groups, q.shape[2], q.shape[3], dtype=torch.float32, device=q.device)
-            for rows, columns, diagonal, first_query, first_key in _pairs(axis, source, causal, block):
-                bias = _bias(slopes, documents, block, first_query, first_key, q.dtype)
+            for rows, columns, diagonal, first_query, first_key in options.pairs(source, block):
+                bias = bounds.bias(block, first_query, first_key, q)
                 part_q, part_k, part_v = kernel.backward(
                     grad[:, :, rows],
                     q[:, :, rows],
@@ -320,14 +253,18 @@ class _ContextAttention(torch.autograd.Function):
                     lse[:, :, rows],
                     diagonal,
                     bias,
-                    scale,
+                    options.scale,
                 )
                 grad_q[:, :, rows] += part_q
                 grads[0, :, :, columns] += _collect_heads(part_k, groups)
                 grads[1, :, :, columns] += _collect_heads(part_v, groups)
             carrier.add(source, grads)
         grad_k, grad_v = carrier.home().to(k.dtype).permute(0, 3, 1, 2, 4)
-        return grad_q.to(q.dtype).permute(2, 0, 1, 3), grad_k, grad_v, None, None, None, None, None, None
+        grad_sinks = None
+        if sinks is not None:  # a sink's share of the softmax is paid by the others, and it has no value
+            shares = (sinks.float()[None, :, None] - lse).exp()
+            grad_sinks = -(shares * (grad.float() * out.float()).sum(-1)).sum((0, 2)).to(sinks.dtype)
+        return grad_q.to(q.dtype).permute(2, 0, 1, 3), grad_k, grad_v, grad_sinks, None
 
 
 def _visit(own: Tensor, axis: Axis, mode: str) -> Iterator[tuple[int, Tensor]]:
@@ -389,6 +326,9 @@ def context_attention(
     scale: float,
     alibi_slopes: Tensor | None = None,
     document_ids: Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     mode: str = "ring",
 ) -> Tensor:
     """Attention over the whole sequence, of which each rank holds the zig-zag part; positions must already be in q
@@ -396,6 +336,8 @@ def context_attention(
 
     Query head i uses key/value head i // (heads / kv_heads). alibi_slopes [heads]: -slope x distance is added to the
     scores. document_ids [B, S], of the whole sequence on every rank: a query sees the keys of its own document only.
+    window: and no key that is this far behind. softcap: scores become softcap x tanh(score / softcap). sinks [heads]: a
+    score of each head that takes part in the softmax, without a value; its gradient is of this rank's tokens.
 
     Shapes: q [S/c, B, heads, d], k and v [S/c, B, kv_heads, d] -> [S/c, B, heads, d]
     Comm:   ring: forward c-1 exchanges of (k, v), backward c-1 of (k, v) and c of their fp32 gradients;
@@ -410,4 +352,5 @@ def context_attention(
             f"each of {axis.size} context ranks must hold two equal blocks, and {q.shape[0]} tokens are odd: "
             f"choose model.seq_length divisible by {2 * axis.size}."
         )
-    return _ContextAttention.apply(q, k, v, alibi_slopes, document_ids, axis, causal, scale, mode)
+    options = _Options(axis, causal, scale, softcap, _Bounds(alibi_slopes, document_ids, window), mode)
+    return _ContextAttention.apply(q, k, v, sinks, options)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megalm.architecture.flops import count_attended
 from megalm.architecture.kept import cache_by_model
 from megalm.architecture.layers import LayerSpec, layers_of
 from megalm.config.errors import ConfigError
@@ -26,13 +25,13 @@ class LayerCosts:
 def count_layer_costs(model: ModelConfig) -> LayerCosts:
     """What each part of the model costs, per token of a sequence of model.seq_length.
 
-    layer:      what its blocks cost (matrix products, and for attention the causal half of scores and weighted sums)
+    layer:      what its blocks cost (matrix products, and for attention the visible part of scores and weighted sums)
     output:     2 * H * V, plus 5 V for the cross-entropy's exponentials and sums
     embedding:  a table look-up and its gradient's scatter move H elements and compute nearly nothing: 4 H
     """
-    keys, width = count_attended(model.seq_length, causal=True), model.hidden_size
+    width = model.hidden_size
     layers = layers_of(model)
-    costs = {layer: _count_layer_cost(layer, keys) for layer in set(layers)}
+    costs = {layer: _count_layer_cost(layer, model.seq_length) for layer in set(layers)}
     return LayerCosts(
         layers=tuple(costs[layer] for layer in layers),
         embedding=4.0 * width,
@@ -40,8 +39,8 @@ def count_layer_costs(model: ModelConfig) -> LayerCosts:
     )
 
 
-def _count_layer_cost(layer: LayerSpec, keys: float) -> float:
-    return sum(block.matrix_flops + block.count_core_flops(keys) for block in layer.blocks)
+def _count_layer_cost(layer: LayerSpec, length: int) -> float:
+    return sum(block.matrix_flops + block.count_core_flops(length, causal=True) for block in layer.blocks)
 
 
 def partition_layers(model: ModelConfig, stages: int) -> list[range]:

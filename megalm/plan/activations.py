@@ -26,15 +26,19 @@ class LayerActivations:
 
 
 def uses_math_attention(model: ModelConfig, layout: Layout, cpu: bool) -> bool:
-    """Whether attention keeps its probabilities: on a CPU, an additive mask (ALiBi) keeps torch from its fused kernel."""
-    return cpu and model.position == "alibi" and layout.context == 1
+    """Whether attention keeps its probabilities: capped scores, and on a CPU an additive mask (ALiBi), keep torch from its
+    fused kernel."""
+    return (cpu and model.position == "alibi" or model.attention_softcap is not None) and layout.context == 1
 
 
 def count_mask_bytes(model: ModelConfig, layout: Layout) -> float:
-    """Bytes of the additive mask [A/t, S, S] that all layers of a rank share (ALiBi without context parallelism)."""
-    if model.position != "alibi" or layout.context > 1:
+    """Bytes of the masks that all layers of a rank share, without context parallelism: additive [A/t, S, S] with ALiBi, [S, S]
+    of truth values for a window."""
+    if layout.context > 1:
         return 0.0
-    return model.num_heads / layout.tensor * float(model.seq_length) ** 2 * BYTES[layout.dtype]
+    square, additive = float(model.seq_length) ** 2, model.position == "alibi"
+    band = square if model.window is not None and model.window < model.seq_length else 0.0
+    return band + (model.num_heads / layout.tensor * square * BYTES[layout.dtype] if additive else 0.0)
 
 
 def estimate_layer_activations(
@@ -69,7 +73,9 @@ def estimate_layer_activations(
     if attention.clip_qkv is not None:
         every["queries, keys and values before the clamp"] = tokens * (query + 2 * key) * size
     if uses_math_attention(model, layout, cpu):
-        every["attention's probabilities"] = tokens * heads * model.seq_length * size
+        # Capped scores keep the tanh and the softmax in fp32 beside the probabilities.
+        bytes_each = size if attention.softcap is None else 8.0 + size
+        every["attention's probabilities"] = tokens * heads * model.seq_length * bytes_each
     if model.dropout:
         every["dropout masks"] = 2.0 * tokens * model.hidden_size / along_sequence
     if isinstance(mlp, MixtureSpec):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import ceil
 
-from megalm.architecture.blocks import MixtureSpec
+from megalm.architecture.blocks import MixtureSpec, count_attended
 from megalm.architecture.layers import LayerSpec
 from megalm.architecture.shape import ModelShape
 from megalm.config.precision import BYTES
@@ -119,7 +119,7 @@ def estimate_layer_time(model: ModelShape, layer: LayerSpec, layout: Layout, roo
     else:
         products.append(roofline.products(tokens, up * width, hidden))
         products.append(roofline.products(tokens, hidden, width))
-    core = 4.0 * tokens * (length + TILE) / 2 * query
+    core = 4.0 * tokens * (count_attended(length, causal=True, window=attention.window) + TILE / 2) * query
     rotated = 2 * (query + key) if attention.position == "rope" else 0.0
     routed = 4.0 * mlp.top_k * hidden if isinstance(mlp, MixtureSpec) else 0.0
     forward_bytes = tokens * size * (8 * hidden / along_sequence + rotated + (up + 1) * used + routed)

@@ -59,6 +59,21 @@ def _mpt(**changes):
     return transformers.MptForCausalLM(transformers.MptConfig(**{**base, **changes}))
 
 
+YARN = dict(rope_type="yarn", rope_theta=5000.0, factor=4.0, original_max_position_embeddings=16, beta_fast=4.0)
+CAPS = dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
+
+
+def _of(family: str, config: str | None = None, **changes) -> Callable:
+    """A model of a family whose settings have Llama's names; eager, because transformers' fused paths cap no scores."""
+
+    def make():
+        settings = {**LLAMA_LIKE, **changes, "attn_implementation": "eager"}
+        made = getattr(transformers, config or f"{family}Config")(**settings)
+        return getattr(transformers, f"{family}ForCausalLM")(made)
+
+    return make
+
+
 BUILDERS: dict[str, Callable] = {
     "llama2": _llama,
     "llama3": lambda: _llama(rope_parameters=LLAMA3_ROPE),
@@ -74,6 +89,66 @@ BUILDERS: dict[str, Callable] = {
     "gpt-neox-sequential": lambda: _gpt_neox(
         use_parallel_residual=False, rope_parameters=dict(rope_theta=2000.0, partial_rotary_factor=1.0)
     ),
+    "mistral-window": _of("Mistral", sliding_window=7),
+    "qwen2-window": _of("Qwen2", use_sliding_window=True, sliding_window=9, max_window_layers=1, num_hidden_layers=3),
+    "qwen3-window": _of(
+        "Qwen3",
+        head_dim=16,
+        use_sliding_window=True,
+        sliding_window=5,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        num_hidden_layers=3,
+    ),
+    "llama-yarn": _of("Llama", rope_parameters=dict(YARN, truncate=False)),
+    "llama-dynamic": _of("Llama", rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=2.0)),
+    "olmo3": _of("Olmo3", num_hidden_layers=4, sliding_window=6),
+    "olmo3-yarn": _of(
+        "Olmo3",
+        num_hidden_layers=4,
+        sliding_window=6,
+        rope_parameters=dict(full_attention=YARN, sliding_attention=dict(rope_type="default", rope_theta=2000.0)),
+    ),
+    "smollm3": _of("SmolLM3", num_hidden_layers=4, no_rope_layer_interval=2, tie_word_embeddings=True),
+    "smollm3-window": _of("SmolLM3", num_hidden_layers=4, use_sliding_window=True, sliding_window=6),
+    "granite": _of(
+        "Granite",
+        embedding_multiplier=3.0,
+        logits_scaling=2.0,
+        residual_multiplier=0.4,
+        attention_multiplier=0.2,
+        attention_bias=True,
+        tie_word_embeddings=True,
+    ),
+    "gemma2": _of("Gemma2", head_dim=16, query_pre_attn_scalar=24, sliding_window=5, **CAPS),
+    "gemma3": _of(
+        "Gemma3",
+        "Gemma3TextConfig",
+        head_dim=16,
+        query_pre_attn_scalar=24,
+        sliding_window=5,
+        num_hidden_layers=4,
+        sliding_window_pattern=3,
+        rope_parameters=dict(
+            full_attention=dict(rope_type="linear", factor=8.0, rope_theta=1e6),
+            sliding_attention=dict(rope_type="default", rope_theta=1e4),
+        ),
+        final_logit_softcapping=3.0,
+    ),
+    "phi3": _of("Phi3", sliding_window=20),
+    "phi3-long": _of(
+        "Phi3",
+        original_max_position_embeddings=16,
+        rope_parameters=dict(
+            rope_type="longrope", rope_theta=1e4, short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[1.0, 2.0, 3.0, 4.0]
+        ),
+    ),
+    "phi3-partial": _of("Phi3", partial_rotary_factor=0.5, num_attention_heads=2, num_key_value_heads=2),
+    "glm4": _of("Glm4", head_dim=16),
+    "cohere": _of("Cohere", logit_scale=0.75, use_qk_norm=True),
+    "cohere-plain": _of("Cohere", logit_scale=0.5, attention_bias=True),
+    "cohere2": _of("Cohere2", num_hidden_layers=4, sliding_window=6, logit_scale=0.5),
+    "nemotron": _of("Nemotron", head_dim=16, mlp_bias=True),
+    "starcoder2": _of("Starcoder2", sliding_window=9),
     "mpt": _mpt,
     "mpt-six-heads": lambda: _mpt(d_model=48, n_heads=6, attn_config=dict(clip_qkv=0.3)),
 }
@@ -86,7 +161,8 @@ def build(name: str, seed: int = 0):
     model = BUILDERS[name]()
     for key, parameter in model.named_parameters():
         spread = 0.2 if parameter.ndim > 1 else 0.3
-        centre = 1.0 if "norm" in key.lower() or "ln_" in key else 0.0
+        one_more = any(word in type(model).__name__ for word in ("Gemma", "Nemotron"))  # norms that add it themselves
+        centre = 1.0 if ("norm" in key.lower() or "ln_" in key) and not one_more else 0.0
         if key.endswith("bias"):
             centre = 0.0
         torch.nn.init.normal_(parameter, centre, spread)

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
+from megalm.convert.families import FAMILIES
 from megalm.convert.huggingface import open_folder, write_folder
-from megalm.convert.huggingface_architectures import ARCHITECTURES
 from megalm.convert.huggingface_config import choose_architecture, read_config, write_config
 from megalm.convert.huggingface_names import rules
 from megalm.convert.source import Source
@@ -46,14 +46,16 @@ def test_round_trip_changes_no_bit(folders, name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_export_without_the_original_config_loads_in_transformers(folders, name, tmp_path):
-    """The config.json is written from ModelConfig alone; transformers must then compute the same logits bit for bit."""
+    """The config.json is written from ModelConfig alone; transformers must then compute the same logits bit for bit, or, where
+    another class serves as well (Mistral for Phi-3), but for rounding."""
     source = open_folder(folders(name))
     source.config_json = None
     write_folder(source, tmp_path)
     with torch.no_grad():
         expected = transformers.AutoModelForCausalLM.from_pretrained(folders(name))(tokens()).logits
         logits = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(tokens()).logits
-    assert torch.equal(logits, expected)
+    kinds = {json.loads((folder / "config.json").read_text())["model_type"] for folder in (folders(name), tmp_path)}
+    assert torch.equal(logits, expected) if len(kinds) == 1 else torch.allclose(logits, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -200,8 +202,8 @@ def test_models_no_architecture_can_express():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"model_type": "mixtral"}, "model_type='mixtral' is not supported; supported are gpt2, gpt_neox"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope scaling 'yarn' is not supported"),
+        ({"model_type": "bloom"}, "model_type='bloom' is not supported; supported are cohere, cohere2"),
+        ({"rope_parameters": {"rope_type": "proportional"}}, "rope scaling 'proportional' is not supported"),
         ({"hidden_act": "relu6"}, "hidden_act='relu6' is not supported"),
         ({"hidden_size": None}, "key 'hidden_size' is missing"),
     ],
@@ -214,7 +216,7 @@ def test_configs_that_are_refused(folders, change, message):
 
 def test_every_listed_architecture_is_tested(folders):
     tested = {json.loads((folders(name) / "config.json").read_text())["model_type"] for name in NAMES}
-    assert tested == set(ARCHITECTURES)
+    assert tested == set(FAMILIES)
 
 
 def test_tokenizer_travels(folders, tmp_path):

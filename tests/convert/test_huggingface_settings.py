@@ -33,8 +33,9 @@ CHANGES_THE_FUNCTION = {
         {"use_sliding_window": True},
         {"sliding_window": 16},
         {"layer_types": ["sliding_attention", "full_attention"]},
-        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
-        {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
+        {"rope_scaling": {"rope_type": "dynamic"}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "a_new_number": 2}},
+        {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0]}},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
         {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
         {
@@ -49,12 +50,26 @@ CHANGES_THE_FUNCTION = {
         {"another_new_key": False},
     ],
     "qwen2": [
-        {"use_sliding_window": True, "sliding_window": 16},
         {"layer_types": ["linear_attention", "full_attention"]},
+        {"layer_types": ["full_attention"]},
     ],
     "qwen3": [{"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}],
-    "mistral": [{"sliding_window": 16}, {"attention_bias": True}],
-    "olmo2": [{"clip_qkv": 8.0}],
+    "mistral": [{"attention_bias": True}, {"head_dim": 8, "num_experts": 4}],
+    "olmo2": [{"clip_qkv": 8.0}, {"head_dim": 16}],
+    "olmo3": [
+        {"layer_types": ["chunked_attention"] * 4},
+        {"rope_parameters": {"sliding_attention": {"rope_type": "yarn", "factor": 2.0}}},
+    ],
+    "smollm3": [{"no_rope_layers": [1, 0]}, {"layer_types": ["sliding_attention"] * 4}],
+    "granite": [{"shared_intermediate_size": 8}, {"num_local_experts": 4}],
+    "gemma2": [{"use_bidirectional_attention": True}, {"sliding_window": None}, {"hidden_activation": "relu"}],
+    "gemma3": [{"attn_logit_softcapping": 50.0}, {"num_kv_shared_layers": 2}],
+    "phi3": [{"rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [1.0]}}],
+    "glm4": [{"n_routed_experts": 4}],
+    "cohere": [{"qk_layernorm": True}, {"layer_types": ["full_attention"] * 2}],
+    "cohere2": [{"layer_types": ["full_attention"] * 3}],
+    "nemotron": [{"hidden_act": "silu"}, {"norm_topk_prob": True}],
+    "starcoder2": [{"sliding_window": 9, "norm_type": "rms_norm"}],
     "gpt2": [
         {"scale_attn_weights": False},
         {"scale_attn_by_inverse_layer_idx": True},
@@ -78,7 +93,8 @@ CASES = [(name, change) for name, changes in CHANGES_THE_FUNCTION.items() for ch
 @pytest.mark.parametrize("name, change", CASES, ids=lambda value: str(value)[:60])
 def test_a_setting_that_changes_the_function_is_refused_by_name(name, change):
     read_config(CONFIGS[name])
-    with pytest.raises(ConfigError, match=f"config.json: .*({'|'.join(change)}|rope scaling)"):
+    words = "|".join([*change, "rope scaling", "short_factor"])
+    with pytest.raises(ConfigError, match=f"config.json: .*({words})"):
         read_config({**CONFIGS[name], **change})
 
 
@@ -127,18 +143,30 @@ def test_accepting_what_is_not_refused_or_cannot_be_accepted_is_an_error(key):
         read_config({**CONFIGS["llama2"], "final_logit_softcapping": 30.0}, ["final_logit_softcapping"])
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3"])
-def test_a_window_smaller_than_the_context_needs_a_word(name):
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "starcoder2", "phi3"])
+def test_a_window_smaller_than_the_context_is_a_window(name):
     config = {**CONFIGS[name], "sliding_window": 16}
-    if name != "mistral":
+    if name.startswith("qwen"):
         config |= {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]}
-    with pytest.raises(
-        ConfigError, match="sliding_window=16 is smaller than max_position_embeddings=64.*--accept sliding_window"
-    ):
-        read_config(config)
-    reading = read_settings(config, ["sliding_window"])
-    assert reading.model.seq_length == 16 and "taken with seq_length=16 in place of 64" in reading.notes[0]
-    assert read_config({**config, "sliding_window": 64}) == read_config(CONFIGS[name])  # it holds the whole context
+    model = read_config(config)
+    assert (model.window, model.seq_length) == (16, 64)
+    assert model.attends(0) == "window" and model.attends(1) == ("full" if name.startswith("qwen") else "window")
+    whole = read_config({**config, "sliding_window": 64})
+    assert whole.window is None and whole.layer_pattern == []  # it holds the whole context
+
+
+def test_rotations_of_published_configs():
+    """Phi-3's first name for its stretching, Gemma 3's and Cohere 2's way of saying where windows are."""
+    phi = read_config({**CONFIGS["phi3-long"], "rope_parameters": None, "rope_scaling": {
+        "type": "su", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}})  # fmt: skip
+    assert phi.rope_scaling.kind == "longrope" and phi.rope_scaling.attention_factor == pytest.approx(1.5**0.5)
+    gemma = {key: value for key, value in CONFIGS["gemma3"].items() if key not in ("layer_types", "rope_parameters")}
+    gemma |= {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    assert read_config(gemma) == read_config(CONFIGS["gemma3"])
+    cohere = {key: value for key, value in CONFIGS["cohere2"].items() if key != "layer_types"}
+    assert read_config({**cohere, "sliding_window_pattern": 4}) == read_config(CONFIGS["cohere2"])
+    smol = {key: value for key, value in CONFIGS["smollm3"].items() if key not in ("no_rope_layers", "layer_types")}
+    assert read_config(smol) == read_config(CONFIGS["smollm3"])
 
 
 def test_an_import_prints_what_it_accepted(tmp_path, capsys):
@@ -147,11 +175,10 @@ def test_an_import_prints_what_it_accepted(tmp_path, capsys):
     path.write_text(json.dumps({**json.loads(path.read_text()), "sliding_window": 32, "their_new_key": "x"}))
     capsys.readouterr()
     words = [str(tmp_path / "model"), str(tmp_path / "run"), "--to", "megalm"]
-    assert convert([*words, "--accept", "sliding_window"]) == 2
+    assert convert(words) == 2
     assert 'their_new_key="x". Where you know' in capsys.readouterr().err and not (tmp_path / "run").exists()
-    assert convert([*words, "--verify", "--accept", "sliding_window", "--accept", "their_new_key"]) == 0
+    assert convert([*words, "--verify", "--accept", "their_new_key"]) == 0
     said = capsys.readouterr().out
-    assert "note: config.json: sliding_window=32: the model is taken with seq_length=32 in place of 64" in said
     assert 'note: config.json: their_new_key="x" is not known here and was accepted' in said
     assert convert([str(tmp_path / "run"), str(tmp_path / "out"), "--to", "huggingface"]) == 0
     exported = json.loads((tmp_path / "out" / "config.json").read_text())

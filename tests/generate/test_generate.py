@@ -24,6 +24,11 @@ MODELS = {
     "neox": dict(norm="layernorm", activation="gelu", rope_fraction=0.5, parallel_residual=True, rope_interleaved=True),
     "olmo2": dict(norm_placement="post", qk_norm=True, qk_norm_scope="full", num_kv_heads=1),
     "none": dict(position="none", qk_norm=True),
+    "window": dict(window=4, layer_pattern=["window", "full_no_rope"], num_kv_heads=2, attention_sinks=True),
+    "one-token-window": dict(window=1, layer_pattern=["window", "full"]),
+    "capped": dict(window=6, attention_softcap=1.0, logit_softcap=2.0, norm_placement="both"),
+    "alibi-window": dict(window=5, position="alibi", norm="layernorm"),
+    "stretched": dict(rope_scaling=RopeScalingConfig(kind="yarn", factor=4.0, original_seq_length=4, beta_fast=2.0)),
 }
 
 
@@ -62,6 +67,17 @@ def test_greedy_text_is_the_argmax_chain(name):
         with torch.no_grad():
             text.append(int(next_logits(model, torch.tensor([text]), 0)[0].argmax()))
     assert generate(model, prompt, max_tokens=10, temperature=0) == text[3:]
+
+
+def test_a_window_bounds_the_cache():
+    """Layers with a window keep as many keys as the next token sees, however long the text is."""
+    model = make("window")
+    tokens = torch.randint(0, 50, (1, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), cached(model, 16):
+        for position in range(16):
+            next_logits(model, tokens[:, position : position + 1], position)
+        kept = [layer.attention.cache._keys.shape[0] for layer in model.layers]
+    assert kept == [3, 16]
 
 
 def test_a_full_window_forgets_its_older_half():
