@@ -50,7 +50,7 @@ def _require(condition: bool, message: str) -> None:
 
 def _check_model(model: ModelConfig) -> None:
     assert model.num_kv_heads is not None and model.head_dim is not None
-    if model.head_dim * model.num_heads != model.hidden_size and model.hidden_size % model.num_heads:
+    if model.hidden_size % model.num_heads and model.head_dim == model.hidden_size // model.num_heads:
         near = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
         near = sorted(sorted(near, key=lambda h: abs(h - model.num_heads))[:4])
         raise ConfigError(

@@ -62,7 +62,10 @@ def test_a_models_parameters_have_their_roles(model):
     assert {name: slice_.role for name, slice_ in found.items()} == {name: expected_role(name) for name in found}
     count = Counter(slice_.role for slice_ in found.values())
     assert count[Role.OUTPUT] == (not config.model.tie_embeddings)
-    assert count[Role.MATRIX] == 2 * (6 + ("layers.0.mlp.gate.weight" in found))
+    mlp = 2 + ("layers.0.mlp.gate.weight" in found)
+    moe = config.model.moe
+    inside = [mlp if moe.is_dense(i) else 3 * bool(moe.shared_ffn_hidden_size) for i in range(2)]
+    assert count[Role.MATRIX] == 2 * 4 + sum(inside)
 
 
 def test_a_model_with_every_part_has_every_role_of_a_dense_one():

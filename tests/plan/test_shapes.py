@@ -21,7 +21,28 @@ PUBLISHED = {
     "smollm2-135m": (134_515_008, "SmolLM2-135M's tensors"),
     "pythia-1.4b": (1_414_647_808, "Biderman et al. 2023, table of model sizes"),
     "olmo2-7b": (7_298_617_344, "OLMo-2-1124-7B's index"),
+    "mixtral-8x7b": (46_702_792_704, "Mixtral-8x7B-v0.1's index"),
+    "olmoe-1b-7b": (6_919_161_856, "OLMoE-1B-7B-0924's tensors"),
+    "qwen3-30b-a3b": (30_532_122_624, "Qwen3-30B-A3B's index"),
+    "qwen3-235b-a22b": (235_093_634_560, "Qwen3-235B-A22B's index"),
+    "dbrx": (131_596_523_520, "dbrx-base's index"),
+    "glm-4.5-air": (106_852_245_504, "transformers' Glm4MoeForCausalLM of its config.json"),
 }
+
+
+PUBLISHED_ACTIVE = {
+    "mixtral-8x7b": 12.9e9,
+    "olmoe-1b-7b": 1.3e9,
+    "qwen3-30b-a3b": 3.3e9,
+    "qwen3-235b-a22b": 22e9,
+    "dbrx": 36e9,
+}
+"""As the models' reports say it, in two digits."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED_ACTIVE)
+def test_published_active_counts(name):
+    assert count_parameters(read_model(name)).active == pytest.approx(PUBLISHED_ACTIVE[name], rel=0.02)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,6 +48,7 @@ _COMMON = [
     "precision=fp32",
     "device=cpu",
 ]
+_MIXTURE = ["model.num_kv_heads=2", "model.vocab_size=97", "model.tie_embeddings=false", "model.init_std=0.1"]
 MODELS = {
     # a vocabulary that no number of ranks divides (padding), layers that no number of stages divides
     "llama": [
@@ -141,7 +142,50 @@ MODELS = {
         "model.logit_scale=0.8",
         "model.tie_embeddings=false",
     ],
+    # mixtures: a large initial deviation keeps scores apart, so that rounding flips no choice
+    "mixtral": [
+        *_MIXTURE,
+        "model.num_layers=4",
+        "model.moe.num_experts=4",
+        "model.moe.score=softmax",
+        "model.moe.balance_loss=1e-2",
+        "model.moe.z_loss=1e-3",
+    ],
+    # groups, a selection bias, shared experts, a dense layer in front; without latent attention
+    "deepseek": [
+        *_MIXTURE,
+        "model.num_layers=4",
+        "model.moe.num_experts=8",
+        "model.moe.top_k=3",
+        "model.moe.ffn_hidden_size=32",
+        "model.moe.num_shared_experts=1",
+        "model.moe.first_dense=1",
+        "model.moe.groups=4",
+        "model.moe.top_groups=2",
+        "model.moe.weight_scale=2.5",
+        "model.moe.bias_rate=0.02",
+        "model.moe.balance_loss=1e-2",
+    ],
+    # biases everywhere, clamped activation, sinks, windows in turn, the load of the update before
+    "gpt-oss": [
+        *_MIXTURE,
+        "model.num_layers=4",
+        "model.position=rope",
+        "model.window=5",
+        "model.layer_pattern=[window,full]",
+        "model.attention_sinks=true",
+        "model.moe.num_experts=4",
+        "model.moe.score=softmax",
+        "model.moe.router_bias=true",
+        "model.linear_bias=true",
+        "model.qkv_bias=true",
+        "model.attention_out_bias=true",
+        "model.activation=clamped_swiglu",
+        "model.moe.balance=global",
+        "model.moe.balance_loss=1e-2",
+    ],
 }
+MIXTURES = ("mixtral", "deepseek", "gpt-oss")
 ZERO_STAGES = (0, 1, 2)
 RECOMPUTE = ("none", "selective", "full")
 CONTEXT_MODES = ("ring", "all_gather")
@@ -155,6 +199,9 @@ class Layout:
     tensor: int = 1
     pipeline: int = 1
     context: int = 1
+    expert: int = 1
+    expert_tensor: int = 1
+    expert_dispatch: str = "all_to_all"
     sequence: bool = False
     schedule: str = "1f1b"
     zero_stage: int = 0
@@ -182,6 +229,8 @@ class Layout:
 
     def __str__(self) -> str:
         words = [f"d{self.data} t{self.tensor} p{self.pipeline} c{self.context}"]
+        words += [f"ep{self.expert} etp{self.expert_tensor}"] * (self.expert * self.expert_tensor > 1)
+        words += [self.expert_dispatch] * (self.expert_dispatch != "all_to_all")
         words += ["sequence"] * self.sequence + [self.schedule] * (self.pipeline > 1)
         words += [f"zero{self.zero_stage}"] * (self.zero_stage > 0)
         words += [self.recompute] * (self.recompute != "none") + [self.context_mode] * (self.context > 1)
@@ -215,14 +264,50 @@ def every_layout(full: bool = False) -> list[Layout]:
                     recompute, zero = next(deals[schedule] if pipeline > 1 else alone)
                     choices = [(recompute, zero, next(modes) if context > 1 else "ring")]
                 for recompute, zero, mode in choices:
-                    found.append(Layout(data, tensor, pipeline, context, sequence, schedule, zero, recompute, mode))
+                    found.append(
+                        Layout(
+                            data,
+                            tensor,
+                            pipeline,
+                            context,
+                            sequence=sequence,
+                            schedule=schedule,
+                            zero_stage=zero,
+                            recompute=recompute,
+                            context_mode=mode,
+                        )  # fmt: skip
+                    )
                 if data > 1 and schedule == "1f1b" and sequence == (tensor > 1):
                     # torch's fully_shard in place of the sharded optimizer
                     recompute = RECOMPUTE[(tensor + pipeline + context) % 3]
                     found.append(
-                        Layout(data, tensor, pipeline, context, sequence, recompute=recompute, data_mode="fully_shard")
+                        Layout(
+                            data,
+                            tensor,
+                            pipeline,
+                            context,
+                            sequence=sequence,
+                            recompute=recompute,
+                            data_mode="fully_shard",
+                        )
                     )
     return found
+
+
+def fold_experts(model: str, layout: Layout, number: int) -> Layout:
+    """The layout with its ranks dealt out over the experts of a mixture, another way for each number."""
+    if model not in MIXTURES:
+        return layout
+    ranks, most = layout.data * layout.tensor * layout.context, 4
+    pairs = [
+        (expert, parts)
+        for expert in (4, 2, 1)
+        for parts in (1, 2, 4)
+        if ranks % (expert * parts) == 0 and expert <= most
+    ]
+    expert, parts = pairs[number % len(pairs)]
+    dispatch = "all_gather" if number % 5 == 4 else "all_to_all"
+    return replace(layout, expert=expert, expert_tensor=parts, expert_dispatch=dispatch)
 
 
 def write_tokens(folder: Path, vocab_size: int = 96) -> str:
@@ -284,13 +369,15 @@ def train(config: Any, folder: Path, mesh: Any = None) -> dict[str, Any]:
 def compare(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     """One rank's result beside the reference's, all of whose boxes are whole tensors."""
     whole = {name: tensor for name, _, tensor in reference["boxes"]}
-    squares, worst, worst_name, elements = 0.0, -1.0, "", 0
+    squares, worst, worst_name, elements, states = 0.0, -1.0, "", 0, 0.0
     for name, offset, tensor in result["boxes"]:
         expected = whole[name]
         part = expected[tuple(slice(o, o + n) for o, n in zip(offset, tensor.shape, strict=True))]
         square = float((tensor - part).double().square().sum())
         squares += square
         elements += tensor.numel()
+        if ".router." in name and not name.endswith((".weight", ".bias")):
+            states += square  # integers decide over them: they must be the same bit by bit
         relative = square**0.5 / max(float(expected.double().norm()), 1e-3)
         if not relative <= worst:  # also for NaN
             worst, worst_name = relative, name
@@ -298,6 +385,7 @@ def compare(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]
         "loss_difference": _largest(result["losses"], reference["losses"]),
         "grad_norm_difference": _largest(result["grad_norms"], reference["grad_norms"]),
         "weight_squares": squares,
+        "state_squares": states,
         "reference_squares": sum(float(t.double().square().sum()) for t in whole.values()),
         "worst_tensor_difference": worst,
         "worst_tensor": worst_name,
@@ -313,15 +401,20 @@ def _largest(values: list[float], expected: list[float]) -> float:
 
 
 def rank_body(jobs: list[tuple[str, Any]], folder: str, references: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """On each rank of one world: all jobs (model, configuration), of one mesh shape, on one mesh."""
+    """On each rank of one world: all jobs (model, configuration), of one mesh shape, on one mesh for each way to deal experts."""
     import torch
 
     from megalm.parallel.mesh import build_mesh
 
     first = jobs[0][1]
-    mesh = build_mesh(first.parallel) if first.world_size > 1 else None
+    meshes: dict[tuple[int, int], Any] = {}
+    for _, config in jobs if first.world_size > 1 else []:
+        experts = config.parallel.expert, config.parallel.expert_tensor
+        if experts not in meshes:
+            meshes[experts] = build_mesh(config.parallel)
     known = {model: torch.load(path) for model, path in references.items()}
     for number, (model, config) in enumerate(jobs):
+        mesh = meshes.get((config.parallel.expert, config.parallel.expert_tensor))
         yield compare(train(config, Path(folder) / f"{first.world_size}-{number}", mesh), known[model])
 
 
@@ -359,7 +452,9 @@ def merge(model: str, layout: Layout, ranks: list[dict[str, Any]]) -> dict[str, 
     }
     # every element of every weight must have been compared, too
     complete = sum(r["elements"] for r in ranks) >= ranks[0]["all_elements"]
-    row["equal"] = bool(complete and row["loss_difference"] <= TOLERANCE and weight <= TOLERANCE)
+    row["states_equal"] = all(r["state_squares"] == 0 for r in ranks)
+    close = row["loss_difference"] <= TOLERANCE and weight <= TOLERANCE
+    row["equal"] = bool(complete and close and row["states_equal"])
     return row
 
 
@@ -454,7 +549,7 @@ def _run(models: list[str], chosen: list[Layout], folder: Path, rows: list[dict[
     shapes = sorted({layout.shape for layout in chosen}, key=lambda s: (s[0] * s[1] * s[2] * s[3], s))
     for turn, shape in itertools.product(range(len(models)), shapes):
         left = [
-            (models[(number + turn) % len(models)], layout)
+            (model := models[(number + turn) % len(models)], fold_experts(model, layout, number))
             for number, layout in enumerate(chosen)
             if layout.shape == shape
         ]
