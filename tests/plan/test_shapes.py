@@ -26,6 +26,7 @@ PUBLISHED = {
     "qwen3-30b-a3b": (30_532_122_624, "Qwen3-30B-A3B's index"),
     "qwen3-235b-a22b": (235_093_634_560, "Qwen3-235B-A22B's index"),
     "dbrx": (131_596_523_520, "dbrx-base's index"),
+    "gpt-oss-20b": (20_914_757_184, "gpt-oss-20b's model card: 20.9B; transformers' GptOssForCausalLM"),
     "glm-4.5-air": (106_852_245_504, "transformers' Glm4MoeForCausalLM of its config.json"),
 }
 
