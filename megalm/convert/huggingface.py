@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def match_names(
     for name in sorted(there - {rule.foreign for rule in table}):
         if huggingface_names.RECOMPUTED.search(name):
             ignored[name] = "follows from the configuration"
+        elif (layer := _PREDICTION.match(name)) and model.moe.num_experts and int(layer[1]) >= model.num_layers:
+            ignored[name] = "predicts further tokens; transformers leaves it out, too"
         elif model.tie_embeddings and name in huggingface_names.TIED_COPIES:
             if not torch.equal(stored.read(name), stored.read(embedding)):
                 raise ConfigError(
@@ -98,6 +101,10 @@ def match_names(
     return table, ignored
 
 
+_OF_TRAINING = ".router.load_shares"
+"""What a mixture's balance keeps between updates, and no reader of weights needs."""
+_PREDICTION = re.compile(r"model\.layers\.(\d+)\.")
+"""Layers behind the last one, which GLM-4.5 and DeepSeek-V3 have for multi-token prediction."""
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -148,9 +155,8 @@ def write_folder(
     own = source.config_json is not None and (tokenizer is None or _came_with(source, tokenizer))
     config_json = config_json_for(source, main_dtype, None if own else control)
     table = huggingface_names.rules(source.model, config_json["model_type"])
-    check_none_left(
-        source.path, sorted(set(source.weights.names()) - {part.name for rule in table for part in rule.parts})
-    )
+    left = set(source.weights.names()) - {part.name for rule in table for part in rule.parts}
+    check_none_left(source.path, sorted(name for name in left if not name.endswith(_OF_TRAINING)))
     check_shapes(source.path, source.weights, {part.name: part.shape for rule in table for part in rule.parts})
     layout = [(rule.foreign, rule.shape, dtype or source.weights.dtype(rule.parts[0].name)) for rule in table]
     writer = SafetensorsWriter(folder, layout, max_shard_bytes=max_shard_bytes)

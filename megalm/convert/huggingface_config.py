@@ -54,8 +54,26 @@ def function_of(model: ModelConfig) -> Json:
         fields.pop("qk_norm_scope")
     if model.norm == "rmsnorm":
         fields.pop("norm_bias")
-    fields["moe"] = fields["moe"] if model.moe.num_experts else None
+    fields["moe"] = _mixture_of(model) if model.moe.num_experts else None
+    if model.activation != "clamped_swiglu":
+        del fields["activation_limit"]
+    if all(model.moe.is_dense(index) for index in range(model.num_layers)):
+        return fields
+    if not any(model.moe.is_dense(index) for index in range(model.num_layers)):
+        del fields["ffn_hidden_size"]  # of no layer
     return fields
+
+
+def _mixture_of(model: ModelConfig) -> Json:
+    """What decides the function of a mixture; what keeps its load even does not."""
+    moe = dataclasses.asdict(model.moe)
+    for key in ("bias_rate", "balance", "balance_loss", "z_loss", "num_shared_experts", "first_dense", "every"):
+        moe.pop(key)
+    moe["dense_layers"] = [index for index in range(model.num_layers) if model.moe.is_dense(index)]
+    if model.moe.groups < 2:
+        for key in ("groups", "top_groups", "group_scores"):
+            moe.pop(key)
+    return moe
 
 
 _SCALING_KEYS = {

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from megalm.architecture.layers import name_layer
 from megalm.architecture.shape import shape_of
-from megalm.architecture.tensors import list_tensors
+from megalm.architecture.tensors import list_states, list_tensors
 from megalm.config import ModelConfig
 from megalm.convert.families import FAMILIES
-from megalm.convert.families.family import Family, Names
+from megalm.convert.families.family import Experts, Family, Names
 from megalm.convert.rules import Part, Rule, grouped_rows, half_split_rows
 
 # Buffers that old versions of transformers stored and that follow from the configuration.
@@ -31,7 +31,8 @@ class Shapes:
         self.model = model
         self.ffn, self.head_dim = shape.ffn_hidden_size, shape.head_dim
         self.heads, self.kv_heads = shape.num_heads, shape.num_kv_heads
-        self._tensors = dict(list_tensors(model))
+        self.experts = model.moe.num_experts
+        self._tensors = {**dict(list_tensors(model)), **dict(list_states(model))}
 
     def parts(self, name: str) -> dict[str, Part]:
         """List weight, and bias where there is one, of the linear layer, norm or embedding called `name`."""
@@ -96,10 +97,41 @@ def rules(model: ModelConfig, model_type: str) -> list[Rule]:
     table = [rule for theirs, ours in names.ends.items() for rule in _rules(shapes, names, theirs, (ours,), family)]
     for layer in range(model.num_layers):
         for theirs, ours in names.layer.items():
-            parts = (ours,) if isinstance(ours, str) else ours
-            own = tuple(f"{name_layer(layer)}.{part}" for part in parts)
-            table += _rules(shapes, names, f"{names.prefix.format(layer)}.{theirs}", own, family)
+            foreign, own = f"{names.prefix.format(layer)}.{theirs}", name_layer(layer)
+            if isinstance(ours, Experts):
+                table += _rules_of_experts(shapes, foreign, own, ours)
+                continue
+            parts = tuple(f"{own}.{part}" for part in ((ours,) if isinstance(ours, str) else ours))
+            for expert in range(shapes.experts if "{}" in theirs else 1):
+                each = tuple(part.format(expert) for part in parts)
+                table += _rules(shapes, names, foreign.format(expert), each, family)
     return table
+
+
+def _rules_of_experts(shapes: Shapes, foreign: str, layer: str, ours: Experts) -> Iterator[Rule]:
+    """Yield the rule of a tensor that holds all experts of a layer, where it is a mixture."""
+    wanted = [f"{layer}.{part.format(expert)}" for expert in range(shapes.experts) for part in ours.parts]
+    parts = tuple(part for name in wanted if (part := shapes.find(name)) is not None)
+    if not parts:
+        return
+    together, rows = len(ours.parts), parts[0].shape[0]
+
+    def alternate() -> Tensor:
+        return (
+            torch.arange(shapes.experts * together * rows)
+            .view(shapes.experts, together, rows)
+            .transpose(1, 2)
+            .reshape(-1)
+        )
+
+    yield Rule(
+        foreign,
+        parts,
+        alternate if ours.interleaved else None,
+        view=(shapes.experts, together * rows, *parts[0].shape[1:]),
+        swap=ours.transposed,
+        flat=ours.flat,
+    )
 
 
 def _rules(shapes: Shapes, names: Names, theirs: str, ours: tuple[str, ...], family: Family) -> Iterator[Rule]:

@@ -31,7 +31,8 @@ class Rule:
 
     `rows` returns, for each row of the foreign tensor, its row in the stack of the parts. `pad_to` is the number of
     rows after padding (a padded vocabulary). `dim` is the dimension of the foreign tensor on which Megatron's
-    tensor-parallel ranks divide it. `view` is the shape of the foreign tensor where it only has other dims.
+    tensor-parallel ranks divide it. `view` gives the stack other
+    dims, `swap` then turns the last two round, and `flat` makes the first two one again.
     """
 
     foreign: str
@@ -42,6 +43,8 @@ class Rule:
     dim: int | None = None
     aliases: tuple[str, ...] = field(default=())
     view: tuple[int, ...] | None = None
+    swap: bool = False
+    flat: bool = False
 
     @property
     def stacked_shape(self) -> tuple[int, ...]:
@@ -55,7 +58,10 @@ class Rule:
             shape = shape[::-1]
         if self.pad_to is not None:
             shape = (self.pad_to, *shape[1:])
-        return self.view or shape
+        if self.view is None:
+            return shape
+        shape = (*self.view[:-2], self.view[-1], self.view[-2]) if self.swap else self.view
+        return (shape[0] * shape[1], *shape[2:]) if self.flat else shape
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         """Join global tensors (in the order of `parts`) into the foreign tensor."""
@@ -69,13 +75,19 @@ class Rule:
             result = result.T
         if self.pad_to is not None and self.pad_to > result.shape[0]:
             result = torch.cat([result, result.new_zeros(self.pad_to - result.shape[0], *result.shape[1:])])
-        return (result if self.view is None else result.view(self.view)).contiguous()
+        if self.view is not None:
+            result = result.reshape(self.view)
+            result = result.transpose(-1, -2) if self.swap else result
+            result = result.flatten(0, 1) if self.flat else result
+        return result.contiguous()
 
     def split(self, foreign: Tensor) -> list[Tensor]:
         """Split the foreign tensor into global tensors (in the order of `parts`). Padding rows are dropped."""
         if tuple(foreign.shape) != self.shape:
             raise ValueError(f"{self.foreign} has shape {tuple(foreign.shape)}, {self.shape} was expected")
         if self.view is not None:
+            if self.swap:
+                foreign = foreign.reshape(*self.view[:-2], self.view[-1], self.view[-2]).transpose(-1, -2)
             foreign = foreign.reshape(self.stacked_shape)
         if self.pad_to is not None:
             foreign = foreign[: self.stacked_shape[0]]

@@ -60,6 +60,7 @@ def _mpt(**changes):
 
 
 YARN = dict(rope_type="yarn", rope_theta=5000.0, factor=4.0, original_max_position_embeddings=16, beta_fast=4.0)
+SMALL_EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
 CAPS = dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
 
 
@@ -72,6 +73,14 @@ def _of(family: str, config: str | None = None, **changes) -> Callable:
         return getattr(transformers, f"{family}ForCausalLM")(made)
 
     return make
+
+
+def _dbrx():
+    ffn = dict(ffn_hidden_size=24, moe_num_experts=4, moe_top_k=2)
+    sizes = dict(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=64)
+    attention = dict(clip_qkv=0.5, kv_n_heads=2, rope_theta=10000.0)
+    config = transformers.DbrxConfig(**sizes, attn_config=attention, ffn_config=ffn, attn_implementation="eager")
+    return transformers.DbrxForCausalLM(config)
 
 
 BUILDERS: dict[str, Callable] = {
@@ -149,6 +158,31 @@ BUILDERS: dict[str, Callable] = {
     "cohere2": _of("Cohere2", num_hidden_layers=4, sliding_window=6, logit_scale=0.5),
     "nemotron": _of("Nemotron", head_dim=16, mlp_bias=True),
     "starcoder2": _of("Starcoder2", sliding_window=9),
+    "mixtral": _of("Mixtral", num_local_experts=4, num_experts_per_tok=2),
+    "olmoe": _of("Olmoe", num_experts=8, num_experts_per_tok=3),
+    "qwen2-moe": _of(
+        "Qwen2Moe", num_hidden_layers=3, shared_expert_intermediate_size=40, mlp_only_layers=[1], **SMALL_EXPERTS
+    ),
+    "qwen3-moe": _of(
+        "Qwen3Moe", num_hidden_layers=4, head_dim=16, decoder_sparse_step=2, norm_topk_prob=True, **SMALL_EXPERTS
+    ),
+    "glm4-moe": _of(
+        "Glm4Moe",
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=16,
+        n_shared_experts=2,
+        routed_scaling_factor=1.7,
+        n_group=4,
+        topk_group=2,
+        attention_bias=True,
+        use_qk_norm=True,
+        head_dim=16,
+    ),
+    "gpt-oss": _of(
+        "GptOss", num_local_experts=4, num_experts_per_tok=2, head_dim=16, sliding_window=6, swiglu_limit=1.5
+    ),
+    "dbrx": _dbrx,
     "mpt": _mpt,
     "mpt-six-heads": lambda: _mpt(d_model=48, n_heads=6, attn_config=dict(clip_qkv=0.3)),
 }
@@ -166,6 +200,9 @@ def build(name: str, seed: int = 0):
         if key.endswith("bias"):
             centre = 0.0
         torch.nn.init.normal_(parameter, centre, spread)
+    for key, buffer in model.named_buffers():
+        if key.endswith("e_score_correction_bias"):
+            torch.nn.init.normal_(buffer, 0.0, 0.1)
     return model.eval()
 
 

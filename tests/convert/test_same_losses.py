@@ -27,8 +27,12 @@ def losses_of_transformers(peer) -> list[float]:
     """torch.optim.AdamW without decay on norms, biases and embeddings, clipped by global norm."""
     embeddings = {id(module.weight) for module in peer.modules() if isinstance(module, torch.nn.Embedding)}
     groups = {True: [], False: []}
-    for name, parameter in peer.named_parameters():  # some norms have a row for each head
-        groups[parameter.ndim > 1 and id(parameter) not in embeddings and "norm" not in name].append(parameter)
+    for (
+        name,
+        parameter,
+    ) in peer.named_parameters():  # some norms have a row for each head, some biases one for each expert
+        matrix = parameter.ndim > 1 and not name.endswith("bias") and "norm" not in name.split(".")[-2]
+        groups[matrix and id(parameter) not in embeddings].append(parameter)
     optimizer = torch.optim.AdamW(
         [{"params": groups[True], "weight_decay": OPTIM.weight_decay}, {"params": groups[False], "weight_decay": 0.0}],
         lr=LR,

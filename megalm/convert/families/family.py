@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from megalm.config import ModelConfig
@@ -72,7 +73,8 @@ class Setting:
     """A setting that has the same meaning on both sides.
 
     default: transformers' own where config.json does not say (None with a REQUIRED neighbour: megalm's resolved default).
-    fields: names in ModelConfig, which all hold the value; of several, config.json is written with what holds for all.
+    fields: names in ModelConfig (`moe.top_k` within a group), which all hold the value; of several, config.json is written
+    with what holds for all.
     """
 
     key: str
@@ -80,9 +82,16 @@ class Setting:
     default: Any = REQUIRED
     read: Callable[[Any], Any] = lambda value: value
     write: Callable[[Any], Any] = lambda value: value
+    none: Any = None
+    """What is written where the model has None."""
+    also: tuple[str, ...] = ()
+    """Other names that config.json has for it."""
 
     def read_into(self, json: Config, values: dict[str, Any]) -> None:
         """Take it out of config.json."""
+        other = next((key for key in self.also if json.get(key) is not None), None)
+        if other is not None and json.get(self.key) in (None, json[other]):
+            return values.update(dict.fromkeys(self.fields, self.read(json[other])))
         found = json.require(self.key) if self.default is REQUIRED else json.get(self.key, self.default)
         try:
             value = None if found is None else self.read(found)
@@ -92,9 +101,9 @@ class Setting:
 
     def written(self, model: ModelConfig) -> Any:
         """Give its value in config.json."""
-        values = [getattr(model, name) for name in self.fields]
-        value = all(values) if len(values) > 1 else values[0]
-        return None if value is None else self.write(value)
+        values = [attrgetter(name)(model) for name in self.fields]
+        value = all(values) if isinstance(values[0], bool) else values[0]
+        return self.none if value is None else self.write(value)
 
 
 def same(key: str, field: str, default: Any = REQUIRED) -> Setting:
@@ -115,19 +124,34 @@ def activation(key: str, default: str, words: Mapping[str, str], **written: str)
             raise ConfigError(f"config.json: {key}={word!r} is not supported; supported are {', '.join(words)}")
         return words[word]
 
-    return Setting(key, ("activation",), default, read, lambda ours: {**_ACTIVATION_NAMES, **written}[ours])
+    return Setting(key, ("activation",), default, read, lambda ours: {**_ACTIVATION_NAMES, **written}.get(ours, ours))
+
+
+@dataclass(frozen=True)
+class Experts:
+    """One foreign tensor, named in full, that holds a tensor of every expert (of several: one below the other)."""
+
+    parts: tuple[str, ...]
+    """Ours of one expert, with {} for its number."""
+    interleaved: bool = False
+    """Rows of two parts alternate."""
+    transposed: bool = False
+    """Each expert's matrix is stored [in, out]."""
+    flat: bool = False
+    """All experts' rows are one dim; else experts are a dim of their own."""
 
 
 @dataclass(frozen=True)
 class Names:
     """A family's tensors. Both tables map a foreign name to ours; a tuple of ours is stacked along the rows.
 
-    ends: outside the layers. layer: within one, whose foreign names begin with `prefix` with the layer's number in it.
+    ends: outside the layers. layer: within one, whose foreign names begin with `prefix` with the layer's number in it; a name
+    with {} in it stands for each expert's.
     """
 
     ends: Mapping[str, str]
     prefix: str
-    layer: Mapping[str, str | tuple[str, ...]]
+    layer: Mapping[str, str | tuple[str, ...] | Experts]
     transposed: bool = False
     """Matrices of layers are stored [in, out] (GPT-2)."""
     grouped: bool = False
@@ -165,7 +189,11 @@ class Family:
         values: dict[str, Any] = dict(self.always)
         for setting in self.settings:
             setting.read_into(json, values)
+        inner = {key: values.pop(key) for key in list(values) if "." in key}
         model = ModelConfig(name=self.model_type, rope_interleaved=self.interleaved, **values)
+        for key, value in inner.items():
+            group, _, name = key.partition(".")
+            setattr(getattr(model, group), name, value)
         model.fill_in()
         if not any("head_dim" in setting.fields for setting in self.settings):
             refuse(json, "head_dim", None, model.head_dim)  # said by some, and always this
