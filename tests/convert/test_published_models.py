@@ -2,7 +2,7 @@
 
 import pytest
 
-from megalm.architecture.tensors import list_tensors
+from megalm.architecture.tensors import list_states, list_tensors
 from megalm.convert.huggingface_config import choose_architecture
 from megalm.convert.huggingface_names import rules
 from megalm.plan.models import list_models
@@ -28,6 +28,13 @@ PUBLISHED = {
     "glm4-9b": ("glm4", 9_400_279_040),
     "starcoder2-3b": ("starcoder2", 3_030_371_328),
     "command-r7b": ("cohere2", 8_028_033_024),
+    "mixtral-8x7b": ("mixtral", 46_702_792_704),
+    "dbrx": ("dbrx", 131_596_523_520),
+    "olmoe-1b-7b": ("olmoe", 6_919_161_856),
+    "qwen3-30b-a3b": ("qwen3_moe", 30_532_122_624),
+    "qwen3-235b-a22b": ("qwen3_moe", 235_093_634_560),
+    "gpt-oss-20b": ("gpt_oss", 20_914_757_184),
+    "glm-4.5-air": ("glm4_moe", None),
     "7b": ("mpt", None),
     "30b": ("mpt", None),
 }
@@ -46,4 +53,7 @@ def test_size_and_architecture(name):
 def test_the_table_has_every_tensor_of_the_plan(name):
     model = list_models()[name]
     table = rules(model, PUBLISHED[name][0])
-    assert {part.name: part.shape for rule in table for part in rule.parts} == dict(list_tensors(model))
+    assert {part.name: part.shape for rule in table for part in rule.parts} == {
+        **dict(list_tensors(model)),
+        **dict(list_states(model)),
+    }
