@@ -142,6 +142,10 @@ class GuardConfig:
     attention_warning: float = number(100.0, at_least=0)
     """Largest attention logit from which a warning is written, and again at each doubling: without QK-norm or QK-clip they
     go on growing (Kimi K2 clips at 100; at 1e4 small models diverge, Wortsman et al. 2023); 0: never."""
+    router_dead: float = number(0.5, above=0, at_most=1)
+    """Share of a mixture's experts that get no token of a global batch from which its router counts as collapsing, ..."""
+    router_patience: int = number(64, at_least=0)
+    """... after so many such steps in a row: an event says which layer, and what helps; 0: never."""
     replay: bool = True
     """Repeat the steps since the last clean snapshot once: damage that does not come again was the hardware's."""
     replica_check_every: int = number(256, at_least=0)

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from megalm.config import Config
 from megalm.guard.hook import GuardHook
+from megalm.guard.router import RouterHook
 from megalm.launch.rank_log import OpenRankLog, RankLog
 from megalm.observe.bystander import Bystander
 from megalm.observe.comparison import ComparisonHook, PeakMemory
@@ -30,9 +31,11 @@ def hooks_of(
     writer: this is rank 0, which alone speaks and writes. memory: counts from before the run was built.
     """
     console = Console(soft_wrap=not sys.stdout.isatty()) if writer else None
+    watched = config.guard.enabled and config.guard.router_patience and config.model.moe.num_experts
     hooks: list[Hook] = [
         OpenRankLog(rank_log),  # first: what the others have to say when the run begins is in the log
         GuardHook(config.guard),  # before all that shows a step: it goes back and takes snapshots at a step's end
+        *([RouterHook(config.guard, config.model.moe)] if watched else []),  # before those that show its events
         *provoke_hooks(
             config.guard
         ),  # behind the guard: what it damages at a step's start, no snapshot of that start has

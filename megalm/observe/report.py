@@ -32,12 +32,20 @@ MARK_COLOURS = {
     "recovered": "#4f9d69",
     "lr_adjust": "#8063ab",
     "give_up": "#7d3030",
+    "router": "#b5651d",
 }
 OTHER_COLOUR = "#7d8894"
 WATCHED = (
     ("update_rms", "size of the update", "largest RMS of a tensor's change"),
     ("attention_logit", "largest attention logit", "on a sample of queries"),
 )
+ROUTER = (
+    ("max_load", "largest load of an expert, by layer", "times the mean"),
+    ("dead", "experts without a token, by layer", "experts"),
+    ("entropy", "entropy of the router's mean probability, by layer", "share of the even one's"),
+)
+MOST_LAYERS = 8
+"""Mixtures with a line of their own; of more the worst layer's is shown alone."""
 MOST_EVENTS = 500
 """Events in the table: the first and the last half of so many. All of them are in events.jsonl."""
 
@@ -120,6 +128,13 @@ def plots_of(
     for key, title, unit in WATCHED:
         if any(record.get(key) is not None for record in metrics):
             plots.append(plot(title, unit, [line(title, key)], key, log="y"))
+    for part, title, unit in ROUTER:
+        layers = [key for key in (metrics or [{}])[-1] if key.split("/")[::2] == ["router", part]]
+        if len(layers) > MOST_LAYERS:
+            layers = [f"router/{part}"]
+        if layers:
+            lines = [line(key.split("/")[1] if key.count("/") > 1 else "the worst", key) for key in layers]
+            plots.append(plot(title, unit, lines, *layers))
     if any(record.get("mfu") is not None for record in metrics):
         both = any(record.get("hfu") != record["mfu"] for record in metrics if record.get("mfu") is not None)
         lines = [line("model", "mfu"), *([line("hardware", "hfu")] if both else [])]

@@ -45,7 +45,7 @@ def expected_role(name):
         return Role.NORM
     if inner in ("mlp.router.weight", "mlp.shared_gate.weight"):
         return Role.ROUTER
-    if inner == "mlp.router.bias":
+    if inner in ("mlp.router.bias", "attention.sinks"):
         return Role.BIAS
     if inner.startswith("mlp.experts."):
         return Role.EXPERT_MATRIX if inner.endswith("weight") else Role.BIAS
