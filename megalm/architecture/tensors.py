@@ -89,6 +89,15 @@ def count_elements(found: Iterable[tuple[str, tuple[int, ...]]]) -> int:
     return sum(prod(shape) for _, shape in found)
 
 
+def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a map between hidden spaces: no table, output matrix, norm, bias or router."""
+    return (
+        len(shape) == 2
+        and name.startswith("layers.")
+        and not any(part in name for part in (".router.", ".shared_gate."))
+    )
+
+
 def is_embedding(name: str) -> bool:
     """Whether a global name is one of the token, position or output embeddings."""
     return name in ("embedding.weight", "position_embedding.weight", "output.weight")

@@ -14,10 +14,14 @@ USUAL_RESET_WARMUP = 150
 """Of SPAM (arXiv:2501.06842), after a reset every 500 updates."""
 
 
-STATES = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",)}
-"""What each update rule keeps beside every weight, in fp32."""
-READS = {"adamw": ("betas", "eps", "update_clip"), "sgd": ("momentum", "nesterov")}
-"""Settings that are a rule's own: with another rule they would do nothing."""
+STATES = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",), "muon": ("muon_momentum",)}
+"""What each update rule keeps beside every weight that it updates, in fp32."""
+READS = {
+    "adamw": ("betas", "eps", "update_clip"),
+    "sgd": ("momentum", "nesterov"),
+    "muon": ("betas", "eps", "muon"),
+}
+"""Settings that are read with a rule; the others' would do nothing. (muon leaves what is no matrix to adamw.)"""
 
 
 @dataclass
@@ -44,6 +48,42 @@ class AdaptiveClipConfig:
 
 
 @dataclass
+class MuonConfig:
+    """optim=muon: how matrices are updated. All that is none is updated by adamw, with betas and eps."""
+
+    momentum: float = number(0.95, at_least=0, below=1)
+    """How much of the sum of past gradients each update keeps."""
+    nesterov: bool = True
+    """Look ahead by the momentum."""
+    coefficients: str = choice("quintic", "jordan", "polar_express")
+    """Of the Newton-Schulz steps: quintic (Megatron core's), jordan (the original's, torch.optim.Muon's), polar_express
+    (arXiv:2505.16932)."""
+    steps: int = number(5, at_least=1, at_most=20)
+    """Newton-Schulz steps; each costs three products of the matrix's size."""
+    scale: str = choice("match_rms", "jordan", "width")
+    """What the update is multiplied by: match_rms gives it AdamW's size, so that lr and weight_decay mean what they mean for
+    adamw (arXiv:2502.16982); jordan: sqrt(max(1, rows / columns)), with lr about 0.02; width: sqrt(rows / columns)."""
+    adamw_rate: float = number(1.0, above=0)
+    """Factor of lr for what adamw updates."""
+
+
+@dataclass
+class GroupConfig:
+    """How some parameters are updated; the first group that takes a parameter counts."""
+
+    roles: list[str] = field(default_factory=list)
+    """matrix, expert_matrix, router, output, embedding, norm, bias; none: all."""
+    names: list[str] = field(default_factory=list)
+    """Patterns of tensors' names, such as layers.0.*; none: all."""
+    rule: str | None = None
+    """Update rule, such as adamw; None: the one that the parameters would have."""
+    rate: float = number(1.0, at_least=0)
+    """Factor of lr; 0 leaves the weights as they are."""
+    weight_decay: float | None = number(None, at_least=0)
+    """Decay per unit of lr; None: the one that the parameters would have."""
+
+
+@dataclass
 class OptimConfig:
     """The update rule and its numbers, global-norm clipping, warm-up and decay."""
 
@@ -62,13 +102,17 @@ class OptimConfig:
     decay_fraction: float = number(0.2, above=0, at_most=1)
     """wsd: share of the run that the decay takes."""
     betas: tuple[float, float] = number((0.9, 0.95), at_least=0, below=1)
-    """adamw: averaging factors of the first and second moments."""
+    """adamw, and what muon leaves to it: averaging factors of the first and second moments."""
     eps: float = number(1e-8, above=0)
-    """adamw: added to the root of the second moment."""
+    """adamw, and what muon leaves to it: added to the root of the second moment."""
     momentum: float = number(0.9, at_least=0, below=1)
     """sgd: how much of the sum of past gradients each update keeps."""
     nesterov: bool = False
     """sgd: look ahead by the momentum (Nesterov 1983; Sutskever et al. 2013)."""
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    """muon: how matrices are updated."""
+    groups: list[GroupConfig] = field(default_factory=list)
+    """Parameters that are updated otherwise than the rest, by role or name."""
     weight_decay: float = number(0.1, at_least=0)
     """Decay per unit of learning rate (sgd: added to the gradient); never applied to norms, biases and embeddings."""
     clip_grad_norm: float = number(1.0, at_least=0)

@@ -92,14 +92,20 @@ def _check_optim(optim: OptimConfig) -> None:
         f"optim.min_lr={optim.min_lr:g}: must lie between 0 and optim.lr={optim.lr:g}. Leave it out for a share of optim.lr.",
     )
     usual = OptimConfig()
-    for rule, keys in READS.items():
-        for key in keys:
-            value = getattr(optim, key)
-            _require(
-                key in READS[optim.name] or value == getattr(usual, key),
-                f"optim.{key}={show(value)} is read by optim.name={rule} alone, and {optim.name} would ignore it. "
-                f"Leave it out, or use optim.name={rule}. {optim.name} reads {', '.join(READS[optim.name])}.",
-            )
+    for group in optim.groups:
+        _require(
+            group.rule is None or group.rule in READS,
+            f"optim.groups: rule={group.rule}: there is no such update rule. Known: {', '.join(READS)}.",
+        )
+    used = dict.fromkeys([optim.name, *(group.rule for group in optim.groups if group.rule)])
+    read = {key for rule in used for key in READS[rule]}
+    for key in dict.fromkeys(key for keys in READS.values() for key in keys):
+        value, rules = getattr(optim, key), [rule for rule, keys in READS.items() if key in keys]
+        _require(
+            key in read or value == getattr(usual, key),
+            f"optim.{key}={show(value)} is read by optim.name={' or '.join(rules)} alone, and {optim.name} would ignore it. "
+            f"Leave it out, or use optim.name={rules[0]}. {optim.name} reads {', '.join(READS[optim.name])}.",
+        )
     _require(
         not optim.nesterov or optim.momentum > 0,
         f"optim.nesterov=true looks ahead by the momentum, and optim.momentum={optim.momentum:g}: give it one, such as 0.9.",
@@ -137,6 +143,12 @@ def _check_run_name(name: str) -> None:
 def _check_prevention(config: Config) -> None:
     """What keeps a run from diverging."""
     optim, clip = config.optim, config.optim.adaptive_clip
+    others = sorted({group.rule for group in optim.groups if group.rule} - {"adamw"})
+    _require(
+        not (optim.update_clip and others),
+        f"optim.update_clip=true judges updates by adamw's second moment, and optim.groups gives some parameters to "
+        f"{', '.join(others)}: leave one of the two out.",
+    )
     assert optim.reset_warmup_steps is not None
     _require(
         config.guard.provoke.kind != "zero_second_moment" or "exp_avg_sq" in STATES[optim.name],

@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megalm.config import Config
-from megalm.config.optim import STATES
 from megalm.data.batch import Batch
 from megalm.model.transformer import Transformer
 from megalm.ops.backend import Paper, use_backend, use_library
@@ -30,6 +29,7 @@ from megalm.parallel.mesh import Mesh, build_mesh
 from megalm.parallel.slices import slice_of
 from megalm.pipeline.schedule import Schedule
 from megalm.pipeline.simulate import Costs, check, simulate
+from megalm.plan.layout import count_states
 from megalm.train.build import build_chunks, local_seq_length, schedule_of
 
 GIB = 2**30
@@ -136,7 +136,7 @@ def _stage(config: Config, mesh: Mesh, schedule: Schedule, peak: int) -> StageFi
     held = parameters - experts, experts
     shards = replicas if config.parallel.zero_stage or config.parallel.data_mode == "fully_shard" else (1, 1)
     own = sum(count // share for count, share in zip(held, shards, strict=True))
-    states = len(STATES[config.optim.name]) + narrow  # fp32 masters are the weights themselves in fp32
+    states = count_states(config) + narrow  # fp32 masters are the weights themselves in fp32
     sent: dict[str, float] = {}
     kept = []
     for chunk in chunks:
@@ -166,7 +166,7 @@ def _stage(config: Config, mesh: Mesh, schedule: Schedule, peak: int) -> StageFi
         parameters=parameters,
         weight_bytes=weights,
         gradient_bytes=own * FP32 if config.parallel.zero_stage == 2 else gradients,
-        optimizer_bytes=own * FP32 * states,
+        optimizer_bytes=round(own * FP32 * states),
         # With several chunks the last one, whose logits are large, is at the turn: it is in flight once.
         activation_bytes=max(kept) * peak if len(kept) == 1 else max(kept[:-1]) * (peak - 1) + kept[-1],
         in_flight=peak,

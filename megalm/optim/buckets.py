@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class Bucket:
     axis: ranks that hold the same parameters and whose gradients are summed. shards: over how many of them the
     optimizer's work is split (1, or axis.size with ZeRO); this rank's shard is [low, high).
     late: reduced only when all backward passes are done, because gradients must first be summed over other axes or
-    copies.
+    copies. split: axes over whose ranks a rule for whole matrices finds their other parts.
 
     Buffers (flat):  weights [N] in the parameters' dtype, the parameters are views of it;  gradient [N] fp32;
                      master and each state of the rule [N / shards] fp32; masters of fp32 parameters are a view of weights
@@ -55,8 +56,10 @@ class Bucket:
         keep_gradient: bool,
         late: bool,
         group: Group,
+        split: tuple[Axis, ...] = (),
     ) -> None:
         first = parameters[0]
+        self.split = split
         self.axis, self.shards, self.late, self.keep_gradient = axis, shards, late, keep_gradient
         self.group = group
         self.entries, end = _place_whole(parameters, shards) if group.rule.whole_matrices else _place(parameters)
@@ -157,6 +160,8 @@ class Bucket:
             self._shard_gradient,
             self.group,
             self.weights[self.low : self.high] if self.has_master else None,
+            tuple(stretch.piece for stretch in self._stretches()),
+            self.split,
         )
 
     def _shard_gradient(self) -> Tensor:
@@ -222,6 +227,11 @@ def _room(parameter: nn.Parameter) -> int:
     return -(-parameter.numel() // _ALIGN) * _ALIGN
 
 
+def _global_size(parameter: nn.Parameter) -> int:
+    """Elements of the global tensors that a parameter holds parts of."""
+    return sum(prod(piece.global_shape) for piece in slice_of(parameter).pieces)
+
+
 def _place(parameters: Sequence[nn.Parameter]) -> tuple[list[Entry], int]:
     """One after the other. Returns the entries and where the last one's room ends."""
     entries: list[Entry] = []
@@ -235,20 +245,28 @@ def _place(parameters: Sequence[nn.Parameter]) -> tuple[list[Entry], int]:
 def _place_whole(parameters: Sequence[nn.Parameter], shards: int) -> tuple[list[Entry], int]:
     """No parameter across the end of a shard: each, the largest first, goes to the shard with the most room left.
 
-    All shards are as long as the fullest, which the collectives ask for; what the others have less is padding.
+    What counts are the whole tensors' sizes, which ranks that have other parts of them see alike. All shards are as long as
+    the fullest, which the collectives ask for; what the others have less is padding.
     """
     dealt: list[list[int]] = [[] for _ in range(shards)]
+    sizes = [_global_size(parameter) for parameter in parameters]
     loads = [0] * shards
-    for index in sorted(range(len(parameters)), key=lambda index: -parameters[index].numel()):
+    for index in sorted(range(len(parameters)), key=lambda index: -sizes[index]):
         emptiest = loads.index(min(loads))
         dealt[emptiest].append(index)
-        loads[emptiest] += _room(parameters[index])
-    length = max(loads)
+        loads[emptiest] += sizes[index]
+    placed = [_place([parameters[index] for index in sorted(indices)]) for indices in dealt]
+    length = -(-max(end for _, end in placed) // _ALIGN) * _ALIGN
     entries: list[Entry] = []
-    for shard, indices in enumerate(dealt):
-        own, _ = _place([parameters[index] for index in sorted(indices)])
+    for shard, (own, _) in enumerate(placed):
         entries += [Entry(e.parameter, shard * length + e.start, shard * length + e.stop) for e in own]
     return entries, shards * length
+
+
+def split_axes(reduce_over: str, mesh: Mesh) -> tuple[Axis, ...]:
+    """The axes over whose ranks the parts of a matrix are spread, by the axis that its gradients are summed over."""
+    axis = mesh.expert_tensor if reduce_over == "expert_data" else mesh.tensor
+    return (axis,) if axis.size > 1 else ()
 
 
 def plan_buckets(
@@ -281,8 +299,10 @@ def plan_buckets(
         group = open_groups.setdefault(key, [])
         group.append(parameter)
         axis = getattr(mesh, slice_.reduce_over)
-        fewest = axis.size if updated.rule.whole_matrices and zero_stage else 1
-        if len(group) >= fewest and sum(member.numel() for member in group) * 4 >= bucket_bytes:
+        whole = updated.rule.whole_matrices
+        fewest = axis.size if whole and zero_stage else 1
+        size = sum(_global_size(member) if whole else member.numel() for member in group)
+        if len(group) >= fewest and size * 4 >= bucket_bytes:
             finished.append((position, key, open_groups.pop(key)))
     rest: Iterable[tuple[tuple, list[nn.Parameter]]] = open_groups.items()
     places = {id(parameter): position for position, parameter in enumerate(ordered)}
@@ -293,5 +313,6 @@ def plan_buckets(
         axis = getattr(mesh, reduce_over)
         shards = axis.size if zero_stage else 1
         keep = zero_stage < 2 or late
-        buckets.append(Bucket(group, axis, shards=shards, keep_gradient=keep, late=late, group=updated))
+        split = split_axes(reduce_over, mesh) if updated.rule.whole_matrices else ()
+        buckets.append(Bucket(group, axis, shards=shards, keep_gradient=keep, late=late, group=updated, split=split))
     return buckets, uses

@@ -19,9 +19,10 @@ from torch.distributed.tensor import DTensor
 
 from megalm.config.errors import ConfigError
 from megalm.config.optim import OptimConfig
+from megalm.optim.buckets import split_axes
 from megalm.optim.clip import global_statistics
 from megalm.optim.groups import Group, Groups, usual_choices
-from megalm.optim.optimizer import Optimizer, check_whole_matrices
+from megalm.optim.optimizer import Optimizer
 from megalm.optim.rules import Update
 from megalm.optim.stretches import Part, Stretch
 from megalm.optim.tensor_rules import TensorRules
@@ -44,6 +45,7 @@ class _Shard:
     first: int
     master: Tensor
     state: dict[str, Tensor]
+    split: tuple[Axis, ...] = ()
     gradient: Tensor | None = None
 
     def segments(self) -> Iterator[tuple[Piece, int, int]]:
@@ -57,7 +59,15 @@ class _Shard:
     def part(self) -> Part:
         """As `Bucket.part`."""
         state = {name: values.view(-1) for name, values in self.state.items()}
-        return Part(tuple(self._stretches()), self.master.view(-1), state, self._flat_gradient, self.group)
+        return Part(
+            tuple(self._stretches()),
+            self.master.view(-1),
+            state,
+            self._flat_gradient,
+            self.group,
+            pieces=self.slice_.pieces,
+            split=self.split,
+        )
 
     def _flat_gradient(self) -> Tensor:
         assert self.gradient is not None
@@ -98,7 +108,6 @@ class FullyShardedOptimizer(Optimizer):
         for chunk in chunks:
             self._shard(chunk)
         self._parts = [shard.part() for shard in self.shards]
-        check_whole_matrices(self._parts)
         self.rules = TensorRules(optim, self._parts, mesh)
 
     def _shard(self, chunk: nn.Module) -> None:
@@ -135,7 +144,11 @@ class FullyShardedOptimizer(Optimizer):
             first = min(axis.rank * per_rank, parameter.shape[0])
             group = self._groups.of(slices[name])
             state = {kind: torch.zeros_like(local) for kind in group.rule.states}
-            self.shards.append(_Shard(parameter, slices[name], group, first, local, state))
+            split: tuple[Axis, ...] = ()
+            if group.rule.whole_matrices:
+                rows = (axis,) if isinstance(parameter, DTensor) else ()
+                split = (*rows, *split_axes(slices[name].reduce_over, self.mesh))
+            self.shards.append(_Shard(parameter, slices[name], group, first, local, state, split))
 
     def begin_step(self, num_micro_batches: int) -> None:
         """Start accumulating. Comm: two numbers over the data axis: every pass gathers weights, so all ranks must run
@@ -188,7 +201,7 @@ class FullyShardedOptimizer(Optimizer):
         self.last_scale = float(grad_scale)
         rates = self.rules.rates(self.last_scale, self.step_count)
         for part, segments in zip(self._parts, rates, strict=True):
-            if part.master.numel():
+            if part.master.numel() or part.split:
                 part.group.rule.step(part, Update(lr, self.step_count, grad_scale, segments))
 
     def gather_parameters(self) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
 
-from megalm.config.errors import ConfigError
 from megalm.config.optim import OptimConfig
 from megalm.optim.moments import Rewarming
 from megalm.optim.stretches import Part
@@ -64,16 +61,3 @@ class Optimizer:
         self.last_scale = float(state.get("scale", 1.0))
         self.rules.clip.load_state(state.get("clip", {}))
         self.rewarming.resets = int(state.get("resets", 0))
-
-
-def check_whole_matrices(parts: Sequence[Part]) -> None:
-    """Errors: ConfigError where a rule needs whole matrices, and the layout gives this rank a piece of one."""
-    for part in parts:
-        for s in part.stretches if part.group.rule.whole_matrices else ():
-            piece = s.piece
-            if piece.shape != piece.global_shape or s.stop - s.start != prod(piece.shape):
-                raise ConfigError(
-                    f"optim.name={part.group.rule.optim.name} updates whole matrices, and a rank has a part of {piece.name}, "
-                    f"{list(piece.global_shape)}: tensor parallelism and fully_shard split it. Use parallel.tensor=1 and "
-                    "parallel.data_mode=replicate (with zero_stage=2 gradients and state are shared out as well)."
-                )

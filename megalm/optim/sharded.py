@@ -14,7 +14,7 @@ from megalm.config.optim import OptimConfig
 from megalm.optim.buckets import Bucket, plan_buckets
 from megalm.optim.clip import global_statistics
 from megalm.optim.groups import Groups, usual_choices
-from megalm.optim.optimizer import Optimizer, check_whole_matrices
+from megalm.optim.optimizer import Optimizer
 from megalm.optim.rules import Update
 from megalm.optim.stretches import Part
 from megalm.optim.tensor_rules import TensorRules
@@ -100,7 +100,6 @@ class ShardedOptimizer(Optimizer):
                 parameter.register_post_accumulate_grad_hook(partial(self._on_gradient, bucket, index))
         self._install_waits(chunks)
         self._parts = [bucket.part() for bucket in self.buckets]
-        check_whole_matrices(self._parts)
         self.rules = TensorRules(optim, self._parts, mesh)
 
     # ------------------------------------------------------------------------------------------------------- gradients

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megalm.parallel.mesh import Mesh
+from megalm.parallel.mesh import Axis, Mesh
 from megalm.parallel.slices import Piece
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Stretch:
 class Part:
     """A flat share of the optimizer's state: one bucket's shard, or one fully sharded parameter.
 
-    state: the group's rule's buffers, by name.
+    state: the group's rule's buffers, by name. pieces: of all global tensors that have a part in this share on any rank of
+    `split`, in the same order on each; split: the axes over whose ranks the parts of one tensor are spread.
     Shapes: master, every state, gradient() all fp32 [N]; out, the rounded weights, [N] or None
     """
 
@@ -57,6 +58,8 @@ class Part:
     gradient: Callable[[], Tensor]
     group: Group
     out: Tensor | None = None
+    pieces: tuple[Piece, ...] = ()
+    split: tuple[Axis, ...] = ()
 
 
 class TensorIndex:

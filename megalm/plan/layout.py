@@ -1,11 +1,27 @@
 """A layout: how a run's work is dealt over ranks, checked and resolved."""
 
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any
 
 from megalm.architecture.shape import shape_of
+from megalm.architecture.tensors import count_elements, is_matrix, list_tensors
 from megalm.config import Config, ConfigError, ModelConfig
 from megalm.config.optim import STATES
+
+
+def count_states(config: Config) -> float:
+    """How many fp32 numbers the update rules keep beside each weight, on average over the model's weights.
+
+    A rule for matrices alone (muon) leaves tables, the output matrix, norms, biases and routers to adamw.
+    """
+    own = len(STATES[config.optim.name])
+    if config.optim.name != "muon":
+        return float(own)
+    every = list(list_tensors(config.model))
+    matrices = sum(prod(shape) for name, shape in every if is_matrix(name, shape))
+    total = count_elements(every)
+    return (own * matrices + len(STATES["adamw"]) * (total - matrices)) / total
 
 
 @dataclass(frozen=True)
@@ -27,8 +43,8 @@ class Layout:
     micro_batch: int = 1
     global_batch: int = 1
     dtype: str = "bf16"
-    states: int = 2
-    """What the update rule keeps beside each weight, fp32."""
+    states: float = 2.0
+    """How many numbers the update rules keep beside each weight, fp32, on average over the model's weights."""
     expert_rows: int | None = None
     """Rows that a rank's experts compute at a time; None: all, kept for backward."""
     imbalance: float = 1.0
@@ -138,7 +154,7 @@ def layout_of(config: Config, gpus: int) -> Layout:
                 f" set parallel.data=auto or start {data * model_ranks} ranks."
             )
     return Layout(
-        states=len(STATES[config.optim.name]),
+        states=count_states(config),
         data=data,
         tensor=parallel.tensor,
         pipeline=parallel.pipeline,

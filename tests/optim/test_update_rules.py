@@ -8,7 +8,7 @@ from megalm.config import ConfigError, OptimConfig, ParallelConfig
 from megalm.config.compose import compose_config
 from megalm.config.optim import STATES
 from megalm.optim.groups import Choice, Group, Groups, rule_of, usual_choices
-from megalm.optim.rules import RULES, SGD, Rule
+from megalm.optim.rules import RULES, SGD, WholeMatrixRule
 from megalm.optim.sharded import ShardedOptimizer
 from megalm.parallel.mesh import build_mesh
 from megalm.parallel.slices import Piece, Role, Slice
@@ -88,14 +88,22 @@ def test_another_rules_checkpoint_is_refused_and_its_weights_are_taken(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------- whole matrices
-class UnitMatrix(Rule):
+class UnitMatrix(WholeMatrixRule):
     """Every tensor moves by its summed gradients, divided by their norm: a part of it would give another direction."""
 
     states = ("total",)
-    whole_matrices = True
 
-    def direction(self, gradient, state, step):
-        return state["total"].add_(gradient) / (state["total"].norm() + 1e-12)
+    def prepare(self, gradient, state):
+        return state["total"].add_(gradient)
+
+    def transform(self, matrix):
+        return matrix / (matrix.norm() + 1e-12)
+
+    def cost(self, shape):
+        return 1.0
+
+    def expected_size(self, shape):
+        return 1.0
 
 
 def train_unit(layout):
@@ -113,6 +121,12 @@ WHOLE = [
     (2, dict(data=2, zero_stage=2)),
     (4, dict(data=4, zero_stage=2)),
     (4, dict(pipeline=2, data=2, zero_stage=2)),
+    (2, dict(tensor=2)),
+    (4, dict(tensor=4)),
+    (4, dict(tensor=2, data=2, zero_stage=1)),
+    (4, dict(tensor=2, pipeline=2)),
+    (2, dict(data=2, data_mode="fully_shard")),
+    (4, dict(tensor=2, data=2, data_mode="fully_shard")),
 ]
 
 
@@ -120,14 +134,6 @@ WHOLE = [
 def test_a_rule_for_whole_matrices_is_the_same_on_every_layout(world, layout):
     norms, boxes = train_unit({})
     check(run_ranks(world, train_unit, layout), (norms, {name: values for name, _, _, values in boxes}))
-
-
-def test_a_part_of_a_matrix_is_refused():
-    for layout in (dict(tensor=2), dict(data=2, data_mode="fully_shard")):
-        with pytest.raises(
-            Exception, match="ConfigError: optim.name=unit updates whole matrices.*parallel.data_mode=replicate"
-        ):
-            run_ranks(2, train_unit, layout)
 
 
 def boundaries(bucket_mb, optim, known=None):
@@ -140,11 +146,12 @@ def boundaries(bucket_mb, optim, known=None):
     finally:
         RULES.pop("unit", None)
     found = []
-    for bucket in optimizer.buckets:
+    buckets = [bucket for bucket in optimizer.buckets if bucket.group.rule.whole_matrices or not known]
+    for bucket in buckets:
         part = bucket.length // bucket.shards
         found += [(entry.start // part, (entry.stop - 1) // part) for entry in bucket.entries]
-    held = {s.piece.name for part in optimizer.parts() for s in part.stretches}
-    return found, held, [len(bucket.entries) for bucket in optimizer.buckets]
+    held = {s.piece.name for bucket in buckets for s in bucket.part().stretches}
+    return found, held, [len(bucket.entries) for bucket in buckets]
 
 
 @pytest.mark.parametrize("bucket_mb", [0.0003, 25.0])
@@ -164,7 +171,7 @@ def test_configuration_and_rules_know_the_same_states():
 
 
 def test_an_unknown_rule_lists_what_there_is():
-    with pytest.raises(ConfigError, match="optim.name=lion.*adamw, sgd"):
+    with pytest.raises(ConfigError, match="optim.name=lion.*adamw, muon, sgd"):
         rule_of(OptimConfig(name="lion"))
     with pytest.raises(ConfigError, match="optim.name=lion.*adamw.*sgd"):
         compose_config(["+model=tiny", "optim.name=lion"])
@@ -174,7 +181,12 @@ def test_an_unknown_rule_lists_what_there_is():
     ("overrides", "said"),
     [
         (["optim.momentum=0.5"], "optim.momentum=0.5 is read by optim.name=sgd alone"),
-        (["optim=sgd", "optim.betas=[0.9,0.99]"], "optim.betas=[0.9, 0.99] is read by optim.name=adamw alone"),
+        (["optim=sgd", "optim.betas=[0.9,0.99]"], "optim.betas=[0.9, 0.99] is read by optim.name=adamw or muon alone"),
+        (["optim.muon.steps=3"], "is read by optim.name=muon alone"),
+        (["optim=muon", "optim.update_clip=true"], "is read by optim.name=adamw alone"),
+        (["optim.groups=[{rule: lion}]"], "optim.groups: rule=lion: there is no such update rule"),
+        (["optim.update_clip=true", "optim.groups=[{roles: [bias], rule: sgd}]"], "leave one of the two out"),
+        (["optim=muon", "optim.muon.coefficients=best"], "not one of quintic, jordan, polar_express"),
         (["optim=sgd", "optim.update_clip=true"], "sgd reads momentum, nesterov"),
         (["optim=sgd", "optim.momentum=0", "optim.nesterov=true"], "optim.momentum=0: give it one"),
         (["optim=sgd", "guard.provoke.kind=zero_second_moment"], "sgd keeps no second moment"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,9 +31,7 @@ class Update:
 class Rule:
     """w = w (1 - lr decay) - lr direction(gradient, states); a subclass says its states and its direction.
 
-    An elementwise rule is called with flat buffers, as they come. With `whole_matrices` every tensor lies on one rank of
-    those that share the optimizer's work (`plan_buckets` sees to it), and `direction` is called with one at a time, in its
-    own shape.
+    `direction` is called with flat buffers, as they come. A rule that needs whole tensors is a `WholeMatrixRule`.
     """
 
     states: ClassVar[tuple[str, ...]]
@@ -54,42 +52,27 @@ class Rule:
 
     def step(self, part: Part, update: Update) -> None:
         """Update a part's masters, and the rounded weights where it has them."""
-        lr, decay = update.lr * part.group.rate, part.group.decay
         gradient = part.gradient() * update.grad_scale
-        for master, grad, state in self._pieces(part, gradient):
-            if self.coupled_decay:
-                grad = grad + decay * master
-            direction = self.direction(grad, state, update.step)
-            if not self.coupled_decay:
-                master.mul_(1.0 - lr * decay)
-            master.sub_(direction, alpha=lr)
+        if self.coupled_decay:
+            gradient = gradient + part.group.decay * part.master
+        self.move(part, self.direction(gradient, part.state, update.step), update.lr)
+
+    def move(self, part: Part, direction: Tensor, lr: float) -> None:
+        """Move a part's masters against the direction, and round them where there are rounded weights."""
+        lr, decay = lr * part.group.rate, part.group.decay
+        if not self.coupled_decay:
+            part.master.mul_(1.0 - lr * decay)
+        part.master.sub_(direction, alpha=lr)
         if part.out is not None:
             part.out.copy_(part.master)
-
-    def _pieces(self, part: Part, gradient: Tensor) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-        """(weights, gradient, states) that `direction` sees together; views."""
-        if not self.whole_matrices:
-            yield part.master, gradient, dict(part.state)
-            return
-        for s in part.stretches:
-            yield s.view(part.master), s.view(gradient), {name: s.view(flat) for name, flat in part.state.items()}
 
     def sample(self, parts: Sequence[Part], places: Sequence[Tensor], step: int, scale: float) -> Tensor:
         """What the next update is at some places of parts of this rule, at learning rate 1 and without decay; nothing is
         changed. Shapes: places [n of each part] -> [sum of n]"""
         pairs = list(zip(parts, places, strict=True))
-        if not self.whole_matrices:
-            gradient = torch.cat([part.gradient()[where] for part, where in pairs]) * scale
-            state = {name: torch.cat([part.state[name][where] for part, where in pairs]) for name in self.states}
-            return self.direction(gradient, state, step)
-        found = []
-        for part, where in pairs:
-            whole = torch.zeros_like(part.master)
-            for s in part.stretches:
-                state = {name: s.view(flat).clone() for name, flat in part.state.items()}
-                s.view(whole).copy_(self.direction(s.view(part.gradient()) * scale, state, step))
-            found.append(whole[where])
-        return torch.cat(found)
+        gradient = torch.cat([part.gradient()[where] for part, where in pairs]) * scale
+        state = {name: torch.cat([part.state[name][where] for part, where in pairs]) for name in self.states}
+        return self.direction(gradient, state, step)
 
     def update_squares(
         self, gradient: Tensor, state: Mapping[str, Tensor], lengths: Sequence[int], step: int, scale: float
