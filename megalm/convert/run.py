@@ -15,6 +15,7 @@ from megalm.convert.formats import open_source
 from megalm.convert.huggingface_settings import EVERYTHING
 from megalm.convert.megatron_dist import OPTIMIZER_REASON
 from megalm.convert.source import Source
+from megalm.convert.upcycle import upcycle
 from megalm.convert.weights import WeightReader
 
 Progress = Callable[[str, int], None]
@@ -27,6 +28,10 @@ class Options:
     to: str
     dtype: torch.dtype | None = None
     optimizer: bool = False
+    upcycle: int = 0
+    """Experts that each MLP of a dense model is copied to; 0: none."""
+    top_k: int = 2
+    """Of these, for a token."""
     tokenizer: Path | None = None
     max_shard_bytes: int = 5_000_000_000
     torch_dist: bool = False
@@ -41,7 +46,7 @@ class Options:
         plain = Options(to=self.to)
         concerns = {
             "huggingface": {"dtype", "tokenizer", "max_shard_bytes"},
-            "megalm": {"dtype", "optimizer"},
+            "megalm": {"dtype", "optimizer", "upcycle"} | ({"top_k"} if self.upcycle else set()),
             "megatron": {"dtype", "torch_dist", "spelling", "pad_vocabulary"},
         }
         if self.to not in concerns:
@@ -57,6 +62,8 @@ class Options:
                 raise ConfigError(
                     f"{name.replace('_', '-')}={getattr(self, name)} has no meaning for {where}; leave it out"
                 )
+        if self.optimizer and self.upcycle:
+            raise ConfigError("upcycle and optimizer: the moments are of another model; leave one out")
         if self.optimizer and self.to == "megalm" and self.dtype is not None:
             raise ConfigError(f"dtype={self.dtype} and optimizer: the state of an optimizer is fp32; leave one out")
         for name in ("tensor", "pipeline", "virtual", "pad_vocabulary", "max_shard_bytes"):
@@ -129,6 +136,8 @@ def convert(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty folder; choose another target, or remove it")
     source = open_source(source_path, format, vocab_size=vocab_size, accept=accept)
+    if options.upcycle:
+        source = upcycle(source, options.upcycle, options.top_k)
     if options.optimizer and source.optimizer is None:
         raise ConfigError(
             f"{source.path}: holds no state of an optimizer that can be converted: megalm's own checkpoints do, and Megatron's "

@@ -5,6 +5,7 @@ import torch
 
 from megalm.config import ModelConfig, ParallelConfig, RopeScalingConfig
 from megalm.config.errors import ConfigError
+from megalm.config.model import MoEConfig
 from megalm.generate.batch import next_logits
 from megalm.generate.generate import generate
 from megalm.generate.sampling import sample
@@ -28,6 +29,15 @@ MODELS = {
     "one-token-window": dict(window=1, layer_pattern=["window", "full"]),
     "capped": dict(window=6, attention_softcap=1.0, logit_softcap=2.0, norm_placement="both"),
     "alibi-window": dict(window=5, position="alibi", norm="layernorm"),
+    "mixture": dict(moe=MoEConfig(num_experts=4, num_shared_experts=1, first_dense=1), num_kv_heads=2),
+    "gpt-oss": dict(
+        moe=MoEConfig(num_experts=4, top_k=3, score="softmax", router_bias=True),
+        activation="clamped_swiglu",
+        linear_bias=True,
+        attention_sinks=True,
+        window=4,
+        layer_pattern=["window", "full"],
+    ),
     "stretched": dict(rope_scaling=RopeScalingConfig(kind="yarn", factor=4.0, original_seq_length=4, beta_fast=2.0)),
 }
 

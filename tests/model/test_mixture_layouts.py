@@ -3,6 +3,13 @@
 import pytest
 import torch
 
+from megalm.architecture.layers import layers_of
+from megalm.config.compose import compose_config
+from megalm.model.mixture import Mixture
+from megalm.model.positions import Where
+from megalm.parallel.initialize import initialize
+from megalm.parallel.layer_context import LayerContext
+from megalm.parallel.mesh import build_mesh
 from tests.distributed import run_ranks
 from tests.mixtures import KINDS, mixture_run, train, whole_gradients
 
@@ -79,3 +86,34 @@ def test_the_layout_does_not_change_the_run(tmp_path, kind, layout):
         for name, state in own.items():
             assert torch.equal(state, states[name]), name
     assert all(state.any() for state in states.values())
+
+
+def run_lengths(words):
+    """Outputs and input gradients for sequences that the tensor ranks do not divide, and shorter ones than they are many."""
+    config = compose_config(["+model=tiny-moe", "model.hidden_size=24", "model.moe.ffn_hidden_size=20", *words])
+    context = LayerContext(build_mesh(config.parallel, "cpu"), config.parallel)
+    mixture = Mixture(layers_of(config.model)[1].mlp, context, name="m")
+    initialize(mixture, 5)
+    found = []
+    for length in (1, 3, 6, 7):
+        x = torch.randn(length, 2, 24, generator=torch.Generator().manual_seed(length)).requires_grad_()
+        y = mixture(x, Where())
+        y.square().sum().backward()
+        found += [y.detach(), x.grad]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("world", "words"),
+    [
+        (2, ["parallel.tensor=2"]),
+        (4, ["parallel.tensor=4", "parallel.expert=2", "parallel.expert_tensor=2", "model.num_kv_heads=4"]),
+        (4, ["parallel.tensor=4", "parallel.expert=4", "parallel.expert_dispatch=all_gather", "model.num_kv_heads=4"]),
+    ],
+    ids=["tp 2", "ep 2 etp 2", "ep 4, all-gather"],
+)
+def test_tokens_are_shared_out_over_tensor_ranks_that_do_not_divide_them(world, words):
+    (alone,) = run_ranks(1, run_lengths, [])
+    for rank in run_ranks(world, run_lengths, words):
+        for found, wanted in zip(rank, alone, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)

@@ -3,6 +3,7 @@
     megalm convert SmolLM2-135M runs/smollm --to megalm
     megalm convert runs/first exported --to huggingface --verify
     megalm convert runs/first megatron --to megatron --tensor 2 --pipeline 2
+    megalm convert runs/first runs/mixture --to megalm --upcycle 8 --verify
     megalm convert reshard runs/first/checkpoints/step-00000100 merged
 
 Tensors pass one by one, on the CPU; memory stays near one layer. At the end the target is opened again, and each tensor of
@@ -51,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also the optimizer's state: between megalm and Megatron's torch_dist (fully reshardable)",
     )
+    made.add_argument(
+        "--upcycle", type=int, default=0, metavar="N",
+        help="to megalm: a mixture in which each MLP of the dense model is N experts; it computes the same",
+    )  # fmt: skip
+    made.add_argument("--top-k", type=int, default=2, help="with --upcycle: experts for a token (default 2)")
     made.add_argument(
         "--verify", action="store_true", help="read every weight back, and compare the logits of both sides"
     )
@@ -105,6 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
         to=arguments.to,
         dtype=DTYPES[arguments.dtype] if arguments.dtype else None,
         optimizer=arguments.optimizer,
+        upcycle=arguments.upcycle,
+        top_k=arguments.top_k,
         tokenizer=arguments.tokenizer,
         max_shard_bytes=int(arguments.max_shard_gb * 1e9),
         torch_dist=arguments.torch_dist,
