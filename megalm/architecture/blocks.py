@@ -142,6 +142,44 @@ class AttentionSpec(BlockSpec):
 
 
 @dataclass(frozen=True)
+class LatentAttentionSpec(AttentionSpec):
+    """Causal self-attention whose keys and values come out of one latent for each token; head_dim is plain_dim + rope_dim."""
+
+    query_rank: int | None
+    """Width of the queries' latent; None: queries are made of the hidden state."""
+    key_rank: int
+    """Width of the latent of keys and values."""
+    plain_dim: int
+    """Features of a query and a key that are not rotated."""
+    rope_dim: int
+    """Those that are; the keys' are one vector for all heads."""
+    value_dim: int
+    """Features of a value."""
+    query_down_norm: NormSpec | None
+    key_value_norm: NormSpec
+
+    def list_tensors(self, name: str) -> Tensors:
+        if self.query_rank is None or self.query_down_norm is None:
+            yield from list_linear_tensors(f"{name}.query", self.query_width, self.hidden_size, False)
+        else:
+            yield from list_linear_tensors(f"{name}.query_down", self.query_rank, self.hidden_size, False)
+            yield from self.query_down_norm.list_tensors(f"{name}.query_down_norm")
+            yield from list_linear_tensors(f"{name}.query_up", self.query_width, self.query_rank, False)
+        down, up = self.key_rank + self.rope_dim, self.num_heads * (self.plain_dim + self.value_dim)
+        yield from list_linear_tensors(f"{name}.key_value_down", down, self.hidden_size, False)
+        yield from self.key_value_norm.list_tensors(f"{name}.key_value_norm")
+        yield from list_linear_tensors(f"{name}.key_value_up", up, self.key_rank, False)
+        if self.sinks:
+            yield f"{name}.sinks", (self.num_heads,)
+        yield from list_linear_tensors(f"{name}.output", self.hidden_size, self.num_heads * self.value_dim, False)
+
+    def count_core_flops(self, length: int, causal: bool) -> float:
+        """Scores, and their product with the values."""
+        seen = count_attended(length, causal, self.window)
+        return 2.0 * self.num_heads * (self.head_dim + self.value_dim) * seen
+
+
+@dataclass(frozen=True)
 class MLPSpec(BlockSpec):
     """The position-wise MLP."""
 

@@ -8,6 +8,7 @@ from megalm.architecture.blocks import (
     AttentionSpec,
     BalanceSpec,
     BlockSpec,
+    LatentAttentionSpec,
     MixtureSpec,
     MLPSpec,
     NormSpec,
@@ -144,10 +145,11 @@ def _specify_attention(model: ModelConfig, shape: ModelShape, word: str) -> Atte
         query_norm, key_norm = (
             NormSpec(kind, width, model.norm_eps, scope=scope, unit_offset=offset) for width in widths
         )
-    rope = None
+    rope, latent = None, model.latent
     if model.position == "rope" and not word.endswith("_no_rope"):
-        rope = specify_rope(model, int(shape.head_dim * model.rope_fraction), window=own_window)
-    return AttentionSpec(
+        size = latent.rope_dim if latent.key_rank else int(shape.head_dim * model.rope_fraction)
+        rope = specify_rope(model, size, window=own_window)
+    attention = AttentionSpec(
         hidden_size=shape.hidden_size,
         num_heads=shape.num_heads,
         num_kv_heads=shape.num_kv_heads,
@@ -165,6 +167,23 @@ def _specify_attention(model: ModelConfig, shape: ModelShape, word: str) -> Atte
         clip_qkv=model.clip_qkv,
         init_std=model.init_std,
         output_init_std=_output_init_std(model),
+    )
+    if not latent.key_rank:
+        return attention
+    norms = [
+        NormSpec(model.norm, size, model.norm_eps, unit_offset=offset) if size else None
+        for size in (latent.query_rank, latent.key_rank)
+    ]
+    assert norms[1] is not None
+    return LatentAttentionSpec(
+        **vars(attention),
+        query_rank=latent.query_rank,
+        key_rank=latent.key_rank,
+        plain_dim=latent.plain_dim,
+        rope_dim=latent.rope_dim,
+        value_dim=latent.value_dim,
+        query_down_norm=norms[0],
+        key_value_norm=norms[1],
     )
 
 

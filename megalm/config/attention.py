@@ -42,13 +42,48 @@ def check_attention(model: ModelConfig) -> None:
         not model.shared_norm or model.parallel_residual,
         "model.shared_norm=true needs model.parallel_residual=true: only there do attention and MLP read the same input.",
     )
+    if model.latent.key_rank:
+        _check_latent(model)
     if rotated:
         _check_stretching(model)
 
 
+def _check_latent(model: ModelConfig) -> None:
+    latent = model.latent
+    wanted = latent.plain_dim + latent.rope_dim
+    _require(
+        model.head_dim == wanted,
+        f"model.head_dim={model.head_dim}: with model.latent it is plain_dim + rope_dim = {wanted}. Leave it out.",
+    )
+    _require(
+        model.num_kv_heads == model.num_heads,
+        f"model.num_kv_heads={model.num_kv_heads}: with model.latent each of the model.num_heads={model.num_heads} heads has "
+        "keys of its own. Leave it out.",
+    )
+    _require(
+        model.position == "rope",
+        f"model.position={model.position}: latent attention rotates a part of its heads: set model.position=rope "
+        "(model.layer_pattern=[full_no_rope] leaves the rotation out).",
+    )
+    _require(latent.rope_dim % 2 == 0, f"model.latent.rope_dim={latent.rope_dim}: pairs are rotated, and this is odd.")
+    for name, usual in (
+        ("qkv_bias", False),
+        ("attention_out_bias", False),
+        ("qk_norm", False),
+        ("clip_qkv", None),
+        ("rope_fraction", 1.0),
+    ):
+        value = getattr(model, name)
+        _require(
+            value == usual,
+            f"model.{name}={str(value).lower()} does not go with model.latent, which has norms of its latents, no biases, and "
+            "rope_dim for what is rotated. Leave it out.",
+        )
+
+
 def _check_stretching(model: ModelConfig) -> None:
     scaling = model.rope_scaling
-    size = int((model.head_dim or 0) * model.rope_fraction)
+    size = model.latent.rope_dim if model.latent.key_rank else int((model.head_dim or 0) * model.rope_fraction)
     if scaling.kind == "longrope":
         for name in ("short_factors", "long_factors"):
             count = len(getattr(scaling, name))
@@ -57,8 +92,8 @@ def _check_stretching(model: ModelConfig) -> None:
                 f"model.rope_scaling.{name} has {count} numbers: longrope needs one for each rotated pair, {size // 2}.",
             )
     _require(
-        scaling.kind != "yarn" or scaling.beta_fast > scaling.beta_slow,
-        f"model.rope_scaling.beta_fast={scaling.beta_fast:g}: must lie above beta_slow={scaling.beta_slow:g}.",
+        scaling.kind != "yarn" or scaling.beta_fast >= scaling.beta_slow,
+        f"model.rope_scaling.beta_fast={scaling.beta_fast:g}: must not lie below beta_slow={scaling.beta_slow:g}.",
     )
     _require(
         scaling.kind != "dynamic" or size > 2,

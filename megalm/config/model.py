@@ -41,6 +41,22 @@ class RopeScalingConfig:
 
 
 @dataclass
+class LatentConfig:
+    """Latent attention (DeepSeek-V2, arXiv:2405.04434) in place of heads with keys and values of their own."""
+
+    key_rank: int = number(0, at_least=0)
+    """Width of the latent that keys and values are made of (DeepSeek-V3: 512); 0: no latent attention."""
+    query_rank: int | None = number(None, at_least=1)
+    """Width of the latent that queries are made of (DeepSeek-V3: 1536); None: of the hidden state itself."""
+    plain_dim: int = number(128, at_least=1)
+    """Features of each query and key head that are not rotated."""
+    rope_dim: int = number(64, at_least=2)
+    """Features behind them that are rotated; the keys' are shared by all heads."""
+    value_dim: int = number(128, at_least=1)
+    """Features of each value head."""
+
+
+@dataclass
 class MoEConfig:
     """Mixture of experts in place of the dense MLP. `num_experts: 0` means dense."""
 
@@ -165,6 +181,8 @@ class ModelConfig:
     """rope_scaling holds in layers with a window too (gpt-oss); false: their angles are not stretched (Gemma 3, OLMo 3)."""
     alibi_max_bias: Function[float] = number(8.0, above=0)
     """ALiBi: slopes run over 2^(-alibi_max_bias * k / heads)."""
+    latent: Fixed[LatentConfig] = field(default_factory=LatentConfig)
+    """Latent attention; it has num_heads heads of plain_dim + rope_dim."""
     linear_bias: Fixed[bool] = False
     """Biases in the MLP's matrices, each expert's among them."""
     qkv_bias: Fixed[bool] = False
@@ -228,6 +246,8 @@ class ModelConfig:
         """Replace each None by what it stands for."""
         if self.num_kv_heads is None:
             self.num_kv_heads = self.num_heads
+        if self.head_dim is None and self.latent.key_rank:
+            self.head_dim = self.latent.plain_dim + self.latent.rope_dim
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_heads
         if self.ffn_hidden_size is None:

@@ -78,6 +78,8 @@ class Shapes:
         """Order the rows of queries, keys and their norms where this model's rotary pairs lie otherwise than `interleaved`."""
         if self.model.position != "rope" or self.model.rope_interleaved == interleaved:
             return None
+        if self.model.latent.key_rank:
+            return self._turn_latent(name, interleaved)
         part = next((p for p in ("query_norm", "key_norm", "query", "key") if f".attention.{p}." in name), None)
         if part is None:
             return None
@@ -88,6 +90,25 @@ class Shapes:
         if interleaved:
             return lambda: torch.argsort(half_split_rows(heads, self.head_dim, rotated))
         return partial(half_split_rows, heads, self.head_dim, rotated)
+
+    def _turn_latent(self, name: str, interleaved: bool) -> Callable[[], Tensor] | None:
+        """The same of latent attention: each query head's last features, and the last rows of what makes the latent."""
+        latent = self.model.latent
+        heads, kept = {
+            "query": (self.heads, latent.plain_dim),
+            "query_up": (self.heads, latent.plain_dim),
+            "key_value_down": (1, latent.key_rank),
+        }.get(name.split(".")[-2], (0, 0))
+        if not heads:
+            return None
+
+        def rows() -> Tensor:
+            turned = half_split_rows(1, latent.rope_dim, latent.rope_dim)
+            turned = torch.argsort(turned) if interleaved else turned
+            one = torch.cat([torch.arange(kept), kept + turned])
+            return (torch.arange(heads)[:, None] * len(one) + one).reshape(-1)
+
+        return rows
 
 
 def rules(model: ModelConfig, model_type: str) -> list[Rule]:

@@ -70,6 +70,11 @@ class Attention(nn.Module):
         self.cache: KeyValueCache | None = None  # set while text is generated: see megalm.model.cache
         self.largest_logit: Tensor | None = None  # [A/t] where it is watched: see megalm.ops.attention_logit
 
+    @property
+    def local_heads(self) -> int:
+        """Query heads of this rank."""
+        return self.qkv.split_sizes[0] // self.spec.head_dim
+
     def forward(self, x: Tensor, where: Where) -> Tensor:
         return self.output(self.attend(self.qkv(x), where))
 

@@ -41,6 +41,7 @@ def attend(
     if softcap is not None:
         return _capped(q, k, v, mask, scale, softcap, sinks).permute(2, 0, 1, 3)
     queries, values = q.shape[2], v.shape[-1]
+    q, k, v = _widen(q, k, v)
     if sinks is not None:
         q, k, v, mask = _add_sinks(q, k, v, mask, scale, sinks)
     grouped = q.shape[1] != k.shape[1]
@@ -51,9 +52,14 @@ def attend(
     mixed = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped, scale=scale
     )
-    if sinks is not None:
-        mixed = mixed[:, :, -queries:, :values]
-    return mixed.permute(2, 0, 1, 3)
+    return mixed[:, :, -queries:, :values].permute(2, 0, 1, 3)
+
+
+def _widen(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Give values and keys one width, by zeros that change nothing: fused kernels know only one."""
+    width = max(k.shape[-1], v.shape[-1])
+    q, k, v = (t if t.shape[-1] == width else F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))
+    return q, k, v
 
 
 def _add_sinks(
@@ -69,7 +75,7 @@ def _add_sinks(
     q = torch.cat([q, F.pad(shift, (0, _ALIGNED - 1))], -1)
     first = F.pad(k.new_ones(1), (k.shape[-1], _ALIGNED - 1)).expand(batch, k.shape[1], 1, -1)
     k = torch.cat([first, F.pad(k, (0, _ALIGNED))], 2)
-    v = F.pad(v, (0, k.shape[-1] - v.shape[-1], 1, 0))
+    v = F.pad(v, (0, _ALIGNED, 1, 0))
     if mask is None:
         return F.pad(q, (0, 0, 1, 0)), k, v, None
     return q, k, v, F.pad(mask, (1, 0), value=True if mask.dtype == torch.bool else 0.0)
@@ -108,9 +114,7 @@ def _over_context(
 ) -> Tensor:
     values = v.shape[-1]
     mixed = context_attention(
-        q,
-        k,
-        F.pad(v, (0, k.shape[-1] - values)),
+        *_widen(q, k, v),
         context,
         causal=True,
         scale=scale,

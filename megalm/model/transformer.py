@@ -9,7 +9,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from megalm.architecture.blocks import AttentionSpec, BlockSpec, MixtureSpec, MLPSpec
+from megalm.architecture.blocks import AttentionSpec, BlockSpec, LatentAttentionSpec, MixtureSpec, MLPSpec
 from megalm.architecture.layers import LayerSpec, SublayerSpec, layers_of, name_layer
 from megalm.architecture.shape import shape_of
 from megalm.config import ModelConfig
@@ -17,6 +17,7 @@ from megalm.data.batch import Batch
 from megalm.model.attention import Attention
 from megalm.model.auxiliary import Auxiliary
 from megalm.model.head import Head
+from megalm.model.latent_attention import LatentAttention
 from megalm.model.mixture import Mixture
 from megalm.model.mlp import MLP
 from megalm.model.norm import make_norm
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 MODULES: dict[type[BlockSpec], Callable[..., nn.Module]] = {
     AttentionSpec: Attention,
+    LatentAttentionSpec: LatentAttention,
     MLPSpec: MLP,
     MixtureSpec: Mixture,
 }

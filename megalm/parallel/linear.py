@@ -217,6 +217,43 @@ class ColumnParallelLinear(nn.Module):
         return column_parallel(x, self.weight, self.bias, self.axis, self.sequence_parallel, self.product)
 
 
+class ReplicatedLinear(nn.Module):
+    """Y = X W^T with W whole on every rank of the tensor axis, for a small W that all ranks' parts need.
+
+    Without sequence_parallel every rank computes the same, and what reads Y must bring the sum of all ranks' gradients; with
+    it each has its own positions, and the weight's gradient is a partial sum.
+
+    Shapes: x [S, B, H], or [S/t, B, H] with sequence_parallel -> y [S or S/t, B, F]; weight [F, H]
+    Comm:   none; with sequence_parallel the weight's gradient is summed over the axis
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        axis: Axis,
+        *,
+        name: str,
+        sequence_parallel: bool,
+        init_std: float,
+        role: Role = Role.MATRIX,
+        product: Product = PLAIN,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.product = product
+        shape = (out_features, in_features)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        slice_ = replicated(
+            f"{name}.weight", shape, axis, partial_gradient=sequence_parallel, role=role, initial=init_std
+        )
+        attach(self.weight, slice_)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return column_parallel(x, self.weight, None, _ALONE, False, self.product)
+
+
 class RowParallelLinear(nn.Module):
     """Y = X W^T with W's input features split over the tensor axis: sums what a column-parallel layer spread out.
 

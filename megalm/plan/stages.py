@@ -109,7 +109,7 @@ def shard_shape(kv: int, name: str, shape: tuple[int, ...], axes: tuple[int, int
     heads = ceil(kv / tensor) / kv if kv >= tensor else 1 / tensor
     if ".key." in name or ".value." in name:
         return (shape[0] * max(heads, 1 / kv), *shape[1:])
-    if ".query." in name:
+    if ".query." in name or ".query_up." in name or ".key_value_up." in name:
         return (shape[0] * heads, *shape[1:])
     if name.endswith("attention.output.weight"):
         return (shape[0], shape[1] * heads)

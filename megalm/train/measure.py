@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megalm.config import Config
 from megalm.model.attention import Attention
+from megalm.model.latent_attention import LatentAttention
 from megalm.objectives.objective import Objective
 from megalm.optim.stretches import TensorIndex
 from megalm.optim.update_sample import UpdateSample
@@ -69,16 +70,17 @@ class Measurement:
         self.sources, self.divisor = list(sources), objective.divisor
         self.layer_sums = {name for name in chunks[0].reported if name.startswith("layers.")}
         self.sums = Sums({**chunks[0].reported, **objective.sums})
-        self.attention: list[Attention] = []
+        self.attention: list[Attention | LatentAttention] = []
         self.updates: UpdateSample | None = None
         self.watched = config.guard.enabled or config.optim.qk_clip > 0
         """Whether attention logits are looked at; alike on all ranks, also on one without an attention layer."""
         self.by_rank = config.guard.enabled and mesh.data.size > 1
         if self.watched:
-            self.attention = [m for chunk in chunks for m in chunk.modules() if isinstance(m, Attention)]
+            self.attention = [
+                m for chunk in chunks for m in chunk.modules() if isinstance(m, Attention | LatentAttention)
+            ]
             for layer in self.attention:
-                heads = layer.qkv.split_sizes[0] // layer.spec.head_dim
-                layer.largest_logit = torch.full((heads,), -math.inf, device=mesh.device)
+                layer.largest_logit = torch.full((layer.local_heads,), -math.inf, device=mesh.device)
         if config.guard.enabled:
             parts = optimizer.parts()
             self.updates = UpdateSample(parts, TensorIndex(parts, mesh))

@@ -61,6 +61,18 @@ def _mpt(**changes):
 
 YARN = dict(rope_type="yarn", rope_theta=5000.0, factor=4.0, original_max_position_embeddings=16, beta_fast=4.0)
 SMALL_EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
+DEEPSEEK = dict(
+    n_routed_experts=8,
+    num_experts_per_tok=3,
+    moe_intermediate_size=16,
+    n_shared_experts=1,
+    first_k_dense_replace=1,
+    kv_lora_rank=16,
+    qk_rope_head_dim=8,
+    qk_nope_head_dim=12,
+    v_head_dim=10,
+    num_key_value_heads=4,
+)
 CAPS = dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
 
 
@@ -183,6 +195,15 @@ BUILDERS: dict[str, Callable] = {
         "GptOss", num_local_experts=4, num_experts_per_tok=2, head_dim=16, sliding_window=6, swiglu_limit=1.5
     ),
     "dbrx": _dbrx,
+    "deepseek-v3": _of("DeepseekV3", num_hidden_layers=3, n_group=4, topk_group=2, q_lora_rank=24, **DEEPSEEK),
+    "deepseek-v3-no-query-rank": _of(
+        "DeepseekV3",
+        q_lora_rank=None,
+        n_group=1,
+        topk_group=1,
+        rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=0.7),
+        **DEEPSEEK,
+    ),
     "mpt": _mpt,
     "mpt-six-heads": lambda: _mpt(d_model=48, n_heads=6, attn_config=dict(clip_qkv=0.3)),
 }

@@ -30,6 +30,7 @@ STEPPED = [
     "cohere2",
 ]
 STEPPED += ["nemotron", "starcoder2", "mixtral", "olmoe", "qwen2-moe", "qwen3-moe", "glm4-moe", "gpt-oss", "dbrx"]
+STEPPED += ["deepseek-v3", "deepseek-v3-no-query-rank"]
 
 
 def imported(name, folder):

@@ -5,7 +5,7 @@ import torch
 
 from megalm.config import ModelConfig, ParallelConfig, RopeScalingConfig
 from megalm.config.errors import ConfigError
-from megalm.config.model import MoEConfig
+from megalm.config.model import LatentConfig, MoEConfig
 from megalm.generate.batch import next_logits
 from megalm.generate.generate import generate
 from megalm.generate.sampling import sample
@@ -28,6 +28,8 @@ MODELS = {
     "window": dict(window=4, layer_pattern=["window", "full_no_rope"], num_kv_heads=2, attention_sinks=True),
     "one-token-window": dict(window=1, layer_pattern=["window", "full"]),
     "capped": dict(window=6, attention_softcap=1.0, logit_softcap=2.0, norm_placement="both"),
+    "latent": dict(latent=LatentConfig(key_rank=12, query_rank=10, plain_dim=8, rope_dim=4, value_dim=6)),
+    "latent-window": dict(latent=LatentConfig(key_rank=12, plain_dim=4, rope_dim=4, value_dim=10), window=5),
     "alibi-window": dict(window=5, position="alibi", norm="layernorm"),
     "mixture": dict(moe=MoEConfig(num_experts=4, num_shared_experts=1, first_dense=1), num_kv_heads=2),
     "gpt-oss": dict(

@@ -17,6 +17,7 @@ MODELS = sorted(path.stem for path in (Path(megalm.__file__).parent.parent / "co
 MATRICES = {
     f"{layer}.weight"
     for layer in ("attention.query", "attention.key", "attention.value", "attention.output")
+    + ("attention.query_down", "attention.query_up", "attention.key_value_down", "attention.key_value_up")
     + ("mlp.gate", "mlp.up", "mlp.down")
 }
 WITH_EVERYTHING = [
@@ -26,8 +27,8 @@ WITH_EVERYTHING = [
 
 
 def roles(*overrides):
-    """Global name -> its role, in a model of two layers without memory."""
-    config = compose_config([*overrides, "model.num_layers=2"])
+    """Global name -> its role, in a model of four layers without memory."""
+    config = compose_config([*overrides, "model.num_layers=4"])
     model = Transformer(config.model, LayerContext(Mesh.single(), config.parallel, device="meta"))
     slices = [slice_of(parameter) for parameter in model.parameters()]
     return {piece.name: slice_ for slice_ in slices for piece in slice_.pieces}, config
@@ -63,9 +64,11 @@ def test_a_models_parameters_have_their_roles(model):
     count = Counter(slice_.role for slice_ in found.values())
     assert count[Role.OUTPUT] == (not config.model.tie_embeddings)
     mlp = 2 + ("layers.0.mlp.gate.weight" in found)
+    attention = sum(f"layers.0.{name}" in found for name in MATRICES if name.startswith("attention."))
+    assert attention == (5 if config.model.latent.key_rank else 4)
     moe = config.model.moe
-    inside = [mlp if moe.is_dense(i) else 3 * bool(moe.shared_ffn_hidden_size) for i in range(2)]
-    assert count[Role.MATRIX] == 2 * 4 + sum(inside)
+    inside = [mlp if moe.is_dense(i) else 3 * bool(moe.shared_ffn_hidden_size) for i in range(4)]
+    assert count[Role.MATRIX] == 4 * attention + sum(inside)
 
 
 def test_a_model_with_every_part_has_every_role_of_a_dense_one():

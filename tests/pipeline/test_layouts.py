@@ -37,6 +37,8 @@ CASES = [
     ("uneven", Layout(tensor=2, context=2)),
     ("capped", Layout(tensor=2, sequence=True, zero_stage=1, recompute="selective")),
     ("capped", Layout(pipeline=2, context=2, schedule="1f1b")),
+    ("latent", Layout(tensor=2, sequence=True, zero_stage=1, recompute="selective")),
+    ("latent", Layout(tensor=2, context=2)),
     ("sinks", Layout(tensor=2, context=2, context_mode="all_gather", recompute="full")),
     ("sinks", Layout(tensor=2, pipeline=2, sequence=True, schedule="zb-h1")),
 ]

@@ -81,7 +81,7 @@ def test_shared_experts_are_always_active():
 @pytest.mark.parametrize(
     "words",
     [
-        *([f"+model={name}", "model.num_layers=2"] for name in list_models()),
+        *([f"+model={name}", "model.num_layers=4"] for name in list_models()),
         ["+model=tiny", "model.parallel_residual=true", "model.linear_bias=true", "model.norm_bias=true"],
         ["+model=tiny", "model.tie_embeddings=false", "model.qk_norm=true"],
         ["+model=tiny", "model.qk_norm=true", "model.qk_norm_scope=full", "model.norm_placement=post"],

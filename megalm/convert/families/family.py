@@ -195,7 +195,7 @@ class Family:
             group, _, name = key.partition(".")
             setattr(getattr(model, group), name, value)
         model.fill_in()
-        if not any("head_dim" in setting.fields for setting in self.settings):
+        if not {"head_dim", "latent.rope_dim"} & {field for setting in self.settings for field in setting.fields}:
             refuse(json, "head_dim", None, model.head_dim)  # said by some, and always this
         self.read_more(json, model)
         return model

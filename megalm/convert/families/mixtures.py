@@ -99,8 +99,8 @@ def _read_qwen2_windows(json: Config, model: ModelConfig) -> None:
 
 def read_groups(json: Config, model: ModelConfig) -> None:
     """Read DeepSeek's groups of experts; one group is none."""
-    groups = json.get("n_group", 1)
-    chosen = json.get("topk_group", 1)
+    groups = json.get("n_group", 8 if json["model_type"] == "deepseek_v3" else 1)
+    chosen = json.get("topk_group", 4 if json["model_type"] == "deepseek_v3" else 1)
     if groups is not None and groups > 1:
         model.moe.groups, model.moe.top_groups, model.moe.group_scores = groups, chosen, 2
 

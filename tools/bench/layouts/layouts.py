@@ -120,6 +120,21 @@ MODELS = {
         "model.tie_embeddings=true",
         "data.packing=documents",
     ],
+    # latent attention, on heads that do not divide
+    "latent": [
+        "model.num_layers=4",
+        "model.hidden_size=48",
+        "model.num_heads=3",
+        "model.num_kv_heads=3",
+        "model.vocab_size=96",
+        "model.norm=rmsnorm",
+        "model.activation=swiglu",
+        "model.position=rope",
+        "model.rope_interleaved=true",
+        "model.latent={key_rank: 12, query_rank: 20, plain_dim: 8, rope_dim: 4, value_dim: 10}",
+        "model.tie_embeddings=false",
+        "data.packing=documents",
+    ],
     # sinks, one norm for both sublayers, a norm for each head, layers without a rotation, on heads that do not divide
     "sinks": [
         "model.num_layers=4",

@@ -1,0 +1,147 @@
+"""Attention whose keys and values come out of one small vector for each token (multi-head latent attention)."""
+
+from __future__ import annotations
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from megalm import ops
+from megalm.architecture.blocks import LatentAttentionSpec
+from megalm.model.attention_core import attend
+from megalm.model.cache import KeyValueCache
+from megalm.model.heads import head_parameter
+from megalm.model.norm import make_norm
+from megalm.model.positions import Where
+from megalm.parallel import collectives
+from megalm.parallel.layer_context import LayerContext
+from megalm.parallel.linear import ColumnParallelLinear, Output, ReplicatedLinear, RowParallelLinear
+
+
+class LatentAttention(nn.Module):
+    """y = W_o softmax(scale q k^T) v, causal, with each head's k and v made of a latent c that all heads share:
+
+        q = W_q norm(W_qd x)  (or W_q x);  [c, r] = W_kvd x;  [k', v] = W_kvu norm(c);  k = [k', rope(r)]
+
+    The last `rope_dim` features of queries and keys are rotated; those of the keys are one vector r for all heads. A cache
+    keeps norm(c) and rope(r): key_rank + rope_dim numbers a token.
+    Each tensor rank holds A/t heads of W_q, W_kvu and W_o; what makes the latents is whole on every rank. Under sequence
+    parallelism a rank makes the latents of its own positions, and the gradients of these weights are summed over the axis.
+
+    Shapes:  x [S/t or S, B, H] -> y the same;  q, k [S, B, A/t, n + r];  v [S, B, A/t, e];  c [S/t or S, B, R]
+    Comm:    those of the column- and row-parallel projections, of latents in place of hidden states; for r an all-gather(S)
+             forward and a reduce-scatter(S) backward under sequence parallelism, else an all-reduce backward
+    Source:  DeepSeek-V2 (arXiv:2405.04434), sec. 2.1
+    """
+
+    def __init__(self, spec: LatentAttentionSpec, context: LayerContext, *, name: str) -> None:
+        super().__init__()
+        self.spec = spec
+        self.tensor, self.sequence = context.tensor, context.sequence
+        self.context, self.context_mode = context.mesh.context, context.parallel.context_mode
+        self.query_down: ReplicatedLinear | None = None
+        if spec.query_rank is not None and spec.query_down_norm is not None:
+            self.query_down = self._replicated(spec.query_rank, f"{name}.query_down", context)
+            self.query_down_norm = make_norm(spec.query_down_norm, context, name=f"{name}.query_down_norm")
+        width = spec.query_rank or spec.hidden_size
+        query_name = f"{name}.query_up" if spec.query_rank is not None else f"{name}.query"
+        self.query_up = self._by_heads(width, spec.head_dim, query_name, context)
+        self.key_value_down = self._replicated(spec.key_rank + spec.rope_dim, f"{name}.key_value_down", context)
+        self.key_value_norm = make_norm(spec.key_value_norm, context, name=f"{name}.key_value_norm")
+        up_width = spec.plain_dim + spec.value_dim
+        self.key_value_up = self._by_heads(spec.key_rank, up_width, f"{name}.key_value_up", context)
+        self.output = RowParallelLinear(
+            spec.num_heads * spec.value_dim,
+            spec.hidden_size,
+            context.tensor,
+            name=f"{name}.output",
+            unit=spec.value_dim,
+            uneven=True,
+            bias=False,
+            init_std=spec.output_init_std,
+            product=context.product(f"{name}.output"),
+            **context.of_layers,
+        )
+        self.sinks: nn.Parameter | None = None
+        if spec.sinks:
+            self.sinks = head_parameter(spec, context.tensor, f"{name}.sinks", **context.of_parameters)
+        self.recompute_core = context.recompute_parts
+        self.cache: KeyValueCache | None = None  # set while text is generated: see megalm.model.cache
+        self.largest_logit: Tensor | None = None  # [A/t] where it is watched: see megalm.ops.attention_logit
+
+    @property
+    def local_heads(self) -> int:
+        """Query heads of this rank."""
+        return self.query_up.split_sizes[0] // self.spec.head_dim
+
+    def forward(self, x: Tensor, where: Where) -> Tensor:
+        latent = x if self.query_down is None else self.query_down_norm(self.query_down(x))
+        q = self.query_up(latent).unflatten(-1, (-1, self.spec.head_dim))
+        c, shared = self.key_value_down(x).split([self.spec.key_rank, self.spec.rope_dim], dim=-1)
+        c = self.key_value_norm(c.contiguous())
+        # Every rank's heads use the shared part: its gradient is the sum of theirs.
+        spread = collectives.gather if self.sequence else collectives.copy
+        shared = spread(shared.contiguous(), self.tensor).unsqueeze(2)
+        if self.spec.rope is not None:
+            cos, sin = where.rotary[self.spec.rope]
+            shared = ops.rotary(shared, cos, sin, interleaved=self.spec.rope.interleaved)
+        if self.cache is not None:
+            c, shared = self.cache.append(c, shared)
+        expanded = self.key_value_up(c)
+        if self.recompute_core and torch.is_grad_enabled():
+            mixed = torch.utils.checkpoint.checkpoint(
+                self._core, q, expanded, shared, where, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            mixed = self._core(q, expanded, shared, where)
+        return self.output(mixed)
+
+    def _core(self, q: Tensor, expanded: Tensor, shared: Tensor, where: Where) -> Tensor:
+        spec = self.spec
+        if spec.rope is not None:
+            cos, sin = where.rotary[spec.rope]
+            plain, turning = q.split([spec.plain_dim, spec.rope_dim], dim=-1)
+            turned = ops.rotary(turning.contiguous(), cos, sin, interleaved=spec.rope.interleaved)
+            q = torch.cat([plain, turned], -1)
+        expanded = expanded.unflatten(-1, (-1, spec.plain_dim + spec.value_dim))
+        k, v = expanded.split([spec.plain_dim, spec.value_dim], dim=-1)
+        k = torch.cat([k, shared.expand(-1, -1, k.shape[2], -1)], -1)
+        if self.largest_logit is not None and self.training:
+            mask = where.mask(spec.window)
+            mask = mask if mask is not None and mask.dtype == torch.bool else None
+            ops.largest_logits_(self.largest_logit, q, k, spec.scale, mask)
+        mixed = attend(
+            q,
+            k,
+            v,
+            where,
+            scale=spec.scale,
+            window=spec.window,
+            softcap=spec.softcap,
+            sinks=self.sinks,
+            context=self.context,
+            context_mode=self.context_mode,
+        )
+        return mixed.flatten(2)
+
+    def _replicated(self, features: int, name: str, context: LayerContext) -> ReplicatedLinear:
+        return ReplicatedLinear(
+            self.spec.hidden_size,
+            features,
+            context.tensor,
+            name=name,
+            init_std=self.spec.init_std,
+            product=context.product(name),
+            **context.of_layers,
+        )
+
+    def _by_heads(self, width: int, each: int, name: str, context: LayerContext) -> ColumnParallelLinear:
+        return ColumnParallelLinear(
+            width,
+            [Output(name, self.spec.num_heads * each, unit=each, uneven=True)],
+            context.tensor,
+            bias=False,
+            init_std=self.spec.init_std,
+            product=context.product(name),
+            **context.of_layers,
+        )
