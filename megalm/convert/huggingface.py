@@ -20,6 +20,7 @@ import torch
 from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
 from megalm.convert import huggingface_names
+from megalm.convert.block_fp8 import BlockFp8Reader, read_fp8_block
 from megalm.convert.huggingface_config import function_of, read_config, read_settings, write_config
 from megalm.convert.huggingface_settings import EVERYTHING
 from megalm.convert.huggingface_tokenizer import has_chat_template, read_json, write_tokenizer
@@ -41,10 +42,16 @@ def open_folder(folder: Path, accept: Collection[str] = ()) -> Source:
     accept: settings of its config.json that are not known here and may be passed over.
     """
     config_json = read_json(folder / "config.json")
+    block = read_fp8_block(config_json)
+    if block is not None:  # what is read, and exported again, is no longer quantized
+        config_json = {key: value for key, value in config_json.items() if key != "quantization_config"}
     reading = read_settings(config_json, accept)
     model = reading.model
     chosen = choose_weight_files(folder)
-    stored = chosen.open()
+    stored: WeightReader = chosen.open()
+    if block is not None:
+        stored = BlockFp8Reader(stored, block)
+        reading.notes.append(f"config.json: weights in fp8, with scales of blocks {list(block)}, are read as bfloat16")
     table, ignored = match_names(folder, stored, huggingface_names.rules(model, config_json["model_type"]), model)
     return Source(
         path=folder,
