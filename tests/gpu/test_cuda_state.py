@@ -79,6 +79,7 @@ def test_attention_keeps_no_scores(device, case):
         head_dim=size,
         vocab_size=64,
         seq_length=length,
+        position="learned",
     )
     made = {"device": device, "dtype": dtype}
     context = LayerContext(Mesh.single(device), policy=PrecisionPolicy(dtype), device=device)
