@@ -48,6 +48,7 @@ _OURS = {
     "run.dir": "output_dir out_dir output_folder log_dir",
     "run.name": "run_name name experiment_name exp_name job_name",
     "tracking.tensorboard": "use_tensorboard report_to",
+    "train.determinism": "deterministic deterministic_mode use_deterministic_algorithms full_determinism",
     "train.eval_every": "eval_interval eval_steps val_check_interval eval_freq",
     "train.global_batch_size": "batch_size batch total_batch_size global_train_batch_size bs gbs",
     "train.log_every": "log_interval logging_steps log_freq",

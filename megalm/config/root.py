@@ -34,6 +34,10 @@ class OpsConfig:
     backend: str = choice("auto", "native", "apex", "te", "reference")
     """auto: the compiled kernels where they are built; native: insist on them; apex, te: NVIDIA's apex (not PyPI's) or
     Transformer Engine for the ops that they have; reference: plain PyTorch."""
+    attention: str = choice("auto", "cudnn", "fa4", "fa3", "flash", "flex", "efficient", "torch", "scores")
+    """What computes attention. auto: on a GPU the fastest that gives what plain products give, and under
+    train.determinism=strict the same bits each time; elsewhere torch's. cudnn, flash (FlashAttention-2), efficient: of torch;
+    fa3, fa4: FlashAttention packages; flex: compiled FlexAttention; scores: plain products with all scores in memory."""
 
 
 @dataclass

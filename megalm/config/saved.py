@@ -59,11 +59,20 @@ def make_config(values: Any, where: str) -> Config:
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: holds no configuration of a run, which has keys such as model and train.")
     try:
-        config = build_config(values)
+        config = build_config(_say_as_today(values))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     fill_in(config)
     return config
+
+
+def _say_as_today(values: dict[str, Any]) -> dict[str, Any]:
+    """Keys that had another name when the configuration was written."""
+    train = values.get("train")
+    if not isinstance(train, dict) or "deterministic" not in train:
+        return values
+    rest = {key: value for key, value in train.items() if key != "deterministic"}
+    return {**values, "train": {**rest, "determinism": "strict" if train["deterministic"] else "fast"}}
 
 
 def write_config_yaml(config: Config) -> str:

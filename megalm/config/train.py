@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from megalm.config.effects import Aside, Course, Layout, Measured, Order
-from megalm.config.fields import number
+from megalm.config.fields import choice, number
 from megalm.config.model import ModelConfig
 
 BATCH_TOKENS = ((100e6, 2**13), (1e9, 2**19), (3e9, 2**20), (30e9, 2**21), (float("inf"), 2**22))
@@ -32,8 +32,9 @@ class TrainConfig:
     """Steps between evaluations on held-out documents; 0: only at the end."""
     eval_sequences: Measured[int] = number(64, at_least=0)
     """Held-out sequences in one evaluation; 0: none."""
-    deterministic: Layout[bool] = True
-    """Only algorithms whose result does not change from run to run."""
+    determinism: Layout[str] = choice("strict", "fast")
+    """strict: only algorithms whose result does not change from run to run, so that the guard can tell a machine's fault by
+    computing a step again; fast: those of a GPU that add in an order that changes, too, and no replay."""
     sample: Aside[bool] = True
     """Let the model write a paragraph at the end."""
     sample_prompt: Aside[str] = "The "

@@ -82,7 +82,7 @@ class Recovery:
     # ------------------------------------------------------------------------------------------------------------ replay
     def may_replay(self, trainer: Trainer, step: int, onset: int) -> bool:
         """Whether a replay can tell anything: deterministic, a trusted snapshot, and not just done."""
-        if not (self.config.replay and trainer.config.train.deterministic):
+        if not (self.config.replay and trainer.config.train.determinism == "strict"):
             return False
         if self.replayed_at is not None and abs(step - self.replayed_at) <= self.config.recurrence:
             return False

@@ -67,6 +67,7 @@ class Attention(nn.Module):
         if spec.sinks:
             self.sinks = head_parameter(spec, tensor, f"{name}.sinks", **context.of_parameters)
         self.recompute_core = context.recompute_parts
+        self.kernels = context.attention_kernels
         self.cache: KeyValueCache | None = None  # set while text is generated: see megalm.model.cache
         self.largest_logit: Tensor | None = None  # [A/t] where it is watched: see megalm.ops.attention_logit
 
@@ -94,10 +95,8 @@ class Attention(nn.Module):
             q = ops.rotary(q, cos, sin, interleaved=spec.rope.interleaved)
             k = ops.rotary(k, cos, sin, interleaved=spec.rope.interleaved)
         if self.largest_logit is not None and self.training:
-            mask = where.mask(spec.window)
-            # A mask of numbers is causal, with biases.
-            mask = mask if mask is not None and mask.dtype == torch.bool else None
-            ops.largest_logits_(self.largest_logit, q, k, spec.scale, mask)
+            seen = where.mask(spec.window, q, k).visible() if self.context.size == 1 else None
+            ops.largest_logits_(self.largest_logit, q, k, spec.scale, seen)
         if self.cache is not None:
             k, v = self.cache.append(k, v)
         mixed = attend(
@@ -109,6 +108,7 @@ class Attention(nn.Module):
             window=spec.window,
             softcap=spec.softcap,
             sinks=self.sinks,
+            kernels=self.kernels,
             context=self.context,
             context_mode=self.context_mode,
         )

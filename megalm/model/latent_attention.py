@@ -66,6 +66,7 @@ class LatentAttention(nn.Module):
         if spec.sinks:
             self.sinks = head_parameter(spec, context.tensor, f"{name}.sinks", **context.of_parameters)
         self.recompute_core = context.recompute_parts
+        self.kernels = context.attention_kernels
         self.cache: KeyValueCache | None = None  # set while text is generated: see megalm.model.cache
         self.largest_logit: Tensor | None = None  # [A/t] where it is watched: see megalm.ops.attention_logit
 
@@ -107,9 +108,8 @@ class LatentAttention(nn.Module):
         k, v = expanded.split([spec.plain_dim, spec.value_dim], dim=-1)
         k = torch.cat([k, shared.expand(-1, -1, k.shape[2], -1)], -1)
         if self.largest_logit is not None and self.training:
-            mask = where.mask(spec.window)
-            mask = mask if mask is not None and mask.dtype == torch.bool else None
-            ops.largest_logits_(self.largest_logit, q, k, spec.scale, mask)
+            seen = where.mask(spec.window, q, k).visible() if self.context.size == 1 else None
+            ops.largest_logits_(self.largest_logit, q, k, spec.scale, seen)
         mixed = attend(
             q,
             k,
@@ -119,6 +119,7 @@ class LatentAttention(nn.Module):
             window=spec.window,
             softcap=spec.softcap,
             sinks=self.sinks,
+            kernels=self.kernels,
             context=self.context,
             context_mode=self.context_mode,
         )

@@ -14,6 +14,7 @@ from megalm.config import ModelConfig
 from megalm.data.batch import Batch
 from megalm.model.auxiliary import Auxiliary
 from megalm.model.heads import local_query_heads
+from megalm.ops.attention import Mask
 from megalm.parallel.mesh import Axis
 from megalm.parallel.slices import Role, attach, replicated
 
@@ -97,25 +98,14 @@ def alibi_slopes(num_heads: int, max_bias: float = 8.0) -> Tensor:
     return slopes
 
 
-def causal_alibi_bias(slopes: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask: -slope x distance, and -inf for keys after their query.
-
-    Shapes:  slopes [A], query_positions [Q], key_positions [K] -> [A, Q, K]
-    """
-    distance = query_positions[:, None] - key_positions[None, :]
-    bias = -slopes[:, None, None] * distance
-    return bias.masked_fill(distance < 0, float("-inf")).to(dtype)
-
-
 @dataclass(frozen=True)
 class Where:
     """What attention needs to know about positions; made once for a chunk's forward pass, shared by its layers."""
 
     rotary: Mapping[RopeSpec, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """cos and sin for each rotation: [S, 1, 1, size/2], or [S, B, 1, size/2] where each row has its own positions."""
-    masks: Mapping[int | None, Tensor | None] = field(default_factory=lambda: {None: None})
-    """For each window (None: without one) what attention may see: additive or boolean, broadcast to [B, A/t, S, S + seen];
-    None where plain causal attention serves."""
+    masks: Mapping[int | None, Mask] = field(default_factory=dict)
+    """For each window (None: without one) what attention may see, where that is more than causality within it."""
     slopes: Tensor | None = None
     """ALiBi slopes of this rank's heads, [A/t]."""
     documents: Tensor | None = None
@@ -123,9 +113,12 @@ class Where:
     auxiliary: Auxiliary | None = None
     """Takes the sums and losses that layers have beside their output."""
 
-    def mask(self, window: int | None) -> Tensor | None:
-        """What may be seen within a window."""
-        return self.masks[window]
+    def mask(self, window: int | None, q: Tensor, k: Tensor) -> Mask:
+        """What queries [S, ...] may see of the keys [K, ...] within a window."""
+        mask = self.masks.get(window)
+        if mask is None:
+            return Mask(q.shape[0], q.device, seen=k.shape[0] - q.shape[0], window=window, slopes=self.slopes)
+        return mask.last(k.shape[0])
 
 
 class Positions(nn.Module):
@@ -136,8 +129,7 @@ class Positions(nn.Module):
     def __init__(self, config: ModelConfig, axis: Axis, device: torch.device | str | None) -> None:
         super().__init__()
         self.alibi = config.position == "alibi"
-        self._bias: Tensor | None = None
-        self._bands: dict[tuple[int, int], Tensor] = {}
+        self._masks: dict[tuple[int, int | None], Mask] = {}
         blocks = [block for layer in layers_of(config) for block in layer.blocks]
         attention = [block for block in blocks if isinstance(block, AttentionSpec)]
         self.windows = list(dict.fromkeys(block.window for block in attention))
@@ -151,7 +143,7 @@ class Positions(nn.Module):
             slopes = alibi_slopes(config.num_heads, config.alibi_max_bias)[local_query_heads(attention[0], axis)]
             self.register_buffer("slopes", slopes.to(device), persistent=False)
 
-    def forward(self, batch: Batch, dtype: torch.dtype, *, context: int = 1, seen: int = 0) -> Where:
+    def forward(self, batch: Batch, *, context: int = 1, seen: int = 0) -> Where:
         """For `batch`, whose first token follows `seen` cached ones, which its document_ids (if any) name too.
 
         context: ranks that the sequence is cut over; with several, attention itself applies causality, windows, slopes and
@@ -161,8 +153,8 @@ class Positions(nn.Module):
         slopes = self.slopes if self.alibi else None
         rotary = {rope: self._rotary(number, batch, seen, length) for number, rope in enumerate(self.ropes)}
         if context > 1:
-            return Where(rotary, dict.fromkeys(self.windows), slopes, batch.document_ids)
-        return Where(rotary, {window: self._mask(batch, dtype, seen, window) for window in self.windows}, slopes)
+            return Where(rotary, slopes=slopes, documents=batch.document_ids)
+        return Where(rotary, {window: self._mask(batch, seen, window) for window in self.windows}, slopes)
 
     @staticmethod
     def _lengths(rope: RopeSpec, seq_length: int) -> dict[str, int]:
@@ -181,43 +173,16 @@ class Positions(nn.Module):
         positions = batch.positions.t()
         return cos[positions].unsqueeze(2), sin[positions].unsqueeze(2)
 
-    def _mask(self, batch: Batch, dtype: torch.dtype, seen: int, window: int | None) -> Tensor | None:
+    def _mask(self, batch: Batch, seen: int, window: int | None) -> Mask:
+        """The usual one, which no batch changes, is kept with what was drawn of it."""
         queries, device = batch.tokens.shape[1], batch.tokens.device
-        band = None  # None: all that is behind a token
-        if window is not None and window < seen + queries:
-            band = self._band(queries, seen, window, device)
-        bias = self._alibi(queries, seen, dtype) if self.alibi else None
-        if batch.document_ids is not None:
-            ids = batch.document_ids
-            same = (ids[:, None, seen:, None] == ids[:, None, None, :]).tril(seen)
-            band = same if band is None else same & band
-        if bias is not None:
-            return bias if band is None else bias.masked_fill(~band, float("-inf"))
-        if band is None and seen:
-            keys = torch.arange(seen + queries, device=device)
-            return keys[seen:, None] >= keys
-        return band
-
-    def _band(self, queries: int, seen: int, window: int, device: torch.device) -> Tensor:
-        """Which of seen + queries keys the last `queries` tokens see within a window; the usual one is kept."""
-        kept = self._bands.get((queries, window))
-        if kept is None or seen or kept.device != device:
-            keys = torch.arange(seen + queries, device=device)
-            distance = keys[seen:, None] - keys
-            kept = (distance >= 0) & (distance < window)
-            if not seen:
-                self._bands = {key: band for key, band in self._bands.items() if key[0] == queries}
-                self._bands[queries, window] = kept
-        return kept
-
-    def _alibi(self, queries: int, seen: int, dtype: torch.dtype) -> Tensor:
-        """The bias of the last `queries` of seen + queries positions; the usual one is kept."""
-        kept = self._bias
-        if kept is None or seen or kept.shape[-1] != queries or kept.dtype != dtype:
-            keys = torch.arange(seen + queries, device=self.slopes.device)
-            kept = causal_alibi_bias(self.slopes, keys[seen:], keys, dtype)
-            if not seen:
-                self._bias = kept
+        slopes = self.slopes if self.alibi else None
+        if seen or batch.document_ids is not None:
+            return Mask(queries, device, seen=seen, window=window, documents=batch.document_ids, slopes=slopes)
+        kept = self._masks.get((queries, window))
+        if kept is None or kept.device != device:
+            self._masks = {key: mask for key, mask in self._masks.items() if key[0] == queries}
+            kept = self._masks[queries, window] = Mask(queries, device, window=window, slopes=slopes)
         return kept
 
 

@@ -202,7 +202,7 @@ class Transformer(nn.Module):
 
     def run_layers(self, hidden: Tensor, batch: Batch, *, seen: int = 0, auxiliary: Auxiliary | None = None) -> Tensor:
         """The chunk's layers; `seen` tokens before the batch's are in the attention layers' caches."""
-        where = self.positions(batch, hidden.dtype, context=self.context.size, seen=seen)
+        where = self.positions(batch, context=self.context.size, seen=seen)
         where = replace(where, auxiliary=auxiliary or Auxiliary(self.loss_scale, self.tensor.size))
         for layer in self.layers:
             if self.recompute_layers and torch.is_grad_enabled():

@@ -2,41 +2,172 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from megalm.ops.attention import Case, Cudnn, Flash, Flex, Inputs, Mask
+from megalm.ops.attention_choice import AttentionChoice, compare_repeatedly
 
-class Plain:
-    """Attention of query and key blocks with log-sum-exp, in matrix products that run anywhere; it alone caps scores.
+# Added to scores that a document boundary hides. Finite, so that a query with no visible key in one pair of blocks has
+# a finite log-sum-exp there; its weight in the whole is exp(-1e30 - lse) = 0, as every query sees at least itself.
+_HIDDEN = {torch.float16: -3e4}
+_HIDDEN_ELSE = -1e30
 
-    Shapes: q [B, h, Q, d], k and v [B, h, K, d], bias [1 or B, 1 or h, Q, K] or None -> out [B, h, Q, d], lse [B, h, Q] fp32
+
+@dataclass(frozen=True)
+class Bounds:
+    """What beside causality a query may see, and how far off things are, over the whole sequence.
+
+    slopes [h]: -slope x distance is added. documents [B, S]: a key of another document than the query's is hidden.
+    window: so is a key this far behind.
     """
 
-    def __init__(self, softcap: float | None = None) -> None:
-        self.softcap = softcap
+    slopes: Tensor | None = None
+    documents: Tensor | None = None
+    window: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """As `Mask.kind`."""
+        if self.slopes is not None:
+            return "alibi"
+        if self.documents is not None:
+            return "documents"
+        return "causal" if self.window is None else "window"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A block of queries beside one of keys: rows of this rank's queries and of the keys that are here, where both begin in the
+    whole sequence, and what the queries may see.
+
+    diagonal: they are one block, and a query sees the keys up to itself; else all that the bounds let it see.
+    """
+
+    rows: slice
+    columns: slice
+    diagonal: bool
+    first_query: int
+    first_key: int
+    bounds: Bounds
+
+    @property
+    def block(self) -> int:
+        """Positions of each."""
+        return int(self.rows.stop) - int(self.rows.start)
+
+    def bias(self, q: Tensor) -> Tensor | None:
+        """What is added to the scores beside causality, [1 or B, 1 or h, block, block] fp32; None: nothing."""
+        bias, distance = None, None
+        block, bounds = self.block, self.bounds
+        cut = bounds.window is not None and self.first_query + block - 1 - self.first_key >= bounds.window
+        if bounds.slopes is not None or cut:
+            places = torch.arange(block, device=q.device, dtype=torch.float32)
+            distance = (places + self.first_query)[:, None] - (places + self.first_key)[None, :]
+        hidden = _HIDDEN.get(q.dtype, _HIDDEN_ELSE)
+        if bounds.slopes is not None and distance is not None:
+            bias = (-bounds.slopes.float()[:, None, None] * distance.abs())[None]
+        if bounds.documents is not None:
+            of_queries, of_keys = self._documents(bounds.documents)
+            apart = (of_queries[:, None, :, None] != of_keys[:, None, None, :]).float().mul_(hidden)
+            bias = apart if bias is None else bias + apart
+        if cut and distance is not None and bounds.window is not None:
+            far = (distance >= bounds.window).float().mul_(hidden)[None, None]
+            bias = far if bias is None else bias + far
+        return bias
+
+    def mask(self, device: torch.device) -> Mask:
+        """The same described, causality included; for causal attention, whose other pairs lie wholly behind their queries."""
+        documents = query_documents = None
+        if self.bounds.documents is not None:
+            query_documents, documents = self._documents(self.bounds.documents)
+        return Mask(
+            self.block,
+            device,
+            seen=self.first_query - self.first_key,
+            keys=self.block,
+            window=self.bounds.window,
+            documents=documents,
+            query_documents=query_documents,
+            slopes=self.bounds.slopes,
+        )
+
+    def _documents(self, documents: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the queries and those of the keys."""
+        queries = documents[:, self.first_query : self.first_query + self.block]
+        return queries, documents[:, self.first_key : self.first_key + self.block]
+
+
+class BlockKernel(Protocol):
+    """Attention of query and key blocks with log-sum-exp; backward is given those of the whole row.
+
+    Shapes: q [B, h, Q, d], k and v [B, h, K, d] -> out [B, h, Q, d], lse [B, h, Q] fp32
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called in ops.attention."""
+        ...
+
+    def why_not(self, case: Case) -> str | None:
+        """Why it cannot serve the case here; None: it can."""
+        ...
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None, scale: float
+        self, pair: Pair, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None
     ) -> tuple[Tensor, Tensor]:
-        scores, _ = self._scores(q, k, causal, bias, scale)
-        lse = scores.logsumexp(-1)
-        return (scores - lse.unsqueeze(-1)).exp_().to(v.dtype) @ v, lse
+        """The block's own output and log-sum-exp."""
+        ...
 
     def backward(
         self,
+        pair: Pair,
         grad: Tensor,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         out: Tensor,
         lse: Tensor,
-        causal: bool,
-        bias: Tensor | None,
         scale: float,
+        softcap: float | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        scores, bent = self._scores(q, k, causal, bias, scale)
+        """The gradients of q, k and v; out and lse are of the whole row."""
+        ...
+
+
+class Scores:
+    """Products that run anywhere, with the block's scores in memory; the others are compared with it."""
+
+    name = "scores"
+
+    def why_not(self, case: Case) -> str | None:
+        return None
+
+    def forward(
+        self, pair: Pair, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        scores, _ = self._scores(pair, q, k, scale, softcap)
+        lse = scores.logsumexp(-1)
+        return (scores - lse.unsqueeze(-1)).exp_().to(v.dtype) @ v, lse
+
+    def backward(
+        self,
+        pair: Pair,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        scale: float,
+        softcap: float | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        scores, bent = self._scores(pair, q, k, scale, softcap)
         weights = (scores - lse.unsqueeze(-1)).exp_()
         grad_v = weights.to(grad.dtype).transpose(-1, -2) @ grad
         inner = (grad.float() * out.float()).sum(-1, keepdim=True)
@@ -47,85 +178,244 @@ class Plain:
         return grad_scores @ k, grad_scores.transpose(-1, -2) @ q, grad_v
 
     def _scores(
-        self, q: Tensor, k: Tensor, causal: bool, bias: Tensor | None, scale: float
+        self, pair: Pair, q: Tensor, k: Tensor, scale: float, softcap: float | None
     ) -> tuple[Tensor, Tensor | None]:
         """Scores, and where they are capped the tanh in them."""
         scores, bent = (q @ k.transpose(-1, -2)).float().mul_(scale), None
-        if self.softcap is not None:
-            bent = scores.div_(self.softcap).tanh_()
-            scores = bent * self.softcap
+        if softcap is not None:
+            bent = scores.div_(softcap).tanh_()
+            scores = bent * softcap
+        bias = pair.bias(q)
         if bias is not None:
             scores += bias
-        if causal:
+        if pair.diagonal:
             hidden = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu_(1)
             scores.masked_fill_(hidden, -torch.inf)
         return scores, bent
 
 
 class CpuFlash:
-    """The same through torch's CPU flash attention: no score matrix in memory."""
+    """torch's CPU flash attention: no score matrix in memory."""
 
-    @staticmethod
+    name = "torch"
+
+    def why_not(self, case: Case) -> str | None:
+        if case.capped:
+            return "it caps no scores"
+        there = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
+        return None if case.device == "cpu" and there else f"it is for CPUs, and this is {case.device}"
+
     def forward(
-        q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None, scale: float
+        self, pair: Pair, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None
     ) -> tuple[Tensor, Tensor]:
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, attn_mask=_mask(q, k, bias), scale=scale
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, pair.diagonal, attn_mask=self._mask(pair, q, k), scale=scale
         )
+        return out, lse
 
-    @staticmethod
     def backward(
+        self,
+        pair: Pair,
         grad: Tensor,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         out: Tensor,
         lse: Tensor,
-        causal: bool,
-        bias: Tensor | None,
         scale: float,
+        softcap: float | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, lse, 0.0, causal, attn_mask=_mask(q, k, bias), scale=scale
+        mask = self._mask(pair, q, k)
+        grad_q, grad_k, grad_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, q, k, v, out, lse, 0.0, pair.diagonal, attn_mask=mask, scale=scale
         )
+        return grad_q, grad_k, grad_v
 
-
-def _mask(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.to(q.dtype).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    @staticmethod
+    def _mask(pair: Pair, q: Tensor, k: Tensor) -> Tensor | None:
+        bias = pair.bias(q)
+        return None if bias is None else bias.to(q.dtype).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 
 
 class CudaFlash:
-    """The same through torch's flash attention for GPUs; bias must be None."""
+    """torch's FlashAttention-2."""
 
-    @staticmethod
+    name = "flash"
+
+    def why_not(self, case: Case) -> str | None:
+        return Flash().why_not(case)
+
     def forward(
-        q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None, scale: float
+        self, pair: Pair, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None
     ) -> tuple[Tensor, Tensor]:
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)[:2]
+        made = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, pair.diagonal, scale=scale)
+        return made[0], made[1]
 
-    @staticmethod
     def backward(
+        self,
+        pair: Pair,
         grad: Tensor,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         out: Tensor,
         lse: Tensor,
-        causal: bool,
-        bias: Tensor | None,
         scale: float,
+        softcap: float | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        unused = torch.empty(2, dtype=torch.uint64, device=q.device)  # a random state, and nothing is dropped
-        return torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            grad, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, unused, unused[:0], scale=scale
+        none = torch.empty(2, dtype=torch.uint64, device=q.device)  # a random state, and nothing is dropped
+        lengths = q.shape[2], k.shape[2]
+        grad_q, grad_k, grad_v = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+            grad, q, k, v, out, lse, None, None, *lengths, 0.0, pair.diagonal, none, none[:0], scale=scale
         )
+        return grad_q, grad_k, grad_v
 
 
-def choose_kernel(q: Tensor, biased: bool, softcap: float | None) -> Any:
-    """The fastest that serves: 16-bit heads of a size that flash attention knows, without bias or cap, on a GPU."""
-    if softcap is not None:
-        return Plain(softcap)
-    if q.device.type == "cpu":
-        return CpuFlash if hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward") else Plain()
-    flash = q.device.type == "cuda" and not torch.version.hip and q.dtype in (torch.float16, torch.bfloat16)
-    return CudaFlash if flash and not biased and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 else Plain()
+class CudnnBlocks:
+    """cuDNN's fused attention."""
+
+    name = "cudnn"
+
+    def why_not(self, case: Case) -> str | None:
+        return Cudnn().why_not(case)
+
+    def forward(
+        self, pair: Pair, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        made = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            q, k, v, None, True, 0.0, pair.diagonal, False, scale=scale
+        )
+        return made[0], made[1].reshape(q.shape[:3])
+
+    def backward(
+        self,
+        pair: Pair,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        scale: float,
+        softcap: float | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        none = torch.zeros(2, dtype=torch.int64, device=q.device)[:1]
+        lengths = q.shape[2], k.shape[2]
+        grad_q, grad_k, grad_v = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+            grad,
+            q,
+            k,
+            v,
+            out,
+            lse.unsqueeze(-1),
+            none,
+            none,
+            None,
+            None,
+            None,
+            *lengths,
+            0.0,
+            pair.diagonal,
+            scale=scale,
+        )
+        return grad_q, grad_k, grad_v
+
+
+class FlexBlocks:
+    """FlexAttention: windows, documents, ALiBi and caps without a block's scores in memory.
+
+    Its backward knows the block's own log-sum-exp alone. The block is computed again, and what the whole row's makes of it goes
+    through its output and its log-sum-exp: with w = exp(own lse - lse), d out_own = w grad, d lse_own = w grad (out_own - out).
+    """
+
+    name = "flex"
+
+    def __init__(self, flex: Flex | None = None) -> None:
+        self._flex = flex or Flex()
+
+    def why_not(self, case: Case) -> str | None:
+        return self._flex.why_not(case)
+
+    def forward(
+        self, pair: Pair, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        out, lse = self._flex.attend(Inputs(q, k, v, pair.mask(q.device), scale, softcap))
+        return out, lse.clamp(min=_HIDDEN_ELSE)  # -inf where a query sees none of these keys
+
+    def backward(
+        self,
+        pair: Pair,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        scale: float,
+        softcap: float | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
+            own, own_lse = self._flex.attend(Inputs(q, k, v, pair.mask(q.device), scale, softcap))
+        weight = (own_lse.detach() - lse).exp()
+        grad_lse = weight * (grad.float() * (own.detach().float() - out.float())).sum(-1)
+        grad_own = (weight.unsqueeze(-1) * grad.float()).to(own.dtype)
+        grad_q, grad_k, grad_v = torch.autograd.grad([own, own_lse], [q, k, v], [grad_own, grad_lse])
+        return grad_q, grad_k, grad_v
+
+
+KERNELS: tuple[BlockKernel, ...] = (CudnnBlocks(), CudaFlash(), FlexBlocks(), CpuFlash(), Scores())
+
+
+def choose_among_blocks(choice: AttentionChoice, kernels: Iterable[BlockKernel] = KERNELS) -> AttentionChoice:
+    """What is wished for attention, for blocks of it."""
+    return choice.among(kernels, try_blocks)
+
+
+def case_of(q: Tensor, bounds: Bounds, softcap: float | None) -> Case:
+    """What decides which kernels serve blocks of these queries, [S, B, h, d]; keys have as many heads, and as wide ones."""
+    heads, width = q.shape[2], q.shape[3]
+    return Case(q.device.type, q.dtype, heads, heads, width, width, bounds.kind, softcap is not None, False)
+
+
+def try_blocks(kernel: BlockKernel, case: Case, repeats: int, device: str | None = None) -> str | None:
+    """As `try_kernel`: a pair on the diagonal and one behind it, given the log-sum-exp of a longer row."""
+    device, block = device or case.device, 128
+    generator = torch.Generator(device).manual_seed(1)
+    shape = (1, case.heads, block, case.head_dim)
+    q, k, v, grad = (torch.randn(shape, generator=generator, device=device).to(case.dtype) for _ in range(4))
+    wide = q.float(), k.float(), v.float()
+    documents = (torch.arange(2 * block, device=device) * 5 // (2 * block))[None].int()
+    bounds = Bounds(
+        torch.linspace(0.02, 0.5, case.heads, device=device) if case.mask == "alibi" else None,
+        documents if case.mask == "documents" else None,
+        block if case.mask == "window" else None,
+    )
+    scale, softcap = case.head_dim**-0.5, 30.0 if case.capped else None
+    first, second = slice(0, block), slice(block, 2 * block)
+    pairs = [Pair(second, second, True, block, block, bounds), Pair(second, first, False, block, 0, bounds)]
+    rows = [Scores().forward(pair, *wide, scale, softcap) for pair in pairs]
+    lse = torch.logaddexp(rows[0][1], rows[1][1])
+    out = sum((own * (own_lse - lse).exp().unsqueeze(-1) for own, own_lse in rows), torch.zeros_like(rows[0][0]))
+
+    def compute(kernel: BlockKernel, inputs: tuple[Tensor, Tensor, Tensor], grad: Tensor, pair: Pair) -> list[Tensor]:
+        own, own_lse = kernel.forward(pair, *inputs, scale, softcap)
+        share = (own_lse.float() - lse).exp()
+        row = out.to(grad.dtype)
+        return [
+            own.float() * share.unsqueeze(-1),
+            share,
+            *kernel.backward(pair, grad, *inputs, row, lse, scale, softcap),
+        ]
+
+    for pair in pairs:
+        why = compare_repeatedly(
+            partial(compute, kernel, (q, k, v), grad, pair),
+            partial(compute, Scores(), wide, grad.float(), pair),
+            ("output", "log-sum-exp", "dq", "dk", "dv"),
+            1e-3 if case.dtype == torch.float32 else 3e-2,
+            repeats,
+        )
+        if why is not None:
+            return why
+    return None

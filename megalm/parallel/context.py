@@ -28,8 +28,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megalm.config.errors import ConfigError
+from megalm.ops.attention_choice import AttentionChoice
 from megalm.parallel import collectives
-from megalm.parallel.block_attention import choose_kernel
+from megalm.parallel.block_attention import BlockKernel, Bounds, Pair, case_of, choose_among_blocks
 from megalm.parallel.mesh import Axis
 
 AnyBatch = TypeVar("AnyBatch")
@@ -84,69 +85,18 @@ def shard_batch(batch: AnyBatch, axis: Axis) -> AnyBatch:
 
 
 # --------------------------------------------------------------------------------------------- pairs of blocks to be do
-def _pairs(
-    axis: Axis, source: int, causal: bool, window: int | None, block: int
-) -> Iterator[tuple[slice, slice, bool, int, int]]:
-    """What this rank's queries do with the keys of axis rank `source`.
-
-    Yields (queries, keys, causal within the pair, first query position, first key position); slices are of local rows.
-    """
+def _pairs(axis: Axis, source: int, bounds: Bounds, block: int) -> Iterator[Pair]:
+    """What this rank's queries do with the keys of axis rank `source`."""
     mine = zigzag_blocks(axis)
     theirs = (source, 2 * axis.size - 1 - source)
     for i, query_block in enumerate(mine):
         for j, key_block in enumerate(theirs):
-            if causal and key_block > query_block:
+            if key_block > query_block:
                 continue
-            if window is not None and (query_block - key_block - 1) * block + 1 >= window:
+            if bounds.window is not None and (query_block - key_block - 1) * block + 1 >= bounds.window:
                 continue  # the first query is that far behind the last key
             rows, columns = slice(i * block, (i + 1) * block), slice(j * block, (j + 1) * block)
-            yield rows, columns, causal and key_block == query_block, query_block * block, key_block * block
-
-
-# Added to scores that a document boundary hides. Finite, so that a query with no visible key in one pair of blocks has
-# a finite log-sum-exp there; its weight in the whole is exp(-1e30 - lse) = 0, as every query sees at least itself.
-_HIDDEN = {torch.float16: -3e4}
-_HIDDEN_ELSE = -1e30
-
-
-@dataclass(frozen=True)
-class _Bounds:
-    """What beside causality a query may see, and how far off things are.
-
-    slopes [h]: -slope x distance is added. documents [B, S]: a key of another document than the query's is hidden.
-    window: so is a key this far behind.
-    """
-
-    slopes: Tensor | None
-    documents: Tensor | None
-    window: int | None
-
-    @property
-    def any(self) -> bool:
-        """Whether something may be added to the scores of a pair of blocks."""
-        return self.slopes is not None or self.documents is not None or self.window is not None
-
-    def bias(self, block: int, first_query: int, first_key: int, q: Tensor) -> Tensor | None:
-        """What is added to the scores of a pair of blocks, [1 or B, 1 or h, block, block] fp32; None: nothing."""
-        bias = None
-        distance = None
-        cut = self.window is not None and first_query + block - 1 - first_key >= self.window
-        if self.slopes is not None or cut:
-            queries = torch.arange(first_query, first_query + block, device=q.device, dtype=torch.float32)
-            keys = torch.arange(first_key, first_key + block, device=q.device, dtype=torch.float32)
-            distance = queries[:, None] - keys[None, :]
-        hidden = _HIDDEN.get(q.dtype, _HIDDEN_ELSE)
-        if self.slopes is not None and distance is not None:
-            bias = (-self.slopes.float()[:, None, None] * distance.abs())[None]
-        if self.documents is not None:
-            of_queries = self.documents[:, None, first_query : first_query + block, None]
-            of_keys = self.documents[:, None, None, first_key : first_key + block]
-            apart = (of_queries != of_keys).float().mul_(hidden)
-            bias = apart if bias is None else bias + apart
-        if cut and distance is not None and self.window is not None:
-            far = (distance >= self.window).float().mul_(hidden)[None, None]
-            bias = far if bias is None else bias + far
-        return bias
+            yield Pair(rows, columns, key_block == query_block, query_block * block, key_block * block, bounds)
 
 
 def _spread_heads(x: Tensor, heads: int) -> Tensor:
@@ -186,15 +136,15 @@ class _Merge:
 @dataclass(frozen=True)
 class _Options:
     axis: Axis
-    causal: bool
     scale: float
     softcap: float | None
-    bounds: _Bounds
+    bounds: Bounds
+    kernel: BlockKernel
     mode: str
 
-    def pairs(self, source: int, block: int) -> Iterator[tuple[slice, slice, bool, int, int]]:
+    def pairs(self, source: int, block: int) -> Iterator[Pair]:
         """What this rank's queries do with the keys of axis rank `source`."""
-        return _pairs(self.axis, source, self.causal, self.bounds.window, block)
+        return _pairs(self.axis, source, self.bounds, block)
 
 
 class _ContextAttention(torch.autograd.Function):
@@ -209,17 +159,13 @@ class _ContextAttention(torch.autograd.Function):
     ) -> Tensor:
         heads_first = q.permute(1, 2, 0, 3)  # [B, h, S/c, d]
         block = q.shape[0] // 2
-        axis, bounds, mode = options.axis, options.bounds, options.mode
-        kernel = choose_kernel(q, bounds.any, options.softcap)
+        axis, mode, kernel = options.axis, options.mode, options.kernel
         merged = _Merge(heads_first)
         for source, pair in _visit(torch.stack([k, v]), axis, mode):
             keys, values = (_spread_heads(t.permute(1, 2, 0, 3), heads_first.shape[1]) for t in pair)
-            for rows, columns, diagonal, first_query, first_key in options.pairs(source, block):
-                bias = bounds.bias(block, first_query, first_key, q)
-                part = kernel.forward(
-                    heads_first[:, :, rows], keys[:, :, columns], values[:, :, columns], diagonal, bias, options.scale
-                )
-                merged.add(rows, *part)
+            for each in options.pairs(source, block):
+                own = heads_first[:, :, each.rows], keys[:, :, each.columns], values[:, :, each.columns]
+                merged.add(each.rows, *kernel.forward(each, *own, options.scale, options.softcap))
         if sinks is not None:
             merged.add_sinks(sinks)
         out = merged.out.to(q.dtype)
@@ -232,28 +178,27 @@ class _ContextAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         q, k, v, out, lse, sinks = ctx.saved_tensors
         options: _Options = ctx.options
-        axis, bounds, mode = options.axis, options.bounds, options.mode
+        axis, mode, kernel = options.axis, options.mode, options.kernel
         grad = grad.permute(1, 2, 0, 3)
         q = q.permute(1, 2, 0, 3)
         block, heads, groups = q.shape[2] // 2, q.shape[1], k.shape[2]
-        kernel = choose_kernel(q, bounds.any, options.softcap)
         grad_q = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
         carrier = _GradientCarrier(axis, mode)
         for source, pair in _visit(torch.stack([k, v]), axis, mode):
             keys, values = (_spread_heads(t.permute(1, 2, 0, 3), heads) for t in pair)
             grads = torch.zeros(2, q.shape[0], groups, q.shape[2], q.shape[3], dtype=torch.float32, device=q.device)
-            for rows, columns, diagonal, first_query, first_key in options.pairs(source, block):
-                bias = bounds.bias(block, first_query, first_key, q)
+            for each in options.pairs(source, block):
+                rows, columns = each.rows, each.columns
                 part_q, part_k, part_v = kernel.backward(
+                    each,
                     grad[:, :, rows],
                     q[:, :, rows],
                     keys[:, :, columns],
                     values[:, :, columns],
                     out[:, :, rows],
                     lse[:, :, rows],
-                    diagonal,
-                    bias,
                     options.scale,
+                    options.softcap,
                 )
                 grad_q[:, :, rows] += part_q
                 grads[0, :, :, columns] += _collect_heads(part_k, groups)
@@ -322,22 +267,23 @@ def context_attention(
     v: Tensor,
     axis: Axis,
     *,
-    causal: bool,
     scale: float,
     alibi_slopes: Tensor | None = None,
     document_ids: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    kernels: AttentionChoice | None = None,
     mode: str = "ring",
 ) -> Tensor:
-    """Attention over the whole sequence, of which each rank holds the zig-zag part; positions must already be in q
+    """Causal attention over the whole sequence, of which each rank holds the zig-zag part; positions must already be in q
     and k (RoPE).
 
     Query head i uses key/value head i // (heads / kv_heads). alibi_slopes [heads]: -slope x distance is added to the
     scores. document_ids [B, S], of the whole sequence on every rank: a query sees the keys of its own document only.
     window: and no key that is this far behind. softcap: scores become softcap x tanh(score / softcap). sinks [heads]: a
     score of each head that takes part in the softmax, without a value; its gradient is of this rank's tokens.
+    kernels: chooses what computes a pair of blocks (`choose_among_blocks`).
 
     Shapes: q [S/c, B, heads, d], k and v [S/c, B, kv_heads, d] -> [S/c, B, heads, d]
     Comm:   ring: forward c-1 exchanges of (k, v), backward c-1 of (k, v) and c of their fp32 gradients;
@@ -352,5 +298,7 @@ def context_attention(
             f"each of {axis.size} context ranks must hold two equal blocks, and {q.shape[0]} tokens are odd: "
             f"choose model.seq_length divisible by {2 * axis.size}."
         )
-    options = _Options(axis, causal, scale, softcap, _Bounds(alibi_slopes, document_ids, window), mode)
+    bounds = Bounds(alibi_slopes, document_ids, window)
+    kernel = (kernels or choose_among_blocks(AttentionChoice())).choose(case_of(q, bounds, softcap)).kernel
+    options = _Options(axis, scale, softcap, bounds, kernel, mode)
     return _ContextAttention.apply(q, k, v, sinks, options)

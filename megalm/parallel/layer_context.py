@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from megalm.config import ParallelConfig
+from megalm.ops.attention_choice import AttentionChoice
+from megalm.parallel.block_attention import choose_among_blocks
 from megalm.parallel.mesh import Axis, Mesh
 from megalm.precision.policy import PrecisionPolicy
 from megalm.precision.product import Product
@@ -22,6 +25,13 @@ class LayerContext:
     policy: PrecisionPolicy = field(default_factory=PrecisionPolicy)
     device: torch.device | str | None = None
     """Of parameters; None: torch's default."""
+    attention: AttentionChoice = field(default_factory=AttentionChoice)
+    """Chooses what computes attention."""
+
+    @cached_property
+    def attention_kernels(self) -> AttentionChoice:
+        """The same for this layout: over a context axis attention is put together of blocks."""
+        return choose_among_blocks(self.attention) if self.mesh.context.size > 1 else self.attention
 
     @property
     def tensor(self) -> Axis:

@@ -6,6 +6,7 @@ from megalm.config import Config, ConfigError
 from megalm.model.transformer import Transformer
 from megalm.objectives.next_token import NextToken
 from megalm.objectives.objective import Objective
+from megalm.ops.attention_choice import AttentionChoice
 from megalm.parallel.initialize import initialize
 from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh
@@ -51,7 +52,8 @@ def build_chunks(
     """
     model, parallel = config.model, config.parallel
     device = torch.device(device if device is not None else mesh.device)
-    context = LayerContext(mesh, parallel, make_policy(config.precision), device)
+    attention = AttentionChoice(config.ops.attention, config.train.determinism)
+    context = LayerContext(mesh, parallel, make_policy(config.precision), device, attention)
     where = place_stages(parallel.schedule, parallel.pipeline, parallel.virtual_pipeline)
     if model.num_layers < where.stages:
         raise ConfigError(

@@ -17,12 +17,13 @@ def seed_everything(seed: int, mesh: Mesh) -> None:
     seed_ranks(seed, mesh)
 
 
-def choose_algorithms(deterministic: bool, device: torch.device) -> None:
-    """Whether this process' algorithms give the same bits in every run.
+def choose_algorithms(determinism: str, device: torch.device) -> None:
+    """Whether this process' algorithms give the same bits in every run (strict), or may not (fast).
 
-    On a GPU an operation that cannot is then an error: where torch may only warn, its attention computes gradients in
+    Strictly, on a GPU an operation that cannot is then an error: where torch may only warn, its attention computes gradients in
     an order that changes (so it warns in torch 2.11), and a replay of the guard's would find a machine to blame.
     """
+    deterministic = determinism == "strict"
     if deterministic and device.type == "cuda":
         # cuBLAS asks for a workspace of its own for each stream, which it reads before its first product.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

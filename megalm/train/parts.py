@@ -69,7 +69,7 @@ def build_parts(
     """
     events = EventLog(folder / "events.jsonl", writes=mesh.rank == 0)
     seed_everything(config.train.seed, mesh)
-    choose_algorithms(config.train.deterministic, mesh.device)
+    choose_algorithms(config.train.determinism, mesh.device)
     objective = objective or build_objective(config)
     chunks = build_chunks(config, mesh, objective)
     optimizer = build_optimizer(chunks, config.optim, mesh, config.parallel)

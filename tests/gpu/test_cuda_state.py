@@ -13,7 +13,9 @@ from megalm.guard.snapshots import SnapshotRing
 from megalm.model.attention import Attention
 from megalm.model.positions import Where
 from megalm.ops import backend
-from megalm.parallel.block_attention import CpuFlash, CudaFlash, Plain
+from megalm.ops.attention import Case, Mask
+from megalm.ops.attention_choice import AttentionChoice
+from megalm.parallel.block_attention import CpuFlash, CudaFlash, try_blocks
 from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import Box
@@ -84,16 +86,11 @@ def test_attention_keeps_no_scores(device, case):
     made = {"device": device, "dtype": dtype}
     context = LayerContext(Mesh.single(device), policy=PrecisionPolicy(dtype), device=device)
     layer = Attention(find_shared_layer(config).attention, context, name="layers.0.attention")
-    mask = None
+    mask = Mask(length, device)
     if "masked" in case:
-        rows = torch.arange(length, device=device)
-        mask = (
-            torch.where(rows[:, None] >= rows, -0.01 * (rows[:, None] - rows), -torch.inf)
-            .to(dtype)
-            .expand(heads, -1, -1)
-        )
+        mask = Mask(length, device, slopes=torch.full((heads,), 0.01, device=device))
     if "documents" in case:
-        mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+        mask = Mask(length, device, documents=torch.zeros(1, length, dtype=torch.int32, device=device))
     width = (heads + 2 * groups) * size
     qkv = torch.randn(length, 1, width, **made, requires_grad=True)
     before = 0
@@ -110,20 +107,19 @@ def test_attention_keeps_no_scores(device, case):
     assert used < scores / 2, f"{used / 2**20:.0f} MiB"
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_flash_attention_of_a_block_is_the_plain_one(device, causal):
+def test_flash_attention_of_a_block_is_the_plain_one(device):
     """What context parallelism joins: output, log-sum-exp, and gradients given those of the whole row."""
-    Flash = CudaFlash if device.type == "cuda" else CpuFlash
-    q, k, v, grad = (torch.randn(2, 4, 128, 64, device=device).bfloat16() for _ in range(4))
-    out, lse = Flash.forward(q, k, v, causal, None, 0.125)
-    wide = [t.float() for t in (q, k, v)]
-    expected, expected_lse = Plain().forward(*wide, causal, None, 0.125)
-    torch.testing.assert_close(out.float(), expected, rtol=2e-2, atol=2e-2)
-    torch.testing.assert_close(lse.float(), expected_lse, rtol=1e-3, atol=1e-3)
-    got = Flash.backward(grad, q, k, v, out, lse, causal, None, 0.125)
-    want = Plain().backward(grad.float(), *wide, expected, expected_lse, causal, None, 0.125)
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a.float(), b, rtol=5e-2, atol=5e-2)
+    kernel = CudaFlash() if device.type == "cuda" else CpuFlash()
+    case = Case(device.type, torch.bfloat16, 4, 4, 64, 64, "causal", False, False)
+    assert try_blocks(kernel, case, repeats=3) is None
+
+
+@pytest.mark.parametrize("kind", ["causal", "window", "documents", "alibi"])
+@pytest.mark.parametrize("determinism", ["strict", "fast"])
+def test_a_kernel_is_found_that_keeps_no_scores(device, kind, determinism):
+    """And it is right, and in the strict mode the same each time: else it would not be chosen."""
+    case = Case(device.type, torch.bfloat16, 8, 2, 64, 64, kind, False, False)
+    assert AttentionChoice("auto", determinism).choose(case).kernel.name != "scores"
 
 
 def test_a_batch_arrives_whole_though_the_host_goes_on(device):

@@ -51,6 +51,9 @@ def test_command(capsys):
     try:
         assert run_tool(tools.inspect, ["ops", "--json", "--backend", "reference"]) == 0
         assert json.loads(capsys.readouterr().out)["backend"] == "reference"
+        assert run_tool(tools.inspect, ["ops", "--backend", "reference"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len([line for line in lines if line.startswith(("strict", "fast"))]) == 8
         assert run_tool(tools.inspect, ["ops", "--backend", "apex"]) == 2
         assert "another project" in capsys.readouterr().out
     finally:

@@ -3,11 +3,24 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import flex_attention
 
 from megalm.config import ConfigError, ParallelConfig
 from megalm.data.batch import Batch
+from megalm.ops.attention import Case
+from megalm.ops.attention_choice import AttentionChoice
 from megalm.parallel import context
-from megalm.parallel.block_attention import CpuFlash, CudaFlash, Plain
+from megalm.parallel.block_attention import (
+    Bounds,
+    CpuFlash,
+    CudaFlash,
+    CudnnBlocks,
+    FlexBlocks,
+    Pair,
+    Scores,
+    choose_among_blocks,
+    try_blocks,
+)
 from megalm.parallel.collectives import count_bytes
 from megalm.parallel.mesh import Axis, build_mesh
 from tests.distributed import run_ranks
@@ -31,7 +44,7 @@ def documents_of(length, apart):
     return (torch.arange(length)[None, :, None] >= ends[:, None, :]).sum(-1).int()
 
 
-def plain(length, heads, groups, dim, causal, alibi, apart=False, window=None, softcap=None, sinks=False):
+def plain(length, heads, groups, dim, alibi, apart=False, window=None, softcap=None, sinks=False):
     q, k, v, grad = (t.double() for t in inputs(length, heads, groups, dim))
     leaves = [t.requires_grad_() for t in (q, k, v)]
     if sinks:
@@ -46,8 +59,7 @@ def plain(length, heads, groups, dim, causal, alibi, apart=False, window=None, s
         scores = scores.masked_fill(where[:, None] - where >= window, -torch.inf)
     if alibi:
         scores = scores - slopes_of(heads, True)[:, None, None] * (where[:, None] - where).abs()
-    if causal:
-        scores = scores.masked_fill(where[:, None] < where, -torch.inf)
+    scores = scores.masked_fill(where[:, None] < where, -torch.inf)
     if apart:
         ids = documents_of(length, True)
         scores = scores.masked_fill((ids[:, :, None] != ids[:, None, :])[:, None], -torch.inf)
@@ -65,7 +77,7 @@ def sinks_of(heads):
 def attend(context_size, cases):
     axis = build_mesh(ParallelConfig(context=context_size)).context
     results = []
-    for length, heads, groups, dim, causal, alibi, apart, mode, dtype, *others in cases:
+    for length, heads, groups, dim, alibi, apart, mode, dtype, *others in cases:
         window, softcap, sunk = others or (None, None, False)
         parts = [context.shard_sequence(t, axis, 0) for t in inputs(length, heads, groups, dim, dtype)]
         leaves = [t.requires_grad_() for t in parts[:3]]
@@ -75,7 +87,6 @@ def attend(context_size, cases):
             out = context.context_attention(
                 *leaves,
                 axis,
-                causal=causal,
                 scale=0.3,
                 alibi_slopes=slopes,
                 document_ids=documents_of(length, apart),
@@ -90,31 +101,30 @@ def attend(context_size, cases):
 
 
 CASES = [
-    (24, 4, 4, 8, True, False, False, "ring", torch.float32),
-    (24, 4, 2, 8, True, False, False, "all_gather", torch.float32),
-    (40, 6, 2, 5, True, True, False, "ring", torch.float32),
-    (40, 3, 1, 5, True, True, False, "all_gather", torch.float32),
-    (24, 2, 1, 7, False, False, False, "ring", torch.float32),
-    (24, 2, 1, 7, True, False, False, "ring", torch.bfloat16),
-    (40, 4, 2, 8, True, False, True, "ring", torch.float32),
-    (40, 3, 1, 5, True, True, True, "all_gather", torch.float32),
-    (24, 4, 2, 8, True, False, True, "ring", torch.bfloat16),
-    (24, 4, 2, 8, True, True, True, "ring", torch.float16),
-    (40, 4, 2, 8, True, False, False, "ring", torch.float32, 1, None, False),
-    (40, 4, 2, 8, True, False, False, "ring", torch.float32, 7, None, True),
-    (40, 4, 1, 8, True, False, True, "all_gather", torch.float32, 11, None, True),
-    (40, 4, 4, 5, True, True, False, "ring", torch.float32, 13, None, False),
-    (24, 3, 3, 8, True, False, True, "ring", torch.float32, 100, 0.7, False),
-    (24, 3, 1, 8, True, False, False, "all_gather", torch.float32, 5, 0.7, True),
-    (24, 4, 2, 8, True, False, False, "ring", torch.bfloat16, 9, None, True),
+    (24, 4, 4, 8, False, False, "ring", torch.float32),
+    (24, 4, 2, 8, False, False, "all_gather", torch.float32),
+    (40, 6, 2, 5, True, False, "ring", torch.float32),
+    (40, 3, 1, 5, True, False, "all_gather", torch.float32),
+    (24, 2, 1, 7, False, False, "ring", torch.bfloat16),
+    (40, 4, 2, 8, False, True, "ring", torch.float32),
+    (40, 3, 1, 5, True, True, "all_gather", torch.float32),
+    (24, 4, 2, 8, False, True, "ring", torch.bfloat16),
+    (24, 4, 2, 8, True, True, "ring", torch.float16),
+    (40, 4, 2, 8, False, False, "ring", torch.float32, 1, None, False),
+    (40, 4, 2, 8, False, False, "ring", torch.float32, 7, None, True),
+    (40, 4, 1, 8, False, True, "all_gather", torch.float32, 11, None, True),
+    (40, 4, 4, 5, True, False, "ring", torch.float32, 13, None, False),
+    (24, 3, 3, 8, False, True, "ring", torch.float32, 100, 0.7, False),
+    (24, 3, 1, 8, False, False, "all_gather", torch.float32, 5, 0.7, True),
+    (24, 4, 2, 8, False, False, "ring", torch.bfloat16, 9, None, True),
 ]
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_values_and_gradients_equal_plain_attention(size):
     results = run_ranks(size, attend, size, CASES)
-    for number, (length, heads, groups, dim, causal, alibi, apart, _, dtype, *others) in enumerate(CASES):
-        expected = plain(length, heads, groups, dim, causal, alibi, apart, *others)
+    for number, (length, heads, groups, dim, alibi, apart, _, dtype, *others) in enumerate(CASES):
+        expected = plain(length, heads, groups, dim, alibi, apart, *others)
         if others and others[2]:
             summed = sum(results[rank][number][2].double() for rank in range(size))
             tolerance = 1e-5 if dtype == torch.float32 else 0.1
@@ -131,50 +141,107 @@ def test_values_and_gradients_equal_plain_attention(size):
 
 def test_bytes_on_the_ring_are_those_of_the_docstring():
     length, heads, groups, dim = 24, 4, 2, 8
-    cases = [(length, heads, groups, dim, True, False, False, mode, torch.bfloat16) for mode in ("ring", "all_gather")]
+    cases = [(length, heads, groups, dim, False, False, mode, torch.bfloat16) for mode in ("ring", "all_gather")]
     ring, gathered = (sent for _, sent, _ in run_ranks(4, attend, 4, cases)[1])
     pair = 2 * (length // 4) * 2 * groups * dim  # elements of k and v on one rank
     assert ring == {("send", "context"): 2 * (4 - 1) * pair * 2 + 4 * pair * 4}
     assert gathered == {("all_gather", "context"): 2 * 3 * pair * 2, ("reduce_scatter", "context"): 3 * pair * 4}
 
 
-def test_the_plain_kernel_equals_the_cpu_flash_kernel():
-    q, k, v, grad = (t.permute(1, 2, 0, 3) for t in inputs(16, 3, 3, 8))
-    bias = context._Bounds(slopes_of(3, True), None, None).bias(16, 0, 0, q)
-    apart = context._Bounds(None, documents_of(24, True)[:1], None).bias(16, 8, 0, q)  # every query sees some key
-    for causal, extra in ((True, None), (False, None), (False, bias), (True, bias), (False, apart)):
-        ours, flash = (kind.forward(q, k, v, causal, extra, 0.3) for kind in (Plain(), CpuFlash))
-        torch.testing.assert_close(ours, tuple(flash))
-        mine, theirs = (kind.backward(grad, q, k, v, *ours, causal, extra, 0.3) for kind in (Plain(), CpuFlash))
-        torch.testing.assert_close(mine, tuple(theirs))
+def pair_of(first_query, first_key, **bounds):
+    """16 queries and 16 keys."""
+    whole = slice(0, 16)
+    return Pair(whole, whole, first_query == first_key, first_query, first_key, Bounds(**bounds))
+
+
+PAIRS = {
+    "diagonal": pair_of(16, 16),
+    "behind": pair_of(16, 0),
+    "alibi": pair_of(16, 0, slopes=slopes_of(3, True)),
+    "alibi diagonal": pair_of(0, 0, slopes=slopes_of(3, True)),
+    "documents": pair_of(16, 0, documents=torch.tensor([[0] * 5 + [1] * 27])),
+    "documents diagonal": pair_of(8, 8, documents=documents_of(24, True)[:1]),
+    "window": pair_of(16, 0, window=40),
+    "window diagonal": pair_of(16, 16, window=5),
+    "all": pair_of(8, 8, slopes=slopes_of(3, True), documents=documents_of(24, True)[1:], window=6),
+}
+
+
+@pytest.fixture
+def flex(monkeypatch):
+    """FlexAttention's dense form, which runs on a CPU, and there refuses gradients unless it is told not to."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
+    torch._dynamo.reset()
+    return FlexBlocks()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("kind", ["torch", "flex"])
+def test_a_pair_of_blocks_is_that_of_plain_products(name, softcap, kind, flex):
+    """Output, log-sum-exp, and gradients given those of a longer row."""
+    kernel = {"torch": CpuFlash(), "flex": flex}[kind]
+    if kind == "torch" and softcap is not None:
+        return
+    q, k, v, grad = (t[:, :1].permute(1, 2, 0, 3) for t in inputs(16, 3, 3, 8))
+    pair, options = PAIRS[name], (0.3, softcap)
+    own, lse = Scores().forward(pair, q, k, v, *options)
+    got = kernel.forward(pair, q, k, v, *options)
+    torch.testing.assert_close(tuple(got), (own, lse), rtol=1e-4, atol=1e-5)
+    row, longer = own * 0.6 + 0.1, lse + 0.5
+    torch.testing.assert_close(
+        tuple(kernel.backward(pair, grad, q, k, v, row, longer, *options)),
+        tuple(Scores().backward(pair, grad, q, k, v, row, longer, *options)),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_keys_of_other_documents_alone_have_no_weight_in_the_whole(flex):
+    q, k, v, grad = (t[:, :1].permute(1, 2, 0, 3) for t in inputs(16, 3, 3, 8))
+    pair = pair_of(16, 0, documents=torch.tensor([[0] * 16 + [1] * 16]))
+    lse = torch.zeros(1, 3, 16)
+    for kernel in (flex, Scores()):
+        own, own_lse = kernel.forward(pair, q, k, v, 0.3, None)
+        assert own.isfinite().all() and bool((own_lse < -1e29).all())
+        for gradient in kernel.backward(pair, grad, q, k, v, own, lse, 0.3, None):
+            assert bool((gradient == 0).all())
+
+
+def test_scores_are_right_themselves():
+    q, k, v, _ = (t.permute(1, 2, 0, 3) for t in inputs(16, 3, 3, 8))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
-    torch.testing.assert_close(Plain().forward(q, k, v, True, None, 0.3)[0], out)
+    torch.testing.assert_close(Scores().forward(pair_of(0, 0), q, k, v, 0.3, None)[0], out)
 
 
-def test_the_gpu_kernel_is_called_as_torch_declares_it():
+@pytest.mark.parametrize("kernel", [CudaFlash(), CudnnBlocks()], ids=lambda kernel: kernel.name)
+def test_the_gpus_kernels_are_called_as_torch_declares_them(kernel):
     q, k, v, grad = (t.permute(1, 2, 0, 3).to("meta") for t in inputs(16, 3, 3, 8, torch.bfloat16))
-    out, lse = CudaFlash.forward(q, k, v, True, None, 0.3)
+    out, lse = kernel.forward(pair_of(0, 0), q, k, v, 0.3, None)
     assert (out.shape, lse.shape, lse.dtype) == (q.shape, q.shape[:-1], torch.float32)
-    grads = CudaFlash.backward(grad, q, k, v, out, lse, True, None, 0.3)
+    grads = kernel.backward(pair_of(0, 0), grad, q, k, v, out, lse, 0.3, None)
     assert [g.shape for g in grads] == [q.shape, k.shape, v.shape]
 
 
+@pytest.mark.parametrize("mask", ["causal", "window", "documents", "alibi"])
+def test_a_kernel_of_blocks_is_tried_on_a_long_row(mask, flex):
+    case = Case("cpu", torch.float32, 3, 3, 16, 16, mask, False, False)
+    for kernel in (Scores(), CpuFlash(), flex):
+        assert try_blocks(kernel, case, repeats=2) is None, kernel.name
+
+    class Off(CpuFlash):
+        def backward(self, pair, grad, q, k, v, out, lse, scale, softcap):
+            grads = super().backward(pair, grad, q, k, v, out, lse, scale, softcap)
+            return (*grads[:2], grads[2] * 1.1)
+
+    assert "dv is 1.0e-01" in try_blocks(Off(), case, repeats=1)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_flash_kernel_equals_the_plain_one():
-    q, k, v, grad = (t.permute(1, 2, 0, 3).contiguous().cuda() for t in inputs(96, 3, 3, 64, torch.bfloat16))
-    assert context._kernel(q, False) is CudaFlash
-    for causal in (True, False):
-        expected = Plain().forward(q, k, v, causal, None, 0.3)
-        flash = CudaFlash.forward(q, k, v, causal, None, 0.3)
-        torch.testing.assert_close(flash, expected, rtol=0.02, atol=0.02)
-        # the backward pass is given the whole sequence's log-sum-exp, which is larger than the block's own
-        whole = expected[1] + 0.5
-        torch.testing.assert_close(
-            CudaFlash.backward(grad, q, k, v, *flash[:1], whole, causal, None, 0.3),
-            context._Plain.backward(grad, q, k, v, *expected[:1], whole, causal, None, 0.3),
-            rtol=0.05,
-            atol=0.05,
-        )
+@pytest.mark.parametrize("mask", ["causal", "window", "documents", "alibi"])
+def test_on_a_gpu_blocks_keep_no_scores(mask):
+    case = Case("cuda", torch.bfloat16, 3, 3, 64, 64, mask, False, False)
+    assert choose_among_blocks(AttentionChoice("auto", "strict")).choose(case).kernel.name != "scores"
 
 
 def test_zigzag_parts_cover_the_sequence_and_balance_causal_work():
@@ -202,4 +269,4 @@ def test_what_cannot_be_cut_is_refused():
         context.zigzag_positions(10, axis)
     with pytest.raises(ConfigError, match="ring, all_gather"):
         q = torch.zeros(4, 1, 1, 2)
-        context.context_attention(q, q, q, axis, causal=True, scale=1.0, mode="tree")
+        context.context_attention(q, q, q, axis, scale=1.0, mode="tree")

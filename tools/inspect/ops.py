@@ -10,6 +10,8 @@ import torch
 
 from megalm.config.errors import ConfigError
 from megalm.ops import backend, vendors
+from megalm.ops.attention import Case
+from megalm.ops.attention_choice import ORDER, AttentionChoice
 
 HELP = "each op, its implementations on this machine, which is chosen and why"
 
@@ -75,7 +77,27 @@ def describe() -> dict[str, object]:
         "torch": torch.__version__,
         "vendors": {name: "installed" if v.why is None else v.why for name, v in installed.items()},
         "ops": rows,
+        "attention": describe_attention(),
     }
+
+
+def describe_attention() -> list[dict[str, Any]]:
+    """What computes attention on this machine by determinism and kind of mask, tried as a run tries it; for heads of 128."""
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    rows = []
+    for determinism in ORDER:
+        choice = AttentionChoice("auto", determinism)
+        for mask in ("causal", "window", "documents", "alibi"):
+            made = choice.choose(Case(device, dtype, 32, 8, 128, 128, mask, False, False))
+            rows.append(
+                {
+                    "determinism": determinism,
+                    "mask": mask,
+                    "chosen": made.kernel.name,
+                    "passed_over": dict(made.passed_over),
+                }
+            )
+    return rows
 
 
 def _choose(names: list[str]) -> tuple[str, str]:
@@ -115,4 +137,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"{name:<{op}}{choice:<{chosen}}{available}")
     for choice, why in dict.fromkeys((row["chosen"], row["why"]) for row in rows):
         print(f"{choice}: {why}")
+    _print_attention(table["attention"])  # type: ignore[arg-type]
     return 0
+
+
+def _print_attention(rows: list[dict[str, Any]]) -> None:
+    print("\nattention, 32 query and 8 key heads of 128")
+    print(f"{'train.determinism':<19}{'mask':<11}{'chosen':<11}passed over")
+    for row in rows:
+        passed = "; ".join(f"{name}: {why}" for name, why in row["passed_over"].items())
+        print(f"{row['determinism']:<19}{row['mask']:<11}{row['chosen']:<11}{passed or '-'}")
