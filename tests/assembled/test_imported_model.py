@@ -11,8 +11,8 @@ from tests.texts import sentences
 
 def commands(shown: str) -> dict[str, list[str]]:
     """The words of the commands that an import prints, by what they are for."""
-    lines = [line.partition(": python -m ") for line in shown.splitlines()]
-    return {name: shlex.split(words) for name, separator, words in lines if separator}
+    lines = [line.partition(": megalm ") for line in shown.splitlines()]
+    return {name: ["megalm", *shlex.split(words)] for name, separator, words in lines if separator}
 
 
 def test_a_chat_model_stays_one_through_import_training_and_export(tmp_path):

@@ -94,7 +94,7 @@ def test_the_check_names_what_was_left_out(tmp_path, capsys):
 
 def test_a_model_from_a_run_trains_under_the_printed_arguments(llama, tmp_path, capsys):
     main([str(llama), str(tmp_path / "run"), "--to", "megalm"])
-    command = capsys.readouterr().out.splitlines()[-1].removeprefix("train on: python -m megalm.launch ")
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("train on: megalm train ")
     config = compose_config(command.split(), check=False)
     expected = open_source(llama).model
     assert config.model == expected

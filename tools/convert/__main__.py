@@ -173,7 +173,7 @@ def _next_steps(folder: Path, optimizer: bool) -> list[str]:
         lines.append(f"tokenize: megalm tokenize TEXT --tokenizer {tokenizer} --output data/mine")
         data = f"data.train=[data/mine_text_document] data.tokenizer={tokenizer}"
     load = f"checkpoint.load_path={folder}" if optimizer else f"checkpoint.load=weights checkpoint.load_path={folder}"
-    lines.append(f"train on: python -m megalm.launch +model={folder / MODEL} {load} {data}")
+    lines.append(f"train on: megalm train +model={folder / MODEL} {load} {data}")
     return lines
 
 
