@@ -222,12 +222,12 @@ class Model:
         import torch
 
         from megalm.generate.generate import prompt_ids
-        from megalm.generate.model import logits
+        from megalm.generate.model import compute_logits
 
         ids = prompt_ids(self.tokenizer, text).ids if isinstance(text, str) else list(text)
         if not 0 < len(ids) <= self.source.model.seq_length:
             raise ConfigError(f"{len(ids)} tokens: the model sees between 1 and {self.source.model.seq_length}.")
-        return logits(self.transformer, torch.tensor([ids], device=self.device))[0]
+        return compute_logits(self.transformer, torch.tensor([ids], device=self.device))[0]
 
 
 def _words(words: Sequence[str]) -> list[str]:

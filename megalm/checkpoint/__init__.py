@@ -2,7 +2,7 @@
 
 from megalm.checkpoint.checkpointer import Checkpointer
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError
-from megalm.checkpoint.random_state import random_state, restore_random_state
+from megalm.checkpoint.random_state import restore_random_state, take_random_state
 from megalm.checkpoint.reader import CheckpointReader
 
 __all__ = [
@@ -10,6 +10,6 @@ __all__ = [
     "CheckpointReader",
     "Checkpointer",
     "CorruptCheckpointError",
-    "random_state",
+    "take_random_state",
     "restore_random_state",
 ]

@@ -39,7 +39,7 @@ def region_of(box: Box) -> Region:
 
 
 def index_of(box: Box) -> BoxIndex:
-    return BoxIndex(box.name, tuple(box.global_shape), dtype_name(box.tensor.dtype), region_of(box))
+    return BoxIndex(box.name, tuple(box.global_shape), name_dtype(box.tensor.dtype), region_of(box))
 
 
 def bytes_of(box: Box) -> int:
@@ -47,7 +47,7 @@ def bytes_of(box: Box) -> int:
     return math.prod(box.global_shape) * box.tensor.element_size()
 
 
-def intersection(a: Region, b: Region) -> Region | None:
+def intersect(a: Region, b: Region) -> Region | None:
     """The part that both hold; None where they do not meet (boxes without elements meet nothing)."""
     start = tuple(max(p, q) for p, q in zip(a.offset, b.offset, strict=True))
     shape = tuple(min(p, q) - s for p, q, s in zip(a.end, b.end, start, strict=True))
@@ -56,7 +56,7 @@ def intersection(a: Region, b: Region) -> Region | None:
 
 def subtract(a: Region, b: Region) -> list[Region]:
     """The elements of `a` that are not in `b`, as disjoint boxes (at most two a dimension)."""
-    common = intersection(a, b)
+    common = intersect(a, b)
     if common is None:
         return [a] if a.numel else []
     rest: list[Region] = []
@@ -98,7 +98,7 @@ def view(box: Box, region: Region) -> torch.Tensor:
     return tensor
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def name_dtype(dtype: torch.dtype) -> str:
     """`torch.float32` as `float32`."""
     return str(dtype).removeprefix("torch.")
 

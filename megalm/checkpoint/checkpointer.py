@@ -17,8 +17,8 @@ from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError, No
 from megalm.checkpoint.load import (
     OPTIMIZER_PREFIX,
     check_same_model,
-    fill,
-    names_and_shapes,
+    fill_boxes,
+    list_shapes,
     read_ranks,
     read_state,
 )
@@ -28,11 +28,11 @@ from megalm.checkpoint.planner import BoxSavePlanner
 from megalm.checkpoint.ranks import Ranks, agree_on, from_rank_0, problem_of, ranks_of
 from megalm.checkpoint.remote import RemoteStore
 from megalm.checkpoint.retention import Retention
-from megalm.checkpoint.save import SaveRequest, json_bytes, write_and_commit, write_aside
-from megalm.checkpoint.source import Source
+from megalm.checkpoint.save import SaveRequest, encode_json, write_and_commit, write_aside
+from megalm.checkpoint.source import CheckpointSource
 from megalm.checkpoint.staging import Staging
-from megalm.checkpoint.store import LocalStore, Store, as_url, named_checkpoint, open_store, store_under
-from megalm.checkpoint.upload import Uploader, take_up, waiting_room
+from megalm.checkpoint.store import LocalStore, Store, as_url, find_named_checkpoint, find_store, open_store
+from megalm.checkpoint.upload import Uploader, find_waiting_room, take_up
 from megalm.checkpoint.verify import verify
 from megalm.config import CheckpointConfig, ConfigError
 from megalm.parallel.slices import Box
@@ -87,7 +87,7 @@ class Checkpointer:
             raise ConfigError(f"checkpoint.path={folder} is a file: give a folder, or a URL such as s3://bucket/run.")
         self._uploader: Uploader | None = None
         if isinstance(self.store, RemoteStore):
-            self.folder = waiting_room(config, self.store.where)
+            self.folder = find_waiting_room(config, self.store.where)
             self._take_up(self.store)
             talk = upload_ranks if upload_ranks is not None else ranks_of(mesh.world_size, timeout_s)
             self._uploader = Uploader(self.store, talk, config.upload_queue, self.retention.apply)
@@ -250,7 +250,7 @@ class Checkpointer:
         if weights_only:
             boxes = [box for box in boxes if not box.name.startswith(OPTIMIZER_PREFIX)]
         wanted: dict[str, tuple[int, ...]] = {}
-        for part in self.ranks.all_gather(names_and_shapes(boxes)):
+        for part in self.ranks.all_gather(list_shapes(boxes)):
             wanted.update(part)
         tried: list[str] = []
         damage = None
@@ -318,8 +318,8 @@ class Checkpointer:
         return SaveRequest(
             step=step,
             folder=self.folder,
-            state=json_bytes(state, "the run's state"),
-            rank_state=json.loads(json_bytes(rank_state, "a rank's own state")),
+            state=encode_json(state, "the run's state"),
+            rank_state=json.loads(encode_json(rank_state, "a rank's own state")),
             layout=self.layout,
             chunks=self._staging.take(),
             only_finite=only_finite,
@@ -390,7 +390,7 @@ class Checkpointer:
 
     def _load_one(
         self,
-        source: Source,
+        source: CheckpointSource,
         boxes: Sequence[Box],
         wanted: dict[str, tuple[int, ...]],
         check: Callable[[dict[str, Any], str], None] | None,
@@ -407,7 +407,7 @@ class Checkpointer:
         check_same_model(wanted, manifest, source.name)
         problem = None
         try:
-            fill(boxes, source, manifest)
+            fill_boxes(boxes, source, manifest)
         except CheckpointError as error:
             problem = error
         agree_on(self.ranks, problem)
@@ -418,14 +418,14 @@ class Checkpointer:
         """Names in the store at `path`; a single empty one where `path` itself is the checkpoint."""
         if path is None:
             return self.store.names()
-        return [""] if named_checkpoint(path) is not None else store_under(path).names()
+        return [""] if find_named_checkpoint(path) is not None else find_store(path).names()
 
-    def _source(self, path: Path | str | None, name: str) -> Source:
+    def _source(self, path: Path | str | None, name: str) -> CheckpointSource:
         if path is None:
             return self.store.source(name)
         if name:
-            return store_under(path).source(name)
-        source = named_checkpoint(path)
+            return find_store(path).source(name)
+        source = find_named_checkpoint(path)
         if source is None:
             raise CheckpointError(f"{path}: rank {self.ranks.rank} does not see the checkpoint that rank 0 sees")
         return source
@@ -435,7 +435,7 @@ class Checkpointer:
             return self.store.step(name)
         return -1
 
-    def _path(self, source: Source) -> Path | str:
+    def _path(self, source: CheckpointSource) -> Path | str:
         return source.name if as_url(source.name) else Path(source.name)
 
     def _event(self, kind: str, *, step: int, **fields: Any) -> None:

@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.planner import ReadItem
 
 from megalm.checkpoint.boxes import dtype_of
 from megalm.checkpoint.errors import CorruptCheckpointError
-from megalm.checkpoint.manifest import RANKS, STATE, ChunkRecord, Manifest, TensorRecord, checksum, natural
+from megalm.checkpoint.manifest import RANKS, STATE, ChunkRecord, Manifest, TensorRecord, compute_checksum, natural_key
 from megalm.checkpoint.planner import BoxLoadPlanner
-from megalm.checkpoint.source import Source, read_checked
+from megalm.checkpoint.source import CheckpointSource, read_checked
 from megalm.config.errors import ConfigError
 from megalm.parallel.slices import Box
 
@@ -28,14 +28,14 @@ OPTIMIZER_PREFIX = "optimizer."
 _NAMED = 5
 
 
-def fill(boxes: Sequence[Box], source: Source, manifest: Manifest) -> None:
+def fill_boxes(boxes: Sequence[Box], source: CheckpointSource, manifest: Manifest) -> None:
     """Overwrite the boxes' tensors with what the checkpoint holds for them; every piece read is checked first.
 
     A tensor of another floating type than the stored one is converted. The boxes must be in the checkpoint
     (`check_same_model`). Errors: CorruptCheckpointError; then some boxes are filled and some are not.
     """
     planner = BoxLoadPlanner(boxes)
-    planner.set_up_planner({}, torch_metadata(manifest))
+    planner.set_up_planner({}, make_torch_metadata(manifest))
     wanted: dict[tuple[str, tuple[int, ...]], list[ReadItem]] = {}
     for item in planner.create_local_plan().items:
         wanted.setdefault((item.storage_index.fqn, tuple(item.storage_index.offset or ())), []).append(item)
@@ -55,10 +55,10 @@ def fill(boxes: Sequence[Box], source: Source, manifest: Manifest) -> None:
             planner.resolve_tensor(item).copy_(part)
 
 
-def read_chunk(source: Source, name: str, tensor: TensorRecord, chunk: ChunkRecord) -> torch.Tensor:
+def read_chunk(source: CheckpointSource, name: str, tensor: TensorRecord, chunk: ChunkRecord) -> torch.Tensor:
     """One stored piece, compared with its checksum."""
     data = source.read(chunk.file, chunk.position, chunk.region.numel * tensor.itemsize)
-    if checksum(data) != chunk.xxh3:
+    if compute_checksum(data) != chunk.xxh3:
         raise CorruptCheckpointError(
             f"{source.name}: {name} at {list(chunk.region.offset)} in {chunk.file} is not what was saved "
             "(its checksum differs)"
@@ -67,12 +67,12 @@ def read_chunk(source: Source, name: str, tensor: TensorRecord, chunk: ChunkReco
     return raw.view(dtype_of(tensor.dtype)).view(chunk.region.shape)
 
 
-def read_state(source: Source, manifest: Manifest) -> dict[str, Any]:
+def read_state(source: CheckpointSource, manifest: Manifest) -> dict[str, Any]:
     """The run's state."""
     return _json(source, manifest, STATE)
 
 
-def read_ranks(source: Source, manifest: Manifest) -> dict[str, Any]:
+def read_ranks(source: CheckpointSource, manifest: Manifest) -> dict[str, Any]:
     """{"world_size": ..., "layout": ..., "ranks": [one entry a rank]}"""
     return _json(source, manifest, RANKS)
 
@@ -88,7 +88,7 @@ def check_same_model(wanted: dict[str, tuple[int, ...]], manifest: Manifest, whe
         for name, tensor in manifest.tensors.items()
         if with_optimizer or not name.startswith(OPTIMIZER_PREFIX)
     }
-    difference = differing_shapes(stored, wanted)
+    difference = describe_differing_shapes(stored, wanted)
     if difference is None:
         return
     if all(stored.get(n) == wanted.get(n) for n in {*stored, *wanted} if not n.startswith(OPTIMIZER_PREFIX)):
@@ -98,11 +98,11 @@ def check_same_model(wanted: dict[str, tuple[int, ...]], manifest: Manifest, whe
     raise ConfigError(f"{where} is a checkpoint of another model ({difference}\n{advice}")
 
 
-def differing_shapes(stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
+def describe_differing_shapes(stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
     """How many tensors differ, and the first of them a line each; None where all are the same."""
     differing = [
         f"\n  {name}: {_shape(stored.get(name))} in the checkpoint, {_shape(wanted.get(name))} in the model"
-        for name in sorted({*wanted, *stored}, key=lambda name: (name.startswith(OPTIMIZER_PREFIX), natural(name)))
+        for name in sorted({*wanted, *stored}, key=lambda name: (name.startswith(OPTIMIZER_PREFIX), natural_key(name)))
         if stored.get(name) != wanted.get(name)
     ]
     if not differing:
@@ -111,12 +111,12 @@ def differing_shapes(stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple
     return f"{len(differing)} tensors differ):" + "".join(differing[:_NAMED]) + more
 
 
-def names_and_shapes(boxes: Iterable[Box]) -> dict[str, tuple[int, ...]]:
+def list_shapes(boxes: Iterable[Box]) -> dict[str, tuple[int, ...]]:
     """Global name -> global shape of the boxes' tensors (those without elements are not stored, so not compared)."""
     return {box.name: tuple(box.global_shape) for box in boxes if math.prod(box.global_shape)}
 
 
-def torch_metadata(manifest: Manifest) -> Metadata:
+def make_torch_metadata(manifest: Manifest) -> Metadata:
     """The manifest as torch's `Metadata`, without reading the pickled one."""
     return Metadata(
         {
@@ -130,7 +130,7 @@ def torch_metadata(manifest: Manifest) -> Metadata:
     )
 
 
-def _json(source: Source, manifest: Manifest, file: str) -> dict[str, Any]:
+def _json(source: CheckpointSource, manifest: Manifest, file: str) -> dict[str, Any]:
     try:
         value = json.loads(bytes(read_checked(source, manifest, file)))
     except ValueError as error:

@@ -70,12 +70,12 @@ class Manifest:
         return sum(record.bytes for record in self.files.values())
 
 
-def natural(name: str) -> list[Any]:
+def natural_key(name: str) -> list[Any]:
     """Sorting by it puts layers.2 before layers.10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def checksum(data: Any) -> str:
+def compute_checksum(data: Any) -> str:
     """xxh3-64 of a buffer, as 16 hexadecimal digits."""
     return xxhash.xxh3_64_hexdigest(data)
 
@@ -155,7 +155,7 @@ def check_sizes(manifest: Manifest, size_of: Callable[[str], int | None], where:
 
 
 def _wrapped(text: bytes) -> bytes:
-    return b'{"checksum":"' + checksum(text).encode() + b'","body":' + text + b"}"
+    return b'{"checksum":"' + compute_checksum(text).encode() + b'","body":' + text + b"}"
 
 
 def _canonical(body: Any) -> bytes:

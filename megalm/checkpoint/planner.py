@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megalm.checkpoint.boxes import Region, cut, intersection, region_of, subtract, view
+from megalm.checkpoint.boxes import Region, cut, intersect, region_of, subtract, view
 from megalm.checkpoint.errors import CheckpointError
 from megalm.parallel.slices import Box
 
@@ -119,7 +119,7 @@ class BoxSavePlanner(SavePlanner):
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
         region = item_region(write_item)
         for box in self.by_name[write_item.index.fqn]:
-            if intersection(region_of(box), region) == region:
+            if intersect(region_of(box), region) == region:
                 return view(box, region).detach()
         raise CheckpointError(f"{write_item.index.fqn}: this rank was asked for {region}, which it does not hold")
 

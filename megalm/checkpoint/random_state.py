@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 
-def random_state() -> dict[str, Any]:
+def take_random_state() -> dict[str, Any]:
     """What `restore_random_state` needs to go on with the same numbers."""
     version, words, gauss = random.getstate()
     legacy: Any = np.random.get_state(legacy=False)
@@ -29,7 +29,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Set the generators to what `random_state` found."""
+    """Set the generators to what `take_random_state` found."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(_array(words, "<u4").tolist()), gauss))
     saved = state["numpy"]

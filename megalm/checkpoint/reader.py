@@ -9,7 +9,7 @@ import torch
 from megalm.checkpoint.boxes import dtype_of
 from megalm.checkpoint.errors import CorruptCheckpointError
 from megalm.checkpoint.load import OPTIMIZER_PREFIX, read_chunk, read_state
-from megalm.checkpoint.manifest import natural
+from megalm.checkpoint.manifest import natural_key
 from megalm.checkpoint.store import open_checkpoint
 from megalm.config.errors import ConfigError
 
@@ -36,7 +36,7 @@ class CheckpointReader:
 
     def names(self, *, optimizer: bool = False) -> list[str]:
         """The names of the weights, or of everything; layers in the order of their numbers."""
-        names = sorted(self.manifest.tensors, key=natural)
+        names = sorted(self.manifest.tensors, key=natural_key)
         return [name for name in names if optimizer or not name.startswith(OPTIMIZER_PREFIX)]
 
     def tensor(self, name: str) -> torch.Tensor:

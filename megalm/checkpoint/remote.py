@@ -16,7 +16,7 @@ import fsspec
 from megalm.checkpoint.commit import free_name, step_name, superseded
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError
 from megalm.checkpoint.manifest import MANIFEST, Manifest, check_sizes, decode
-from megalm.checkpoint.source import Source
+from megalm.checkpoint.source import CheckpointSource
 from megalm.config.errors import ConfigError
 
 _NAME = re.compile(r"step-(\d{8,})\.([0-9a-f]{12})")
@@ -38,7 +38,7 @@ def open_url(url: str) -> tuple[Any, str]:
     return files, str(root).rstrip("/")
 
 
-def persistently(action: Callable[[], T], what: str) -> T:
+def try_persistently(action: Callable[[], T], what: str) -> T:
     """`action()`, tried again when the store fails it; FileNotFoundError is an answer, and goes through at once.
 
     Errors: CheckpointError when the last try fails.
@@ -59,7 +59,7 @@ def persistently(action: Callable[[], T], what: str) -> T:
     raise AssertionError
 
 
-def remote_name(manifest: Manifest) -> str:
+def name_attempt(manifest: Manifest) -> str:
     """`step-00000100.<attempt>`"""
     return f"{step_name(manifest.step)}.{manifest.attempt}"
 
@@ -77,8 +77,8 @@ class RemoteSource:
 
         where = f"{self.name}/{MANIFEST}"
         try:
-            data = persistently(lambda: self.files.cat_file(f"{self.root}/{MANIFEST}"), where)
-            found = persistently(sizes, self.name)
+            data = try_persistently(lambda: self.files.cat_file(f"{self.root}/{MANIFEST}"), where)
+            found = try_persistently(sizes, self.name)
         except FileNotFoundError:
             raise CorruptCheckpointError(f"{where}: is not there") from None
         manifest = decode(data, where)
@@ -90,7 +90,7 @@ class RemoteSource:
             return memoryview(bytearray())
         where = f"{self.name}/{file}"
         try:
-            data = persistently(
+            data = try_persistently(
                 lambda: self.files.cat_file(f"{self.root}/{file}", start=position, end=position + length), where
             )
         except FileNotFoundError:
@@ -115,7 +115,7 @@ class RemoteStore:
             return list(self.files.glob(f"{self.root}/step-*/{MANIFEST}"))
 
         found: dict[int, list[str]] = {}
-        for path in persistently(find, self.where):
+        for path in try_persistently(find, self.where):
             name = str(path).split("/")[-2]
             if match := _NAME.fullmatch(name):
                 found.setdefault(int(match[1]), []).append(name)
@@ -130,7 +130,7 @@ class RemoteStore:
             raise CheckpointError(f"{name!r} is no name of a checkpoint in a store")
         return int(match[1])
 
-    def source(self, name: str) -> Source:
+    def source(self, name: str) -> CheckpointSource:
         return RemoteSource(self.files, f"{self.root}/{name}", f"{self.where}/{name}")
 
     def remove(self, name: str) -> None:
@@ -138,17 +138,17 @@ class RemoteStore:
         folder = f"{self.root}/{name}"
         self.files.invalidate_cache()
         if self.files.exists(f"{folder}/{MANIFEST}"):
-            persistently(lambda: self.files.rm_file(f"{folder}/{MANIFEST}"), self.where)
+            try_persistently(lambda: self.files.rm_file(f"{folder}/{MANIFEST}"), self.where)
         self.files.invalidate_cache()
         if self.files.exists(folder):
-            persistently(lambda: self.files.rm(folder, recursive=True), self.where)
+            try_persistently(lambda: self.files.rm(folder, recursive=True), self.where)
 
     def retain(self, keep: int, keep_every: int, up_to: int | None = None) -> list[str]:
         """Also removes what uploads of earlier steps left without a manifest."""
         names = [name for name in self.names() if up_to is None or self.step(name) <= up_to]
         doomed = superseded([(self.step(name), name) for name in names], self._is_good, keep, keep_every)
         newest = next((self.step(name) for name in names if self._is_good(name)), -1)
-        for entry in persistently(lambda: self.files.ls(self.root, detail=False), self.where) if names else []:
+        for entry in try_persistently(lambda: self.files.ls(self.root, detail=False), self.where) if names else []:
             name = str(entry).rstrip("/").rpartition("/")[2]
             if _NAME.fullmatch(name) and name not in names and self.step(name) < newest:
                 doomed.append(name)
@@ -159,7 +159,7 @@ class RemoteStore:
     def set_aside(self, names: Sequence[str]) -> str:
         """Copied by the store itself, the manifest last, and then removed: at no moment there is neither."""
         self.files.invalidate_cache()
-        listed = persistently(lambda: self.files.ls(self.root, detail=False), self.where)
+        listed = try_persistently(lambda: self.files.ls(self.root, detail=False), self.where)
         aside = free_name(str(entry).rstrip("/").rpartition("/")[2] for entry in listed)
         for name in names:
             for file in sorted(self._files_of(name), key=lambda file: file == MANIFEST):
@@ -181,7 +181,7 @@ class RemoteStore:
     def read_note(self, name: str) -> str | None:
         self.files.invalidate_cache()
         try:
-            data = persistently(lambda: self.files.cat_file(f"{self.root}/{name}"), f"{self.where}/{name}")
+            data = try_persistently(lambda: self.files.cat_file(f"{self.root}/{name}"), f"{self.where}/{name}")
         except FileNotFoundError:
             return None
         return bytes(data).decode(errors="replace")
@@ -192,17 +192,17 @@ class RemoteStore:
             self.files.pipe_file(f"{self.root}/{name}", text.encode())
 
         try:
-            persistently(put, f"{self.where}/{name}")
+            try_persistently(put, f"{self.where}/{name}")
         except FileNotFoundError as error:  # such as a bucket that is not there
             raise CheckpointError(f"{self.where}/{name}: {error}") from None
 
     def _files_of(self, name: str) -> list[str]:
-        found = persistently(lambda: self.files.ls(f"{self.root}/{name}", detail=False), f"{self.where}/{name}")
+        found = try_persistently(lambda: self.files.ls(f"{self.root}/{name}", detail=False), f"{self.where}/{name}")
         return [str(entry).rpartition("/")[2] for entry in found]
 
     def _copy(self, source: str, folder: str, file: str) -> None:
         self._make_folder(folder)
-        persistently(lambda: self.files.copy(source, f"{folder}/{file}"), f"{self.where}: setting {file} aside")
+        try_persistently(lambda: self.files.copy(source, f"{folder}/{file}"), f"{self.where}: setting {file} aside")
 
     def _make_folder(self, path: str) -> None:
         protocol = self.files.protocol if isinstance(self.files.protocol, str) else self.files.protocol[0]
@@ -222,7 +222,7 @@ class RemoteStore:
                 raise OSError(f"{found} bytes arrived of {size}")
 
         try:
-            persistently(put, f"{self.where}/{name}/{file}")
+            try_persistently(put, f"{self.where}/{name}/{file}")
         except FileNotFoundError as error:
             raise CheckpointError(f"{self.where}/{name}/{file}: {error}") from None
 

@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _Storag
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import WriteItem
 
-from megalm.checkpoint.boxes import dtype_name
+from megalm.checkpoint.boxes import name_dtype
 from megalm.checkpoint.commit import publish, read_manifest, step_name, sync_folder, write_file
-from megalm.checkpoint.container import ALIGNMENT, frame
+from megalm.checkpoint.container import ALIGNMENT, make_frame
 from megalm.checkpoint.errors import CheckpointError, NoSpaceError, wants_space
 from megalm.checkpoint.manifest import (
     MANIFEST,
@@ -117,7 +117,7 @@ def _save(request: SaveRequest, ranks: Ranks, *, shared: bool) -> Saved:
         raise CheckpointError(f"step {request.step}: a rank was lost during the save ({_reason(error)})") from error
 
 
-def json_bytes(value: Any, what: str) -> bytes:
+def encode_json(value: Any, what: str) -> bytes:
     """`value` as JSON; CheckpointError for what JSON cannot hold (tuples come back as lists)."""
     try:
         _check_keys(value)
@@ -217,7 +217,7 @@ def _archives(
     at = 0
     for chunk in chunks:
         assert chunk.item.tensor_data is not None
-        head, tail = frame(chunk.item.tensor_data.properties.dtype, item_region(chunk.item).shape)
+        head, tail = make_frame(chunk.item.tensor_data.properties.dtype, item_region(chunk.item).shape)
         length = len(head) + chunk.values.nbytes + len(tail)
         placed.append((chunk.item, at, length, at + len(head), chunk.xxh3))
         yield head
@@ -243,7 +243,7 @@ def _finish(request: SaveRequest, aside: Path, written: list[_Written], *, share
     }
     files = {entry.name: entry.record for entry in written}
     files[STATE] = write_file(aside / STATE, [request.state])
-    files[RANKS] = write_file(aside / RANKS, [json_bytes(ranks_text, "the ranks' state")])
+    files[RANKS] = write_file(aside / RANKS, [encode_json(ranks_text, "the ranks' state")])
     files[METADATA] = write_file(aside / METADATA, [_torch_metadata(written)])
     manifest = Manifest(
         step=request.step,
@@ -251,7 +251,7 @@ def _finish(request: SaveRequest, aside: Path, written: list[_Written], *, share
         saved_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         world_size=len(written),
         layout=request.layout,
-        versions=versions(),
+        versions=list_versions(),
         files=files,
         tensors=_tensors(written),
     )
@@ -270,7 +270,7 @@ def _tensors(written: list[_Written]) -> dict[str, TensorRecord]:
             data = item.tensor_data
             assert data is not None
             record = tensors.setdefault(
-                item.index.fqn, TensorRecord(dtype_name(data.properties.dtype), tuple(data.size))
+                item.index.fqn, TensorRecord(name_dtype(data.properties.dtype), tuple(data.size))
             )
             record.chunks.append(ChunkRecord(item_region(item), entry.name, position, xxh3))
     return tensors
@@ -288,7 +288,7 @@ def _torch_metadata(written: list[_Written]) -> bytes:
     return pickle.dumps(metadata)
 
 
-def versions() -> dict[str, str]:
+def list_versions() -> dict[str, str]:
     """What wrote the checkpoint."""
     import megalm
 

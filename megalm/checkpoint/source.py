@@ -6,10 +6,10 @@ from typing import Protocol
 
 from megalm.checkpoint.commit import read_manifest
 from megalm.checkpoint.errors import CorruptCheckpointError
-from megalm.checkpoint.manifest import Manifest, checksum
+from megalm.checkpoint.manifest import Manifest, compute_checksum
 
 
-class Source(Protocol):
+class CheckpointSource(Protocol):
     """One checkpoint, opened for reading."""
 
     name: str
@@ -53,10 +53,10 @@ class LocalSource:
         return view
 
 
-def read_checked(source: Source, manifest: Manifest, file: str) -> memoryview:
+def read_checked(source: CheckpointSource, manifest: Manifest, file: str) -> memoryview:
     """A whole small file, compared with its checksum in the manifest."""
     record = manifest.files[file]
     data = source.read(file, 0, record.bytes)
-    if checksum(data) != record.xxh3:
+    if compute_checksum(data) != record.xxh3:
         raise CorruptCheckpointError(f"{source.name}: {file} is not what was saved (its checksum differs)")
     return data

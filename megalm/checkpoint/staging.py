@@ -11,8 +11,8 @@ import xxhash
 from torch.distributed.checkpoint.planner import WriteItem
 
 from megalm.checkpoint.container import ALIGNMENT
-from megalm.checkpoint.manifest import checksum
-from megalm.ops.backend import library
+from megalm.checkpoint.manifest import compute_checksum
+from megalm.ops.backend import find_library
 
 # Bytes copied and then checksummed at a time where the compiled extension is not there to do both in one pass: they are
 # still in a core's cache when they are read for the second time.
@@ -137,8 +137,8 @@ def _copy_one(place: _Place) -> str:
     """Copy one piece block by block; the checksum of what it was copied from."""
     if place.source is None:
         place.target.copy_(place.tensor)
-        return checksum(place.values)
-    compiled = library()
+        return compute_checksum(place.values)
+    compiled = find_library()
     if compiled is not None and place.source.nbytes > 240:  # in one pass, past the caches, without Python's lock
         value = compiled.copy_digest(place.source.ctypes.data, place.values.ctypes.data, place.source.nbytes)
         return f"{value:016x}"
@@ -162,7 +162,7 @@ def _deal(sizes: Sequence[int], count: int) -> list[list[int]]:
 
 
 def _checksums(sources: Sequence[np.ndarray]) -> list[str]:
-    return [checksum(source) for source in sources]
+    return [compute_checksum(source) for source in sources]
 
 
 def _same(value: list[str]) -> list[str]:

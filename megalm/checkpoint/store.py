@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from megalm.checkpoint.commit import committed, remove, retain, set_aside, step_name, step_of, sweep, write_file
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError, NoSpaceError, wants_space
 from megalm.checkpoint.manifest import MANIFEST
-from megalm.checkpoint.source import LocalSource, Source
+from megalm.checkpoint.source import CheckpointSource, LocalSource
 from megalm.config.errors import ConfigError
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class Store(Protocol):
         """The step in a checkpoint's name."""
         ...
 
-    def source(self, name: str) -> Source:
+    def source(self, name: str) -> CheckpointSource:
         """One of them, for reading."""
         ...
 
@@ -81,7 +81,7 @@ class LocalStore:
     def step(self, name: str) -> int:
         return step_of(self.folder / name)
 
-    def source(self, name: str) -> Source:
+    def source(self, name: str) -> CheckpointSource:
         return LocalSource(self.folder / name)
 
     def remove(self, name: str) -> None:
@@ -142,8 +142,8 @@ class LocalStore:
 
 def place_of(path: Path | str) -> str:
     """Where the checkpoint, or the checkpoints, that `path` means lie: two paths into the same place give the same."""
-    named = named_checkpoint(path)
-    where = named.name.rstrip("/").rpartition("/")[0] or "." if named is not None else store_under(path).where
+    named = find_named_checkpoint(path)
+    where = named.name.rstrip("/").rpartition("/")[0] or "." if named is not None else find_store(path).where
     return where if as_url(where) else str(Path(where).resolve())
 
 
@@ -166,21 +166,21 @@ def open_store(path: Path | str) -> Store:
     return RemoteStore(url)
 
 
-def store_under(path: Path | str) -> Store:
+def find_store(path: Path | str) -> Store:
     """The store at a folder of checkpoints, or at the `checkpoints/` of a run's folder."""
     store, inner = open_store(path), open_store(f"{path}/checkpoints")
     return inner if not store.names() and inner.names() else store
 
 
-def open_checkpoint(path: Path | str) -> Source:
+def open_checkpoint(path: Path | str) -> CheckpointSource:
     """The checkpoint that `path` means: itself, or the newest good one under it or under its `checkpoints/`.
 
     Errors: ConfigError when there is none.
     """
-    found = named_checkpoint(path)
+    found = find_named_checkpoint(path)
     if found is not None:
         return found
-    store = store_under(path)
+    store = find_store(path)
     for name in store.names():
         source = store.source(name)
         try:
@@ -191,7 +191,7 @@ def open_checkpoint(path: Path | str) -> Source:
     raise ConfigError(f"{path}: there is no checkpoint (a folder such as step-00000100 with a good {MANIFEST}).")
 
 
-def named_checkpoint(path: Path | str) -> Source | None:
+def find_named_checkpoint(path: Path | str) -> CheckpointSource | None:
     """`path` as a checkpoint, if it holds a manifest; None if it does not (it may be a folder of checkpoints)."""
     url = as_url(path)
     if url is None:

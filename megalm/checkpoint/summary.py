@@ -43,7 +43,7 @@ class TensorDifference:
     """Elements that differ in any bit."""
 
 
-def overview(reader: CheckpointReader) -> dict[str, Any]:
+def make_overview(reader: CheckpointReader) -> dict[str, Any]:
     """The checkpoint as a whole, from its manifest and state; reads no tensor."""
     manifest, state = reader.manifest, reader.state()
     weights = [t for n, t in manifest.tensors.items() if not n.startswith(OPTIMIZER_PREFIX)]
@@ -85,7 +85,7 @@ def summarize(reader: CheckpointReader, *, optimizer: bool = False) -> list[Tens
     return rows
 
 
-def differences(
+def list_differences(
     first: CheckpointReader, second: CheckpointReader, *, optimizer: bool = False
 ) -> list[TensorDifference]:
     """The tensors that differ, in the order of the first checkpoint; empty when all are the same, bit by bit."""
@@ -106,7 +106,7 @@ def differences(
     return rows
 
 
-def state_differences(first: Any, second: Any, where: str = "") -> list[str]:
+def list_state_differences(first: Any, second: Any, where: str = "") -> list[str]:
     """The entries of two states that differ, one `path: first, second` a line."""
     if isinstance(first, dict) and isinstance(second, dict):
         lines = []
@@ -115,7 +115,7 @@ def state_differences(first: Any, second: Any, where: str = "") -> list[str]:
             if key not in first or key not in second:
                 lines.append(f"{path}: only in the {'second' if key not in first else 'first'}")
             else:
-                lines += state_differences(first[key], second[key], path)
+                lines += list_state_differences(first[key], second[key], path)
         return lines
     return [] if first == second else [f"{where}: {_short(first)}, {_short(second)}"]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from megalm.checkpoint.commit import left_over, read_manifest
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError
-from megalm.checkpoint.manifest import MANIFEST, checksum
+from megalm.checkpoint.manifest import MANIFEST, compute_checksum
 from megalm.checkpoint.ranks import Ranks
-from megalm.checkpoint.remote import RemoteStore, remote_name
+from megalm.checkpoint.remote import RemoteStore, name_attempt
 from megalm.checkpoint.save import Saved
 from megalm.config import CheckpointConfig
 
@@ -197,7 +197,7 @@ class Uploader:
                     outcome = str(error)
         outcome = self.ranks.broadcast(outcome)
         if outcome is None:
-            name = remote_name(saved.manifest)
+            name = name_attempt(saved.manifest)
             shutil.rmtree(saved.aside, ignore_errors=True)
             if self.ranks.rank == 0:
                 with suppress(Exception):  # old ones that cannot be deleted now are deleted after the next
@@ -227,11 +227,11 @@ class Uploader:
     def _put(self, saved: Saved) -> None:
         for file in saved.own_files:
             path = saved.aside / file
-            self.store.upload(str(path), remote_name(saved.manifest), file, path.stat().st_size)
+            self.store.upload(str(path), name_attempt(saved.manifest), file, path.stat().st_size)
 
     def _put_manifest(self, saved: Saved) -> None:
         path = saved.aside / MANIFEST
-        name = remote_name(saved.manifest)
+        name = name_attempt(saved.manifest)
         self.store.upload(str(path), name, MANIFEST, path.stat().st_size)
         self.store.source(name).manifest()
 
@@ -260,7 +260,7 @@ def take_up(store: RemoteStore, folder: Path) -> list[int]:
             shutil.rmtree(path, ignore_errors=True)
             continue
         if manifest.step > newest:
-            name = remote_name(manifest)
+            name = name_attempt(manifest)
             for file in (*manifest.files, MANIFEST):
                 store.upload(str(path / file), name, file, (path / file).stat().st_size)
             steps.append(manifest.step)
@@ -268,7 +268,7 @@ def take_up(store: RemoteStore, folder: Path) -> list[int]:
     return sorted(steps)
 
 
-def waiting_room(config: CheckpointConfig, url: str) -> Path:
+def find_waiting_room(config: CheckpointConfig, url: str) -> Path:
     """The local folder of checkpoints that are not in the store yet: one for each URL."""
     parent = Path(config.local_path) if config.local_path else Path(tempfile.gettempdir()) / "megalm-checkpoints"
-    return parent / checksum(url.encode())
+    return parent / compute_checksum(url.encode())

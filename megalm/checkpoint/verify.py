@@ -7,21 +7,21 @@ import xxhash
 from megalm.checkpoint.errors import CorruptCheckpointError
 from megalm.checkpoint.load import read_chunk
 from megalm.checkpoint.manifest import Manifest
-from megalm.checkpoint.source import Source
+from megalm.checkpoint.source import CheckpointSource
 
 # Bytes read at a time: large enough for a disk, small beside a model.
 _READ_BYTES = 16 << 20
 
 
-def verify(source: Source) -> Manifest:
+def verify(source: CheckpointSource) -> Manifest:
     """The manifest of a whole checkpoint; CorruptCheckpointError at the first byte that does not match its checksum."""
     manifest = source.manifest()
-    for problem in problems(source, manifest):
+    for problem in list_problems(source, manifest):
         raise CorruptCheckpointError(problem)
     return manifest
 
 
-def problems(source: Source, manifest: Manifest) -> Iterator[str]:
+def list_problems(source: CheckpointSource, manifest: Manifest) -> Iterator[str]:
     """What is wrong with a checkpoint's files: nothing, if it is whole.
 
     Each file is compared with the checksum of what was written, and each tensor's pieces with the checksum of the

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.distributed.checkpoint.planner import WriteItem
 
 from megalm.checkpoint.boxes import Region, cut, dtype_of
-from megalm.checkpoint.manifest import checksum
+from megalm.checkpoint.manifest import compute_checksum
 from megalm.checkpoint.planner import CHUNK_BYTES, write_item
 from megalm.checkpoint.ranks import SingleRank
 from megalm.checkpoint.reader import CheckpointReader
-from megalm.checkpoint.save import SaveRequest, json_bytes, write_and_commit
+from megalm.checkpoint.save import SaveRequest, encode_json, write_and_commit
 from megalm.config import Config
 from megalm.config.errors import ConfigError
 from megalm.config.model_file import write_model_yaml
@@ -245,7 +245,7 @@ def _save(folder: Path, step: int, pieces: _Pieces, state: dict[str, Any]) -> No
         step=step,
         folder=folder,
         chunks=pieces,  # type: ignore[arg-type]  # a stream in place of a list: it is gone through once
-        state=json_bytes(state, "the state"),
+        state=encode_json(state, "the state"),
         rank_state=None,
         layout={},
     )
@@ -277,5 +277,7 @@ class _Pieces:
                 for dim, (start, size) in enumerate(zip(region.offset, region.shape, strict=True)):
                     part = part.narrow(dim, start, size)
                 values = part.contiguous().reshape(-1).view(torch.uint8).numpy()
-                yield _Piece(write_item(name, tensor.shape, tensor.dtype, region), values, checksum(values.data))
+                yield _Piece(
+                    write_item(name, tensor.shape, tensor.dtype, region), values, compute_checksum(values.data)
+                )
             self.progress(name, tensor.nbytes)

@@ -90,7 +90,7 @@ _NEW: dict[str, Callable[[], Any]] = {
 _PADDED = ("gzip", "xz")  # their streams may be followed by zeros
 
 
-def damage() -> tuple[type[Exception], ...]:
+def list_damage_errors() -> tuple[type[Exception], ...]:
     """What the libraries raise for content that is no archive, or a broken one."""
     import zstandard
 
@@ -125,7 +125,7 @@ class Unpacked(Stream):
                 return 0
             try:
                 self._unpack()
-            except damage() as error:
+            except list_damage_errors() as error:
                 needs = _needs(self._head, error) if self._kind == "zstd" and self._input else ""
                 self._damage = (
                     UnknownFrame(self.unpacked, f"{needs}; the rest of it is left out")
@@ -157,7 +157,7 @@ class Unpacked(Stream):
             self._input, self._stream = self._stream.unused_data, None
 
 
-def unpacked(source: BinaryIO, kind: str) -> io.BufferedReader:
+def unpack(source: BinaryIO, kind: str) -> io.BufferedReader:
     """The content of a compressed file."""
     return io.BufferedReader(Unpacked(source, kind), BUFFER)
 

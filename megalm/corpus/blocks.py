@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from megalm.corpus.archives import Unreadable, read_some
-from megalm.corpus.documents import Piece, damaged, reading, text_parts
+from megalm.corpus.documents import Piece, cut_text, describe_damage, explain_failed_reads
 from megalm.corpus.files import LINE_ENDINGS, ending_of, open_bytes
 
 PART = 1 << 20  # bytes copied at a time
@@ -41,10 +41,10 @@ class Blocks:
         self._piece, self._size = piece, size
         self._ending = ending_of(piece.path)
         self._ends = contextlib.ExitStack()
-        with reading(piece.label):
+        with explain_failed_reads(piece.label):
             self._file = self._ends.enter_context(open_bytes(piece.path, piece.plain))
         self._lines = self._ending in LINE_ENDINGS
-        self._parts = text_parts(self._file)
+        self._parts = cut_text(self._file)
         self._at = self._consumed = 0
         self._over = False
 
@@ -58,11 +58,11 @@ class Blocks:
             return None
         path = f"{stem}{self._ending}" if stem else ""
         partial = f"{path}.{os.getpid()}.partial"
-        with reading(self._piece.label), open(partial, "wb") if stem else _Nowhere() as target:
+        with explain_failed_reads(self._piece.label), open(partial, "wb") if stem else _Nowhere() as target:
             try:
                 size = self._copy_lines(target) if self._lines else self._copy_text(target)  # type: ignore[arg-type]
             except Unreadable as error:
-                size, wrong = 0, damaged(error)
+                size, wrong = 0, describe_damage(error)
                 block: Piece | None = replace(self._piece_of("", 0), broken=(wrong.place, wrong.reason))
             else:
                 block = self._piece_of(path, size) if size or self._at == 0 else None

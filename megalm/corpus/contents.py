@@ -71,12 +71,12 @@ _MARKS = {
 }
 
 
-def compression_in(head: bytes) -> str | None:
+def find_compression(head: bytes) -> str | None:
     """How a file that begins so is compressed; None: not in a way that is read."""
     return next((kind for magic, kind in _COMPRESSED.items() if re.match(magic, head)), None)
 
 
-def encoding_in(head: bytes) -> str | None:
+def find_encoding(head: bytes) -> str | None:
     """What the byte order mark says the text is, if not UTF-8."""
     return next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)
 
@@ -93,7 +93,7 @@ def looks_like_text(head: bytes) -> bool:
 def why_no_documents(head: bytes, table: bool) -> str:
     """What a file is that begins so and cannot be read, and what to do; empty for any other. `table`: whether it is read as
     Parquet or Arrow."""
-    kind = compression_in(head)
+    kind = find_compression(head)
     if kind is not None:
         return f"is compressed twice, inside by {kind}: unpack it once"
     found = next((about for magic, about in _OTHER.items() if re.match(magic, head)), None)
@@ -168,5 +168,5 @@ def as_documents(file: BinaryIO, head: bytes, table: bool) -> BinaryIO:
     reason = why_no_documents(head, table)
     if reason:
         return io.BufferedReader(Refused(reason))
-    encoding = None if table else encoding_in(head)
+    encoding = None if table else find_encoding(head)
     return file if encoding is None else io.BufferedReader(Recoded(file, encoding), 1 << 20)

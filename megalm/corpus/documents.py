@@ -125,7 +125,7 @@ def find_files(
     return list(found.values())
 
 
-def piece_bytes(files: Sequence[Piece]) -> int:
+def choose_piece_bytes(files: Sequence[Piece]) -> int:
     """How much of this input one process takes at a time."""
     return min(max(sum(file.size for file in files) // PIECES, SMALLEST_PIECE), LARGEST_PIECE)
 
@@ -134,10 +134,10 @@ def cut_into_pieces(files: Sequence[Piece]) -> list[Piece]:
     """One piece for each file, several for large plain text, JSON lines and Parquet; depends on names and sizes
     only. A compressed one with a large share of the input is marked to be dealt out in blocks."""
     pieces = []
-    each = piece_bytes(files)
+    each = choose_piece_bytes(files)
     share = max(sum(file.size for file in files) // DEALT, SMALLEST_PIECE)
     parquet = [f.path for f in files if ending_of(f.path) == ".parquet" and not compression_of(f.path)]
-    row_groups = tables.row_groups(parquet) if parquet else {}
+    row_groups = tables.count_row_groups(parquet) if parquet else {}
     for file in files:
         ending = ending_of(file.path)
         lines = ending in LINE_ENDINGS
@@ -158,7 +158,7 @@ def cut_into_pieces(files: Sequence[Piece]) -> list[Piece]:
 
 
 def _is_plain(file: Piece) -> bool:
-    with reading(file.label):
+    with explain_failed_reads(file.label):
         return is_plain(file.path)
 
 
@@ -172,17 +172,17 @@ def read_piece(
     Errors: ConfigError if the file is not there or cannot be read. A broken line is a BadDocument, and so is all that
     follows where the file is damaged or cut off.
     """
-    with reading(piece.label):
+    with explain_failed_reads(piece.label):
         if piece.broken[0]:
             yield BadDocument(*piece.broken)
             return
         try:
             yield from _documents(piece, field, others)
         except Unreadable as error:
-            yield damaged(error)
+            yield describe_damage(error)
 
 
-def damaged(error: Unreadable) -> BadDocument:
+def describe_damage(error: Unreadable) -> BadDocument:
     """What is missing of a file."""
     return BadDocument(f"byte {error.at}", error.reason)
 
@@ -202,7 +202,7 @@ def _documents(piece: Piece, field: str, others: Sequence[str] | None) -> Iterat
 
 
 @contextlib.contextmanager
-def reading(path: str) -> Iterator[None]:
+def explain_failed_reads(path: str) -> Iterator[None]:
     """What a damaged file, or a store, raises inside becomes a ConfigError that names the file."""
     try:
         yield
@@ -241,7 +241,7 @@ def _decode(data: bytes, place: int) -> str | BadDocument:
 def _text(piece: Piece) -> Iterator[Document | BadDocument]:
     with open_bytes(piece.path, piece.plain) as file:
         if not file.seekable():
-            for start, data in text_parts(file):
+            for start, data in cut_text(file):
                 yield _text_document(data, start)
             return
         start, stop = _edge(file, piece.start), _edge(file, piece.stop) if piece.stop >= 0 else -1
@@ -278,7 +278,7 @@ def _cut(ahead: bytes) -> int:
     return cut
 
 
-def text_parts(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def cut_text(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """(where it begins, bytes) of the parts of a text of unknown length: whole, or cut where a file of that length would
     be."""
     data, start, next_cut, more = bytearray(), 0, TEXT_PIECE, True
@@ -303,10 +303,10 @@ def text_parts(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 def _json_lines(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
     for offset, line in _lines(piece):
         if line.strip():
-            yield json_line(line, offset, field)
+            yield read_json_line(line, offset, field)
 
 
-def json_line(line: bytes, offset: int, field: str) -> Document | BadDocument:
+def read_json_line(line: bytes, offset: int, field: str) -> Document | BadDocument:
     """The document of a line that is not empty and begins at this byte of its file."""
     text = _decode(line, offset)
     if isinstance(text, BadDocument):
@@ -431,7 +431,7 @@ def _table(piece: Piece, field: str, others: Sequence[str] | None, ending: str) 
     names = names_of(field)
     if field not in names:  # a column may be called what looks like a template
         names, others = ([*names, field], None) if others is None else (names, [*others, field])
-    for row in tables.records(piece.path, ending, piece.start, stop, names, others):
+    for row in tables.read_records(piece.path, ending, piece.start, stop, names, others):
         place = f"row {row.number}"
         found = BadDocument(place, row.wrong) if row.wrong else _from_record(row.record, field, place)
         yield replace(found, lost=row.lost) if row.lost and isinstance(found, Document) else found

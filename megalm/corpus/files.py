@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from megalm.corpus.archives import COMPRESSIONS, Unreadable, unpacked
-from megalm.corpus.contents import HEAD, as_documents, compression_in, looks_like_text
+from megalm.corpus.archives import COMPRESSIONS, Unreadable, unpack
+from megalm.corpus.contents import HEAD, as_documents, find_compression, looks_like_text
 
 TEXT_ENDINGS = (".txt", ".md", ".rst", ".py")
 LINE_ENDINGS = (".jsonl", ".ndjson")
@@ -66,12 +66,12 @@ def open_bytes(path: str, plain: bool = False) -> Iterator[BinaryIO]:
 
 def _content(raw: BinaryIO, path: str) -> BinaryIO:
     head = raw.peek(HEAD)[:HEAD]  # type: ignore[attr-defined]
-    kind = compression_in(head)
+    kind = find_compression(head)
     if kind is None and not looks_like_text(head):
         kind = compression_of(path)  # it is damaged, or empty
     file: BinaryIO = raw
     if kind is not None:
-        file = unpacked(raw, kind)
+        file = unpack(raw, kind)
         try:
             head = file.peek(HEAD)[:HEAD]  # type: ignore[attr-defined]
         except Unreadable:
@@ -131,7 +131,7 @@ def spool(item: str, stem: str) -> Found:
         size = target.tell()
         whole.pop_all()
     with open(aside, "rb") as file:
-        kind = compression_in(file.read(HEAD))
+        kind = find_compression(file.read(HEAD))
     packed = next((ending for ending, name in COMPRESSIONS.items() if name == kind), "")
     if packed:
         os.replace(aside, f"{stem}{packed}")

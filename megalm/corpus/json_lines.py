@@ -9,9 +9,9 @@ from typing import BinaryIO
 import numpy as np
 
 from megalm.corpus.archives import Unreadable, read_some
-from megalm.corpus.documents import BadDocument, Piece, damaged, json_line, reading
+from megalm.corpus.documents import BadDocument, Piece, describe_damage, explain_failed_reads, read_json_line
 from megalm.corpus.files import open_bytes
-from megalm.corpus.suffix import native
+from megalm.corpus.suffix import load_native
 
 BLOCK = 1 << 21  # bytes read at a time; a longer line is read whole
 BLANK, ASCII, TEXT, OTHER = range(4)  # as csrc/json_lines/op.h has them
@@ -43,14 +43,14 @@ def read_lines(piece: Piece, field: str) -> Iterator[Lines]:
 
     Errors: ConfigError if the file is not there or cannot be read.
     """
-    with reading(piece.label):
+    with explain_failed_reads(piece.label):
         try:
             with open_bytes(piece.path, piece.plain) as file:
                 for offset, block in _blocks(file, piece):
                     yield parse(block, piece.base + offset, field)
         except Unreadable as error:
             none = np.empty(0, np.int64)
-            yield Lines(np.empty(0, np.uint8), none, np.empty(0, bool), none, none, [(0, damaged(error))])
+            yield Lines(np.empty(0, np.uint8), none, np.empty(0, bool), none, none, [(0, describe_damage(error))])
 
 
 def _blocks(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, bytes]]:
@@ -83,7 +83,7 @@ def parse(block: bytes, offset: int, field: str) -> Lines:
     parts, at, bad = [], 0, []
     for line in np.flatnonzero(kinds == OTHER).tolist():
         begin = int(begins[line])
-        found = json_line(block[begin : begin + int(sizes[line])], offset + begin, field)
+        found = read_json_line(block[begin : begin + int(sizes[line])], offset + begin, field)
         if isinstance(found, BadDocument):
             bad.append((line, found))
             continue
@@ -108,7 +108,7 @@ def parse(block: bytes, offset: int, field: str) -> Lines:
 
 def _scan(block: bytes, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Text, begins, ends and kinds of the lines, as csrc/json_lines/op.h defines them."""
-    library = native()
+    library = load_native()
     if library is None or "{" in field:  # a template
         return _scan_in_python(block)
     data, key = np.frombuffer(block, np.uint8), np.frombuffer(field.encode("utf-8", "surrogatepass"), np.uint8)

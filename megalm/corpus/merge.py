@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from megalm.corpus.tokenize_corpus import ShardResult
-from megalm.data.tokens import TokenWriter, token_dtype
+from megalm.data.tokens import TokenWriter, choose_token_dtype
 
 MERGED_DOCUMENTS = 1 << 16  # lengths read at a time
 MERGED_TOKENS = 1 << 22  # tokens copied at a time
@@ -26,7 +26,7 @@ def merge(
 
     Returns the results, if there was any document; else nothing is written.
     """
-    dtype = token_dtype(vocab_size)
+    dtype = choose_token_dtype(vocab_size)
     seen: list[ShardResult] = []
     writer = TokenWriter(prefix, dtype)
     try:
@@ -35,7 +35,7 @@ def merge(
             stem = os.path.join(folder, f"{result.shard:06d}")
             with open(stem + ".tokens", "rb") as tokens, open(stem + ".lengths", "rb") as lengths:
                 while len(chunk := np.fromfile(lengths, "<i8", MERGED_DOCUMENTS)):
-                    for start, stop in document_parts(chunk):
+                    for start, stop in cut_into_parts(chunk):
                         part = chunk[start:stop]
                         writer.add_documents(np.fromfile(tokens, dtype, int(part.sum())), part)
         check()
@@ -49,7 +49,7 @@ def merge(
     return seen
 
 
-def document_parts(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
+def cut_into_parts(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
     """Ranges of documents of MERGED_TOKENS or fewer, a longer document alone."""
     ends = np.cumsum(lengths)
     start = 0

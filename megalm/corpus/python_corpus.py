@@ -34,7 +34,7 @@ LEGAL = ("LICENSE", "LICENCE", "COPYING", "NOTICE")  # the same few texts again 
 SMALLEST, LARGEST = 400, 400_000  # bytes: below there is no sentence, above there are tables
 
 
-def python_corpus(megabytes: float = DEFAULT_MEGABYTES) -> list[Piece]:
+def choose_python_files(megabytes: float = DEFAULT_MEGABYTES) -> list[Piece]:
     """The chosen files as pieces, in their shuffled order; the same for the same installation."""
     paths = sysconfig.get_paths()
     library, packages = paths["stdlib"], paths["purelib"]

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.corpus.documents import Piece, piece_bytes
+from megalm.corpus.documents import Piece, choose_piece_bytes
 
 SHARD_PIECES = 512
 
 
 def make_shards(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """Consecutive pieces, up to `piece_bytes` and SHARD_PIECES together; one that is dealt out in blocks alone."""
+    """Consecutive pieces, up to `choose_piece_bytes` and SHARD_PIECES together; one that is dealt out in blocks alone."""
     shards: list[list[Piece]] = []
-    each = piece_bytes(pieces)
+    each = choose_piece_bytes(pieces)
     held = 0
     for piece in pieces:
         dealt = piece.block or (shards and shards[-1][-1].block)
@@ -38,7 +38,7 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def stamps(files: Sequence[Piece]) -> list[tuple[str, int, str]]:
+def stamp_files(files: Sequence[Piece]) -> list[tuple[str, int, str]]:
     """What tells a file from a changed one: path, size, and a stamp that changes with it."""
     return [(file.path, file.size, file.stamp) for file in files]
 

@@ -12,7 +12,7 @@ _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
 @cache
-def native() -> ModuleType | None:
+def load_native() -> ModuleType | None:
     """`megalm._C` without torch, which the data tools do not load; None where it was not built."""
     try:
         from megalm import _C  # type: ignore[attr-defined]
@@ -26,14 +26,14 @@ def _symbols(text: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(text).view(_UNSIGNED[text.dtype.itemsize])
 
 
-def suffix_array(text: np.ndarray) -> np.ndarray:
+def build_suffix_array(text: np.ndarray) -> np.ndarray:
     """The places of the suffixes in their order; one that is the beginning of another comes first.
 
     Memory: text, result, 1 byte a symbol, and 8 bytes for each value up to the largest one.
     Shapes: integers of 1, 2 or 4 bytes [N] -> int32 [N], from 2^31 symbols on int64 [N]
     """
     symbols = _symbols(text)
-    library = native()
+    library = load_native()
     if library is None or len(text) == 0:
         return _suffix_array(symbols)
     out = np.empty(len(text), np.int32 if len(text) < 2**31 else np.int64)
@@ -66,7 +66,7 @@ def _suffix_array(symbols: np.ndarray) -> np.ndarray:
     return order.astype(np.int32)
 
 
-def repeats(text: np.ndarray, length: int, lists: Sequence[np.ndarray], bases: Sequence[int]) -> np.ndarray:
+def find_repeats(text: np.ndarray, length: int, lists: Sequence[np.ndarray], bases: Sequence[int]) -> np.ndarray:
     """Windows of `length` symbols that occur again, without an overlap with the first place: (place, first place).
 
     Each list holds places relative to its base, sorted by the window there; together they are merged.
@@ -75,7 +75,7 @@ def repeats(text: np.ndarray, length: int, lists: Sequence[np.ndarray], bases: S
     Shapes: text [N], lists uint32 [...] -> int64 [repeats, 2], the repeats of one window together
     """
     symbols = text.view(_UNSIGNED[text.dtype.itemsize])
-    library = native()
+    library = load_native()
     if library is None:
         return _repeats(symbols, length, lists, bases)
     own = [np.ascontiguousarray(places, np.uint32) for places in lists]

@@ -1,6 +1,6 @@
 """Parquet and Arrow files as records, a few rows at a time. Where one is damaged, what is before the place is read.
 
-`records` is a pure function of file and row groups; pyarrow is imported when it is first needed.
+`read_records` is a pure function of file and row groups; pyarrow is imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Row(NamedTuple):
     """Which of the other values cannot be read, and why: the record is without them."""
 
 
-def row_groups(paths: Sequence[str]) -> dict[str, int]:
+def count_row_groups(paths: Sequence[str]) -> dict[str, int]:
     """How many row groups each Parquet file has; 0 where it does not say so.
 
     Errors: ConfigError for a file that cannot be read, or without pyarrow.
@@ -40,7 +40,7 @@ def row_groups(paths: Sequence[str]) -> dict[str, int]:
         return dict(zip(paths, pool.map(_row_groups, paths), strict=True))
 
 
-def records(
+def read_records(
     path: str, ending: str, first: int, stop: int | None, names: Sequence[str], others: Sequence[str] | None
 ) -> Iterator[Row]:
     """The rows of a .parquet or .arrow file, in order. Which of them are there, and which have something wrong, depends on
@@ -111,7 +111,7 @@ def _batches_of_group(
             given += 1
             yield batch, ""
         return
-    except Exception as error:  # as in `records`
+    except Exception as error:  # as in `read_records`
         if columns is not None or (isinstance(error, OSError) and error.errno is not None):
             raise
         damage = error
@@ -136,7 +136,7 @@ def _damage(table: Any, group: int, column: str) -> str | None:
     try:
         for _ in table.iter_batches(ROWS, row_groups=[group], columns=[column]):
             pass
-    except Exception as error:  # as in `records`
+    except Exception as error:  # as in `read_records`
         return str(error)
     return None
 

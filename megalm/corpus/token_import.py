@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.corpus.merge import document_parts
+from megalm.corpus.merge import cut_into_parts
 from megalm.data.formats.foreign_tokens import MOST, ForeignTokens, is_there, open_foreign
 from megalm.data.tokens import TokenWriter
 
@@ -48,7 +48,7 @@ def import_tokens(
         for path, file in zip(paths, files, strict=True):
             lengths = np.diff(_ends_of(path, file, end_id), prepend=0)
             lengths, at = lengths[lengths > 0], 0
-            for start, stop in document_parts(lengths):
+            for start, stop in cut_into_parts(lengths):
                 part = lengths[start:stop]
                 writer.add_documents(file.tokens[at : at + int(part.sum())], part)
                 at += int(part.sum())

@@ -27,7 +27,7 @@ from megalm.corpus.documents import BadDocument, Document, Piece, read_piece
 from megalm.corpus.engine import Engine
 from megalm.corpus.losses import Losses, Watch, try_round_trips
 from megalm.data.formats.store import LocalFile
-from megalm.data.tokens import token_dtype
+from megalm.data.tokens import choose_token_dtype
 from megalm.tokenizer.tokenizer import CannotEncode, Tokenizer, load_tokenizer
 
 BATCH_CHARACTERS = 1 << 21  # encoded at a time: bounds the memory of a worker
@@ -137,7 +137,7 @@ def tokenize_shard(
     """Encodes the shard's documents in order, the first `most` of them, and leaves `NUMBER.tokens`, `NUMBER.lengths`,
     `NUMBER.json` in the folder."""
     result, checksum = ShardResult(number), xxhash.xxh3_64()
-    dtype = token_dtype(tokenizer.vocab_size)
+    dtype = choose_token_dtype(tokenizer.vocab_size)
     watch = Watch(
         tokenizer,
         control_wanted=settings.control_tokens,

@@ -21,7 +21,7 @@ from megalm.corpus.files import is_stream, spool
 from megalm.corpus.losses import Losses, RoundTrips
 from megalm.corpus.merge import merge
 from megalm.corpus.results import Results
-from megalm.corpus.shards import WorkFolder, check_unchanged, digest, make_shards, stamps
+from megalm.corpus.shards import WorkFolder, check_unchanged, digest, make_shards, stamp_files
 from megalm.corpus.tokenize_corpus import (
     Settings,
     ShardResult,
@@ -133,7 +133,7 @@ def _run(
         return done
     if own_corpus:
         progress.say("choosing among the sources and documentation of the installed Python and packages")
-        files = python_corpus.python_corpus(job.corpus_megabytes)
+        files = python_corpus.choose_python_files(job.corpus_megabytes)
     pieces = cut_into_pieces(files)
     if job.train_bpe is not None and not job.settings.tokenizer:
         _train(job, pieces, tokenizer_path, recipe, progress)
@@ -209,7 +209,7 @@ def _recipe(job: Job, files: Sequence[Piece]) -> dict[str, Any]:
     if job.mds:
         recipe["mds"] = f"{job.output}_mds"
     if files:
-        recipe["files"] = digest(stamps(files))
+        recipe["files"] = digest(stamp_files(files))
     else:
         recipe["corpus_megabytes"] = job.corpus_megabytes
     return recipe
@@ -314,7 +314,7 @@ def _write_json(path: str, content: Any) -> None:
     os.replace(path + ".partial", path)
 
 
-def fertility_table(tallies: dict[str, Tally]) -> list[dict[str, Any]]:
+def tabulate_fertility(tallies: dict[str, Tally]) -> list[dict[str, Any]]:
     """One row a source and language, the largest first, and their sum: documents, tokens, bytes and characters per
     token."""
     rows = []

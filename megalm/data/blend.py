@@ -22,7 +22,7 @@ from typing import Protocol
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.data.native import library
+from megalm.data.native import load_library
 
 SHARE_BITS = 30  # a share is a multiple of 2^-30: one sample in a billion
 UNIT = 1 << SHARE_BITS
@@ -175,7 +175,7 @@ def _deal(shares: np.ndarray, slack: int, first: int, given: np.ndarray, found: 
 
     Shapes: shares, given int64 [n]; found int64 [2, N], filled with sources and how many of each came before
     """
-    native = library()
+    native = load_library()
     if native is not None:
         native.deal(
             len(shares), UNIT, slack, first, found.shape[1],
@@ -212,7 +212,7 @@ def _dealt(shares: np.ndarray, slack: int, slots: int) -> np.ndarray:
     Shapes: shares int64 [n] -> int64 [n]
     """
     given = np.empty(len(shares), np.int64)
-    native = library()
+    native = load_library()
     if native is not None:
         native.dealt(len(shares), UNIT, slack, slots, shares.ctypes.data, given.ctypes.data)
         return given

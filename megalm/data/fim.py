@@ -61,7 +61,7 @@ class FillInTheMiddle:
             row[first:end] = np.concatenate(parts)
 
 
-def fill_in_the_middle(data: DataConfig, seed: int, vocab_size: int) -> FillInTheMiddle | None:
+def make_fill_in_the_middle(data: DataConfig, seed: int, vocab_size: int) -> FillInTheMiddle | None:
     """What the configuration asks for; None: nothing.
 
     Errors: ConfigError for rates outside 0..1, and sentinels that the tokenizer or the vocabulary does not have.

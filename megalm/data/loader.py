@@ -18,11 +18,11 @@ from megalm.config.phases import spans_of
 from megalm.config.root import Config
 from megalm.data.batch import Batch
 from megalm.data.blend import Tree
-from megalm.data.fim import fill_in_the_middle
+from megalm.data.fim import make_fill_in_the_middle
 from megalm.data.megatron_order import MegatronStream, open_megatron_sources
 from megalm.data.openers import open_held_out, open_sources
 from megalm.data.order import Samples, Source, resolve
-from megalm.data.phases import Curriculum, Phase, make_curriculum, single_phase
+from megalm.data.phases import Curriculum, Phase, make_curriculum, make_single_phase
 from megalm.data.sources import TokenSource
 from megalm.data.stream import Stream, advance, merge_ranges, take
 
@@ -74,7 +74,7 @@ class Loader:
         self.held_out: list[TokenSource] = open_held_out(data, self.seq_length, self.sources)
         files = [source.file for source in [*self.sources, *self.held_out]]
         self._dtype = np.result_type(*(file.dtype.newbyteorder("=") for file in files))
-        self._fim = fill_in_the_middle(data, train.seed, self.vocab_size)
+        self._fim = make_fill_in_the_middle(data, train.seed, self.vocab_size)
         if self._fim is not None:  # the marks may not fit into the files' type
             self._dtype = np.result_type(self._dtype, np.int32)
         self._known: tuple[int, Samples | None] = (0, None)  # first position, and the samples from there on
@@ -97,14 +97,14 @@ class Loader:
             wanted = config.train.steps * self.global_batch_size
             ordered = open_megatron_sources(data, self.seq_length, wanted, seed)
             weights = {source.name: source.weight for source in ordered}
-            curriculum = single_phase(weights, self.seq_length, self.global_batch_size)
+            curriculum = make_single_phase(weights, self.seq_length, self.global_batch_size)
             return list(ordered), MegatronStream(ordered, wanted), curriculum
         sources = open_sources(data, self.seq_length)
         weights = {source.name: source.weight for source in sources}
         if data.phases:
             curriculum = make_curriculum(spans_of(config), weights, {s.name: s.train_tokens for s in sources})
         else:
-            curriculum = single_phase(weights, self.seq_length, self.global_batch_size)
+            curriculum = make_single_phase(weights, self.seq_length, self.global_batch_size)
         highest = {name: max(phase.weights.get(name, 0.0) for phase in curriculum.phases) for name in weights}
         return (
             sources,

@@ -29,7 +29,7 @@ def find_tokenizer(prefix: str | os.PathLike) -> Tokenizer | None:
     return next((load_tokenizer(path) for path in candidates if path.is_file()), None)
 
 
-def document_inputs(prefix: str | os.PathLike, documents: int) -> list[tuple[int, str]]:
+def list_document_inputs(prefix: str | os.PathLike, documents: int) -> list[tuple[int, str]]:
     """(number of its first document, name) of each input that `tools/tokenize` was given, in the order of the file; empty
     where its recipe is not there, or is of other documents.
     """
@@ -60,13 +60,13 @@ def _recipe(prefix: str | os.PathLike) -> dict[str, Any]:
     return json.loads(Path(f"{_stem(prefix)}_recipe.json").read_text(encoding="utf-8"))
 
 
-def document_lengths(file: TokenFile) -> np.ndarray:
+def measure_documents(file: TokenFile) -> np.ndarray:
     """Tokens of each document. Shapes: -> int64 [documents]"""
     ends = np.append(np.asarray(file.pointers), file.num_tokens * file.dtype.itemsize)
     return np.diff(ends[np.asarray(file.documents)]) // file.dtype.itemsize
 
 
-def length_histogram(lengths: np.ndarray) -> list[dict[str, int]]:
+def count_lengths(lengths: np.ndarray) -> list[dict[str, int]]:
     """Documents and tokens by length, in powers of two: `from` <= length < `to`."""
     bins = np.where(lengths > 0, np.floor(np.log2(np.maximum(lengths, 1))), -1).astype(int)
     rows = []
@@ -79,9 +79,9 @@ def length_histogram(lengths: np.ndarray) -> list[dict[str, int]]:
     return rows
 
 
-def summary(file: TokenFile) -> dict[str, Any]:
+def summarize(file: TokenFile) -> dict[str, Any]:
     """Counts, sizes and the histogram."""
-    lengths = document_lengths(file)
+    lengths = measure_documents(file)
     return {
         "prefix": str(file.prefix),
         "documents": file.num_documents,
@@ -92,7 +92,7 @@ def summary(file: TokenFile) -> dict[str, Any]:
         "mean_length": float(lengths.mean()),
         "median_length": float(np.median(lengths)),
         "longest": int(lengths.max()),
-        "histogram": length_histogram(lengths),
+        "histogram": count_lengths(lengths),
     }
 
 
@@ -101,7 +101,7 @@ def sample_documents(
 ) -> list[dict[str, Any]]:
     """Documents chosen by the seed, with the input they came from where that is known, their place, and the beginning of
     their text (or of their ids)."""
-    inputs = document_inputs(file.prefix, file.num_documents)
+    inputs = list_document_inputs(file.prefix, file.num_documents)
     chosen = permute(np.arange(min(count, file.num_documents)), file.num_documents, derive_key("look", seed))
     rows = []
     for document in map(int, chosen):
@@ -116,7 +116,7 @@ def sample_documents(
     return rows
 
 
-def repeated_spans(file: TokenFile, length: int, count: int) -> list[dict[str, Any]]:
+def find_repeated_spans(file: TokenFile, length: int, count: int) -> list[dict[str, Any]]:
     """The spans of `length` tokens that occur most often, each extended for as long as all that follows repeats as often.
 
     Counted by a 64-bit polynomial hash of every window; of a large file only in evenly spaced stretches.
@@ -130,7 +130,7 @@ def repeated_spans(file: TokenFile, length: int, count: int) -> list[dict[str, A
     hashes, places = [], []
     for start, stop in parts:
         if stop - start >= length:
-            hashes.append(window_hashes(file.read(start, stop), length))
+            hashes.append(hash_windows(file.read(start, stop), length))
             places.append(np.arange(start, stop - length + 1))
     if not hashes:
         return []
@@ -157,7 +157,7 @@ def repeated_spans(file: TokenFile, length: int, count: int) -> list[dict[str, A
     return rows
 
 
-def window_hashes(tokens: np.ndarray, length: int) -> np.ndarray:
+def hash_windows(tokens: np.ndarray, length: int) -> np.ndarray:
     """A hash of every window of `length` tokens, by doubling: windows of 2k from two windows of k.
 
     Shapes: tokens [N] -> uint64 [N - length + 1]

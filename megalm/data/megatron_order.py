@@ -16,8 +16,8 @@ import numpy as np
 
 from megalm.config.data import DataConfig, split_shares
 from megalm.config.errors import ConfigError
-from megalm.data.native import library
-from megalm.data.openers import open_tokens, source_names
+from megalm.data.native import load_library
+from megalm.data.openers import name_sources, open_tokens
 from megalm.data.order import Samples
 from megalm.data.sources import HeldOutSource, TokenSource
 from megalm.data.tokens import TokenFile
@@ -25,7 +25,7 @@ from megalm.data.tokens import TokenFile
 SPARE = 1.005  # each source of a blend is asked for half a percent more than its share
 
 
-def normalized(weights: Sequence[float]) -> list[float]:
+def normalize(weights: Sequence[float]) -> list[float]:
     """Shares of the whole. numpy's sum, as in Megatron: another way to add would differ in the last bit, and so would the
     order where two sources are equally far behind."""
     values = np.array(weights, np.float64)
@@ -34,7 +34,7 @@ def normalized(weights: Sequence[float]) -> list[float]:
 
 def split_bounds(split: Sequence[float], size: int) -> list[tuple[int, int]]:
     """Ranges of sequences for training, validation and test. Python's round: halves go to the even number."""
-    edges = [0.0, *accumulate(normalized(split))]
+    edges = [0.0, *accumulate(normalize(split))]
     return [(int(round(a * float(size))), int(round(b * float(size)))) for a, b in zip(edges, edges[1:], strict=False)]
 
 
@@ -103,7 +103,7 @@ def sample_starts(
     Shapes: sizes int64 [documents], order int32 [entries] -> int64 [samples], int64 [samples]
     """
     sizes, order = np.ascontiguousarray(sizes, np.int64), np.ascontiguousarray(order, np.int32)
-    native = library()
+    native = load_library()
     if native is None:
         return _walk_starts(sizes, order, first, samples, seq_length)
     entries, offsets = np.empty(samples, np.int64), np.empty(samples, np.int64)
@@ -194,9 +194,9 @@ def blend(weights: Sequence[float], size: int) -> tuple[np.ndarray, np.ndarray]:
         raise ConfigError(
             f"{len(weights)} sources cannot be blended in Megatron's order: it numbers 1 to 32767 of them."
         )
-    shares = normalized(weights)
+    shares = normalize(weights)
     sources, indices = np.empty(size, np.int16), np.empty(size, np.int64)
-    native = library()
+    native = load_library()
     if native is None:
         _blend_step_by_step(shares, sources, indices)
         return sources, indices
@@ -285,9 +285,9 @@ def open_megatron_sources(data: DataConfig, seq_length: int, wanted: int, seed: 
             "over, or none if it had none."
         )
     split = _split(data)
-    shares = normalized(data.weights) if data.weights else None
+    shares = normalize(data.weights) if data.weights else None
     sources = []
-    for number, (name, prefix) in enumerate(zip(source_names(data.train), data.train, strict=True)):
+    for number, (name, prefix) in enumerate(zip(name_sources(data.train), data.train, strict=True)):
         share = shares[number] if shares else None
         asked = None if len(data.train) > 1 else wanted
         if share is not None:

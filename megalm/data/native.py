@@ -5,7 +5,7 @@ from types import ModuleType
 
 
 @cache
-def library() -> ModuleType | None:
+def load_library() -> ModuleType | None:
     """`megalm._C`, or None where it was not built, or built before the functions that are called here were added."""
     try:
         import torch  # noqa: F401  before the extension, which then shares torch's OpenMP runtime

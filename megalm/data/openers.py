@@ -15,7 +15,7 @@ from megalm.data.sources import TokenSource
 from megalm.data.tokens import TokenFile
 
 
-def source_names(prefixes: Sequence[str]) -> list[str]:
+def name_sources(prefixes: Sequence[str]) -> list[str]:
     """Short names: the last part of the path without `_text_document`; whole paths if those are not distinct."""
     short = [prefix.rstrip("/").rsplit("/", 1)[-1].removesuffix("_text_document") for prefix in prefixes]
     return short if len(set(short)) == len(short) else list(prefixes)
@@ -24,14 +24,14 @@ def source_names(prefixes: Sequence[str]) -> list[str]:
 def open_tokens(prefix: str | os.PathLike, data: DataConfig) -> TokenFile:
     """A .bin/.idx pair or a folder of MDS shards, on this machine or in an object store."""
     prefix = os.fspath(prefix)
-    cache = data_cache(data) if is_url(prefix) else None
+    cache = choose_cache(data) if is_url(prefix) else None
     folder = prefix.rstrip("/")
     if Store(folder, data.retries).exists("index.json") if is_url(prefix) else os.path.exists(f"{folder}/index.json"):
-        return MDSTokens(folder, cache or data_cache(data), data.mds_bytes)
+        return MDSTokens(folder, cache or choose_cache(data), data.mds_bytes)
     return TokenFile(prefix, cache)
 
 
-def data_cache(data: DataConfig) -> Cache:
+def choose_cache(data: DataConfig) -> Cache:
     """The process' cache of remote data, one for each folder."""
     if data.cache_gb <= 0 or data.retries < 1:
         raise ConfigError(
@@ -66,7 +66,7 @@ def open_sources(data: DataConfig, seq_length: int) -> list[TokenSource]:
     holdout = data.holdout if data.valid is None else 0.0
     kind = PackedSource if data.packing == "best_fit" else TokenSource
     sources = []
-    for number, (name, prefix) in enumerate(zip(source_names(data.train), data.train, strict=True)):
+    for number, (name, prefix) in enumerate(zip(name_sources(data.train), data.train, strict=True)):
         file = open_tokens(prefix, data)
         weight = float(file.num_tokens) if data.weights is None else float(data.weights[number])
         sources.append(kind(name, file, seq_length, weight, holdout))
@@ -78,4 +78,4 @@ def open_held_out(data: DataConfig, seq_length: int, sources: Sequence[TokenSour
     if data.valid is None:
         return [source.held_out() for source in sources]
     kind = PackedSource if data.packing == "best_fit" else TokenSource
-    return [kind(source_names([data.valid])[0], open_tokens(data.valid, data), seq_length, 1.0, 1.0).held_out()]
+    return [kind(name_sources([data.valid])[0], open_tokens(data.valid, data), seq_length, 1.0, 1.0).held_out()]

@@ -17,7 +17,7 @@ import numpy as np
 from megalm.config.errors import ConfigError
 from megalm.data.blend import make_blend
 from megalm.data.mixing import mix
-from megalm.data.native import library
+from megalm.data.native import load_library
 
 ROUNDS = 4  # pairs of Feistel rounds; three make a pseudorandom permutation in theory, the fourth is margin
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -80,7 +80,7 @@ def shuffled(index: np.ndarray, size: int, keys: np.ndarray, window: int) -> np.
 
 def _permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
     """`permute` by the compiled extension where there is one: the same numbers, about 20 times as fast."""
-    native = library()
+    native = load_library()
     if native is None:
         return permute(index, size, keys)
     index, out = np.ascontiguousarray(index, np.int64), np.empty(len(index), np.int64)

@@ -30,7 +30,7 @@ HEADER = struct.Struct(
 VERSION = 1
 
 
-def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
+def pack_best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     """The bin of each piece by best-fit decreasing, and the number of bins.
 
     Pieces of equal length are placed together: the bin with the least sufficient room takes as many of them as it
@@ -160,7 +160,7 @@ class PackedSource(TokenSource):
             inside = self.file.document_starts(self.first, self.end)[1]
             starts = np.concatenate((starts, inside, [self.end]))
         document, first, size = pieces_of(np.diff(starts), self.seq_length)
-        bins, samples = best_fit(size, self.seq_length + 1)
+        bins, samples = pack_best_fit(size, self.seq_length + 1)
         order = np.argsort(bins, kind="stable")
         offsets = np.concatenate(([0], np.cumsum(np.bincount(bins, minlength=samples))))
         temporary = f"{path}.{os.getpid()}.partial"

@@ -55,7 +55,7 @@ class Curriculum:
         return total
 
 
-def single_phase(weights: Mapping[str, float], seq_length: int, global_batch_size: int) -> Curriculum:
+def make_single_phase(weights: Mapping[str, float], seq_length: int, global_batch_size: int) -> Curriculum:
     """The curriculum of a run without phases."""
     return Curriculum([Phase("", 0, None, seq_length, global_batch_size, dict(weights))])
 
@@ -110,7 +110,7 @@ def _weights(where: str, span: Span, available: Mapping[str, int]) -> dict[str, 
     return {name: targets.get(name, proportions.get(name, 0.0) * scale) for name in span.phase.mixture}
 
 
-def phase_rows(curriculum: Curriculum, available: Mapping[str, int], total_steps: int) -> list[dict[str, Any]]:
+def tabulate_phases(curriculum: Curriculum, available: Mapping[str, int], total_steps: int) -> list[dict[str, Any]]:
     """The curriculum as a table: for each phase and source tokens, share, epochs in the phase and up to its end."""
     rows: list[dict[str, Any]] = []
     drawn = dict.fromkeys(available, 0.0)

@@ -32,7 +32,7 @@ UINT16_VOCABULARY = 65_500  # Megatron's own bound: it stores larger vocabularie
 ADVICE = "Restore the file from its source, or make the data set again with `megalm tokenize`."
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
+def choose_token_dtype(vocab_size: int) -> np.dtype:
     """The type in which Megatron stores the tokens of a vocabulary of this size."""
     return np.dtype(np.uint16 if vocab_size < UINT16_VOCABULARY else np.int32)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megalm.convert.formats import detect, open_source
 from megalm.convert.huggingface_settings import EVERYTHING
-from megalm.generate.model import build_model, logits
+from megalm.generate.model import build_model, compute_logits
 
 LENGTH = 128
 """Tokens compared: enough for positions and the causal mask to matter, few enough for a large model on a CPU."""
@@ -35,10 +35,12 @@ def run(path: Path, tokens: Tensor, *, vocab_size: int | None = None) -> tuple[T
             return model.eval()(tokens).logits.float(), "transformers"
     vocab_size = vocab_size if detect(path) == "megatron" else None
     source = open_source(path, vocab_size=vocab_size, accept=EVERYTHING)  # whoever converts it has accepted it
-    return logits(build_model(source.model, source.weights), tokens), "megalm"
+    return compute_logits(build_model(source.model, source.weights), tokens), "megalm"
 
 
-def largest_difference(source: Path, target: Path, *, vocab_size: int, seq_length: int) -> tuple[float, str, str]:
+def measure_largest_difference(
+    source: Path, target: Path, *, vocab_size: int, seq_length: int
+) -> tuple[float, str, str]:
     """Largest |difference| of the logits of the two folders' models, and what computed each."""
     tokens = sample_tokens(vocab_size, seq_length)
     first, first_by = run(source, tokens, vocab_size=vocab_size)

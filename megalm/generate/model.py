@@ -18,7 +18,7 @@ from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import boxes_of
 from megalm.precision.policy import PrecisionPolicy
-from megalm.tokenizer.control_tokens import read_folder_settings, settings_beside
+from megalm.tokenizer.control_tokens import read_folder_settings, read_settings_beside
 from megalm.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -32,11 +32,11 @@ def build_model(
     """The whole model with the given global weights, in evaluation mode. Every weight must find its place."""
     context = LayerContext(Mesh.single(device), policy=PrecisionPolicy(dtype), device=device)
     model = Transformer(config, context)
-    fill(model, weights)
+    fill_weights(model, weights)
     return model.eval()
 
 
-def fill(model: Transformer, weights: WeightReader) -> None:
+def fill_weights(model: Transformer, weights: WeightReader) -> None:
     """Overwrites the model's parameters with global weights, whatever part of each this rank's model holds.
 
     ConfigError where a weight is missing, has another shape, or (for a whole model) has no place in it.
@@ -62,7 +62,7 @@ def fill(model: Transformer, weights: WeightReader) -> None:
 
 
 @torch.no_grad()
-def logits(model: Transformer, tokens: Tensor) -> Tensor:
+def compute_logits(model: Transformer, tokens: Tensor) -> Tensor:
     """Logits fp32 at every position. Shapes: tokens [B, S] -> [B, S, V]"""
     batch = Batch(tokens=tokens, labels=tokens)
     return (
@@ -111,7 +111,7 @@ def stop_tokens(source: Source, tokenizer: Tokenizer) -> frozenset[int]:
     the end of the documents that it was trained on, too.
     """
     hugging_face = source.format == "huggingface"
-    settings = read_folder_settings(Path(source.path)) if hugging_face else settings_beside(Path(tokenizer.path))
+    settings = read_folder_settings(Path(source.path)) if hugging_face else read_settings_beside(Path(tokenizer.path))
     ids = set(settings.numbers("eos_token_id"))
     if tokenizer.eos_id is not None and not (hugging_face and ids):
         ids.add(tokenizer.eos_id)

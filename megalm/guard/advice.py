@@ -7,7 +7,7 @@ from typing import Any
 from megalm.config.optim import READS
 
 
-def advice(config: Any) -> list[str]:
+def list_advice(config: Any) -> list[str]:
     """The changes that this configuration has not made yet."""
     model, optim = config.model, config.optim
     hints = []

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from megalm.config.guard import GuardConfig
-from megalm.guard.advice import advice
+from megalm.guard.advice import list_advice
 from megalm.guard.detect import Observation, SpikeDetector
 from megalm.guard.policy import Decision, Policy
-from megalm.guard.probe import Probe, other_weights, verdict, weights_are_broken
-from megalm.guard.recover import NAME, Recovery, measured
-from megalm.guard.replay import History, Replay, StepRecord, differing, find_odd_replicas, gather_fingerprints
+from megalm.guard.probe import Probe, reach_verdict, use_other_weights, weights_are_broken
+from megalm.guard.recover import NAME, Recovery, list_measured
+from megalm.guard.replay import History, Replay, StepRecord, find_odd_replicas, gather_fingerprints, list_differing
 from megalm.guard.snapshots import Snapshot, SnapshotRing, check_memory
 from megalm.journal import format_number
 from megalm.parallel.collectives import all_gather
@@ -145,7 +145,7 @@ class GuardHook(Hook):
         if seen.kind == "none":
             return True
         excess = self._probe_excess(trainer, seen.onset if seen.onset >= 0 else step)
-        found = verdict(seen.kind, excess, self.config.probe_excess)
+        found = reach_verdict(seen.kind, excess, self.config.probe_excess)
         if seen.kind == "nonfinite" and seen.lasting or weights_are_broken(trainer.model_chunks, trainer.mesh):
             found = "weights"
         if found == "data" and "fall" in seen.why:
@@ -188,11 +188,11 @@ class GuardHook(Hook):
         replay, self.recovery.replay = self.recovery.replay, None
         assert replay is not None
         prints = gather_fingerprints(trainer.model_chunks, trainer.boxes(), trainer.mesh.world, trainer.mesh.device)
-        same = replay.loss == measured(signals)
+        same = replay.loss == list_measured(signals)
         if same or seen.kind != "none":
             excess = self._probe_excess(trainer, replay.onset)
             return self._decide(trainer, step, seen, "weights", excess, signals)
-        ranks = differing(replay.fingerprints, prints)
+        ranks = list_differing(replay.fingerprints, prints)
         trainer.events.write(
             "verdict",
             step=step,
@@ -202,7 +202,7 @@ class GuardHook(Hook):
             loss=signals.loss,
             loss_before=replay.loss[0],
             text="the same steps gave "
-            + _numbers(measured(signals))
+            + _numbers(list_measured(signals))
             + ", not "
             + _numbers(replay.loss)
             + ": "
@@ -249,7 +249,7 @@ class GuardHook(Hook):
             if snapshot is None:
                 return None
             if snapshot.probe is None:
-                with other_weights(trainer, trainer.boxes(), snapshot.tensors):
+                with use_other_weights(trainer, trainer.boxes(), snapshot.tensors):
                     snapshot.probe = self.probe.loss()
             known = snapshot.probe
         return None if known is None else now - known
@@ -277,7 +277,7 @@ class GuardHook(Hook):
         if not limit or logit is None or not max(limit, 2 * self.warned_at) <= logit < math.inf:
             return
         self.warned_at = logit
-        hints = [hint for hint in advice(trainer.config) if "attention" in hint]
+        hints = [hint for hint in list_advice(trainer.config) if "attention" in hint]
         text = f"attention logits reach {logit:.0f}, as they do long before a run diverges"
         if hints:
             text += f"; what keeps them down in a new run: {' or '.join(hint.partition(':')[0] for hint in hints)}"

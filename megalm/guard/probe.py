@@ -39,7 +39,7 @@ class Probe:
 
 
 @contextmanager
-def other_weights(trainer: Any, boxes: Sequence[Box], tensors: Sequence[Tensor]) -> Iterator[None]:
+def use_other_weights(trainer: Any, boxes: Sequence[Box], tensors: Sequence[Tensor]) -> Iterator[None]:
     """Inside the block the model has these weights (`tensors`, one for each of `boxes`, moments left out); after it every
     weight is again, bit by bit, what it was, damaged ones too.
 
@@ -88,7 +88,7 @@ def weights_are_broken(chunks: Sequence[torch.nn.Module], mesh: Any) -> bool:
     return all_reduce(largest.reshape(1), mesh.world, "max").item() > BROKEN_WEIGHT
 
 
-def verdict(kind: str, excess: float | None, limit: float) -> str:
+def reach_verdict(kind: str, excess: float | None, limit: float) -> str:
     """data | nonfinite | weights | unknown, from the kind of observation and the probe's loss above its last clean one.
 
     excess: nats; None without a probe; not finite if the probe's loss was not.

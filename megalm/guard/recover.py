@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from megalm.checkpoint.commit import committed, step_of
 from megalm.checkpoint.random_state import restore_random_state
 from megalm.config.guard import GuardConfig
-from megalm.guard.advice import advice
+from megalm.guard.advice import list_advice
 from megalm.guard.detect import SpikeDetector
 from megalm.guard.policy import Decision, Policy
 from megalm.guard.replay import History, Replay
@@ -36,7 +36,7 @@ EARLIER_NAME = "GuardHook"
 """By which earlier versions kept it."""
 
 
-def measured(signals: Signals) -> list[str]:
+def list_measured(signals: Signals) -> list[str]:
     """What a replay must give again, bit by bit: loss, gradient norm, and the size of the coming update, which shows what
     the other two do not (the optimizer's state and the learning rate)."""
     return [repr(signals.loss), repr(signals.grad_norm), repr(signals.update_rms)]
@@ -91,7 +91,7 @@ class Recovery:
     def plan_replay(self, step: int, onset: int, signals: Signals, fingerprints: list[int]) -> None:
         """Remember what was seen, for the comparison when the replay arrives at `step`."""
         self.replayed_at = step
-        self.replay = Replay(step, onset, measured(signals), fingerprints)
+        self.replay = Replay(step, onset, list_measured(signals), fingerprints)
 
     # --------------------------------------------------------------------------------------------------------- going back
     def source(self, trainer: Trainer, decision: Decision) -> Snapshot | Path | None:
@@ -245,7 +245,7 @@ class Recovery:
         """What a person needs to go on: the suspect samples, and what prevents such trouble."""
         record = self.history.get(decision.onset) or self.history.get(decision.step)
         suspects = trainer.batch_source.describe(range(record.first, record.last)) if record is not None else []
-        hints = advice(trainer.config)
+        hints = list_advice(trainer.config)
         lines = [
             f"The guard gave up at step {decision.step}: {reason or 'every rung of the ladder is used up'}.",
             f"Cause: {decision.verdict}; first seen at step {decision.onset}.",

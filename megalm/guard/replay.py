@@ -46,7 +46,7 @@ class Replay:
     """Step that gave the alarm."""
     onset: int
     loss: list[str]
-    """Loss, gradient norm and size of the update, as texts that hold every bit (`recover.measured`)."""
+    """Loss, gradient norm and size of the update, as texts that hold every bit (`recover.list_measured`)."""
     fingerprints: list[int]
     """Of each rank's weights and optimizer state."""
 
@@ -75,7 +75,7 @@ class History:
         return self.records[min(known)].first if known else None
 
 
-def fingerprint(tensors: Iterable[torch.Tensor]) -> int:
+def take_fingerprint(tensors: Iterable[torch.Tensor]) -> int:
     """CRC-32 over the bytes of these tensors."""
     value = 0
     for tensor in tensors:
@@ -89,7 +89,7 @@ def gather_fingerprints(chunks: Sequence[Any], boxes: Sequence[Any], axis: Any, 
 
     Comm: all-gather of one integer over `axis`.
     """
-    own = fingerprint([p for chunk in chunks for p in chunk.parameters()] + [box.tensor for box in boxes])
+    own = take_fingerprint([p for chunk in chunks for p in chunk.parameters()] + [box.tensor for box in boxes])
     if axis.size == 1:
         return [own]
     return all_gather(torch.tensor([own], dtype=torch.int64, device=device), axis).tolist()
@@ -114,19 +114,19 @@ def find_odd_replicas(chunks: Sequence[Any], mesh: Mesh) -> list[int]:
             and not isinstance(tensor, DTensor)
             and slice_of(tensor).reduce_over == name
         ]
-        own = torch.tensor([fingerprint(held)], dtype=torch.int64, device=mesh.device)
+        own = torch.tensor([take_fingerprint(held)], dtype=torch.int64, device=mesh.device)
         prints = all_gather(own, axis).tolist()
         if len(set(prints)) > 1:
-            odd.update(axis.ranks[place] for place in minority(prints))
+            odd.update(axis.ranks[place] for place in find_minority(prints))
     return sorted(odd)
 
 
-def differing(before: Sequence[int], after: Sequence[int]) -> list[int]:
+def list_differing(before: Sequence[int], after: Sequence[int]) -> list[int]:
     """Ranks whose fingerprints differ."""
     return [rank for rank, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
 
 
-def minority(fingerprints: Sequence[int]) -> list[int]:
+def find_minority(fingerprints: Sequence[int]) -> list[int]:
     """Ranks that are alone against a majority; all of them where there is none."""
     counts = {value: list(fingerprints).count(value) for value in set(fingerprints)}
     most = max(counts.values())

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from megalm.checkpoint.random_state import random_state, restore_random_state
+from megalm.checkpoint.random_state import restore_random_state, take_random_state
 from megalm.config.errors import ConfigError
 from megalm.parallel.slices import Box
 
@@ -69,7 +69,7 @@ class SnapshotRing:
         self._release(self.slots[0])
         tensors = self._spare.pop() if self._spare else [_host_like(box.tensor) for box in boxes]
         self._copy(tensors, boxes)
-        self.slots[0] = Snapshot(step, state, random_state(), tensors)
+        self.slots[0] = Snapshot(step, state, take_random_state(), tensors)
 
     def _copy(self, tensors: Sequence[torch.Tensor], boxes: Sequence[Box]) -> None:
         """From a GPU the copies go on beside the next step's passes, which only read what is copied; see `settle`."""
@@ -133,15 +133,15 @@ def _host_like(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
 
 
-def ring_bytes(lags: Sequence[int], boxes: Sequence[Box]) -> int:
+def count_held_bytes(lags: Sequence[int], boxes: Sequence[Box]) -> int:
     """Host memory of this rank's snapshots."""
     return len(lags) * sum(box.tensor.numel() * box.tensor.element_size() for box in boxes)
 
 
 def check_memory(lags: Sequence[int], boxes: Sequence[Box], *, local_ranks: int, limit_gb: float | None) -> int:
     """The ring's bytes on this rank. Errors: ConfigError, with the figures, if they do not fit."""
-    wanted = ring_bytes(lags, boxes)
-    free = free_memory()
+    wanted = count_held_bytes(lags, boxes)
+    free = measure_free_memory()
     if limit_gb is not None:
         allowed, why = limit_gb * 1e9, f"guard.ring_memory_gb={limit_gb:g}"
     elif free is None:
@@ -161,7 +161,7 @@ def check_memory(lags: Sequence[int], boxes: Sequence[Box], *, local_ranks: int,
     )
 
 
-def free_memory() -> int | None:
+def measure_free_memory() -> int | None:
     """Bytes of host memory that can still be had; None where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -227,13 +227,13 @@ def _choose_a_model() -> str:
 def _check_data(config: Config) -> None:
     """Open every data set once, so that a missing or broken file is reported before any process starts."""
     from megalm.config.phases import spans_of
-    from megalm.data.fim import fill_in_the_middle
+    from megalm.data.fim import make_fill_in_the_middle
     from megalm.data.openers import open_sources
     from megalm.data.phases import make_curriculum
     from megalm.tokenizer.tokenizer import load_tokenizer
 
     sources = open_sources(config.data, config.model.seq_length)
-    fill_in_the_middle(config.data, config.train.seed, config.model.vocab_size)
+    make_fill_in_the_middle(config.data, config.train.seed, config.model.vocab_size)
     if config.data.phases:
         weights = {source.name: source.weight for source in sources}
         make_curriculum(spans_of(config), weights, {source.name: source.train_tokens for source in sources})

@@ -19,7 +19,7 @@ from megalm.observe.report import ReportHook
 from megalm.observe.sample import SampleHook
 from megalm.observe.trackers.tensorboard import TensorBoard
 from megalm.observe.trackers.tracker import TrackerHook
-from megalm.resilience.chaos.provoke import provoke_hooks
+from megalm.resilience.chaos.provoke import make_provoke_hooks
 from megalm.train.hooks import Hook
 
 
@@ -36,7 +36,7 @@ def hooks_of(
         OpenRankLog(rank_log),  # first: what the others have to say when the run begins is in the log
         GuardHook(config.guard),  # before all that shows a step: it goes back and takes snapshots at a step's end
         *([RouterHook(config.guard, config.model.moe)] if watched else []),  # before those that show its events
-        *provoke_hooks(
+        *make_provoke_hooks(
             config.guard
         ),  # behind the guard: what it damages at a step's start, no snapshot of that start has
     ]

@@ -30,7 +30,7 @@ from megalm.parallel.slices import slice_of
 from megalm.pipeline.schedule import Schedule
 from megalm.pipeline.simulate import Costs, check, simulate
 from megalm.plan.layout import count_states
-from megalm.train.build import build_chunks, local_seq_length, schedule_of
+from megalm.train.build import build_chunks, find_local_seq_length, choose_schedule
 
 GIB = 2**30
 FP32 = 4
@@ -109,7 +109,7 @@ def describe_ranks(config: Config) -> DryRun:
     """
     assert config.world_size is not None and isinstance(config.parallel.data, int)
     begun = time.perf_counter()
-    schedule = schedule_of(config, config.parallel.data)
+    schedule = choose_schedule(config, config.parallel.data)
     check(schedule)
     simulation = simulate(schedule, Costs())
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=config.world_size)
@@ -151,7 +151,7 @@ def _stage(config: Config, mesh: Mesh, schedule: Schedule, peak: int) -> StageFi
             # an all-reduce, or a reduce-scatter of the gradients and an all-gather of the weights
             gathered = count * (element if split > 1 else FP32)
             sent["data"] = sent.get("data", 0.0) + (count * FP32 + gathered) * (size - 1) / size
-    boundary = local_seq_length(config, mesh) * config.train.micro_batch_size * config.model.hidden_size
+    boundary = find_local_seq_length(config, mesh) * config.train.micro_batch_size * config.model.hidden_size
     placement = schedule.placement
     messages = 0
     for stage in placement.of_rank(mesh.pipeline.rank):
@@ -231,7 +231,7 @@ class _Storages(TorchDispatchMode):
 def _step_on_paper(config: Config, mesh: Mesh, chunk: Transformer) -> tuple[int, dict[str, float]]:
     """Run one micro-batch forward and back: (bytes that are kept for backward, bytes sent by axis)."""
     rows, length = config.train.micro_batch_size, config.model.seq_length // mesh.context.size
-    shape = (local_seq_length(config, mesh), rows, config.model.hidden_size)
+    shape = (find_local_seq_length(config, mesh), rows, config.model.hidden_size)
     dtype = next(chunk.parameters()).dtype
     with use_backend("auto"), use_library(Paper()), _fused_attention(), count_bytes() as counted:
         with _Storages([*chunk.parameters(), *chunk.buffers()]) as storages:

@@ -23,7 +23,7 @@ from megalm.launch.rank_log import RankLog
 from megalm.launch.run_folder import log_file, make_run_folder
 from megalm.launch.world import World, device_type
 from megalm.observe.comparison import PeakMemory
-from megalm.ops.backend import library
+from megalm.ops.backend import find_library
 from megalm.parallel.mesh import build_mesh, local_device
 from megalm.plan.machine import find_machine
 from megalm.resilience.chaos.provoke import provoke_source
@@ -132,5 +132,5 @@ def _environment(config: Config, world: World, kind: str) -> dict[str, object]:
         "device": kind,
         "world_size": world.size,
         "ops": config.ops.backend,
-        "kernels": library() is not None,
+        "kernels": find_library() is not None,
     }

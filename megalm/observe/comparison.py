@@ -52,24 +52,24 @@ class ComparisonHook(Hook):
         aside = self.file.with_suffix(".json.new")
         aside.write_text(encode_json(plan, indent=2) + "\n", encoding="utf-8")
         os.replace(aside, self.file)
-        self.console.print(comparison_table(plan))
+        self.console.print(make_comparison_table(plan))
 
 
 TITLE = "planned and measured (medians of this rank)"
 COLUMNS = ("", "planned", "measured", "measured / planned")
 
 
-def comparison_table(plan: dict[str, Any]) -> Table:
+def make_comparison_table(plan: dict[str, Any]) -> Table:
     """Lay planned, measured and their ratio out as a table for the terminal."""
-    table = Table(title=TITLE, title_justify="left", caption=flat_part(plan), caption_justify="left")
+    table = Table(title=TITLE, title_justify="left", caption=describe_flat_part(plan), caption_justify="left")
     for name in COLUMNS:
         table.add_column(name, justify="right" if name else "left")
-    for row in comparison_rows(plan):
+    for row in list_comparison_rows(plan):
         table.add_row(*row)
     return table
 
 
-def flat_part(plan: dict[str, Any]) -> str | None:
+def describe_flat_part(plan: dict[str, Any]) -> str | None:
     """Say what of a small run's planned memory is no sum of its tensors; None where that is less than a tenth."""
     stages = plan.get("memory", {}).get("stages", [])
     flat = max((stage["runtime_bytes"] for stage in stages), default=0)
@@ -81,7 +81,7 @@ def flat_part(plan: dict[str, Any]) -> str | None:
     )
 
 
-def comparison_rows(plan: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def list_comparison_rows(plan: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """List what was measured: its name and unit, planned, measured and their ratio."""
     rows = []
     units = {

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from megalm.journal import QUIET, as_number, course_of, describe_event, format_number
 from megalm.observe.kept import KeptSteps
-from megalm.observe.plot import text_plot
+from megalm.observe.plot import draw_text_plot
 from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class ConsoleHook(Hook):
         if len(self._made) > 1:
             course = course_of(self._made.rows())
             line, *abandoned = ([(r["step"], r["loss"]) for r in each] for each in (course.steps, *course.abandoned))
-            picture = text_plot(line, abandoned=abandoned, title="loss (nats a token) over steps")
+            picture = draw_text_plot(line, abandoned=abandoned, title="loss (nats a token) over steps")
             self.console.print(picture, highlight=False)
         if status == 130:
             self.console.print(

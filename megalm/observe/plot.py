@@ -15,7 +15,7 @@ PALE_EVERY = 4
 """Of what was gone back on one dot in so many columns is drawn: not every terminal has a paler ink."""
 
 
-def text_plot(
+def draw_text_plot(
     points: Sequence[Point],
     *,
     abandoned: Sequence[Sequence[Point]] = (),

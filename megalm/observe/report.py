@@ -16,7 +16,7 @@ from megalm.journal import (
     read_events,
     read_steps,
 )
-from megalm.observe.comparison import COLUMNS, TITLE, comparison_rows
+from megalm.observe.comparison import COLUMNS, TITLE, list_comparison_rows
 from megalm.page.document import Block, Dot, Facts, Fold, Heading, Table, render_page
 from megalm.page.plots import Band, Line, Lines, Mark
 from megalm.train.hooks import Hook
@@ -77,10 +77,10 @@ def _text_of(path: Path) -> str:
 def render(name: str, metrics: list[dict[str, Any]], events: list[dict[str, Any]], texts: dict[str, str]) -> str:
     """Make the page's text. `texts`: contents of sample.txt, plan.json and config.yaml, as far as they are there."""
     course = course_of(metrics)
-    blocks: list[Block] = [Facts(summary(course.steps))]
-    rows = comparison_rows(_plan(texts.get("plan.json", "")))
+    blocks: list[Block] = [Facts(summarize(course.steps))]
+    rows = list_comparison_rows(_plan(texts.get("plan.json", "")))
     blocks += [Table(TITLE, COLUMNS, rows)] if rows else []
-    blocks += plots_of(course.steps, _marks(events), _bands(events), course.abandoned)
+    blocks += draw_plots(course.steps, _marks(events), _bands(events), course.abandoned)
     blocks += [Heading("Events"), *_events(events)]
     if texts.get("sample.txt"):
         blocks += [Heading("What the model writes"), Fold("sample.txt", texts["sample.txt"], opened=True)]
@@ -98,7 +98,7 @@ def _plan(text: str) -> dict[str, Any]:
     return plan if isinstance(plan, dict) else {}
 
 
-def plots_of(
+def draw_plots(
     metrics: list[dict[str, Any]],
     marks: Sequence[Mark],
     bands: Sequence[Band] = (),
@@ -142,7 +142,7 @@ def plots_of(
     return plots
 
 
-def summary(metrics: list[dict[str, Any]]) -> dict[str, str]:
+def summarize(metrics: list[dict[str, Any]]) -> dict[str, str]:
     """Sum the run up in a few numbers."""
     if not metrics:
         return {"steps": "0"}

@@ -14,7 +14,7 @@ from megalm.config.attempts import CONFIG, config_of_step
 from megalm.config.errors import ConfigError
 from megalm.config.saved import load_config
 from megalm.data.loader import Loader
-from megalm.data.openers import source_names
+from megalm.data.openers import name_sources
 from megalm.data.phases import Curriculum
 from megalm.data.stream import advance, merge_ranges, take, take_back
 from megalm.journal import read_events, read_steps
@@ -25,7 +25,7 @@ NEVER = 1 << 60
 """A step beyond any that was made: its settings are the newest."""
 
 
-def samples_of_step(run: Path, step: int) -> list[dict[str, Any]]:
+def find_samples_of_step(run: Path, step: int) -> list[dict[str, Any]]:
     """Find every sample of a step that was made: source, document, offset, position in the stream, and text.
 
     Errors: ConfigError if there is no such run or step, or its data is gone.
@@ -61,7 +61,7 @@ def look_at_step(run: Path, step: int) -> dict[str, Any]:
     try:
         _as_it_was(loader, events, step, state)
         saved = (int(state["step"]), int(state["loader"]["samples_consumed"])) if state else (0, 0)
-        positions, recorded = positions_of_step(records, events, step, loader.curriculum, saved)
+        positions, recorded = find_positions_of_step(records, events, step, loader.curriculum, saved)
         tokenizer = load_tokenizer(config.data.tokenizer) if config.data.tokenizer else None
         samples = []
         for place, tokens in zip(loader.describe(positions), loader.tokens(positions), strict=True):
@@ -75,8 +75,8 @@ def look_at_step(run: Path, step: int) -> dict[str, Any]:
 def _follow_moved_files(config: Config, newest: Config) -> None:
     """Read each source, and the tokenizer, where the run has them now: a run may go on with data that was moved, and the
     loader sees to it that a source's name means the same tokens."""
-    now = dict(zip(source_names(newest.data.train), newest.data.train, strict=True))
-    names = source_names(config.data.train)
+    now = dict(zip(name_sources(newest.data.train), newest.data.train, strict=True))
+    names = name_sources(config.data.train)
     config.data.train = [now.get(name, prefix) for name, prefix in zip(names, config.data.train, strict=True)]
     if newest.data.tokenizer is not None:
         config.data.tokenizer = newest.data.tokenizer
@@ -116,7 +116,7 @@ def _as_it_was(loader: Loader, events: Sequence[dict[str, Any]], step: int, stat
     if state is not None:
         loader.load_state_dict(state["loader"])
         known = {(r["seed"], r["position"]) for r in state["loader"]["stream"].get("reseeds", ())}
-    for first, last in skipped_ranges(events, step):  # phases begin later by what was left out before
+    for first, last in find_skipped_ranges(events, step):  # phases begin later by what was left out before
         loader.skip(first, last)
     # Of one decision the last event counts: a run that died while it went back went back again.
     reseeds = {e["seed"]: e for e in events if e["kind"] == "reseed" and e["to_step"] < step}
@@ -125,7 +125,7 @@ def _as_it_was(loader: Loader, events: Sequence[dict[str, Any]], step: int, stat
             loader.reseed(event["seed"], event["position"])
 
 
-def positions_of_step(
+def find_positions_of_step(
     records: Sequence[dict[str, Any]],
     events: Sequence[dict[str, Any]],
     step: int,
@@ -140,7 +140,7 @@ def positions_of_step(
 
     Shapes: -> int64 [global batch]
     """
-    skipped = skipped_ranges(events, step)
+    skipped = find_skipped_ranges(events, step)
     count = curriculum.at(step - 1).global_batch_size
     at = next((i for i in range(len(records) - 1, -1, -1) if records[i]["step"] == step), None)
     if at is None:
@@ -155,7 +155,7 @@ def positions_of_step(
     return take(start, end - start - sum(b - a for a, b in inside), skipped)[0], True
 
 
-def skipped_ranges(events: Sequence[dict[str, Any]], step: int) -> list[tuple[int, int]]:
+def find_skipped_ranges(events: Sequence[dict[str, Any]], step: int) -> list[tuple[int, int]]:
     """Find the ranges of the stream that were left out, as decided before this step was made the last time."""
     ranges = []
     for event in events:

@@ -3,7 +3,7 @@
 from megalm.ops.activation import bias_gelu, geglu, swiglu
 from megalm.ops.adamw import Segments, adamw_, update_clipping_rates, update_squares
 from megalm.ops.attention_logit import largest_logits_
-from megalm.ops.backend import current_backend, keep_freed_memory, set_backend, use_backend
+from megalm.ops.backend import get_backend, keep_freed_memory, set_backend, use_backend
 from megalm.ops.cross_entropy import (
     cross_entropy,
     cross_entropy_gradient,
@@ -32,7 +32,7 @@ __all__ = [
     "adamw_",
     "add_layer_norm",
     "add_rms_norm",
-    "current_backend",
+    "get_backend",
     "bias_dropout_add",
     "bias_gelu",
     "causal_softmax",

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, address_of, get_library, place, require, use_native
 from megalm.ops.custom import CustomOp
 
 _SILU, _GELU, _GELU_TANH = 0, 1, 2
@@ -32,16 +32,16 @@ def _forward(x: Tensor, bias: Tensor | None, kind: int, gated: bool, inplace_bac
     y = _forward_fake(x, bias, kind, gated, inplace_backward)
     size = y.shape[-1]
     rows = y.numel() // max(1, size)
-    loaded_library().activation_forward(
+    get_library().activation_forward(
         *place(x),
         DTYPE_CODES[x.dtype],
         kind,
         gated,
         rows,
         size,
-        address(x),
-        address(bias),
-        address(y),
+        address_of(x),
+        address_of(bias),
+        address_of(y),
     )
     return y
 
@@ -53,7 +53,7 @@ def _forward_fake(x: Tensor, bias: Tensor | None, kind: int, gated: bool, inplac
 def _backward_into(
     dx: Tensor, dy: Tensor, x: Tensor, bias: Tensor | None, kind: int, gated: bool
 ) -> tuple[Tensor, Tensor]:
-    library, where, size = loaded_library(), place(x), dy.shape[-1]
+    library, where, size = get_library(), place(x), dy.shape[-1]
     dbias = x.new_empty(0 if bias is None else size)
     row_blocks = library.ACTIVATION_ROW_BLOCKS if where[0] < 0 else library.ACTIVATION_ROW_BLOCKS_CUDA
     rows = dy.numel() // max(1, size)
@@ -65,13 +65,13 @@ def _backward_into(
         gated,
         rows,
         size,
-        address(dy),
-        address(x),
-        address(bias),
-        address(dx),
-        address(dbias),
+        address_of(dy),
+        address_of(x),
+        address_of(bias),
+        address_of(dx),
+        address_of(dbias),
         row_blocks,
-        address(partial),
+        address_of(partial),
     )
     return dx, dbias
 

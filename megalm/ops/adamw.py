@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native, vendor
+from megalm.ops.backend import DTYPE_CODES, address_of, find_vendor, get_library, place, require, use_native
 
 
 class Segments(NamedTuple):
@@ -113,7 +113,7 @@ def adamw_(
         "grad_scale": grad_scale,
         "out": out,
     }
-    other = vendor("adamw_", master)
+    other = find_vendor("adamw_", master)
     if other is not None and skip is None and segments is None:
         other(*state.values(), **options)
         return
@@ -154,8 +154,8 @@ def _update(
 ) -> None:
     size = master.numel()
     out_dtype = 0 if out is None else DTYPE_CODES[out.dtype]
-    segments, segment_ends, segment_rates = 0 if ends is None else ends.numel(), address(ends), address(rates)
-    loaded_library().adamw(
+    segments, segment_ends, segment_rates = 0 if ends is None else ends.numel(), address_of(ends), address_of(rates)
+    get_library().adamw(
         *place(master),
         size,
         lr,
@@ -166,14 +166,14 @@ def _update(
         correction1,
         correction2,
         grad_scale,
-        address(grad_scale_pointer),
-        address(skip),
-        address(master),
-        address(grad),
-        address(exp_avg),
-        address(exp_avg_sq),
+        address_of(grad_scale_pointer),
+        address_of(skip),
+        address_of(master),
+        address_of(grad),
+        address_of(exp_avg),
+        address_of(exp_avg_sq),
         out_dtype,
-        address(out),
+        address_of(out),
         segments,
         segment_ends,
         segment_rates,
@@ -263,7 +263,7 @@ def _squares(
     correction2: float,
     grad_scale: float,
 ) -> Tensor:
-    library = loaded_library()
+    library = get_library()
     segments = len(lengths)
     segment_ends, block_starts, blocks = _bounds(tuple(lengths), library.ADAMW_BLOCK, grad.device)
     partial = grad.new_empty(blocks, dtype=torch.float64)
@@ -275,14 +275,14 @@ def _squares(
         eps,
         correction2,
         grad_scale,
-        address(grad_scale_pointer),
-        address(grad),
-        address(exp_avg_sq),
-        address(segment_ends),
-        address(block_starts),
+        address_of(grad_scale_pointer),
+        address_of(grad),
+        address_of(exp_avg_sq),
+        address_of(segment_ends),
+        address_of(block_starts),
         blocks,
-        address(partial),
-        address(result),
+        address_of(partial),
+        address_of(result),
     )
     return result
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, address_of, get_library, place, require, use_native
 
 QUERIES = 8
 """Queries of each sequence that are looked at: evenly spaced, the last one among them."""
@@ -73,7 +73,7 @@ def _every(length: int) -> int:
 def _native(largest: Tensor, q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> bool:
     """False for what the kernel does not take: very long heads, a scale that turns the order round, other devices."""
     length, batch, heads, size = q.shape
-    library = loaded_library()
+    library = get_library()
     if size > library.ATTENTION_LOGIT_SIZE or not scale > 0 or largest.device != q.device:
         return False
     if mask is not None and mask.device != q.device:
@@ -97,15 +97,15 @@ def _native(largest: Tensor, q: Tensor, k: Tensor, scale: float, mask: Tensor | 
         queries,
         every,
         scale,
-        address(q),
-        address(k),
+        address_of(q),
+        address_of(k),
         q_step,
         q_batch,
         k_step,
         k_batch,
-        address(mask),
+        address_of(mask),
         mask_step,
         mask_batch,
-        address(largest),
+        address_of(largest),
     )
     return True

@@ -29,7 +29,7 @@ from megalm.ops.vendors import Vendor
 _SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 
 
-def other_sources(module: ModuleType, sources: Path = _SOURCES) -> str | None:
+def explain_other_sources(module: ModuleType, sources: Path = _SOURCES) -> str | None:
     """Why `module` does not fit the sources beside this package; None where it does, or where there are none.
 
     Its functions take addresses and sizes on trust: those of another version must not be called.
@@ -56,7 +56,7 @@ def _load() -> tuple[ModuleType | None, str]:
             return None, "the extension megalm._C is not built: run `make build` (g++ or clang++ is needed)"
         why = f"megalm._C does not load ({error}): run `make build`"
     else:
-        stale = other_sources(module)
+        stale = explain_other_sources(module)
         if stale is None:
             return module, ""
         why = stale
@@ -76,18 +76,18 @@ _CPU_DTYPES = (torch.float32, torch.bfloat16)
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def library() -> ModuleType | None:
+def find_library() -> ModuleType | None:
     """The compiled extension, None where it was not built."""
     return _library
 
 
-def loaded_library() -> ModuleType:
-    """The compiled extension, by those who know that it is there."""
+def get_library() -> ModuleType:
+    """The compiled extension. Call it only where `use_native` said yes."""
     assert _library is not None
     return _library
 
 
-def current_backend() -> str:
+def get_backend() -> str:
     """The choice in force: one of CHOICES."""
     return _choice
 
@@ -112,7 +112,7 @@ def set_backend(choice: str) -> None:
     _choice, _vendors = choice, found
 
 
-def vendor(op: str, tensor: Tensor) -> Callable[..., Any] | None:
+def find_vendor(op: str, tensor: Tensor) -> Callable[..., Any] | None:
     """A vendor's function for the op on tensors like this one; None: the kernel or the reference serves."""
     for found in _vendors:
         if found.serves(op, tensor):
@@ -120,8 +120,8 @@ def vendor(op: str, tensor: Tensor) -> Callable[..., Any] | None:
     return None
 
 
-def chosen_vendors() -> tuple[Vendor, ...]:
-    """The vendors that `vendor` asks, in their order."""
+def get_vendors() -> tuple[Vendor, ...]:
+    """The vendors that `find_vendor` asks, in their order."""
     return _vendors
 
 
@@ -226,7 +226,7 @@ def place(tensor: Tensor) -> tuple[int, int]:
     return (0, 0) if _library is not None and _library.emulated else (-1, 0)
 
 
-def address(tensor: Tensor | None) -> int:
+def address_of(tensor: Tensor | None) -> int:
     """A tensor's address, 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, address_of, get_library, place, require, use_native
 from megalm.ops.custom import CustomOp
 
 _GOLDEN, _COLUMN = 0x9E3779B97F4A7C15, 0x9E3779B1
@@ -84,7 +84,7 @@ def _run(
     y = torch.empty_like(x)
     size = x.shape[-1]
     rows, threshold, scale = x.numel() // max(1, size), _threshold(p), 1.0 / (1.0 - p)
-    loaded_library().dropout_add(
+    get_library().dropout_add(
         *place(x),
         DTYPE_CODES[x.dtype],
         rows,
@@ -93,11 +93,11 @@ def _run(
         threshold,
         scale,
         first_column & _LOW,
-        address(row_ids),
-        address(x),
-        address(bias),
-        address(residual),
-        address(y),
+        address_of(row_ids),
+        address_of(x),
+        address_of(bias),
+        address_of(residual),
+        address_of(y),
     )
     return y
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, use_native, vendor
+from megalm.ops.backend import DTYPE_CODES, address_of, find_vendor, get_library, place, use_native
 
 
 def l2_norm_nonfinite_reference(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
@@ -20,11 +20,11 @@ def l2_norm_nonfinite_reference(tensors: Sequence[Tensor], device: torch.device 
 
 def _add(result: Tensor, x: Tensor) -> None:
     """result += [sum of squares, non-finite elements]."""
-    library = loaded_library()
+    library = get_library()
     size = x.numel()
     blocks = -(-size // library.GRADIENT_NORM_BLOCK)
     partial = torch.empty(2 * blocks, dtype=torch.float64, device=result.device)
-    library.gradient_norm(*place(x), DTYPE_CODES[x.dtype], size, address(x), address(partial), address(result))
+    library.gradient_norm(*place(x), DTYPE_CODES[x.dtype], size, address_of(x), address_of(partial), address_of(result))
 
 
 _ADD = torch.library.custom_op("megalm::l2_norm_nonfinite_", _add, mutates_args=("result",))
@@ -41,7 +41,7 @@ def l2_norm_nonfinite(tensors: Sequence[Tensor], device: torch.device | str | No
     """
     if device is None:
         device = tensors[0].device if tensors else "cpu"
-    other = vendor("l2_norm_nonfinite", tensors[0]) if tensors else None
+    other = find_vendor("l2_norm_nonfinite", tensors[0]) if tensors else None
     if other is not None and all(t.device == tensors[0].device and t.dtype == tensors[0].dtype for t in tensors):
         return other(list(tensors)).to(device)
     result = torch.zeros(2, dtype=torch.float64, device=device)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megalm.ops.backend import current_backend, require
+from megalm.ops.backend import get_backend, require
 from megalm.ops.custom import CustomOp
 
 # torch's kernel takes rows and leading dims in steps of 16 bytes.
@@ -168,6 +168,6 @@ def grouped_mm(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
             bool((counts >= 0).all()) and int(counts.sum()) <= x.shape[0],
             f"grouped_mm: counts sums to {int(counts.sum())}; its runs (none negative) must fit x's {x.shape[0]} rows.",
         )
-    if current_backend() == "reference":
+    if get_backend() == "reference":
         return grouped_mm_reference(x, weight, counts)
     return _GROUPED(x.contiguous(), weight.contiguous(), counts.contiguous())

@@ -1,19 +1,19 @@
 """Integer functions on the host: initial weights and keyed permutations. Contract: csrc/index/op.h.
 
 Both give the bits of the numpy functions that define them (megalm/parallel/initialize.py, megalm/data/order.py), which
-call these where `available()`.
+call these where `is_available()`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from megalm.ops.backend import current_backend, library, loaded_library, require
+from megalm.ops.backend import find_library, get_backend, get_library, require
 
 
-def available() -> bool:
+def is_available() -> bool:
     """Whether the compiled functions may be used."""
-    return library() is not None and current_backend() != "reference"
+    return find_library() is not None and get_backend() != "reference"
 
 
 def fill(out: np.ndarray, key: int, scale: float, *, first: int = 0, stride: int = 0) -> None:
@@ -25,7 +25,7 @@ def fill(out: np.ndarray, key: int, scale: float, *, first: int = 0, stride: int
         out.ndim == 2 and out.dtype == np.float32 and out.flags.c_contiguous and out.flags.writeable,
         f"index.fill: out is {out.dtype} {out.shape}; it must be writable contiguous float32 [rows, columns].",
     )
-    loaded_library().fill(key, first, stride, out.shape[0], out.shape[1], scale, out.ctypes.data)
+    get_library().fill(key, first, stride, out.shape[0], out.shape[1], scale, out.ctypes.data)
 
 
 def permute(index: np.ndarray, size: int, key: int | np.ndarray) -> np.ndarray:
@@ -43,5 +43,5 @@ def permute(index: np.ndarray, size: int, key: int | np.ndarray) -> np.ndarray:
     require(keys.size in (1, flat.size), f"index.permute: {keys.size} keys for {flat.size} indices.")
     out = np.empty_like(flat)
     one_key = keys.size == 1
-    loaded_library().permute(size, flat.size, one_key, flat.ctypes.data, keys.ctypes.data, out.ctypes.data)
+    get_library().permute(size, flat.size, one_key, flat.ctypes.data, keys.ctypes.data, out.ctypes.data)
     return out

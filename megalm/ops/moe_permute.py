@@ -9,10 +9,10 @@ from torch import Tensor
 
 from megalm.ops.backend import (
     DTYPE_CODES,
-    address,
-    current_backend,
-    library,
-    loaded_library,
+    address_of,
+    find_library,
+    get_backend,
+    get_library,
     place,
     require,
     use_native,
@@ -44,7 +44,7 @@ def moe_row_map_reference(experts: Tensor, num_experts: int) -> RowMap:
 
 
 def _row_map(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    found = loaded_library()
+    found = get_library()
     rows, sources, counts = _row_map_fake(chosen, experts)
     slots = chosen.numel()
     # At least 256 slots a chunk: below that its histogram costs more than its slots.
@@ -55,11 +55,11 @@ def _row_map(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
         slots,
         experts,
         chunks,
-        address(chosen),
-        address(rows),
-        address(sources),
-        address(counts),
-        address(partial),
+        address_of(chosen),
+        address_of(rows),
+        address_of(sources),
+        address_of(counts),
+        address_of(partial),
     )
     return rows, sources, counts
 
@@ -82,10 +82,10 @@ def moe_row_map(experts: Tensor, num_experts: int) -> RowMap:
         f"moe_row_map: experts is {experts.dtype} {tuple(experts.shape)}; it must be int64 [tokens, top_k].",
     )
     require(num_experts >= 1, f"moe_row_map: num_experts={num_experts}; it must be at least 1.")
-    found = library()
+    found = find_library()
     served = found is not None and num_experts <= found.ROW_MAP_EXPERTS and type(experts) is Tensor
     served = served and (experts.device.type == "cpu" or (experts.is_cuda and found.has_cuda))  # type: ignore[union-attr]
-    if not served or current_backend() == "reference":
+    if not served or get_backend() == "reference":
         return moe_row_map_reference(experts, num_experts)
     run = _ROW_MAP if torch.compiler.is_compiling() else _row_map
     return RowMap(*run(experts.contiguous(), num_experts))
@@ -109,18 +109,18 @@ def moe_unpermute_reference(y: Tensor, row_map: RowMap, weights: Tensor | None) 
 def _spread(x: Tensor, rows: Tensor, weights: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
     out, dweights = _spread_fake(x, rows, weights, y)
     (tokens, top_k), size = rows.shape, x.shape[-1]
-    loaded_library().moe_spread(
+    get_library().moe_spread(
         *place(x),
         DTYPE_CODES[x.dtype],
         tokens,
         top_k,
         size,
-        address(x),
-        address(y),
-        address(rows),
-        address(weights),
-        address(out),
-        address(dweights),
+        address_of(x),
+        address_of(y),
+        address_of(rows),
+        address_of(weights),
+        address_of(out),
+        address_of(dweights),
     )
     return out, dweights
 
@@ -133,16 +133,16 @@ def _spread_fake(x: Tensor, rows: Tensor, weights: Tensor | None, y: Tensor | No
 def _collect(x: Tensor, rows: Tensor, weights: Tensor | None) -> Tensor:
     out = _collect_fake(x, rows, weights)
     (tokens, top_k), size = rows.shape, x.shape[-1]
-    loaded_library().moe_collect(
+    get_library().moe_collect(
         *place(x),
         DTYPE_CODES[x.dtype],
         tokens,
         top_k,
         size,
-        address(x),
-        address(rows),
-        address(weights),
-        address(out),
+        address_of(x),
+        address_of(rows),
+        address_of(weights),
+        address_of(out),
     )
     return out
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address, library, loaded_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, address_of, find_library, get_library, place, require, use_native
 from megalm.ops.custom import CustomOp
 
 _SCORES = {"softmax": 0, "sigmoid": 1}
@@ -81,7 +81,7 @@ def _forward(
     top_groups: int,
     group_scores: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    found = loaded_library()
+    found = get_library()
     outputs = _forward_fake(logits, bias, top_k, score, normalize, scale, groups, top_groups, group_scores)
     weights, chosen, counts, probability, log_z = outputs
     rows, experts = logits.shape
@@ -103,15 +103,15 @@ def _forward(
         group_scores,
         row_blocks,
         scale,
-        address(logits),
-        address(bias),
-        address(weights),
-        address(chosen),
-        address(log_z),
-        address(probability),
-        address(counts),
-        address(partial),
-        address(partial_counts),
+        address_of(logits),
+        address_of(bias),
+        address_of(weights),
+        address_of(chosen),
+        address_of(log_z),
+        address_of(probability),
+        address_of(counts),
+        address_of(partial),
+        address_of(partial_counts),
     )
     return outputs
 
@@ -150,7 +150,7 @@ def _backward(
 ) -> Tensor:
     dlogits = torch.empty_like(logits)
     (rows, experts), top_k = logits.shape, chosen.shape[1]
-    loaded_library().router_backward(
+    get_library().router_backward(
         *place(logits),
         DTYPE_CODES[logits.dtype],
         score,
@@ -159,13 +159,13 @@ def _backward(
         experts,
         top_k,
         scale,
-        address(dweights),
-        address(dprobability),
-        address(dlog_z),
-        address(logits),
-        address(chosen),
-        address(log_z),
-        address(dlogits),
+        address_of(dweights),
+        address_of(dprobability),
+        address_of(dlog_z),
+        address_of(logits),
+        address_of(chosen),
+        address_of(log_z),
+        address_of(dlogits),
     )
     return dlogits
 
@@ -271,7 +271,7 @@ def moe_router(
         )
     else:
         require(top_groups == 0, f"moe_router: top_groups={top_groups} without groups; give groups, or leave it at 0.")
-    found = library()
+    found = find_library()
     fits = found is not None and experts <= found.ROUTER_EXPERTS and groups <= found.ROUTER_GROUPS
     if use_native("moe_router", logits=logits) and fits:
         return Routing(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megalm.config.errors import ConfigError
-from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, use_native, vendor
+from megalm.ops.backend import DTYPE_CODES, address_of, find_vendor, get_library, place, use_native
 from megalm.ops.custom import CustomOp
 
 
@@ -32,20 +32,20 @@ def _run_forward(
     h = torch.empty_like(x) if residual is not None else None
     statistics = _statistics(x, layer_norm)
     rows, size = statistics.shape[1], x.shape[-1]
-    mean, rstd = address(statistics[1]) if layer_norm else 0, address(statistics)
-    loaded_library().norm_forward(
+    mean, rstd = address_of(statistics[1]) if layer_norm else 0, address_of(statistics)
+    get_library().norm_forward(
         *place(x),
         DTYPE_CODES[x.dtype],
         layer_norm,
         rows,
         size,
         eps,
-        address(x),
-        address(residual),
-        address(weight),
-        address(bias),
-        address(h),
-        address(y),
+        address_of(x),
+        address_of(residual),
+        address_of(weight),
+        address_of(bias),
+        address_of(h),
+        address_of(y),
         mean,
         rstd,
     )
@@ -80,9 +80,9 @@ def _add_forward_fake(
 def _backward(
     dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, statistics: Tensor, layer_norm: bool, has_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    library = loaded_library()
+    library = get_library()
     rows, size = statistics.shape[1], h.shape[-1]
-    mean, rstd = address(statistics[1]) if layer_norm else 0, address(statistics)
+    mean, rstd = address_of(statistics[1]) if layer_norm else 0, address_of(statistics)
     dx, dweight, dbias = _backward_fake(dy, dh, h, weight, statistics, layer_norm, has_bias)
     where = place(h)
     row_blocks = library.NORM_ROW_BLOCKS if where[0] < 0 else library.NORM_ROW_BLOCKS_CUDA
@@ -94,16 +94,16 @@ def _backward(
         rows,
         size,
         row_blocks,
-        address(dy),
-        address(dh),
-        address(h),
-        address(weight),
+        address_of(dy),
+        address_of(dh),
+        address_of(h),
+        address_of(weight),
         mean,
         rstd,
-        address(dx),
-        address(dweight),
-        address(dbias) if has_bias else 0,
-        address(partial),
+        address_of(dx),
+        address_of(dweight),
+        address_of(dbias) if has_bias else 0,
+        address_of(partial),
     )
     return dx, dweight, dbias
 
@@ -185,7 +185,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Source: Zhang and Sennrich 2019 (arXiv:1910.07467)
     """
     _check("rms_norm", x, None, weight, None)
-    other = vendor("rms_norm", x)
+    other = find_vendor("rms_norm", x)
     if other is not None:
         return other(x, weight, eps)
     if use_native("rms_norm", x=x, weight=weight):
@@ -200,7 +200,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     Source: Ba et al. 2016 (arXiv:1607.06450)
     """
     _check("layer_norm", x, None, weight, bias)
-    other = vendor("layer_norm", x)
+    other = find_vendor("layer_norm", x)
     if other is not None:
         return other(x, weight, bias, eps)
     if use_native("layer_norm", x=x, weight=weight, bias=bias):
@@ -215,7 +215,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     Shapes: x, residual [.., N], weight [N] -> [.., N], [.., N]
     """
     _check("add_rms_norm", x, residual, weight, None)
-    other = vendor("add_rms_norm", x)
+    other = find_vendor("add_rms_norm", x)
     if other is not None:
         return other(x, residual, weight, eps)
     if use_native("add_rms_norm", x=x, residual=residual, weight=weight):
@@ -233,7 +233,7 @@ def add_layer_norm(
     Shapes: x, residual [.., N], weight, bias [N] -> [.., N], [.., N]
     """
     _check("add_layer_norm", x, residual, weight, bias)
-    other = vendor("add_layer_norm", x)
+    other = find_vendor("add_layer_norm", x)
     if other is not None:
         return other(x, residual, weight, bias, eps)
     if use_native("add_layer_norm", x=x, residual=residual, weight=weight, bias=bias):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, address_of, get_library, place, require, use_native
 
 TILE = 128
 _FORMATS = {torch.float8_e4m3fn: 0, torch.float8_e5m2: 1}
@@ -115,7 +115,7 @@ def _quantize_fake(
 def _quantize(
     x: Tensor, dtype: torch.dtype, kind: int, scale: Tensor | None, power_of_two: bool, transpose: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    found, where = loaded_library(), place(x)
+    found, where = get_library(), place(x)
     outputs = _quantize_fake(x, dtype, kind, scale, power_of_two, transpose)
     out, scale_inv, out_t, scale_inv_t, amax = outputs
     (rows, columns), count, format_, block = x.shape, x.numel(), _FORMATS[dtype], kind
@@ -130,10 +130,10 @@ def _quantize(
                 format_,
                 power_of_two,
                 count,
-                address(x),
-                address(amax),
-                address(scale),
-                address(partial),
+                address_of(x),
+                address_of(amax),
+                address_of(scale),
+                address_of(partial),
             )
         partial = x.new_empty(-(-rows // TILE) * -(-columns // TILE), dtype=torch.int32)
         torch.reciprocal(scale, out=scale_inv)
@@ -145,22 +145,22 @@ def _quantize(
         power_of_two,
         rows,
         columns,
-        address(x),
-        address(scale),
-        address(out),
-        address(out_t) if transpose else 0,
-        address(scale_inv),
-        address(scale_inv_t),
-        address(amax),
-        address(partial),
+        address_of(x),
+        address_of(scale),
+        address_of(out),
+        address_of(out_t) if transpose else 0,
+        address_of(scale_inv),
+        address_of(scale_inv_t),
+        address_of(amax),
+        address_of(partial),
     )
     return outputs
 
 
 def _dequantize(data: Tensor, scale_inv: Tensor, kind: int, dtype: torch.dtype) -> Tensor:
     out = _dequantize_fake(data, scale_inv, kind, dtype)
-    (rows, columns), q, format_, block = data.shape, address(data), _FORMATS[data.dtype], kind
-    loaded_library().fp8_dequantize(
+    (rows, columns), q, format_, block = data.shape, address_of(data), _FORMATS[data.dtype], kind
+    get_library().fp8_dequantize(
         *place(data),
         DTYPE_CODES[dtype],
         format_,
@@ -168,8 +168,8 @@ def _dequantize(data: Tensor, scale_inv: Tensor, kind: int, dtype: torch.dtype) 
         rows,
         columns,
         q,
-        address(scale_inv),
-        address(out),
+        address_of(scale_inv),
+        address_of(out),
     )
     return out
 

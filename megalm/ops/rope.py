@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, address_of, get_library, place, require, use_native
 from megalm.ops.custom import CustomOp
 
 
@@ -37,7 +37,7 @@ def _rotate_into(y: Tensor, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bo
     sequence_stride, batch_stride, head_stride, _ = x.stride()
     y_sequence_stride, y_batch_stride, y_head_stride, _ = y.stride()
     table_sequence_stride, table_batch_stride = cos.stride(0), cos.stride(1) if cos.shape[1] > 1 else 0
-    loaded_library().rotary(
+    get_library().rotary(
         *place(x),
         DTYPE_CODES[x.dtype],
         interleaved,
@@ -55,10 +55,10 @@ def _rotate_into(y: Tensor, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bo
         y_head_stride,
         table_sequence_stride,
         table_batch_stride,
-        address(x),
-        address(cos),
-        address(sin),
-        address(y),
+        address_of(x),
+        address_of(cos),
+        address_of(sin),
+        address_of(y),
     )
     return y
 

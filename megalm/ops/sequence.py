@@ -9,10 +9,10 @@ from torch import Tensor
 
 from megalm.ops.backend import (
     DTYPE_CODES,
-    address,
-    current_backend,
-    library,
-    loaded_library,
+    address_of,
+    find_library,
+    get_backend,
+    get_library,
     place,
     require,
     use_native,
@@ -74,7 +74,7 @@ def _move(
         whole_side = (source.data_ptr() + start * step, (stride * step, step, row))
         part_side = (packed.data_ptr() + inside * part_step, (part_size, part_step, part_row))
         (from_, from_stride), (to, to_stride) = (whole_side, part_side) if pack else (part_side, whole_side)
-        loaded_library().sequence_move(*place(source), *n, *from_stride, *to_stride, run, from_, to)
+        get_library().sequence_move(*place(source), *n, *from_stride, *to_stride, run, from_, to)
 
 
 def _pack(x: Tensor, parts: int, dim: int, out_dim: int, zigzag: bool) -> Tensor:
@@ -133,8 +133,8 @@ _JOIN = CustomOp(
 
 def _served(x: Tensor) -> bool:
     """Bytes are moved, whatever they mean: any dtype."""
-    found = library()
-    if current_backend() == "reference" or found is None or type(x) not in (Tensor, torch.nn.Parameter):
+    found = find_library()
+    if get_backend() == "reference" or found is None or type(x) not in (Tensor, torch.nn.Parameter):
         return False
     return x.device.type == "cpu" or (x.is_cuda and found.has_cuda)
 
@@ -235,7 +235,7 @@ def sum_parts(x: Tensor) -> Tensor:
 def _sum_parts(x: Tensor) -> Tensor:
     out = _sum_parts_fake(x)
     parts, count = x.shape[0], out.numel()
-    loaded_library().sum_parts(*place(x), DTYPE_CODES[x.dtype], parts, count, address(x), address(out))
+    get_library().sum_parts(*place(x), DTYPE_CODES[x.dtype], parts, count, address_of(x), address_of(out))
     return out
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address, loaded_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, address_of, get_library, place, require, use_native
 from megalm.ops.custom import CustomOp
 
 
@@ -48,8 +48,8 @@ def causal_softmax_reference(
 def _forward(scores: Tensor, scale: float, slopes: Tensor | None, starts: Tensor | None) -> Tensor:
     y = torch.empty_like(scores)
     batch, heads, queries, keys = scores.shape
-    x = address(scores)
-    loaded_library().softmax_forward(
+    x = address_of(scores)
+    get_library().softmax_forward(
         *place(scores),
         DTYPE_CODES[scores.dtype],
         batch,
@@ -58,9 +58,9 @@ def _forward(scores: Tensor, scale: float, slopes: Tensor | None, starts: Tensor
         keys,
         scale,
         x,
-        address(slopes),
-        address(starts),
-        address(y),
+        address_of(slopes),
+        address_of(starts),
+        address_of(y),
     )
     return y
 
@@ -72,7 +72,7 @@ def _forward_fake(scores: Tensor, scale: float, slopes: Tensor | None, starts: T
 def _backward(dy: Tensor, y: Tensor, scale: float, starts: Tensor | None) -> Tensor:
     dx = torch.empty_like(y)
     batch, heads, queries, keys = y.shape
-    loaded_library().softmax_backward(
+    get_library().softmax_backward(
         *place(y),
         DTYPE_CODES[y.dtype],
         batch,
@@ -80,10 +80,10 @@ def _backward(dy: Tensor, y: Tensor, scale: float, starts: Tensor | None) -> Ten
         queries,
         keys,
         scale,
-        address(dy),
-        address(y),
-        address(starts),
-        address(dx),
+        address_of(dy),
+        address_of(y),
+        address_of(starts),
+        address_of(dx),
     )
     return dx
 

@@ -125,7 +125,7 @@ def _write(out: np.ndarray, seed: int, piece: Piece, std: float) -> None:
     """The piece's initial values into out, fp32 [rows, elements of a row], by the compiled function where there is
     one."""
     inner = prod(piece.global_shape[2:])
-    if index.available() and piece.shape[2:] == piece.global_shape[2:] and out.size:
+    if index.is_available() and piece.shape[2:] == piece.global_shape[2:] and out.size:
         stride = prod(piece.global_shape[1:])
         first = piece.offset[0] * stride + (piece.offset[1] * inner if len(piece.offset) > 1 else 0)
         index.fill(out, key_of(seed, piece.name), std * _SCALE, first=first, stride=stride)

@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).with_name("mixtures")
 
 
 @dataclass
-class Source:
+class TokenSupply:
     """One source; what is None is worked out from the others."""
 
     name: str
@@ -43,7 +43,7 @@ class Mixture:
     """Sources with everything known that can be known."""
 
     name: str
-    sources: list[Source]
+    sources: list[TokenSupply]
     total: float | None
     """Tokens of the mixture."""
     warnings: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Mixture:
 
 
 def solve(
-    name: str, sources: Sequence[Source], total: float | None = None, most_epochs: float = MOST_EPOCHS
+    name: str, sources: Sequence[TokenSupply], total: float | None = None, most_epochs: float = MOST_EPOCHS
 ) -> Mixture:
     """Work out tokens, proportion and epochs of each source.
 
@@ -108,7 +108,7 @@ def solve(
             available = tokens / epochs
         if epochs is None and available and tokens is not None:
             epochs = tokens / available
-        answers.append(Source(source.name, available, share, tokens, epochs, source.prefix))
+        answers.append(TokenSupply(source.name, available, share, tokens, epochs, source.prefix))
     shares = sum(source.proportion or 0.0 for source in answers)
     if abs(shares - 1) > SUM_TOLERANCE:
         raise ConfigError(
@@ -131,7 +131,7 @@ def solve(
     return mixture
 
 
-def _check(name: str, source: Source) -> None:
+def _check(name: str, source: TokenSupply) -> None:
     for what in ("available", "proportion", "tokens", "epochs"):
         value = getattr(source, what)
         if value is not None and not (0 <= value < float("inf")):
@@ -149,7 +149,7 @@ def _check(name: str, source: Source) -> None:
             )
 
 
-def _drawn(source: Source) -> float | None:
+def _drawn(source: TokenSupply) -> float | None:
     """Tokens of a source that follow without the total."""
     if source.tokens is not None:
         return source.tokens
@@ -158,7 +158,7 @@ def _drawn(source: Source) -> float | None:
     return None
 
 
-def _total(name: str, sources: Sequence[Source], drawn: list[float | None]) -> float | None:
+def _total(name: str, sources: Sequence[TokenSupply], drawn: list[float | None]) -> float | None:
     """The total when it is not given: the sum of the targets, or what a target and its proportion imply."""
     if all(tokens is not None for tokens in drawn):
         return sum(tokens for tokens in drawn if tokens is not None)
@@ -209,7 +209,7 @@ def write_data_yaml(mixture: Mixture) -> str:
     return "\n".join(lines) + "\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def read(name: str) -> tuple[str, list[Source], float | None]:
+def read(name: str) -> tuple[str, list[TokenSupply], float | None]:
     """(name, sources, total) of a mixture file (.yaml, .json or .csv) or of an example's name.
 
     Errors: ConfigError for what cannot be read.
@@ -238,7 +238,7 @@ def read(name: str) -> tuple[str, list[Source], float | None]:
         ) from None
 
 
-def make_source(where: str, entry: dict[str, Any]) -> Source:
+def make_source(where: str, entry: dict[str, Any]) -> TokenSupply:
     """A source out of a mapping; figures may be words such as 335B or 33.5%."""
     unknown = set(entry) - {"name", "available", "proportion", "tokens", "epochs", "prefix"}
     if unknown or "name" not in entry:
@@ -250,10 +250,10 @@ def make_source(where: str, entry: dict[str, Any]) -> Source:
         for key in ("available", "proportion", "tokens", "epochs")
         if entry.get(key) is not None
     }
-    return Source(str(entry["name"]), prefix=entry.get("prefix"), **figures)
+    return TokenSupply(str(entry["name"]), prefix=entry.get("prefix"), **figures)
 
 
-def _from_csv(path: Path, text: str) -> list[Source]:
+def _from_csv(path: Path, text: str) -> list[TokenSupply]:
     sources = []
     for row in csv.DictReader(line for line in text.splitlines() if not line.startswith("#")):
         clean = {key.strip(): value.strip() for key, value in row.items() if key and value and value.strip()}
@@ -274,7 +274,7 @@ def _from_csv(path: Path, text: str) -> list[Source]:
     return sources
 
 
-def parse_source(word: str) -> Source:
+def parse_source(word: str) -> TokenSupply:
     """NAME=AVAILABLE@WHAT on the command line: web=2.4T@33.5%, wiki=4.87B@2x, code=464B@100B; AVAILABLE may be ?.
 
     Errors: ConfigError for a word that is not of this form.
@@ -286,11 +286,11 @@ def parse_source(word: str) -> Source:
         name, available, what = match.groups()
         known = None if available.strip() == "?" else parse_quantity(available)
         if what.endswith("x"):
-            return Source(name, known, epochs=float(what[:-1]))
+            return TokenSupply(name, known, epochs=float(what[:-1]))
         number = parse_quantity(what)
         if what.endswith("%") or number <= 1:
-            return Source(name, known, proportion=number)
-        return Source(name, known, tokens=number)
+            return TokenSupply(name, known, proportion=number)
+        return TokenSupply(name, known, tokens=number)
     except ValueError:
         raise ConfigError(
             f"{word!r}: write NAME=AVAILABLE@WHAT, WHAT a proportion (33.5%), target tokens (335B) or epochs (2.5x),"

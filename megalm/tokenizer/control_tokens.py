@@ -99,7 +99,7 @@ def read_folder_settings(folder: Path) -> FolderSettings:
     )
 
 
-def settings_beside(file: Path) -> FolderSettings:
+def read_settings_beside(file: Path) -> FolderSettings:
     """The settings that belong to a tokenizer's file: those beside it, if it has the name of a folder's tokenizer."""
     own = file.name in TOKENIZER_NAMES or file.suffix == ".tiktoken"
     return read_folder_settings(file.parent) if own else FolderSettings()
@@ -142,7 +142,7 @@ def resolve_control_tokens(
         if chosen is None:
             chosen = of_file
         if chosen is None and (key == "eos_token" or not settings.tokenizer):
-            chosen = first_spelling(key, special, token_id)
+            chosen = find_first_spelling(key, special, token_id)
         found[key] = chosen
     return ControlTokens(
         begin=found["bos_token"],
@@ -155,12 +155,12 @@ def resolve_control_tokens(
     )
 
 
-def first_spelling(key: str, special: Collection[str], token_id: Callable[[str], int | None]) -> int | None:
+def find_first_spelling(key: str, special: Collection[str], token_id: Callable[[str], int | None]) -> int | None:
     """The likeliest of the common spellings that is one of the control tokens."""
     return next((token_id(name) for name in SPELLINGS[key] if name in special), None)
 
 
-def missing_ids(ids: Iterable[int], size: int) -> list[int]:
+def list_missing_ids(ids: Iterable[int], size: int) -> list[int]:
     """The numbers below `size` that no token has, in order."""
     there = set(ids)
     return [number for number in range(size) if number not in there]

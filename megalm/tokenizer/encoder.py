@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.tokenizer.control_tokens import TOKENIZER_NAMES, ControlTokens, missing_ids
-from megalm.tokenizer.proof import proof_texts
+from megalm.tokenizer.control_tokens import TOKENIZER_NAMES, ControlTokens, list_missing_ids
+from megalm.tokenizer.proof import make_proof_texts
 
 FORMATS = "a Hugging Face tokenizer.json, Mistral's tekken.json, a SentencePiece .model, or a .tiktoken rank file"
 FAST_BACKENDS = ("gigatoken", "fastokens")  # by measured speed
@@ -102,7 +102,7 @@ class Tokenizer:
             _let_interrupts_through(error)
             self.rejected[name] = f"it does not read this tokenizer ({_first_line(error)})"
             return False
-        difference = None if proven else self._differs(encode, proof_texts(self._names_in_text()))
+        difference = None if proven else self._differs(encode, make_proof_texts(self._names_in_text()))
         if difference is not None:
             self._reject(name, difference)
             return False
@@ -231,7 +231,7 @@ class Tokenizer:
 
     def unknown_ids(self, size: int) -> list[int]:
         """The ids below `size` that no token has: rows that pad a model's vocabulary, and gaps in the tokenizer's own."""
-        return missing_ids(self._ids, size)
+        return list_missing_ids(self._ids, size)
 
     def fingerprint(self) -> str:
         """Changes when the tokenizer's file does."""

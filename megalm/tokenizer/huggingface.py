@@ -17,8 +17,8 @@ from megalm.tokenizer.control_tokens import (
     ControlTokens,
     FolderSettings,
     parse_json,
+    read_settings_beside,
     resolve_control_tokens,
-    settings_beside,
 )
 from megalm.tokenizer.encoder import (
     FAST_BACKENDS,
@@ -31,11 +31,11 @@ from megalm.tokenizer.encoder import (
 )
 from megalm.tokenizer.plain_text import (
     BYTE_PIECE,
-    added_tokens,
-    misnumbered,
-    model_vocabulary,
+    find_misnumbered,
+    list_added_tokens,
+    make_plain_text_config,
     parts_of,
-    plain_text_config,
+    read_model_vocabulary,
     without_additions,
     without_special_tokens,
 )
@@ -68,15 +68,15 @@ class HuggingFaceTokenizer(Tokenizer):
     ):
         config = content or parse_json(Path(path), read_bytes(path))
         try:
-            self._vocabulary = model_vocabulary(config["model"])
-            added = added_tokens(config)
+            self._vocabulary = read_model_vocabulary(config["model"])
+            added = list_added_tokens(config)
             self._added = {token["content"]: token["id"] for token in added}
             self._special = {token["content"] for token in added if token.get("special")}
             ids = frozenset([*self._vocabulary.values(), *self._added.values()])
-            wrong = misnumbered(config)
+            wrong = find_misnumbered(config)
         except Exception as error:
-            raise unusable(path, error) from error
-        settings = settings_beside(Path(path))
+            raise explain_unusable(path, error) from error
+        settings = read_settings_beside(Path(path))
         control = resolve_control_tokens(settings, self.token_id, known=ids.__contains__, special=self._special)
         # What comes before and after a text stands in the post-processor; transformers reads it there alone.
         control = replace(control, add_begin=False, add_end=False)
@@ -93,13 +93,13 @@ class HuggingFaceTokenizer(Tokenizer):
         self._config = (
             without_additions(config)
             if control_tokens
-            else plain_text_config(config, self._declared(config, settings, control))
+            else make_plain_text_config(config, self._declared(config, settings, control))
         )
         try:
             if not proven:
                 self._native  # noqa: B018  the library reads it: what it refuses is refused here
         except Exception as error:  # the library raises bare Exception
-            raise unusable(path, error) from error
+            raise explain_unusable(path, error) from error
         super().__init__(path, ids, control)
         self._choose(backend, proven)
 
@@ -133,7 +133,7 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             whole = Native.from_str(read_text(self.path))
         except Exception as error:
-            raise unusable(self.path, error) from error
+            raise explain_unusable(self.path, error) from error
         whole.no_truncation()  # of training in batches, which transformers does not apply to a text either
         whole.no_padding()
         return whole
@@ -191,7 +191,7 @@ class HuggingFaceTokenizer(Tokenizer):
         model = self._config["model"]
         if model.get("type") == "Unigram":
             return model.get("unk_id")
-        return model_vocabulary(model).get(model.get("unk_token") or "")
+        return read_model_vocabulary(model).get(model.get("unk_token") or "")
 
     @property
     def drops_characters(self) -> bool:
@@ -233,7 +233,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._marks(text)
 
 
-def unusable(path: str, error: Exception) -> ConfigError:
+def explain_unusable(path: str, error: Exception) -> ConfigError:
     """The error for a tokenizer.json that its library does not take."""
     return ConfigError(
         f"{path}: not a usable tokenizer.json ({error}). Give one that `tokenizers` reads, or train one with "

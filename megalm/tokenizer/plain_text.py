@@ -18,12 +18,12 @@ from typing import Any
 BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-def added_tokens(config: dict[str, Any]) -> list[dict[str, Any]]:
+def list_added_tokens(config: dict[str, Any]) -> list[dict[str, Any]]:
     """The tokens that a tokenizer.json adds to its model's vocabulary."""
     return config.get("added_tokens") or []
 
 
-def model_vocabulary(model: dict[str, Any]) -> dict[str, int]:
+def read_model_vocabulary(model: dict[str, Any]) -> dict[str, int]:
     """Number of each piece of the model's own vocabulary. Unigram lists pieces with their scores."""
     vocabulary = model.get("vocab") or {}
     if isinstance(vocabulary, dict):
@@ -36,17 +36,17 @@ def without_additions(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "post_processor": None, "truncation": None, "padding": None}
 
 
-def misnumbered(config: dict[str, Any]) -> dict[str, int]:
+def find_misnumbered(config: dict[str, Any]) -> dict[str, int]:
     """The added tokens that the library gives other numbers than the file, with the library's numbers.
 
     It takes the model's own number of a name, else the next that is free behind the vocabulary, whatever the file says.
     """
-    vocabulary = model_vocabulary(config["model"])
+    vocabulary = read_model_vocabulary(config["model"])
     size = len(config["model"].get("vocab") or ())
     highest = -1
     seen: set[str] = set()
     wrong: dict[str, int] = {}
-    for token in added_tokens(config):
+    for token in list_added_tokens(config):
         name = token["content"]
         if not name or name in seen:
             continue
@@ -60,12 +60,12 @@ def misnumbered(config: dict[str, Any]) -> dict[str, int]:
     return wrong
 
 
-def plain_text_config(config: dict[str, Any], control: Collection[str] = ()) -> dict[str, Any]:
+def make_plain_text_config(config: dict[str, Any], control: Collection[str] = ()) -> dict[str, Any]:
     """The tokenizer.json for `tokenizers` with `encode_special_tokens`: control tokens are those that are special in the
     file, and those named here."""
     added = [
         {**token, "special": bool(token.get("special")) or token["content"] in control}
-        for token in added_tokens(config)
+        for token in list_added_tokens(config)
     ]
     special = {token["content"] for token in added if token["special"]}
     model, renamed = _without_names(config, special | set(control))
@@ -76,13 +76,13 @@ def plain_text_config(config: dict[str, Any], control: Collection[str] = ()) -> 
 
 def without_special_tokens(plain: dict[str, Any]) -> dict[str, Any]:
     """The same for libraries that go by the numbers in the file and have no such switch."""
-    return {**plain, "added_tokens": [token for token in added_tokens(plain) if not token["special"]]}
+    return {**plain, "added_tokens": [token for token in list_added_tokens(plain) if not token["special"]]}
 
 
 def _without_names(config: dict[str, Any], names: Collection[str]) -> tuple[dict[str, Any], set[str]]:
     """The model with other names for those of these entries that it would find in a text, and what was renamed."""
     model = config["model"]
-    vocabulary = model_vocabulary(model)
+    vocabulary = read_model_vocabulary(model)
     there = {name for name in names if name in vocabulary and _is_name(name, config)}
     if model.get("type") == "BPE" or "merges" in model:
         found = {name for name in there if model.get("ignore_merges") or len(name) == 1}

@@ -10,7 +10,7 @@ TOGETHER = 16  # names in a text: a library takes its time for a call, not for a
 OVERLAPS = 200  # pairs of names that are tried
 
 
-def proof_texts(names: Sequence[str] = ()) -> list[str]:
+def make_proof_texts(names: Sequence[str] = ()) -> list[str]:
     """Texts on which tokenizers differ when they differ at all: spaces, numbers, scripts, emoji, controls, random
     code points, and names of added tokens."""
     texts = [

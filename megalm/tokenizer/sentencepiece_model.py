@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.tokenizer.control_tokens import ControlTokens, resolve_control_tokens, settings_beside
+from megalm.tokenizer.control_tokens import ControlTokens, read_settings_beside, resolve_control_tokens
 from megalm.tokenizer.encoder import (
     FAST_BACKENDS,
     FORMATS,
@@ -59,7 +59,7 @@ class SentencePieceTokenizer(Tokenizer):
             for number in (model.bos_id(), model.eos_id(), model.pad_id(), model.unk_id())
         )
         control = resolve_control_tokens(
-            settings_beside(Path(path)),
+            read_settings_beside(Path(path)),
             self.token_id,
             known=range(model.vocab_size()).__contains__,
             own=ControlTokens(begin, own_end, pad, unknown),

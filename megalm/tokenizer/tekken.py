@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.tokenizer.control_tokens import ControlTokens, parse_json, resolve_control_tokens, settings_beside
+from megalm.tokenizer.control_tokens import ControlTokens, parse_json, read_settings_beside, resolve_control_tokens
 from megalm.tokenizer.encoder import Tokenizer, choose_end, read_bytes
 from megalm.tokenizer.tiktoken_ranks import check_ranks
 
@@ -71,7 +71,9 @@ class TekkenTokenizer(Tokenizer):
         self._allowed: Any = "all" if control_tokens else set()
         ids = range(self._reserved + len(ranks))
         own = ControlTokens(special.get("<s>"), special.get("</s>"), special.get("<pad>"), special.get("<unk>"))
-        control = resolve_control_tokens(settings_beside(Path(path)), self.token_id, known=ids.__contains__, own=own)
+        control = resolve_control_tokens(
+            read_settings_beside(Path(path)), self.token_id, known=ids.__contains__, own=own
+        )
         control = replace(control, end=choose_end(path, end, control.end, self.token_id))
         super().__init__(path, ids, control)
         self._choose(backend, proven)

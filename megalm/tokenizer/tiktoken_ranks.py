@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.tokenizer.control_tokens import ControlTokens, resolve_control_tokens, settings_beside
+from megalm.tokenizer.control_tokens import ControlTokens, read_settings_beside, resolve_control_tokens
 from megalm.tokenizer.encoder import (
     FAST_BACKENDS,
     FORMATS,
@@ -161,7 +161,7 @@ class TiktokenTokenizer(Tokenizer):
             end=self._special.get(known.end) if known else None,
         )
         control = resolve_control_tokens(
-            settings_beside(Path(path)), self.token_id, known=ids.__contains__, own=own, special=self._special
+            read_settings_beside(Path(path)), self.token_id, known=ids.__contains__, own=own, special=self._special
         )
         control = replace(control, end=choose_end(path, end, control.end, self.token_id))
         super().__init__(path, ids, control)

@@ -46,7 +46,7 @@ def load_tokenizer(
 
     Errors: ConfigError if there is none, or the file cannot be used.
     """
-    name = file_of(os.fspath(path))
+    name = find_tokenizer_file(os.fspath(path))
     with open(name, "rb") as file:
         start = file.read(256)
     damage = describe_damage(start)
@@ -70,7 +70,7 @@ def load_tokenizer(
     return HuggingFaceTokenizer(name, backend, proven, control_tokens, end, content)
 
 
-def file_of(name: str) -> str:
+def find_tokenizer_file(name: str) -> str:
     """The tokenizer's file: this one, or the preferred one of a folder. ConfigError if there is none."""
     if os.path.isdir(name):
         files = (os.path.join(name, file) for file in TOKENIZER_NAMES)

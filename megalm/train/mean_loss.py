@@ -16,7 +16,7 @@ class Evaluator:
 
     Args:
         sums: what the stages report; `divisor`: the sum that the loss is divided by.
-        seq_length: positions in the tensors between pipeline stages (`build.local_seq_length`).
+        seq_length: positions in the tensors between pipeline stages (`build.find_local_seq_length`).
     """
 
     def __init__(self, executor: Executor, sums: Sums, divisor: str, mesh: Mesh, seq_length: int) -> None:

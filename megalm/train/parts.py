@@ -20,7 +20,7 @@ from megalm.pipeline.execute import Executor
 from megalm.precision.policy import make_policy
 from megalm.train.balance import Balance
 from megalm.train.batch_source import BatchSource
-from megalm.train.build import build_chunks, build_objective, local_seq_length, schedule_of
+from megalm.train.build import build_chunks, build_objective, choose_schedule, find_local_seq_length
 from megalm.train.determinism import choose_algorithms, seed_everything
 from megalm.train.hooks import Hook
 from megalm.train.mean_loss import Evaluator
@@ -73,10 +73,10 @@ def build_parts(
     objective = objective or build_objective(config)
     chunks = build_chunks(config, mesh, objective)
     optimizer = build_optimizer(chunks, config.optim, mesh, config.parallel)
-    length = local_seq_length(config, mesh)
+    length = find_local_seq_length(config, mesh)
     executor = Executor(
         chunks,
-        schedule_of(config, mesh.data.size),
+        choose_schedule(config, mesh.data.size),
         mesh.pipeline,
         micro_batch_size=config.train.micro_batch_size,
         seq_length=length,

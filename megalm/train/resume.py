@@ -93,7 +93,7 @@ def tell_origin(trainer: "Trainer", environment: dict[str, object]) -> None:
     if origin is None:
         return
     events.write(origin.kind, step=origin.step, **origin.fields)
-    if (changed := changes_event(trainer.config, origin)) is not None:
+    if (changed := list_changed_settings(trainer.config, origin)) is not None:
         events.write("changed", step=origin.step, **changed)
 
 
@@ -136,7 +136,7 @@ class SettingsCheck:
         return make_config(_without(stored, self.unknown), f"the configuration in {where}")
 
 
-def changes_event(config: Config, origin: Origin) -> dict[str, Any] | None:
+def list_changed_settings(config: Config, origin: Origin) -> dict[str, Any] | None:
     """Fields of the event `changed`; None where the run goes on as it was."""
     if not origin.changes and not origin.unknown:
         return None
@@ -147,7 +147,7 @@ def changes_event(config: Config, origin: Origin) -> dict[str, Any] | None:
     if origin.kind == "load_weights":
         parts.append("the model computes something else with these weights than the one that they were made with")
     elif origin.settings is not None:
-        before, now = learning_rates(origin.settings, origin.total_steps, config, origin.step)
+        before, now = compare_learning_rates(origin.settings, origin.total_steps, config, origin.step)
         if not math.isclose(before, now, rel_tol=1e-9):
             event |= {"lr_before": before, "lr_now": now}
             parts.append(
@@ -156,7 +156,7 @@ def changes_event(config: Config, origin: Origin) -> dict[str, Any] | None:
     return event | {"text": "; ".join(parts)}
 
 
-def learning_rates(before: Config, total_before: int | None, now: Config, step: int) -> tuple[float, float]:
+def compare_learning_rates(before: Config, total_before: int | None, now: Config, step: int) -> tuple[float, float]:
     """The learning rate of the update after `step` on the course of each configuration."""
     rates = []
     for config, total in ((before, total_before or before.train.steps), (now, now.train.steps)):

@@ -9,14 +9,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from megalm.checkpoint import CheckpointError
-from megalm.checkpoint.random_state import random_state
+from megalm.checkpoint.random_state import take_random_state
 from megalm.config.phases import spans_of
 from megalm.data.batch import Batch
 from megalm.data.phases import Phase
 from megalm.optim.lr import phased_learning_rate
 from megalm.parallel.context import shard_batch
 from megalm.parallel.slices import Box, state_boxes
-from megalm.train.build import local_seq_length
+from megalm.train.build import find_local_seq_length
 from megalm.train.control import RunControl
 from megalm.train.hooks import Hook, check_names, state_of, states_of
 from megalm.train.record import Progress, StepRecords
@@ -215,7 +215,7 @@ class Trainer:
                     raise CheckpointError(f"its weights are not finite, since step {self.soundness.since}")
                 return
             state = {**self.state_dict(), "config": asdict(self.config)}
-            self.checkpoints.save(self.step, self.boxes(), state, random_state(), only_finite=True)
+            self.checkpoints.save(self.step, self.boxes(), state, take_random_state(), only_finite=True)
             self._saved_step = self.step
             for hook in self.hooks:
                 hook.on_checkpoint(self, self.step)
@@ -248,7 +248,7 @@ class Trainer:
     def _enter_phase(self) -> Phase:
         """The phase that the next update belongs to; its first update is an event."""
         phase = self.batch_source.phase
-        self.executor.set_seq_length(local_seq_length(self.config, self.mesh, phase.seq_length))
+        self.executor.set_seq_length(find_local_seq_length(self.config, self.mesh, phase.seq_length))
         if phase.name and phase.first_step == self.step:
             shares = {name: phase.share(name) for name in phase.weights}
             self.events.write(

@@ -11,7 +11,7 @@ from megalm.checkpoint import Checkpointer, CheckpointError, CheckpointReader, C
 from megalm.checkpoint import commit as commit_module
 from megalm.checkpoint import save as save_module
 from megalm.checkpoint.commit import committed, superseded
-from megalm.checkpoint.manifest import checksum
+from megalm.checkpoint.manifest import compute_checksum
 from megalm.config import CheckpointConfig, ConfigError
 from megalm.parallel.slices import Box
 from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout, assert_holds, boxes_on, reference, run_threads
@@ -235,7 +235,7 @@ def test_large_and_small_pieces_are_copied_by_several_threads(tmp_path, monkeypa
     assert all(torch.equal(reader.tensor(box.name), box.tensor) for box in boxes)
     for box in boxes:
         held = box.tensor.contiguous().view(torch.uint8).numpy()
-        assert reader.manifest.tensors[box.name].chunks[0].xxh3 == checksum(held)
+        assert reader.manifest.tensors[box.name].chunks[0].xxh3 == compute_checksum(held)
     saver.close()
 
 

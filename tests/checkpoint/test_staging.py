@@ -18,8 +18,8 @@ def item() -> WriteItem:
 @pytest.mark.parametrize("compiled", [True, False])
 def test_copies_have_the_checksums_of_their_sources(compiled, threads, monkeypatch):
     if not compiled:
-        monkeypatch.setattr(staging, "library", lambda: None)
-    elif backend.library() is None:
+        monkeypatch.setattr(staging, "find_library", lambda: None)
+    elif backend.find_library() is None:
         pytest.skip("the extension is not built")
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(staging, "THREAD_BYTES", 1)
@@ -41,7 +41,7 @@ def test_copies_have_the_checksums_of_their_sources(compiled, threads, monkeypat
 
 
 def test_the_compiled_checksum_is_the_library_s():
-    compiled = backend.library()
+    compiled = backend.find_library()
     if compiled is None:
         pytest.skip("the extension is not built")
     random = np.random.RandomState(0)

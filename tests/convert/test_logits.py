@@ -5,7 +5,7 @@ import torch
 
 from megalm.convert.formats import open_source
 from megalm.generate.generate import generate
-from megalm.generate.model import build_model, logits
+from megalm.generate.model import build_model, compute_logits
 from tests.convert.architectures import NAMES, build, tokens
 
 
@@ -18,7 +18,7 @@ def test_logits_of_every_architecture(name, tmp_path):
     with torch.no_grad():
         expected = peer(tokens()).logits
     assert expected.std() > 0.5  # large enough that 1e-4 says something
-    torch.testing.assert_close(logits(model, tokens()), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(compute_logits(model, tokens()), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama3", "gpt2", "qwen3"])

@@ -16,7 +16,7 @@ from megalm.convert.megatron_dist import RESHARDABLE, write_dist
 from megalm.convert.megatron_legacy import write_legacy
 from megalm.convert.source import Source
 from megalm.convert.weights import MemoryWeights
-from megalm.generate.model import build_model, logits
+from megalm.generate.model import build_model, compute_logits
 from tests.convert.megatron_checkpoints import MODELS, PADDED, arguments, make_model, random_weights
 
 with warnings.catch_warnings():
@@ -84,7 +84,9 @@ def compare(source, theirs, vocab_size):
     tokens = torch.randint(0, vocab_size, (2, 16), generator=torch.Generator().manual_seed(3))
     expected = their_logits(theirs, tokens, vocab_size)
     assert expected.std() > 0.1
-    torch.testing.assert_close(logits(build_model(source.model, source.weights), tokens), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        compute_logits(build_model(source.model, source.weights), tokens), expected, rtol=0, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from megalm.config import OptimConfig, ParallelConfig
 from megalm.convert.formats import open_source
 from megalm.data.batch import Batch
-from megalm.generate.model import build_model, logits
+from megalm.generate.model import build_model, compute_logits
 from megalm.objectives.next_token import NextToken
 from megalm.optim.sharded import ShardedOptimizer
 from megalm.parallel.mesh import Mesh
@@ -77,7 +77,7 @@ def test_same_logits_then_the_same_twenty_losses(name, tmp_path):
     source = open_source(tmp_path)
     model = build_model(source.model, source.weights)
     with torch.no_grad():
-        torch.testing.assert_close(logits(model, tokens()), peer(tokens()).logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(compute_logits(model, tokens()), peer(tokens()).logits, rtol=0, atol=1e-4)
     expected, ours = losses_of_transformers(peer), losses_of_megalm(model)
     assert expected[-1] < expected[0] - 0.3  # it learns: 20 steps that change nothing would prove nothing
     assert max(abs(a - b) for a, b in zip(ours, expected, strict=True)) < 1e-4  # seen: 1e-6

@@ -9,7 +9,7 @@ import torch
 from megalm.config.compose import compose_config
 from megalm.config.saved import write_config_yaml
 from megalm.convert.formats import open_source
-from megalm.generate.model import build_model, logits
+from megalm.generate.model import build_model, compute_logits
 from megalm.launch.resolve import resolve
 from megalm.parallel.mesh import build_mesh
 from megalm.train.hooks import Hook
@@ -57,7 +57,9 @@ def check_export(run: Path, exported: Path) -> None:
     tokens = torch.arange(32)[None] * 7 % 64
     with torch.no_grad():
         expected = transformers.AutoModelForCausalLM.from_pretrained(exported)(tokens).logits
-    torch.testing.assert_close(logits(build_model(source.model, source.weights), tokens), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        compute_logits(build_model(source.model, source.weights), tokens), expected, rtol=0, atol=1e-4
+    )
 
 
 def test_a_run_exports_and_its_export_starts_another_run(tmp_path):

@@ -13,7 +13,7 @@ import zstandard
 from megalm.config.errors import ConfigError
 from megalm.corpus import documents as module
 from megalm.corpus import tokenize_corpus
-from megalm.corpus.archives import unpacked
+from megalm.corpus.archives import unpack
 from megalm.corpus.blocks import Blocks
 from megalm.corpus.documents import BadDocument, Piece, cut_into_pieces, find_files, read_piece
 from megalm.corpus.json_lines import read_lines
@@ -98,7 +98,7 @@ def test_streams_may_be_padded_but_not_followed_by_anything_else(tmp_path, endin
         (last,) = read_piece(Piece(str(tmp_path / f"a.txt{ending}"), 1))
         assert isinstance(last, BadDocument) == damaged
     with open(tmp_path / f"a.txt{ending}", "rb") as file:
-        assert unpacked(file, {".gz": "gzip", ".xz": "xz"}[ending]).read(8) == b"one\ntwo\n"
+        assert unpack(file, {".gz": "gzip", ".xz": "xz"}[ending]).read(8) == b"one\ntwo\n"
 
 
 def tokens(prefix):

@@ -13,7 +13,7 @@ import zstandard
 
 from megalm.corpus import documents as module
 from megalm.corpus.blocks import Blocks
-from megalm.corpus.contents import Recoded, compression_in, encoding_in, looks_like_text, why_no_documents
+from megalm.corpus.contents import Recoded, find_compression, find_encoding, looks_like_text, why_no_documents
 from megalm.corpus.documents import BadDocument, cut_into_pieces, find_files, read_piece
 from megalm.corpus.json_lines import read_lines
 
@@ -143,7 +143,7 @@ def test_a_compressed_file_is_known_by_its_content_and_a_plain_one_too(tmp_path,
         for content in (pack(LINES.encode()), LINES.encode()):
             (tmp_path / name).write_bytes(content)
             assert texts(tmp_path / name) == TEXTS
-    assert compression_in(pack(b"")) == compression_in(pack(b"x" * 99)) == kind
+    assert find_compression(pack(b"")) == find_compression(pack(b"x" * 99)) == kind
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(pack(LINES.encode())))
     (found,) = read(tmp_path / "b.jsonl.gz")
     assert found.reason.startswith(f"is compressed twice, inside by {kind}: unpack it once")
@@ -214,8 +214,8 @@ def test_text_is_taken_for_nothing_else():
         "<p>",
         "Rar!",
     ):
-        assert not why_no_documents((text * 99).encode(), False) and not compression_in((text * 99).encode())
-        assert looks_like_text(text.encode()) and not encoding_in(text.encode())
+        assert not why_no_documents((text * 99).encode(), False) and not find_compression((text * 99).encode())
+        assert looks_like_text(text.encode()) and not find_encoding(text.encode())
     assert not why_no_documents(bytes(600), False)
 
 

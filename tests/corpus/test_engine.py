@@ -17,7 +17,7 @@ from megalm.corpus import tokenize_corpus
 from megalm.corpus.dedup import contamination, exact, near, semantic
 from megalm.corpus.dedup.corpus import Corpus
 from megalm.corpus.dedup.removal import write_lists
-from megalm.corpus.dedup.substring import repeated_token_spans
+from megalm.corpus.dedup.substring import find_repeated_token_spans
 from megalm.corpus.dedup.text_spans import cut_repeated_text
 from megalm.corpus.engine import ENGINES, LocalEngine, make_engine
 from megalm.corpus.tokenize_corpus import Settings, ShardTask
@@ -117,7 +117,7 @@ def test_near_duplicates_are_the_same_with_a_worker_killed(engine, tmp_path, mon
     def lists(name, engine):
         with Corpus([str(source)], engine=engine, folder=str(tmp_path / name / "parts")) as corpus:
             assert len(corpus.shards) > 3
-            removals, pairs = near.near_duplicates(corpus)
+            removals, pairs = near.find_near_duplicates(corpus)
             counts = write_lists(corpus, removals, str(tmp_path / name / "kept"), str(tmp_path / name / "gone"))
         assert counts.removed == 40 == len(pairs)
         return [(tmp_path / name / part).read_bytes() for part in ("kept", "gone")]
@@ -186,9 +186,10 @@ def test_repeated_spans_are_the_same(engine, tmp_path):
     rng = np.random.default_rng(2)
     pool = [rng.integers(0, 300, 30) for _ in range(12)]
     prefix = write(tmp_path / "t", [np.concatenate([pool[k] for k in rng.integers(0, 12, 4)]) for _ in range(20)])
-    whole = repeated_token_spans(TokenFile(prefix), 15)
+    whole = find_repeated_token_spans(TokenFile(prefix), 15)
     assert (
-        repeated_token_spans(TokenFile(prefix), 15, engine, str(tmp_path / "parts"), 700) == whole and len(whole) > 10
+        find_repeated_token_spans(TokenFile(prefix), 15, engine, str(tmp_path / "parts"), 700) == whole
+        and len(whole) > 10
     )
 
 

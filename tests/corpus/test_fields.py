@@ -2,18 +2,18 @@ import json
 
 import pytest
 
-from megalm.corpus.documents import BadDocument, Document, json_line
+from megalm.corpus.documents import BadDocument, Document, read_json_line
 from megalm.corpus.fields import column_of, from_command_line, is_one_text, names_of, text_of, value_at, with_text
 
 
 def text(record, field):
-    found = json_line(json.dumps(record).encode(), 0, field)
+    found = read_json_line(json.dumps(record).encode(), 0, field)
     assert isinstance(found, Document), found
     return found.text
 
 
 def reason(record, field):
-    found = json_line(json.dumps(record).encode(), 0, field)
+    found = read_json_line(json.dumps(record).encode(), 0, field)
     assert isinstance(found, BadDocument), found
     return found.reason
 
@@ -95,7 +95,7 @@ def test_a_list_and_an_object_say_how_to_name_a_text_in_them():
 
 def test_half_of_a_surrogate_pair_is_no_text_wherever_it_stands():
     for line in (b'"\\ud800"', b'{"text": "\\ud800"}'):
-        assert "surrogate" in json_line(line, 0, "text").reason
+        assert "surrogate" in read_json_line(line, 0, "text").reason
     assert "surrogate" in text_of({"a": "\ud800", "b": "x"}, "{b}{a}")[1]
 
 

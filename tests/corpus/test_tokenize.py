@@ -15,7 +15,7 @@ from megalm.config.errors import ConfigError
 from megalm.corpus import documents as documents_module
 from megalm.corpus import merge, shards, tokenize_corpus, tokenize_job
 from megalm.corpus.engine import LocalEngine
-from megalm.corpus.python_corpus import python_corpus
+from megalm.corpus.python_corpus import choose_python_files
 from megalm.corpus.shards import make_shards
 from megalm.corpus.tokenize_corpus import Settings, ShardRun
 from megalm.corpus.tokenize_job import Job, Progress, run_job
@@ -324,8 +324,8 @@ def test_shards_depend_on_the_input_only(tmp_path, tokenizer_file, monkeypatch):
 
 
 def test_python_corpus_is_prose_and_code_in_a_fixed_order():
-    pieces = python_corpus(2.0)
-    assert pieces == python_corpus(2.0)
+    pieces = choose_python_files(2.0)
+    assert pieces == choose_python_files(2.0)
     assert 2e6 <= sum(piece.size for piece in pieces) < 2.5e6
     names = [piece.name for piece in pieces]
     assert len(set(names)) == len(names) and not any("/tests/" in name for name in names)

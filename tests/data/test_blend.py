@@ -84,11 +84,11 @@ def test_sources_below_a_millionth_are_dealt_apart():
     assert np.array_equal(rank[source == 0], first + np.arange((source == 0).sum()))
 
 
-@pytest.mark.skipif(blend.library() is None, reason="the extension is not built")
+@pytest.mark.skipif(blend.load_library() is None, reason="the extension is not built")
 def test_the_extension_and_python_agree(monkeypatch):
     cases = list(mixtures(3, 12, 8))
     native = [(Chairman(w).assign(777_000 + np.arange(400)), Chairman(w).counts(987_654_321)) for w in cases]
-    monkeypatch.setattr(blend, "library", lambda: None)
+    monkeypatch.setattr(blend, "load_library", lambda: None)
     for weights, ((source, rank), counts) in zip(cases, native, strict=True):
         again = Chairman(weights).assign(777_000 + np.arange(400))
         assert np.array_equal(again[0], source) and np.array_equal(again[1], rank)

@@ -9,7 +9,7 @@ from megalm.config.saved import write_config_yaml
 from megalm.corpus.tokenize_corpus import Settings
 from megalm.corpus.tokenize_job import Job, run_job
 from megalm.data.loader import Loader
-from megalm.data.look import length_histogram, repeated_spans, window_hashes
+from megalm.data.look import count_lengths, find_repeated_spans, hash_windows
 from megalm.data.tokens import TokenFile
 from tests.data.test_loader import axis, write
 from tests.texts import documents
@@ -25,7 +25,7 @@ def prefix(tmp_path, tokenizer_file):
 
 
 def test_histogram_counts_every_document():
-    rows = length_histogram(np.array([0, 1, 2, 3, 4, 7, 8]))
+    rows = count_lengths(np.array([0, 1, 2, 3, 4, 7, 8]))
     assert [(row["from"], row["to"], row["documents"], row["tokens"]) for row in rows] == [
         (0, 1, 1, 0),
         (1, 2, 1, 1),
@@ -38,7 +38,7 @@ def test_histogram_counts_every_document():
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 13])
 def test_window_hashes_are_equal_where_windows_are(length):
     tokens = np.random.default_rng(length).integers(0, 3, 400)
-    hashes = window_hashes(tokens, length)
+    hashes = hash_windows(tokens, length)
     windows = [tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)]
     assert len(hashes) == len(windows)
     assert len(set(hashes.tolist())) == len(set(windows))
@@ -51,7 +51,7 @@ def test_repeated_spans_are_found_and_extended(tmp_path):
     long, often = np.arange(50, 90), np.arange(10, 26)
     parts = [noise(50), long, noise(20), often, noise(30), often, noise(9), long, noise(3), often, noise(40)]
     file = TokenFile(write(tmp_path / "r", [np.concatenate(parts)]))
-    spans = repeated_spans(file, 8, 5)
+    spans = find_repeated_spans(file, 8, 5)
     assert [(s["times"], s["tokens"]) for s in spans] == [(3, 16), (2, 40)]
     assert [s["token"] for s in spans] == [110, 50]
 

@@ -9,8 +9,8 @@ import pytest
 from megalm.config.errors import ConfigError
 from megalm.data import megatron_order
 from megalm.data.loader import Loader
-from megalm.data.megatron_order import SampleIndex, blend, normalized, sample_starts, split_bounds
-from megalm.data.native import library
+from megalm.data.megatron_order import SampleIndex, blend, normalize, sample_starts, split_bounds
+from megalm.data.native import load_library
 from tests.data.test_loader import axis, config, write
 
 
@@ -103,7 +103,7 @@ def test_blend_is_greedy():
         counts[expected] += 1
 
 
-needs_extension = pytest.mark.skipif(library() is None, reason="megalm._C is not built")
+needs_extension = pytest.mark.skipif(load_library() is None, reason="megalm._C is not built")
 
 
 @needs_extension
@@ -112,7 +112,7 @@ def test_blend_is_the_same_with_and_without_the_extension(monkeypatch, seed):
     rng = np.random.default_rng(seed)
     weights = [float(w) for w in rng.dirichlet(np.ones(2 + seed * 5))] if seed else [1 / 3, 1 / 3, 1 / 3]
     got = blend(weights, 20000)
-    monkeypatch.setattr(megatron_order, "library", lambda: None)
+    monkeypatch.setattr(megatron_order, "load_library", lambda: None)
     for a, b in zip(got, blend(weights, 20000), strict=True):
         assert a.dtype == b.dtype and np.array_equal(a, b)
 
@@ -126,7 +126,7 @@ def test_sample_starts_are_the_same_with_and_without_the_extension(monkeypatch, 
     length = int(rng.integers(1, 90))
     samples = (3 * int(sizes.sum()) - 1) // length + 1
     got = sample_starts(sizes, order, 1000, samples, length)
-    monkeypatch.setattr(megatron_order, "library", lambda: None)
+    monkeypatch.setattr(megatron_order, "load_library", lambda: None)
     for a, b in zip(got, sample_starts(sizes, order, 1000, samples, length), strict=True):
         assert np.array_equal(a, b)
 
@@ -237,12 +237,12 @@ def test_shares_are_normalized_as_megatron_does_it():
     weights = [float(w) for w in (3, 7, 11, 5, 13, 17, 2, 23, 29)]
     once = np.array(weights) / np.sum(np.array(weights))
     twice = once / np.sum(once)
-    assert normalized(weights) == once.tolist()
+    assert normalize(weights) == once.tolist()
     counts, expected = np.zeros(9), []
     for i in range(3000):
         expected.append(int(np.argmax(twice * max(i, 1.0) - counts)))
         counts[expected[-1]] += 1
-    assert blend(normalized(weights), 3000)[0].tolist() == expected
+    assert blend(normalize(weights), 3000)[0].tolist() == expected
 
 
 def made(folder, case):

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from megalm.config.errors import ConfigError
-from megalm.data.fim import FillInTheMiddle, fill_in_the_middle
+from megalm.data.fim import FillInTheMiddle, make_fill_in_the_middle
 from megalm.data.loader import Loader
-from megalm.data.packing import PackedSource, best_fit, pieces_of
+from megalm.data.packing import PackedSource, pack_best_fit, pieces_of
 from megalm.data.tokens import TokenFile
 from megalm.tokenizer.tokenizer import load_tokenizer
 from tests.data.test_loader import axis, config, write
@@ -32,7 +32,7 @@ def test_best_fit_is_what_placing_one_by_one_gives(capacity):
     rng = np.random.default_rng(capacity)
     for count in (0, 1, 7, 300):
         lengths = np.minimum(rng.geometric(3 / capacity, count), capacity) if count else np.empty(0, np.int64)
-        bins, number = best_fit(lengths, capacity)
+        bins, number = pack_best_fit(lengths, capacity)
         room = capacity - np.bincount(bins, weights=lengths, minlength=number)
         assert sorted(room.astype(int).tolist()) == one_by_one(lengths, capacity)
 
@@ -160,18 +160,18 @@ def test_sentinels_are_checked(tokenizer_file, corpora_config):
     data.fim_rate, data.fim_spm_rate = 0.5, 0.5
     data.fim_tokens = ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
     with pytest.raises(ConfigError, match="data.tokenizer is not given"):
-        fill_in_the_middle(data, 0, 1000)
+        make_fill_in_the_middle(data, 0, 1000)
     data.tokenizer = tokenizer_file
     with pytest.raises(ConfigError, match="has no such token"):
-        fill_in_the_middle(data, 0, 1000)
+        make_fill_in_the_middle(data, 0, 1000)
     data.fim_tokens = ["5", "6", "6"]
     with pytest.raises(ConfigError, match="three different"):
-        fill_in_the_middle(data, 0, 1000)
+        make_fill_in_the_middle(data, 0, 1000)
     data.fim_tokens = ["5", "6", "5000"]
     with pytest.raises(ConfigError, match="outside model.vocab_size=1000"):
-        fill_in_the_middle(data, 0, 1000)
+        make_fill_in_the_middle(data, 0, 1000)
     data.fim_tokens = ["5", "6", "7"]
-    made = fill_in_the_middle(data, 0, 1000)
+    made = make_fill_in_the_middle(data, 0, 1000)
     assert (made.prefix, made.middle, made.suffix) == (5, 6, 7) and made.eos == load_tokenizer(tokenizer_file).eos_id
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megalm.config.errors import ConfigError
-from megalm.data.tokens import HEADER, MAGIC, TokenFile, TokenWriter, resolve_prefix, token_dtype
+from megalm.data.tokens import HEADER, MAGIC, TokenFile, TokenWriter, choose_token_dtype, resolve_prefix
 
 
 def write(prefix, documents, dtype=np.uint16):
@@ -53,7 +53,7 @@ def test_several_sequences_in_a_document_and_modes(tmp_path):
 
 
 def test_dtype_follows_megatrons_bound():
-    assert token_dtype(65_499) == np.uint16 and token_dtype(65_500) == np.int32
+    assert choose_token_dtype(65_499) == np.uint16 and choose_token_dtype(65_500) == np.int32
 
 
 def test_prefix_may_leave_out_the_ending(pair):

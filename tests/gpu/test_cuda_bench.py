@@ -21,7 +21,7 @@ def test_what_waits_for_the_gpu_is_timed_without_a_graph(device):
 
 def test_the_optimizers_kernels_do_not_wait(device):
     """Once they have been called: where tensors begin and end is copied to the GPU then."""
-    if device.type != "cuda" or backend.library() is None or not backend.library().has_cuda:
+    if device.type != "cuda" or backend.find_library() is None or not backend.find_library().has_cuda:
         pytest.skip("needs the CUDA kernels")
     w, g, m, v = torch.rand(4, 3000, device=device)
 

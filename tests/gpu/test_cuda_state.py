@@ -50,7 +50,7 @@ def test_a_snapshot_is_restored_bitwise_whatever_ran_beside_it(device, dtype):
 
 
 def test_kernels_run_on_the_stream_that_is_current(device):
-    if device.type != "cuda" or backend.library() is None or not backend.library().has_cuda:
+    if device.type != "cuda" or backend.find_library() is None or not backend.find_library().has_cuda:
         pytest.skip("needs the CUDA kernels")
     weight = torch.ones(256, device=device)
     x = torch.zeros(64, 512, device=device)
@@ -134,9 +134,9 @@ def test_a_batch_arrives_whole_though_the_host_goes_on(device):
 
 
 def test_random_states_come_back(device):
-    from megalm.checkpoint.random_state import random_state, restore_random_state
+    from megalm.checkpoint.random_state import restore_random_state, take_random_state
 
-    state = random_state()
+    state = take_random_state()
     first = torch.rand(5, device=device), torch.rand(5)
     restore_random_state(state)
     again = torch.rand(5, device=device), torch.rand(5)
@@ -144,7 +144,7 @@ def test_random_states_come_back(device):
 
 
 def test_weights_are_lent_and_given_back_bitwise(device):
-    from megalm.guard.probe import other_weights
+    from megalm.guard.probe import use_other_weights
 
     weight = torch.randn(1000, device=device)
     weight[3] = float("nan")
@@ -152,7 +152,7 @@ def test_weights_are_lent_and_given_back_bitwise(device):
     box = Box("w", (1000,), (0,), weight)
     seen = []
     optimizer = SimpleNamespace(wait_weights=lambda: None, gather_parameters=lambda: seen.append(weight.clone()))
-    with other_weights(SimpleNamespace(optimizer=optimizer, model_chunks=[]), [box], [torch.zeros(1000)]):
+    with use_other_weights(SimpleNamespace(optimizer=optimizer, model_chunks=[]), [box], [torch.zeros(1000)]):
         assert torch.equal(weight, torch.zeros(1000, device=device))
     assert seen and torch.equal(weight.view(torch.int32), before.view(torch.int32))
 

@@ -10,7 +10,7 @@ from megalm.guard.hook import GuardHook
 from megalm.launch.resolve import resolve
 from megalm.ops import use_backend
 from megalm.parallel.mesh import Mesh, build_mesh
-from megalm.resilience.chaos.provoke import provoke_hooks, provoke_source
+from megalm.resilience.chaos.provoke import make_provoke_hooks, provoke_source
 from megalm.train.hooks import Hook
 from megalm.train.parts import build_trainer
 from tests.small_run import small_run
@@ -96,7 +96,7 @@ def _train(config, folder, mesh, hooks):
     source = provoke_source(config, Loader(config, mesh.data), mesh)
     trainer = build_trainer(config, mesh, folder, batch_source=source, peak_flops=1e11)
     guard, recorder = GuardHook(config.guard), Recorder()
-    trainer.hooks += [guard, *provoke_hooks(config.guard), recorder, *hooks]
+    trainer.hooks += [guard, *make_provoke_hooks(config.guard), recorder, *hooks]
     status = trainer.train()
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     return Outcome(status, recorder.records, events, folder, guard)

@@ -15,7 +15,7 @@ from megalm.journal import EventLog, course_of, describe_event
 from megalm.observe.console import ConsoleHook
 from megalm.observe.metrics import MetricsWriter
 from megalm.observe.report import render
-from megalm.observe.samples import samples_of_step
+from megalm.observe.samples import find_samples_of_step
 from tests.guard.runs import END, overrides, train
 
 
@@ -76,11 +76,11 @@ def test_the_samples_of_a_step_after_reseeding_are_those_it_was_made_from(run, m
     (reseed,) = outcome.of("reseed")
     events = outcome.folder / "events.jsonl"
     text = events.read_text()
-    found = [s["sample"] for s in samples_of_step(outcome.folder, END)]
+    found = [s["sample"] for s in find_samples_of_step(outcome.folder, END)]
     monkeypatch.setattr(samples, "_saved", lambda run: None)
-    by_events = [s["sample"] for s in samples_of_step(outcome.folder, END)]
+    by_events = [s["sample"] for s in find_samples_of_step(outcome.folder, END)]
     events.write_text("".join(line for line in text.splitlines(True) if '"kind": "reseed"' not in line))
-    unordered = [s["sample"] for s in samples_of_step(outcome.folder, END)]
+    unordered = [s["sample"] for s in find_samples_of_step(outcome.folder, END)]
     events.write_text(text)
     assert found == by_events != unordered
 

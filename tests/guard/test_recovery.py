@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megalm.guard.probe import other_weights
+from megalm.guard.probe import use_other_weights
 from megalm.journal import describe_event
 from megalm.train.hooks import Hook
 from tests.guard.runs import END, STEP, Crash, overrides, train
@@ -162,7 +162,7 @@ def test_looking_at_an_older_state_leaves_every_bit_as_it_was(folder, precision)
                 weight[0, 0] = 3.0  # damage that the fp32 master does not know of, where there is one
             before = [t.clone() for t in (*(b.tensor for b in trainer.boxes()), weight)]
             now = guard.probe.loss()
-            with other_weights(trainer, trainer.boxes(), snapshot.tensors):
+            with use_other_weights(trainer, trainer.boxes(), snapshot.tensors):
                 compared["then"] = guard.probe.loss()
                 compared["used"] = bool(weight[0, 0] != 3.0)
             after = [*(b.tensor for b in trainer.boxes()), weight]

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from megalm.config import ConfigError
-from megalm.guard.probe import verdict
-from megalm.guard.replay import History, StepRecord, differing, fingerprint, minority
-from megalm.guard.snapshots import SnapshotRing, check_memory, ring_bytes
+from megalm.guard.probe import reach_verdict
+from megalm.guard.replay import History, StepRecord, find_minority, list_differing, take_fingerprint
+from megalm.guard.snapshots import SnapshotRing, check_memory, count_held_bytes
 from megalm.parallel.slices import Box
 
 
@@ -70,7 +70,7 @@ def test_memory_does_not_grow():
 
 def test_a_ring_that_does_not_fit_is_refused_with_the_figures():
     boxes = [Box("w", (10**6,), (0,), torch.zeros(10**6))]
-    assert ring_bytes([16, 64, 256], boxes) == 12 * 10**6
+    assert count_held_bytes([16, 64, 256], boxes) == 12 * 10**6
     assert check_memory([16, 64, 256], boxes, local_ranks=1, limit_gb=0.012) == 12 * 10**6
     with pytest.raises(ConfigError) as error:
         check_memory([16, 64, 256], boxes, local_ranks=2, limit_gb=0.009)
@@ -80,16 +80,16 @@ def test_a_ring_that_does_not_fit_is_refused_with_the_figures():
 
 def test_a_fingerprint_sees_every_bit():
     tensor = torch.randn(1000)
-    before = fingerprint([tensor])
+    before = take_fingerprint([tensor])
     tensor.view(torch.int32)[777] ^= 1
-    assert fingerprint([tensor]) != before
-    assert fingerprint([tensor.bfloat16()]) == fingerprint([tensor.bfloat16()])
+    assert take_fingerprint([tensor]) != before
+    assert take_fingerprint([tensor.bfloat16()]) == take_fingerprint([tensor.bfloat16()])
 
 
 def test_who_is_odd():
-    assert differing([5, 6, 7], [5, 9, 7]) == [1]
-    assert minority([3, 3, 4, 3]) == [2]
-    assert minority([3, 4]) == [0, 1]
+    assert list_differing([5, 6, 7], [5, 9, 7]) == [1]
+    assert find_minority([3, 3, 4, 3]) == [2]
+    assert find_minority([3, 4]) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_who_is_odd():
     ],
 )
 def test_what_the_probe_says(kind, excess, expected):
-    assert verdict(kind, excess, 0.1) == expected
+    assert reach_verdict(kind, excess, 0.1) == expected
 
 
 def test_history_finds_where_a_step_began():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from megalm.observe.comparison import ComparisonHook, flat_part
+from megalm.observe.comparison import ComparisonHook, describe_flat_part
 from tests.observe.test_report import record
 
 
@@ -40,5 +40,5 @@ def test_what_was_not_measured_is_left_out(tmp_path, mfu):
 @pytest.mark.parametrize(("flat", "told"), [(45, True), (5, False)])
 def test_a_small_run_is_told_what_of_its_memory_is_a_flat_figure(flat, told):
     stages = [{"runtime_bytes": flat * 2**20}]
-    text = flat_part({"bytes_per_gpu": 100 * 2**20, "memory": {"stages": stages}})
+    text = describe_flat_part({"bytes_per_gpu": 100 * 2**20, "memory": {"stages": stages}})
     assert (text is not None) == told and (text is None or "45 MiB" in text)

@@ -4,14 +4,14 @@ import math
 
 import pytest
 
-from megalm.observe.plot import text_plot
+from megalm.observe.plot import draw_text_plot
 
 NAN = math.nan
 
 
 def picture(points, **options):
     """(rows of characters, the labels on the left, the line of marks if there is one, the line of steps)."""
-    lines = text_plot(points, **{"width": 50, "height": 4, **options}).splitlines()
+    lines = draw_text_plot(points, **{"width": 50, "height": 4, **options}).splitlines()
     rows = [line for line in lines if "│" in line]
     below = lines[lines.index(next(line for line in lines if "└" in line)) + 1 :]
     return [row.partition("│")[2] for row in rows], [row.partition("│")[0].strip() for row in rows], below
@@ -49,7 +49,9 @@ def test_what_was_gone_back_on_is_dotted():
     above = [column for column in range(50) if rows[0][column] != chr(0x2800)]
     assert 19 <= above[0] <= 21 and above[-1] <= 39 and 3 <= len(above) <= 12
     assert all(rows[-1][column] != chr(0x2800) for column in range(50))
-    assert "dotted" in text_plot(line, abandoned=[left], title="loss") and "dotted" not in text_plot(line, title="loss")
+    assert "dotted" in draw_text_plot(line, abandoned=[left], title="loss") and "dotted" not in draw_text_plot(
+        line, title="loss"
+    )
 
 
 @pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
@@ -60,8 +62,8 @@ def test_what_is_not_finite_has_no_place_but_its_step_has(value):
 
 
 def test_nothing_finite_and_nothing_at_all_are_said():
-    assert "no finite" in text_plot([(1, NAN), (2, math.inf)])
-    assert text_plot([]) == "(nothing to plot)"
+    assert "no finite" in draw_text_plot([(1, NAN), (2, math.inf)])
+    assert draw_text_plot([]) == "(nothing to plot)"
     assert filled(picture([(7, 3.0)])[0]) == {0}
 
 
@@ -69,7 +71,7 @@ def test_nothing_finite_and_nothing_at_all_are_said():
     "values", [(1e300, -1e300, 0.0), (1.7e308, -1.7e308, 1.7e308), (1e-9, 2e-9, 3e-9), (1e20, 4.0, 5.0)]
 )
 def test_the_picture_keeps_its_width_whatever_the_values_are(values):
-    lines = text_plot([(step, value) for step, value in enumerate(values)], width=50, height=4).splitlines()
+    lines = draw_text_plot([(step, value) for step, value in enumerate(values)], width=50, height=4).splitlines()
     assert {line.index("│") for line in lines if "│" in line} == {9}
     assert all(len(line) <= 60 for line in lines)
 

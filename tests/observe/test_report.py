@@ -6,7 +6,7 @@ import math
 import pytest
 
 from megalm.journal import describe_event_details
-from megalm.observe.report import MOST_EVENTS, plots_of, render, write_report
+from megalm.observe.report import MOST_EVENTS, draw_plots, render, write_report
 
 
 def record(step, loss=3.0, **more):
@@ -25,15 +25,15 @@ def record(step, loss=3.0, **more):
 
 
 def titles(metrics):
-    return [plot.title for plot in plots_of(metrics, [])]
+    return [plot.title for plot in draw_plots(metrics, [])]
 
 
 def test_plots_are_of_what_was_measured():
     assert titles([record(1), record(2)]) == ["loss", "gradient norm", "learning rate", "throughput"]
     more = [record(1, **{"loss/web": 2.0, "attention_logit": 3.0, "update_rms": None, "mfu": 0.5, "hfu": 0.6})]
     assert titles(more)[1:2] == ["loss by source"] and titles(more)[-2:] == ["largest attention logit", "utilisation"]
-    assert len(plots_of(more, [])[-1].lines) == 2
-    assert len(plots_of([record(1, mfu=0.5, hfu=0.5)], [])[-1].lines) == 1, "equal lines are drawn once"
+    assert len(draw_plots(more, [])[-1].lines) == 2
+    assert len(draw_plots([record(1, mfu=0.5, hfu=0.5)], [])[-1].lines) == 1, "equal lines are drawn once"
 
 
 def test_a_rollback_is_a_mark_and_a_band_on_every_plot_and_a_row_in_words():

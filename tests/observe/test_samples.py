@@ -11,13 +11,13 @@ from megalm.config.compose import compose_config
 from megalm.config.phases import PhaseConfig
 from megalm.config.saved import write_config_yaml
 from megalm.data.loader import Loader
-from megalm.data.phases import single_phase
+from megalm.data.phases import make_single_phase
 from megalm.data.stream import take_back
 from megalm.data.tokens import TokenWriter
-from megalm.observe.samples import look_at_step, positions_of_step, samples_of_step
+from megalm.observe.samples import find_positions_of_step, find_samples_of_step, look_at_step
 from megalm.parallel.mesh import Axis
 
-FLAT = single_phase({"a": 1.0}, 16, 4)
+FLAT = make_single_phase({"a": 1.0}, 16, 4)
 
 
 @pytest.fixture
@@ -37,23 +37,23 @@ def run(tmp_path):
     "step, expected", [(1, [0, 1, 2, 3]), (2, [4, 5, 6, 7]), (3, [8, 9, 18, 19]), (4, [20, 21, 22, 23])]
 )
 def test_positions_are_those_of_the_last_time_the_step_was_made(run, step, expected):
-    positions, recorded = positions_of_step(*run, step, FLAT)
+    positions, recorded = find_positions_of_step(*run, step, FLAT)
     assert recorded and positions.tolist() == expected
 
 
 def test_a_step_to_come_takes_what_follows(run):
     records, events = run
-    assert positions_of_step(records, events, 6, FLAT)[0].tolist() == [28, 29, 30, 31]
-    assert positions_of_step([], events, 6, FLAT, (3, 20))[0].tolist() == [28, 29, 30, 31]
-    assert positions_of_step([], [], 3, FLAT)[0].tolist() == [8, 9, 10, 11]
+    assert find_positions_of_step(records, events, 6, FLAT)[0].tolist() == [28, 29, 30, 31]
+    assert find_positions_of_step([], events, 6, FLAT, (3, 20))[0].tolist() == [28, 29, 30, 31]
+    assert find_positions_of_step([], [], 3, FLAT)[0].tolist() == [8, 9, 10, 11]
     late = {"kind": "skip", "samples": [25, 30], "decision": {"action": "skip_data", "step": 4}}
-    positions, recorded = positions_of_step(records, [*events, late], 6, FLAT)
+    positions, recorded = find_positions_of_step(records, [*events, late], 6, FLAT)
     assert not recorded and positions.tolist() == [33, 34, 35, 36]
 
 
 def test_without_the_record_before_a_step_ends_where_its_own_says(run):
     records, events = run
-    assert positions_of_step(records[5:], events, 3, FLAT)[0].tolist() == [8, 9, 18, 19]
+    assert find_positions_of_step(records[5:], events, 3, FLAT)[0].tolist() == [8, 9, 18, 19]
     assert take_back(20, 6, [(1, 3), (10, 18), (30, 40)]).tolist() == [6, 7, 8, 9, 18, 19]
     assert take_back(20, 2, [(10, 18)]).tolist() == [18, 19] and take_back(15, 3, [(10, 18)]).tolist() == [7, 8, 9]
 
@@ -99,12 +99,12 @@ def test_under_phases_the_samples_are_those_that_the_loader_gave(warmed, step):
     assert found["recorded"] == (step <= 12)
     assert [[int(word) for word in row["text"].split()] for row in found["samples"]] == given[step]
     if step <= 12:
-        assert [row["text"] for row in samples_of_step(folder, step)] == [row["text"] for row in found["samples"]]
+        assert [row["text"] for row in find_samples_of_step(folder, step)] == [row["text"] for row in found["samples"]]
 
 
 def test_a_step_that_was_not_made_is_refused_with_those_that_were(warmed):
     with pytest.raises(ConfigError, match="steps 1 to 12"):
-        samples_of_step(warmed[0], 14)
+        find_samples_of_step(warmed[0], 14)
     with pytest.raises(ConfigError, match="count from 1"):
         look_at_step(warmed[0], 0)
 

@@ -24,10 +24,10 @@ SANITIZED = os.environ.get("MEGALM_TEST_SANITIZED_LIBRARY")
 def _places():
     if SANITIZED:
         return ["emulated", "sanitized-cpu"]
-    if backend.library() is None:
+    if backend.find_library() is None:
         return [pytest.param("cpu", marks=pytest.mark.skip(reason="megalm._C is not built"))]
     places = ["cpu"]
-    if torch.cuda.is_available() and backend.library().has_cuda:
+    if torch.cuda.is_available() and backend.find_library().has_cuda:
         places.append("cuda")
     return places
 

@@ -107,7 +107,7 @@ def test_any_two_arguments_of_a_type_that_change_places_are_told(name):
                 assert misplaced(fields, tuple(arguments)), (call.place, fields[first], fields[second])
 
 
-needs_extension = pytest.mark.skipif(backend.library() is None, reason="megalm._C is not built")
+needs_extension = pytest.mark.skipif(backend.find_library() is None, reason="megalm._C is not built")
 
 
 @needs_extension
@@ -116,12 +116,12 @@ def test_a_wrong_number_of_arguments_is_refused_with_both_numbers(name):
     taken = 2 + sum(field.elements for field in STRUCTS[name])
     for given in (0, taken - 1, taken + 1):
         with pytest.raises(TypeError, match=rf"^{name} takes {taken} arguments, not {given}: .*device's index"):
-            getattr(backend.loaded_library(), name)(*[0] * given)
+            getattr(backend.get_library(), name)(*[0] * given)
 
 
 @needs_extension
 def test_a_value_that_its_field_does_not_hold_is_refused_with_its_place():
-    library = backend.loaded_library()
+    library = backend.get_library()
     good = {"index": -1, "stream": 0, "type": 0, "interleaved": False, "inverse": False}
     for change, message in (
         ({"index": 1 << 31}, "argument 1 of 22 is 2147483648; it takes an integer of its size"),
@@ -150,7 +150,7 @@ def test_arguments_reach_their_fields():
     """An array in a struct takes an argument for each element; whole numbers and numpy's serve where they are exact."""
     out = torch.zeros(2, 3, dtype=torch.int64)
     x = torch.arange(6).reshape(3, 2)
-    backend.loaded_library().sequence_move(
+    backend.get_library().sequence_move(
         -1, 0, 1, out.shape[0], torch.tensor(3).numpy()[()], 0, 8, 16, 0, 24, 8, 8, x.data_ptr(), out.data_ptr()
     )
     assert out.equal(x.T)

@@ -21,10 +21,10 @@ def without_extension(monkeypatch):
 def test_choices():
     with pytest.raises(ConfigError, match=r"ops.backend=fast: not one of auto, native, apex, te, reference"):
         ops.set_backend("fast")
-    before = ops.current_backend()
+    before = ops.get_backend()
     with use_backend("reference"):
-        assert ops.current_backend() == "reference"
-    assert ops.current_backend() == before
+        assert ops.get_backend() == "reference"
+    assert ops.get_backend() == before
 
 
 def test_without_the_extension_the_reference_serves(without_extension):
@@ -46,7 +46,7 @@ def test_auto_takes_the_reference_for_what_no_kernel_serves():
         assert ops.rms_norm(x, weight, 1e-5).dtype == torch.float64
 
 
-@pytest.mark.skipif(backend.library() is None or sys.platform != "linux", reason="megalm._C is not built")
+@pytest.mark.skipif(backend.find_library() is None or sys.platform != "linux", reason="megalm._C is not built")
 def test_the_extension_shares_torchs_openmp():
     """Two OpenMP runtimes in one process would each start their own threads."""
     code = (
@@ -56,9 +56,9 @@ def test_the_extension_shares_torchs_openmp():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1\n"
 
 
-@pytest.mark.skipif(backend.library() is None, reason="megalm._C is not built")
+@pytest.mark.skipif(backend.find_library() is None, reason="megalm._C is not built")
 def test_every_instruction_set_gives_the_same_answers():
-    library = backend.loaded_library()
+    library = backend.get_library()
     best, results = library.best_cpu_isa(), []
     torch.manual_seed(0)
     x, residual, weight = torch.randn(7, 2, 130), torch.randn(7, 2, 130), torch.randn(130)
@@ -93,11 +93,11 @@ def test_an_extension_of_other_sources_is_told_apart(tmp_path):
     sources = tmp_path / "csrc"
     shutil.copytree(SOURCE, sources, ignore=shutil.ignore_patterns("*.cu", "op.cpp"))
     module = SimpleNamespace(contract=contract(), __file__="/somewhere/_C.so")
-    assert backend.other_sources(module, sources) is None
+    assert backend.explain_other_sources(module, sources) is None
     header = sources / "norm" / "op.h"
     header.write_text("// another comment\n" + header.read_text().replace("\n\n", "\n"))
-    assert backend.other_sources(module, sources) is None
+    assert backend.explain_other_sources(module, sources) is None
     header.write_text(header.read_text().replace("float eps;", "double eps;"))
-    assert "/somewhere/_C.so was built from other sources" in backend.other_sources(module, sources)
-    assert "make build" in backend.other_sources(SimpleNamespace(__file__="old"), SOURCE)
-    assert backend.other_sources(SimpleNamespace(__file__="wheel"), tmp_path / "elsewhere") is None
+    assert "/somewhere/_C.so was built from other sources" in backend.explain_other_sources(module, sources)
+    assert "make build" in backend.explain_other_sources(SimpleNamespace(__file__="old"), SOURCE)
+    assert backend.explain_other_sources(SimpleNamespace(__file__="wheel"), tmp_path / "elsewhere") is None

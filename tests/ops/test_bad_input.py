@@ -63,7 +63,7 @@ OPS = {
     "l2_norm_nonfinite": (lambda tensor: ops.l2_norm_nonfinite([tensor]), {"tensor": x()}),
 }
 ARGUMENTS = [(op, name) for op, (_, tensors) in OPS.items() for name in tensors]
-native = pytest.mark.skipif(backend.library() is None, reason="megalm._C is not built")
+native = pytest.mark.skipif(backend.find_library() is None, reason="megalm._C is not built")
 
 
 @native

@@ -11,7 +11,7 @@ from megalm.ops.backend import use_backend
 from tests.ops.conftest import SANITIZED
 
 pytestmark = [
-    pytest.mark.skipif(backend.library() is None, reason="megalm._C is not built"),
+    pytest.mark.skipif(backend.find_library() is None, reason="megalm._C is not built"),
     pytest.mark.skipif(bool(SANITIZED), reason="no kernels of its own to look at"),
 ]
 

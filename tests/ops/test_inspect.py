@@ -15,7 +15,7 @@ def test_every_folder_is_listed():
     assert {path.name for path in op_folders()} <= set(ops.OPS.values())
 
 
-@pytest.mark.skipif(backend.library() is None, reason="megalm._C is not built")
+@pytest.mark.skipif(backend.find_library() is None, reason="megalm._C is not built")
 def test_native_where_it_is_built():
     with use_backend("auto"):
         rows = ops.describe()["ops"]
@@ -47,7 +47,7 @@ def test_a_vendor_is_shown_for_the_ops_that_it_has(monkeypatch):
 def test_command(capsys):
     import tools.inspect
 
-    before = backend.current_backend()
+    before = backend.get_backend()
     try:
         assert run_tool(tools.inspect, ["ops", "--json", "--backend", "reference"]) == 0
         assert json.loads(capsys.readouterr().out)["backend"] == "reference"

@@ -13,7 +13,7 @@ from megalm.ops.quantize import _DEQUANTIZE, _QUANTIZE
 from tests.ops.conftest import SANITIZED
 
 natively = pytest.mark.skipif(
-    backend.library() is None or bool(SANITIZED), reason="needs megalm._C outside of the sanitizer"
+    backend.find_library() is None or bool(SANITIZED), reason="needs megalm._C outside of the sanitizer"
 )
 
 
@@ -105,7 +105,7 @@ def codes(x):
 def test_bitwise_the_same_in_every_order(kernels, function):
     if kernels.place != "emulated":
         pytest.skip("about the emulator")
-    library, results = backend.loaded_library(), []
+    library, results = backend.get_library(), []
     x = torch.randn(150, 36, requires_grad=True)
     launches = library.emulator_launches()
     for order in (0, 1, 5):

@@ -65,7 +65,7 @@ def updates(x, y, w, b):
 def test_bitwise_the_same_in_every_order(kernels, function):
     if kernels.place != "emulated":
         pytest.skip("about the emulator")
-    library = backend.loaded_library()
+    library = backend.get_library()
     inputs = [torch.randn(shape, requires_grad=True) for shape in ((10, 84), (10, 84), (84,), (84,))]
     results, launches = [], library.emulator_launches()
     for order in (0, 1, 5):

@@ -196,4 +196,4 @@ def test_the_other_apex_is_not_taken(monkeypatch):
     """PyPI's package has neither the CUDA modules nor apex.normalization."""
     module(monkeypatch, "apex")
     assert vendors.load("apex").why is not None
-    assert backend.vendor("rms_norm", torch.ones(1)) is None
+    assert backend.find_vendor("rms_norm", torch.ones(1)) is None

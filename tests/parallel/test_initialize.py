@@ -100,7 +100,7 @@ def test_ones_zeros_meta_and_rounding():
 
 
 def test_the_compiled_function_gives_the_same_bits():
-    if not ops.index.available():
+    if not ops.index.is_available():
         pytest.skip("the extension is not built")
     pieces = [
         Piece("x", (40, 30), (8, 0), (16, 30)),

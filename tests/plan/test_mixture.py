@@ -5,7 +5,7 @@ import json
 import pytest
 
 from megalm.config.compose import compose_config
-from megalm.plan.mixture import Source, compare, measure_distance, read, solve
+from megalm.plan.mixture import TokenSupply, compare, measure_distance, read, solve
 from tests.plan.published import rows
 from tools.mix.__main__ import main
 
@@ -28,9 +28,9 @@ def test_published_tables_come_out(row):
 
 
 def test_the_same_mixture_from_proportions_targets_or_epochs():
-    by_share = solve("a", [Source("x", 10e9, proportion=0.4), Source("y", 5e9, proportion=0.6)], 20e9)
-    by_tokens = solve("b", [Source("x", 10e9, tokens=8e9), Source("y", 5e9, tokens=12e9)])
-    by_epochs = solve("c", [Source("x", 10e9, epochs=0.8), Source("y", 5e9, epochs=2.4)])
+    by_share = solve("a", [TokenSupply("x", 10e9, proportion=0.4), TokenSupply("y", 5e9, proportion=0.6)], 20e9)
+    by_tokens = solve("b", [TokenSupply("x", 10e9, tokens=8e9), TokenSupply("y", 5e9, tokens=12e9)])
+    by_epochs = solve("c", [TokenSupply("x", 10e9, epochs=0.8), TokenSupply("y", 5e9, epochs=2.4)])
     for mixture in (by_share, by_tokens, by_epochs):
         assert mixture.total == pytest.approx(20e9)
         assert [s.proportion for s in mixture.sources] == pytest.approx([0.4, 0.6])
@@ -43,8 +43,8 @@ def test_epochs_above_four_warn():
 
 
 def test_comparing():
-    first = solve("a", [Source("x", 1e9, proportion=0.5), Source("y", 1e9, proportion=0.5)], 1e9)
-    second = solve("b", [Source("x", 1e9, proportion=0.25), Source("z", 1e9, proportion=0.75)], 1e9)
+    first = solve("a", [TokenSupply("x", 1e9, proportion=0.5), TokenSupply("y", 1e9, proportion=0.5)], 1e9)
+    second = solve("b", [TokenSupply("x", 1e9, proportion=0.25), TokenSupply("z", 1e9, proportion=0.75)], 1e9)
     assert compare([first, second])[0] == ("z", [None, 0.75])
     assert measure_distance(first, second) == pytest.approx(0.75)
 

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from megalm.config.errors import ConfigError
-from megalm.tokenizer.proof import proof_texts
+from megalm.tokenizer.proof import make_proof_texts
 from megalm.tokenizer.tokenizer import FAST_BACKENDS, load_tokenizer
 from tests.texts import documents
 
@@ -70,7 +70,7 @@ def test_added_tokens_keep_their_numbers(tokenizer_file, tmp_path, family, backe
         return
     right = reference(path)
     names = [name for name, _ in FAMILIES[family]]
-    for text in [*documents(10), *proof_texts(names)]:
+    for text in [*documents(10), *make_proof_texts(names)]:
         assert tokenizer.encode(text).tolist() == right(text), text
     for name, flags in FAMILIES[family]:
         number = tokenizer.token_id(name)

@@ -12,7 +12,7 @@ import pytest
 from megalm.config.errors import ConfigError
 from megalm.corpus.tokenizer_training import train_byte_level_bpe
 from megalm.tokenizer import tiktoken_ranks
-from megalm.tokenizer.proof import proof_texts
+from megalm.tokenizer.proof import make_proof_texts
 from megalm.tokenizer.tiktoken_ranks import ENCODINGS, hash_of, read_ranks
 from megalm.tokenizer.tokenizer import FAST_BACKENDS, HuggingFaceTokenizer, load_tokenizer
 from tests.texts import documents, sentences
@@ -27,7 +27,7 @@ def reference(path):
 def test_trained_bpe_gives_back_every_text(tokenizer_file):
     tokenizer = load_tokenizer(tokenizer_file)
     assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.bos_id) == (400, 0, None)
-    for text in [*documents(20), *proof_texts()[:60]]:
+    for text in [*documents(20), *make_proof_texts()[:60]]:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -222,7 +222,7 @@ def test_sentencepiece_by_a_faster_library_gives_the_same_ids(tmp_path):
     train(model_prefix=str(tmp_path / "u"), **common)
     fast, slow = load_tokenizer(tmp_path / "m.model"), load_tokenizer(tmp_path / "m.model", backend="sentencepiece")
     assert (fast.choose_backend(), slow.choose_backend()) == ("gigatoken", "sentencepiece")
-    for text in [*documents(20), "a [INST]b</s>", *proof_texts(["[INST]"])]:
+    for text in [*documents(20), "a [INST]b</s>", *make_proof_texts(["[INST]"])]:
         assert fast.encode(text).tolist() == slow.encode(text).tolist()
     other = load_tokenizer(tmp_path / "u.model")
     assert other.choose_backend() == "sentencepiece" and "differ" in other.rejected["gigatoken"]
@@ -239,7 +239,7 @@ def test_tiktoken_by_a_faster_library_gives_the_same_ids(tmp_path, name, end, co
     asked = {"tiktoken_pattern": name, "end": f"<|endoftext|>={end}", "control_tokens": control_tokens}
     fast, slow = load_tokenizer(path, **asked), load_tokenizer(path, backend="tiktoken", **asked)
     assert (fast.choose_backend(), slow.choose_backend()) == ("gigatoken", "tiktoken")
-    for text in [*documents(20), *proof_texts(["<|endoftext|>"])]:
+    for text in [*documents(20), *make_proof_texts(["<|endoftext|>"])]:
         assert fast.encode(text).tolist() == slow.encode(text).tolist()
     assert (end in fast.encode("a<|endoftext|>b")) == control_tokens
 

@@ -6,7 +6,7 @@ import pytest
 
 from megalm.config import Config, ConfigError
 from megalm.config.compose import compose_config
-from megalm.train.resume import SettingsCheck, changes_event
+from megalm.train.resume import SettingsCheck, list_changed_settings
 
 WHERE = "runs/a/checkpoints/step-00000010"
 
@@ -22,7 +22,7 @@ def state(*overrides: str, total: int = 20) -> dict:
 def told(stored: dict, config: Config, *, step: int = 10, **options) -> dict | None:
     check = SettingsCheck(config, **options)
     check(stored, WHERE)
-    return changes_event(config, check.origin("load_weights" if options else "resume", step))
+    return list_changed_settings(config, check.origin("load_weights" if options else "resume", step))
 
 
 def test_the_same_settings_are_nothing_to_tell():

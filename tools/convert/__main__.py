@@ -137,10 +137,10 @@ def run(arguments: argparse.Namespace) -> int:
     lines = report.lines()
     status = 0
     if arguments.verify:
-        from megalm.generate.compare import largest_difference
+        from megalm.generate.compare import measure_largest_difference
 
         model = source.model
-        difference, first, second = largest_difference(
+        difference, first, second = measure_largest_difference(
             arguments.source, arguments.target, vocab_size=model.vocab_size, seq_length=model.seq_length
         )
         # An optimizer's fp32 weights are not those that the source computes with, which were rounded.

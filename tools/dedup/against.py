@@ -20,15 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from megalm.corpus.dedup.contamination import contaminated
+    from megalm.corpus.dedup.contamination import find_contaminated
     from megalm.corpus.dedup.corpus import Corpus
     from megalm.corpus.documents import find_files
     from megalm.corpus.fields import from_command_line
-    from megalm.corpus.shards import stamps
+    from megalm.corpus.shards import stamp_files
 
     field = from_command_line(args.evaluation_field or args.field)
     evaluation_files = results_of(args).input_files(find_files(args.evaluation))
-    options = {"words": args.words, "evaluation": [field, *stamps(evaluation_files)]}
+    options = {"words": args.words, "evaluation": [field, *stamp_files(evaluation_files)]}
     with (
         corpus_of(args, "against", **options) as corpus,
         Corpus(
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
             results=results_of(args),
         ) as evaluation,
     ):
-        removals, short = contaminated(corpus, evaluation, args.words)
+        removals, short = find_contaminated(corpus, evaluation, args.words)
         status = finish(args, corpus, removals, {"evaluation_documents_too_short": short})
         corpus.results.mark(evaluation.files)
         return status

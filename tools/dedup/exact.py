@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from megalm.corpus.dedup.exact import exact_duplicates
+    from megalm.corpus.dedup.exact import find_exact_duplicates
 
     with corpus_of(args, "exact", normalize=args.normalize) as corpus:
-        return finish(args, corpus, exact_duplicates(corpus, args.normalize))
+        return finish(args, corpus, find_exact_duplicates(corpus, args.normalize))

@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from megalm.corpus.dedup.near import near_duplicates
+    from megalm.corpus.dedup.near import find_near_duplicates
 
     with corpus_of(args, "near", threshold=args.threshold, words=args.words) as corpus:
-        removals, pairs = near_duplicates(corpus, args.threshold, args.words)
+        removals, pairs = find_near_duplicates(corpus, args.threshold, args.words)
         return finish(args, corpus, removals, {"verified_pairs": len(pairs)})

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from megalm.corpus.dedup.semantic import semantic_duplicates
+    from megalm.corpus.dedup.semantic import find_semantic_duplicates
 
     options = {name: getattr(args, name) for name in ("threshold", "clusters", "keep")}
     if args.embeddings:
@@ -42,5 +42,5 @@ def run(args: argparse.Namespace) -> int:
         results_of(args).refuse_inputs([args.embeddings])
         options["embeddings"] = [os.path.abspath(args.embeddings), status.st_size, status.st_mtime_ns]
     with corpus_of(args, "semantic", **options) as corpus:
-        removals = semantic_duplicates(corpus, args.embeddings, args.threshold, args.clusters, args.keep)
+        removals = find_semantic_duplicates(corpus, args.embeddings, args.threshold, args.clusters, args.keep)
         return finish(args, corpus, removals)

@@ -59,7 +59,7 @@ def _cut_tokens(args: argparse.Namespace) -> int:
     from megalm.config.errors import ConfigError
     from megalm.corpus.dedup.corpus import share_of
     from megalm.corpus.dedup.spans import chunk_of
-    from megalm.corpus.dedup.substring import cut_spans, repeated_token_spans
+    from megalm.corpus.dedup.substring import cut_spans, find_repeated_token_spans
     from megalm.corpus.engine import make_engine
     from megalm.corpus.results import Results
     from megalm.data.tokens import TokenFile
@@ -79,7 +79,7 @@ def _cut_tokens(args: argparse.Namespace) -> int:
         Results(written, (f"{args.output}.parts",)).refuse_inputs((file.tokens_path, file.index_path))
     with make_engine(args.engine, args.workers, args.engine_address) as engine:
         chunk = chunk_of(share_of(memory_of(args), engine))
-        spans = repeated_token_spans(file, args.length, engine, folder, chunk, ConsoleProgress())
+        spans = find_repeated_token_spans(file, args.length, engine, folder, chunk, ConsoleProgress())
     cut = sum(span.stop - span.start for span in spans)
     result = {"documents": file.num_documents, "tokens": file.num_tokens, "spans": len(spans), "tokens_cut": cut}
     if args.output:

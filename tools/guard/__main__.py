@@ -7,9 +7,9 @@ from pathlib import Path
 
 from megalm.config.console import escape_what_cannot_be_written
 from megalm.config.errors import ConfigError
-from megalm.guard.trial.curve import Alarm, Curve, alarms, read_curve
+from megalm.guard.trial.curve import Alarm, Curve, list_alarms, read_curve
 from megalm.journal import format_number
-from megalm.observe.plot import text_plot
+from megalm.observe.plot import draw_text_plot
 from megalm.page.document import Block, Facts, Table, render_page
 from megalm.page.plots import Line, Lines, Mark
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _replay(arguments: argparse.Namespace) -> int:
     curve = read_curve(arguments.curve, arguments.column)
-    found = alarms(curve)
+    found = list_alarms(curve)
     if arguments.html:
         _write_page(arguments.html, arguments.curve, arguments.column, curve, found)
     if arguments.json:
@@ -51,7 +51,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         return 0
     if sys.stdout.isatty():
         marks = [alarm.step for alarm in found]
-        print(text_plot(curve.points, abandoned=curve.abandoned, width=96, title=arguments.column, marks=marks))
+        print(draw_text_plot(curve.points, abandoned=curve.abandoned, width=96, title=arguments.column, marks=marks))
     for alarm in found:
         print(
             f"step {alarm.step:>8}  {alarm.kind:<9}  {alarm.action:<8}"
@@ -90,9 +90,9 @@ def _write_page(file: str, source: str, column: str, curve: Curve, found: list[A
 
 
 def _samples(arguments: argparse.Namespace) -> int:
-    from megalm.observe.samples import samples_of_step
+    from megalm.observe.samples import find_samples_of_step
 
-    found = samples_of_step(Path(arguments.run), arguments.step)
+    found = find_samples_of_step(Path(arguments.run), arguments.step)
     if arguments.json:
         print(json.dumps({"step": arguments.step, "samples": found}))
         return 0

@@ -29,14 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from megalm.checkpoint import CheckpointReader, CorruptCheckpointError
-    from megalm.checkpoint.summary import differences, overview, state_differences, summarize
-    from megalm.checkpoint.verify import problems
+    from megalm.checkpoint.summary import list_differences, list_state_differences, make_overview, summarize
+    from megalm.checkpoint.verify import list_problems
 
     try:
         reader = CheckpointReader(args.path)
-        result: dict[str, Any] = overview(reader)
+        result: dict[str, Any] = make_overview(reader)
         if args.verify:
-            result["problems"] = list(problems(reader.source, reader.manifest))
+            result["problems"] = list(list_problems(reader.source, reader.manifest))
             if result["problems"]:
                 print(json.dumps(result) if args.json else "\n".join(result["problems"]), file=_stream(args))
                 return 1
@@ -44,12 +44,12 @@ def run(args: argparse.Namespace) -> int:
             result["tensors"] = [asdict(row) for row in summarize(reader, optimizer=args.optimizer)]
         else:
             other = CheckpointReader(args.other)
-            result["other"] = overview(other)
-            result["differences"] = [asdict(row) for row in differences(reader, other, optimizer=args.optimizer)]
+            result["other"] = make_overview(other)
+            result["differences"] = [asdict(row) for row in list_differences(reader, other, optimizer=args.optimizer)]
             states = reader.state(), other.state()
             configs = [state.pop("config", {}) for state in states]
-            result["state_differences"] = state_differences(*states)
-            result["config_differences"] = state_differences(*configs) if all(configs) else []
+            result["state_differences"] = list_state_differences(*states)
+            result["config_differences"] = list_state_differences(*configs) if all(configs) else []
     except CorruptCheckpointError as error:
         print(f"error: damaged: {error}", file=sys.stderr)
         return 1

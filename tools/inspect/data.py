@@ -41,10 +41,10 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else look.find_tokenizer(file.prefix)
     if args.verify:
         file.verify(tokenizer.vocab_size if tokenizer else None)
-    result = look.summary(file)
+    result = look.summarize(file)
     result["verified"] = args.verify
     result["samples"] = look.sample_documents(file, args.samples, args.seed, args.tokens, tokenizer)
-    result["repeated_spans"] = look.repeated_spans(file, args.span_length, args.spans) if args.spans else []
+    result["repeated_spans"] = look.find_repeated_spans(file, args.span_length, args.spans) if args.spans else []
     for span in result["repeated_spans"]:
         ids = file.read(span["token"], span["token"] + span["tokens"])
         span["text"] = tokenizer.decode(ids[: args.tokens]) if tokenizer else " ".join(map(str, ids[: args.tokens]))

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def describe() -> dict[str, object]:
     """The table, and what the extension was built with."""
-    library = backend.library()
+    library = backend.find_library()
     isa = _ISA_NAMES[library.cpu_isa()] if library is not None else None
     has_cuda = library is not None and bool(library.has_cuda)
     installed = {name: vendors.load(name) for name in ("apex", "te")}
@@ -68,7 +68,7 @@ def describe() -> dict[str, object]:
         chosen, why = _choose(names)
         rows.append({"op": ops, "source": f"csrc/{folder}", "available": available, "chosen": chosen, "why": why})
     return {
-        "backend": backend.current_backend(),
+        "backend": backend.get_backend(),
         "extension": library is not None,
         "missing": backend.why_missing(),
         "cpu_isa": isa,
@@ -102,13 +102,13 @@ def describe_attention() -> list[dict[str, Any]]:
 
 def _choose(names: list[str]) -> tuple[str, str]:
     """What serves the ops under the choice in force, and why."""
-    choice = f"ops.backend={backend.current_backend()}"
-    if backend.current_backend() == "reference":
+    choice = f"ops.backend={backend.get_backend()}"
+    if backend.get_backend() == "reference":
         return "reference", choice
-    for vendor in backend.chosen_vendors():
+    for vendor in backend.get_vendors():
         if any(name in vendor.functions for name in names):
             return vendor.name, f"{choice}, for CUDA tensors; on a CPU the next that serves"
-    if backend.library() is None:
+    if backend.find_library() is None:
         return "reference", backend.why_missing()
     return "native", f"{choice}; the reference serves dtypes that no kernel has"
 

@@ -17,7 +17,7 @@ def curriculum_report(overrides: Sequence[str], most_epochs: float = MOST_EPOCHS
     from megalm.config.compose import compose_config
     from megalm.config.phases import spans_of
     from megalm.data.openers import open_sources
-    from megalm.data.phases import make_curriculum, phase_rows
+    from megalm.data.phases import make_curriculum, tabulate_phases
     from megalm.launch.resolve import resolve_length
     from megalm.optim.lr import phased_learning_rate
 
@@ -30,7 +30,7 @@ def curriculum_report(overrides: Sequence[str], most_epochs: float = MOST_EPOCHS
     sources = open_sources(config.data, config.model.seq_length)
     available = {source.name: source.train_tokens for source in sources}
     weights = {source.name: source.weight for source in sources}
-    rows = phase_rows(make_curriculum(found, weights, available), available, config.train.steps)
+    rows = tabulate_phases(make_curriculum(found, weights, available), available, config.train.steps)
 
     def rate(step: int) -> str:
         return f"{phased_learning_rate(config.optim, found, step, found[-1].end_step):.2e}"

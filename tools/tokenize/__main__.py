@@ -16,7 +16,7 @@ from megalm.corpus.fields import from_command_line
 from megalm.corpus.losses import describe_losses
 from megalm.corpus.token_import import import_tokens
 from megalm.corpus.tokenize_corpus import Settings, ShardResult
-from megalm.corpus.tokenize_job import Job, Outcome, Progress, fertility_table, run_job
+from megalm.corpus.tokenize_job import Job, Outcome, Progress, run_job, tabulate_fertility
 from megalm.corpus.tokenizer_training import TRAINING_MEGABYTES
 from megalm.data.formats.foreign_tokens import RAW_TYPES
 from megalm.tokenizer.tiktoken_ranks import NAMES as ENCODING_NAMES
@@ -239,7 +239,7 @@ def show(outcome: Outcome, report: bool, seconds: float) -> None:
     for line in outcome.listed:
         print(f"  {line}")
     if report:
-        rows = fertility_table(outcome.tallies)
+        rows = tabulate_fertility(outcome.tallies)
         width = max(len(row["source"]) for row in rows)
         lossy = any(row["unknown"] or row["dropped"] for row in rows)
         print(
@@ -284,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in describe_losses(outcome.losses, outcome.round_trips, outcome.documents):
             print(line, file=sys.stderr)
         if args.json:
-            print(json.dumps({**asdict(outcome), "report": fertility_table(outcome.tallies)}))
+            print(json.dumps({**asdict(outcome), "report": tabulate_fertility(outcome.tallies)}))
         else:
             show(outcome, args.report, time.monotonic() - start)
         return 0

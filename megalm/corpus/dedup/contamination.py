@@ -8,14 +8,14 @@ import numpy as np
 
 from megalm.config.errors import ConfigError
 from megalm.corpus.dedup.corpus import Corpus, ShardStage
-from megalm.corpus.dedup.files import load, save, shard_path
-from megalm.corpus.dedup.removal import RECORD, Removals, save_records, table
-from megalm.corpus.dedup.shingles import shingles, word_hashes
+from megalm.corpus.dedup.files import load, name_shard_file, save
+from megalm.corpus.dedup.removal import RECORD, Removals, read_table, save_records
+from megalm.corpus.dedup.shingles import hash_words, make_shingles
 
 WORDS = 13  # as in GPT-3's contamination study (Brown et al. 2020, appendix C)
 
 
-def contaminated(corpus: Corpus, evaluation: Corpus, words: int = WORDS) -> tuple[Removals, int]:
+def find_contaminated(corpus: Corpus, evaluation: Corpus, words: int = WORDS) -> tuple[Removals, int]:
     """Documents that share a run of `words` words with the evaluation text; and its documents that were too short to
     look for.
 
@@ -27,8 +27,8 @@ def contaminated(corpus: Corpus, evaluation: Corpus, words: int = WORDS) -> tupl
     short = sum(too_short for _, too_short in evaluation.each_shard(_runs_of_shard, words, "evaluation text"))
     runs, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for shard, start in zip(evaluation.shards, evaluation.starts, strict=False):
-        runs.append(load(shard_path(evaluation.folder, shard.number, "runs"), "<u8"))
-        owners.append(load(shard_path(evaluation.folder, shard.number, "owners"), "<i8") + start)
+        runs.append(load(name_shard_file(evaluation.folder, shard.number, "runs"), "<u8"))
+        owners.append(load(name_shard_file(evaluation.folder, shard.number, "owners"), "<i8") + start)
     values, first = np.unique(np.concatenate(runs), return_index=True)
     if len(values) == 0:
         raise ConfigError(f"no document of the evaluation text has {words} words: pass fewer --words.")
@@ -43,7 +43,7 @@ def contaminated(corpus: Corpus, evaluation: Corpus, words: int = WORDS) -> tupl
         paths.append(f"{name}.numbered")
         save_records(os.path.join(corpus.folder, paths[-1]), rows)
     why = f"{{value:.0f}} runs of {words} words are in the evaluation text, some of them in its document {{other}}"
-    return table(corpus, paths, why, (evaluation.folder, evaluation.starts)), short
+    return read_table(corpus, paths, why, (evaluation.folder, evaluation.starts)), short
 
 
 def _runs_of_shard(stage: ShardStage) -> tuple[int, int]:
@@ -51,10 +51,8 @@ def _runs_of_shard(stage: ShardStage) -> tuple[int, int]:
     runs, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     short = count = 0
     for texts in stage.batches():
-        values, offsets = shingles(texts, words)
-        long = (
-            np.diff(word_hashes(texts)[1], prepend=0) >= words
-        )  # the set of a shorter text is no run of so many words
+        values, offsets = make_shingles(texts, words)
+        long = np.diff(hash_words(texts)[1], prepend=0) >= words  # the set of a shorter text is no run of so many words
         owner = np.repeat(np.arange(len(texts)), np.diff(offsets))
         runs.append(values[long[owner]])
         owners.append(owner[long[owner]] + count)
@@ -72,7 +70,7 @@ def _search_shard(stage: ShardStage) -> tuple[int, str]:
     parts = [np.empty(0, RECORD)]
     number = 0
     for texts in stage.batches():
-        values, offsets = shingles(texts, words)
+        values, offsets = make_shingles(texts, words)
         place = np.minimum(np.searchsorted(runs, values), len(runs) - 1)
         hits = np.flatnonzero(runs[place] == values)
         text = np.searchsorted(offsets, hits, side="right") - 1  # ascending

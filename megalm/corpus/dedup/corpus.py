@@ -18,8 +18,8 @@ import numpy as np
 
 from megalm.config.errors import ConfigError
 from megalm.corpus.blocks import Blocks
-from megalm.corpus.dedup.files import dealt_to, save, shard_path
-from megalm.corpus.dedup.places import PLACE, bad_record, place_record
+from megalm.corpus.dedup.files import load_dealt, name_shard_file, save
+from megalm.corpus.dedup.places import PLACE, make_bad_record, place_record
 from megalm.corpus.dedup.stages import Progress, Stages, recipe_of
 from megalm.corpus.dedup.texts import Texts
 from megalm.corpus.documents import BadDocument, Piece, cut_into_pieces, find_files, read_piece
@@ -27,7 +27,7 @@ from megalm.corpus.engine import Engine
 from megalm.corpus.files import ending_of, is_stream
 from megalm.corpus.json_lines import read_lines
 from megalm.corpus.results import Results
-from megalm.corpus.shards import make_shards, stamps
+from megalm.corpus.shards import make_shards, stamp_files
 
 BATCH_CHARACTERS = 1 << 21  # of text held at a time
 BATCH_TEXTS = 1 << 14
@@ -47,24 +47,24 @@ class CorpusShard:
     skip_bad: bool
 
     def read(self) -> Iterator[tuple[Texts, np.ndarray, list[list[Any]]]]:
-        """Some documents at a time, where they lie (PLACE [texts]), and what could not be read (see `bad_record`; the
+        """Some documents at a time, where they lie (PLACE [texts]), and what could not be read (see `make_bad_record`; the
         number is that of the documents here).
 
         Errors: ConfigError at a document that cannot be read, unless `skip_bad`.
         """
         for number, piece in enumerate(self.pieces):
             parts = _lines_of(piece, self.field) if holds_lines(piece) else _texts_of(piece, self)
-            for texts, places, bad in explained(parts, piece):
+            for texts, places, bad in explain_read_errors(parts, piece):
                 places["piece"] = number
                 if bad and not self.skip_bad:
                     wrong = bad[0][1]
                     raise ConfigError(
                         f"{piece.label}: {wrong.place}: {wrong.reason}. Mend it, or pass --skip-bad to leave such out."
                     )
-                yield texts, places, [bad_record(number, before, found) for before, found in bad]
+                yield texts, places, [make_bad_record(number, before, found) for before, found in bad]
 
 
-def explained(parts: Iterator[Result], piece: Piece) -> Iterator[Result]:
+def explain_read_errors(parts: Iterator[Result], piece: Piece) -> Iterator[Result]:
     """What is read of a piece. Libraries that read raise what they like, and some of it cannot even be sent back by a
     worker: it becomes a ConfigError that names the file."""
     while True:
@@ -132,7 +132,7 @@ class ShardStage:
 
     def path(self, part: str) -> str:
         """The name of a file that belongs to this shard."""
-        return shard_path(self.folder, self.shard.number, part)
+        return name_shard_file(self.folder, self.shard.number, part)
 
     def batches(self) -> Iterator[Texts]:
         """The texts, some megabytes at a time. The first time that a shard is read, it is written down where each document
@@ -170,7 +170,9 @@ class PartStage:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """What each shard dealt to this part, or to parts [first, stop): (number of the shard's first document, records)"""
         for shard in range(len(self.starts) - 1):
-            records = dealt_to(shard_path(self.folder, shard, kind), self.part if first is None else first, dtype, stop)
+            records = load_dealt(
+                name_shard_file(self.folder, shard, kind), self.part if first is None else first, dtype, stop
+            )
             if len(records):
                 yield self.starts[shard], records
 
@@ -191,7 +193,7 @@ class _Unpacking:
 def _unpack(task: _Unpacking) -> list[dict[str, Any]]:
     """Leaves the content; the piece for it, and another one where the file is damaged."""
     with contextlib.closing(Blocks(task.piece)) as blocks:
-        found = iter(lambda: blocks.next(shard_path(task.folder, task.number, "unpacked")), None)
+        found = iter(lambda: blocks.next(name_shard_file(task.folder, task.number, "unpacked")), None)
         return [asdict(piece) | {"size": os.path.getsize(piece.path) if piece.path else 0} for piece in found]
 
 
@@ -258,7 +260,9 @@ class Corpus:
         recipe = None
         if folder and command:
             options = {**command[1], "field": field, "skip_bad": skip_bad, "share": self.share}
-            recipe = recipe_of(command[0], options, [*stamps(files), [len(shard) for shard in make_shards(pieces)]])
+            recipe = recipe_of(
+                command[0], options, [*stamp_files(files), [len(shard) for shard in make_shards(pieces)]]
+            )
         self._resumable = recipe is not None
         self.stages = Stages(folder or tempfile.mkdtemp(prefix="dedup-"), engine, recipe, progress)
         self.folder = self.stages.folder

@@ -13,19 +13,19 @@ import xxhash
 
 from megalm.corpus.dedup.corpus import Corpus, PartStage, ShardStage
 from megalm.corpus.dedup.files import deal
-from megalm.corpus.dedup.removal import RECORD, Removals, save_records, table
+from megalm.corpus.dedup.removal import RECORD, Removals, read_table, save_records
 
 PARTS = 1024  # a record takes RECORD_BYTES where it is sorted: 40 million documents a part are within 4 GB
 RECORD_BYTES = 100
 _HASH = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<i8")])
 
 
-def exact_duplicates(corpus: Corpus, normalize: bool = False) -> Removals:
+def find_exact_duplicates(corpus: Corpus, normalize: bool = False) -> Removals:
     """The documents to remove. `normalize`: case and white space make no difference."""
     corpus.each_shard(_hash_shard, normalize, "hashes")
     together = max(1, min(PARTS // 16, PARTS * corpus.share // (RECORD_BYTES * max(corpus.documents, 1))))
     paths = corpus.each_part(_compare_parts, -(-PARTS // together), together)
-    return table(corpus, paths, "the same text")
+    return read_table(corpus, paths, "the same text")
 
 
 def _hash_shard(stage: ShardStage) -> int:

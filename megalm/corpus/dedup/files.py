@@ -12,7 +12,7 @@ import numpy as np
 DEALT = 1 << 18  # records copied at a time
 
 
-def shard_path(folder: str, number: int, part: str) -> str:
+def name_shard_file(folder: str, number: int, part: str) -> str:
     """Where a shard's file of this kind is."""
     return os.path.join(folder, f"{number:06d}.{part}")
 
@@ -26,7 +26,7 @@ def save(path: str, array: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def written_whole(path: str) -> Iterator[BinaryIO]:
+def write_whole(path: str) -> Iterator[BinaryIO]:
     """A file for a result, which is there when it was written to its end."""
     partial = f"{path}.partial"
     try:
@@ -45,7 +45,7 @@ def load(path: str, dtype: Any, start: int = 0, stop: int = -1) -> np.ndarray:
     return np.fromfile(path, dtype, -1 if stop < 0 else stop - start, offset=start * size)
 
 
-def mapped(path: str, dtype: Any) -> np.ndarray:
+def map_array(path: str, dtype: Any) -> np.ndarray:
     """The same, of which only what is looked at is read."""
     return np.memmap(path, dtype, "r") if os.path.getsize(path) else np.empty(0, dtype)
 
@@ -66,13 +66,13 @@ def deal_some(owner: np.ndarray, parts: int, records: Callable[[np.ndarray], np.
     os.replace(partial, path)
 
 
-def dealt_count(path: str, part: int) -> int:
+def count_dealt(path: str, part: int) -> int:
     """How many records of what `deal` wrote are one part's."""
     start, stop = load(f"{path}.bounds", "<i8", part, part + 2)
     return int(stop - start)
 
 
-def dealt_to(path: str, part: int, dtype: Any, stop_part: int | None = None) -> np.ndarray:
+def load_dealt(path: str, part: int, dtype: Any, stop_part: int | None = None) -> np.ndarray:
     """The records of one part, or of some after one another, of what `deal` wrote."""
     start, stop = load(f"{path}.bounds", "<i8", part, (part + 1 if stop_part is None else stop_part) + 1)[[0, -1]]
     return load(path, dtype, int(start), int(stop)) if stop > start else np.empty(0, dtype)

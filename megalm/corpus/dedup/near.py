@@ -20,10 +20,10 @@ import numpy as np
 
 from megalm.config.errors import ConfigError
 from megalm.corpus.dedup.corpus import Corpus, PartStage, ShardStage
-from megalm.corpus.dedup.files import deal, dealt_count, dealt_to, load, save, shard_path
-from megalm.corpus.dedup.removal import RECORD, Removals, save_records, table
-from megalm.corpus.dedup.shingles import band_hashes, jaccard, shingles
-from megalm.corpus.suffix import native
+from megalm.corpus.dedup.files import count_dealt, deal, load, load_dealt, name_shard_file, save
+from megalm.corpus.dedup.removal import RECORD, Removals, read_table, save_records
+from megalm.corpus.dedup.shingles import hash_bands, jaccard, make_shingles
+from megalm.corpus.suffix import load_native
 from megalm.data.mixing import mix
 
 # 21 bands of 6: a pair of similarity 0.8 shares a bucket with probability 0.998, one of 0.7 with 0.92, one of 0.4 with 0.08
@@ -45,7 +45,7 @@ class _Near:
     words: int
 
 
-def near_duplicates(corpus: Corpus, threshold: float = 0.8, words: int = 5) -> tuple[Removals, np.ndarray]:
+def find_near_duplicates(corpus: Corpus, threshold: float = 0.8, words: int = 5) -> tuple[Removals, np.ndarray]:
     """Documents to remove, and the verified pairs that decided it.
 
     Shapes: -> EDGE [pairs], sorted
@@ -71,7 +71,7 @@ def near_duplicates(corpus: Corpus, threshold: float = 0.8, words: int = 5) -> t
     edges = np.concatenate([load(os.path.join(corpus.folder, f"edges.{part:06d}"), EDGE) for part in range(parts)])
     edges = edges[np.lexsort((edges["second"], edges["first"]))]
     save_records(os.path.join(corpus.folder, "near.removals"), cluster(edges))
-    return table(corpus, ["near.removals"], WHY), edges
+    return read_table(corpus, ["near.removals"], WHY), edges
 
 
 def _sign_shard(stage: ShardStage) -> int:
@@ -82,10 +82,10 @@ def _sign_shard(stage: ShardStage) -> int:
         sets, ends, *bands = (files.enter_context(open(name, "wb")) for name in names)
         ends.write(np.zeros(1, "<i8").data)
         for texts in stage.batches():
-            values, offsets = shingles(texts, stage.argument.words)
+            values, offsets = make_shingles(texts, stage.argument.words)
             sets.write(values.data)
             ends.write((offsets[1:] + end).astype("<i8").data)
-            for band, hashes in zip(bands, band_hashes(values, offsets, _FACTORS, _ADDENDS), strict=True):
+            for band, hashes in zip(bands, hash_bands(values, offsets, _FACTORS, _ADDENDS), strict=True):
                 band.write(np.ascontiguousarray(hashes).data)
             documents, end = documents + len(texts), end + int(offsets[-1])
     first = names[2]
@@ -104,11 +104,11 @@ def _pair_part(task: PartStage) -> int:
     together, splits, parts, room = task.argument
     group, split = divmod(task.part, splits)
     bands = range(group * together, min((group + 1) * together, BANDS))
-    none = band_hashes(np.empty(0, np.uint64), np.zeros(2, np.int64), _FACTORS, _ADDENDS)[bands[0], 0]
+    none = hash_bands(np.empty(0, np.uint64), np.zeros(2, np.int64), _FACTORS, _ADDENDS)[bands[0], 0]
     numbers, hashes = [np.empty(0, np.int64)], [np.empty((len(bands), 0), np.uint64)]
     for shard, first in enumerate(task.starts[:-1]):
         count = task.starts[shard + 1] - first
-        rows = load(shard_path(task.folder, shard, "bands"), "<u8", bands.start * count, bands.stop * count)
+        rows = load(name_shard_file(task.folder, shard, "bands"), "<u8", bands.start * count, bands.stop * count)
         rows = rows.reshape(len(bands), count)
         mine = rows[0] != none  # a document without words is like no other
         if splits > 1:  # and then one band
@@ -190,11 +190,11 @@ class _Sets:
             if len(part) == 0:
                 continue
             shard = int(shards[part[0]])
-            bounds = np.memmap(shard_path(self._folder, shard, "ends"), "<i8", "r")
+            bounds = np.memmap(name_shard_file(self._folder, shard, "ends"), "<i8", "r")
             local = numbers[part] - self._starts[shard]
             begins[part], ends[part] = bounds[local], bounds[local + 1]
             if shard not in self._values:
-                self._values[shard] = np.memmap(shard_path(self._folder, shard, "sets"), "<u8", "r")
+                self._values[shard] = np.memmap(name_shard_file(self._folder, shard, "sets"), "<u8", "r")
         return shards, begins, ends
 
     def sizes(self, pairs: np.ndarray) -> np.ndarray:
@@ -204,7 +204,7 @@ class _Sets:
     def similarities(self, pairs: np.ndarray) -> np.ndarray:
         """Shapes: int64 [pairs, 2] of documents with words -> float64 [pairs]"""
         located = [self._locate(numbers) for numbers in pairs.T]
-        library = native()
+        library = load_native()
         if library is None:
             sides = [
                 [
@@ -230,12 +230,12 @@ def _verify_part(task: PartStage) -> int:
     lists = load(os.path.join(task.folder, "lists"), np.uint8).tobytes().decode().split()
     paths = [os.path.join(task.folder, name) for name in lists]
     pair = np.dtype(("<i8", 2))
-    turns = max(1, -(-sum(dealt_count(path, task.part) for path in paths) * PAIR_BYTES // room))
+    turns = max(1, -(-sum(count_dealt(path, task.part) for path in paths) * PAIR_BYTES // room))
     edges = [np.empty(0, EDGE)]
     for turn in range(turns):
         found = [np.empty((0, 2), np.int64)]
         for path in paths:
-            pairs = dealt_to(path, task.part, pair).reshape(-1, 2)
+            pairs = load_dealt(path, task.part, pair).reshape(-1, 2)
             found.append(pairs if turns == 1 else pairs[pairs[:, 1] // parts % turns == turn])
         pairs = np.concatenate(found)
         pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from megalm.corpus.dedup.files import mapped, shard_path
+from megalm.corpus.dedup.files import map_array, name_shard_file
 from megalm.corpus.documents import BadDocument
 
 KINDS = ("byte", "row", "line", "item")  # what a document's place counts
@@ -24,14 +24,14 @@ def place_record(piece: int, place: str) -> tuple[int, int, int, int]:
     return piece, KINDS.index(kind), int(at), 0
 
 
-def bad_record(piece: int, before: int, bad: BadDocument) -> list[Any]:
+def make_bad_record(piece: int, before: int, bad: BadDocument) -> list[Any]:
     """What could not be read, and the number of the shard's documents before it."""
     return [piece, before, bad.place, bad.reason]
 
 
 def _opened(folder: str, shard: int) -> tuple[np.ndarray, list[str]]:
-    with open(shard_path(folder, shard, "paths"), encoding="utf-8") as file:
-        return mapped(shard_path(folder, shard, "places"), PLACE), json.load(file)
+    with open(name_shard_file(folder, shard, "paths"), encoding="utf-8") as file:
+        return map_array(name_shard_file(folder, shard, "places"), PLACE), json.load(file)
 
 
 class Places:

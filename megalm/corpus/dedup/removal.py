@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.corpus.dedup.corpus import Corpus, CorpusShard, ShardStage, explained, holds_lines
-from megalm.corpus.dedup.files import load, save, shard_path, written_whole
+from megalm.corpus.dedup.corpus import Corpus, CorpusShard, ShardStage, explain_read_errors, holds_lines
+from megalm.corpus.dedup.files import load, name_shard_file, save, write_whole
 from megalm.corpus.dedup.places import KINDS, PLACE, Places
 from megalm.corpus.documents import BOM, BadDocument, Document, Piece, read_piece
 from megalm.corpus.fields import with_text
@@ -114,7 +114,7 @@ class _Lists:
     remove: bool
 
 
-def json_row(record: Any) -> bytes:
+def write_json_row(record: Any) -> bytes:
     """A line of JSON; half of a surrogate pair, which UTF-8 cannot hold, as its escape."""
     return _line(record)[0]
 
@@ -152,11 +152,11 @@ def _part(stage: ShardStage, part: str) -> Iterator[BinaryIO]:
 
 def read_bad(folder: str, shard: int) -> list[list[Any]]:
     """What could not be read of a shard: piece, number of documents before it, place, reason."""
-    with open(shard_path(folder, shard, "bad"), encoding="utf-8") as file:
+    with open(name_shard_file(folder, shard, "bad"), encoding="utf-8") as file:
         return json.load(file)
 
 
-def bad_rows(stage: ShardStage) -> Callable[[int], list[bytes]]:
+def make_bad_rows(stage: ShardStage) -> Callable[[int], list[bytes]]:
     """Of what could not be read: the lines for all that come before a document (by its number in the shard), each once."""
     rows = iter(read_bad(stage.folder, stage.shard.number))
     following = next(rows, None)
@@ -167,7 +167,7 @@ def bad_rows(stage: ShardStage) -> Callable[[int], list[bytes]]:
         while following is not None and following[1] <= number:
             piece, _, place, reason = following
             path = stage.shard.pieces[piece].label
-            lines.append(json_row({"file": path, "place": place, "why": f"cannot be read: {reason}"}))
+            lines.append(write_json_row({"file": path, "place": place, "why": f"cannot be read: {reason}"}))
             following = next(rows, None)
         return lines
 
@@ -178,7 +178,7 @@ def _write_removed(stage: ShardStage, wanted: _Lists, rows: np.ndarray, file: Bi
     first = wanted.starts[stage.shard.number]
     places = Places(stage.folder, wanted.starts)
     evaluation = wanted.removals.evaluation and Places(*wanted.removals.evaluation)
-    bad = bad_rows(stage)
+    bad = make_bad_rows(stage)
     for start in range(0, len(rows), WRITTEN):
         some = rows[start : start + WRITTEN]
         mine, kept = places.of(some["number"]), iter(places.of(some["of"][some["of"] >= 0]))
@@ -190,22 +190,22 @@ def _write_removed(stage: ShardStage, wanted: _Lists, rows: np.ndarray, file: Bi
                 row["duplicate_of"] = {"number": of, **next(kept)}
             if evaluation:
                 row["evaluation"] = {"number": other, **others[index]}
-            file.write(json_row(row))
+            file.write(write_json_row(row))
     file.writelines(bad(sys.maxsize))
 
 
 def _write_kept(stage: ShardStage, gone: np.ndarray, file: BinaryIO) -> Written:
     written = Written()
-    for piece, numbers, places in staying(stage, gone):
+    for piece, numbers, places in list_staying(stage, gone):
         if holds_lines(piece):
             copy_lines(piece, places, file)
             continue
-        for _, document in documents_at(piece, stage.shard, numbers, places, written):
+        for _, document in read_documents_at(piece, stage.shard, numbers, places, written):
             written.document(file, document.fields or {"text": document.text})
     return written
 
 
-def staying(stage: ShardStage, gone: np.ndarray) -> Iterator[tuple[Piece, np.ndarray, np.ndarray]]:
+def list_staying(stage: ShardStage, gone: np.ndarray) -> Iterator[tuple[Piece, np.ndarray, np.ndarray]]:
     """The pieces of which something stays: (piece, the numbers in the shard of its documents that stay, their places)"""
     places = load(stage.path("places"), PLACE)
     stays = np.ones(len(places), bool)
@@ -217,7 +217,7 @@ def staying(stage: ShardStage, gone: np.ndarray) -> Iterator[tuple[Piece, np.nda
             yield piece, numbers, places[numbers]
 
 
-def documents_at(
+def read_documents_at(
     piece: Piece, shard: CorpusShard, numbers: np.ndarray, places: np.ndarray, written: Written
 ) -> Iterator[tuple[int, Document]]:
     """(number in the shard, document) of the documents at these places of a piece, with all their fields.
@@ -228,7 +228,7 @@ def documents_at(
     """
     expected = zip(numbers.tolist(), [f"{KINDS[kind]} {at}" for _, kind, at, _ in places.tolist()], strict=True)
     number, place = next(expected)
-    for found in explained(read_piece(piece, shard.field), piece):
+    for found in explain_read_errors(read_piece(piece, shard.field), piece):
         if found.place != place:
             continue
         if isinstance(found, BadDocument):
@@ -273,7 +273,9 @@ def copy_lines(
                 record = json.loads(source.read(end - begin).removeprefix(BOM if begin == 0 else b""))
                 fields = record if isinstance(record, dict) else {}
                 file.write(
-                    json_row(with_text(fields, field, texts[index]) if texts and index in texts else {"text": record})
+                    write_json_row(
+                        with_text(fields, field, texts[index]) if texts and index in texts else {"text": record}
+                    )
                 )
                 continue
             for content in _parts(source, end - begin):
@@ -303,7 +305,7 @@ def write_lists(corpus: Corpus, removals: Removals, output: str | None, removed:
             if name:
                 join(corpus, part, name)
         corpus.results.mark(corpus.files)
-    bad, listed = unread(corpus)
+    bad, listed = count_unread(corpus)
     return Counts(corpus.documents, len(removals), bad, listed, written)
 
 
@@ -313,13 +315,13 @@ def join(corpus: Corpus, part: str, name: str) -> None:
     Errors: ConfigError if the input has changed since the beginning.
     """
     check_unchanged(corpus.files)
-    with written_whole(name) as whole:
+    with write_whole(name) as whole:
         for shard in corpus.shards:
-            with open(shard_path(corpus.folder, shard.number, part), "rb") as file:
+            with open(name_shard_file(corpus.folder, shard.number, part), "rb") as file:
                 shutil.copyfileobj(file, whole, 1 << 20)
 
 
-def unread(corpus: Corpus) -> tuple[int, tuple[str, ...]]:
+def count_unread(corpus: Corpus) -> tuple[int, tuple[str, ...]]:
     """How many documents could not be read, and the first of them in words."""
     count, listed = 0, []
     for shard in corpus.shards:
@@ -330,7 +332,7 @@ def unread(corpus: Corpus) -> tuple[int, tuple[str, ...]]:
     return count, tuple(listed)
 
 
-def table(
+def read_table(
     corpus: Corpus, paths: list[str], why: str, evaluation: tuple[str, tuple[int, ...]] | None = None
 ) -> Removals:
     """The removals in these files of the corpus' folder."""

@@ -66,7 +66,7 @@ _JOINERS = """
 
 
 @cache
-def classes_of_characters() -> np.ndarray:
+def classify_characters() -> np.ndarray:
     """The class of each code. Shapes: -> uint8 [CODES]"""
     classes = np.full(CODES, LETTER, np.uint8)
     tables = {SEPARATOR: _SEPARATORS, ALONE: _ALONE, MARK: _MARKS, LEADING: _LEADING, JOINER: _JOINERS}

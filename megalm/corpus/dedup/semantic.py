@@ -17,8 +17,8 @@ import numpy as np
 from megalm.config.errors import ConfigError
 from megalm.corpus.dedup.corpus import Corpus, PartStage, ShardStage
 from megalm.corpus.dedup.files import deal_some, load, save
-from megalm.corpus.dedup.removal import RECORD, Removals, save_records, table
-from megalm.corpus.dedup.shingles import mix, shingles
+from megalm.corpus.dedup.removal import RECORD, Removals, read_table, save_records
+from megalm.corpus.dedup.shingles import make_shingles, mix
 from megalm.corpus.dedup.texts import Texts
 
 DIMENSIONS = 128  # of the embeddings made here: a cosine is off by about 1 / sqrt(128) at 0, by far less near 1
@@ -42,7 +42,7 @@ class _Task:
     keep: str
 
 
-def semantic_duplicates(
+def find_semantic_duplicates(
     corpus: Corpus,
     embeddings: str | None = None,
     threshold: float = 0.95,
@@ -75,7 +75,7 @@ def semantic_duplicates(
     save(os.path.join(corpus.folder, "centres"), centres)
     corpus.each_shard(_assign_shard, (task, dimensions, len(centres)), "clusters")
     paths = corpus.each_part(_compare_cluster, len(centres), (task, dimensions))
-    return table(corpus, paths, WHY)
+    return read_table(corpus, paths, WHY)
 
 
 def _check(path: str, documents: int) -> None:
@@ -98,8 +98,8 @@ def _count_only(stage: ShardStage) -> int:
 
 def _features(texts: Texts | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Words and pairs of words, each once a document. Shapes: -> uint64 [all], offsets int64 [texts + 1]"""
-    ones, one_ends = shingles(texts, 1)
-    twos, two_ends = shingles(texts, 2)
+    ones, one_ends = make_shingles(texts, 1)
+    twos, two_ends = make_shingles(texts, 2)
     number = np.arange(len(texts))
     owner = np.concatenate((np.repeat(number, np.diff(one_ends)), np.repeat(number, np.diff(two_ends))))
     order = np.argsort(owner, kind="stable")

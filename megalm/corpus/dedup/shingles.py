@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from megalm.corpus.dedup.scripts import ALONE, JOINER, LEADING, LETTER, MARK, SEPARATOR, classes_of_characters
+from megalm.corpus.dedup.scripts import ALONE, JOINER, LEADING, LETTER, MARK, SEPARATOR, classify_characters
 from megalm.corpus.dedup.texts import Texts
-from megalm.corpus.suffix import native
+from megalm.corpus.suffix import load_native
 from megalm.data.mixing import mix
 
 # Bytes as they count in a word: ASCII letters and digits as small letters, those of characters beyond as they are.
@@ -19,7 +19,7 @@ _LETTERS[65:91] = range(97, 123)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
-def word_hashes(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+def hash_words(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     """A hash of each word, in lower case, of each text.
 
     Shapes: -> uint64 [words of all texts], and where each text's words end int64 [texts]
@@ -44,7 +44,7 @@ def _words(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of each byte of UTF-8, whether it is in a word, and whether a word begins with it."""
     heads = np.flatnonzero((data & 0xC0) != 0x80)  # the first byte of each character
     codes = np.frombuffer(data.tobytes().decode("utf-8").encode("utf-32-le"), "<u4")
-    kind = classes_of_characters()[codes]
+    kind = classify_characters()[codes]
     before = np.concatenate(([SEPARATOR], kind[:-1]))
     extends = (kind == MARK) | (kind == JOINER)
     # What the word of a character is made of: the last one at or before it that does not extend what is before it.
@@ -60,18 +60,18 @@ def _words(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return inside, at
 
 
-def shingles(texts: Texts | Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]:
+def make_shingles(texts: Texts | Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]:
     """The set of runs of `words` words of each text, as sorted hashes; a shorter text is one run.
 
     Shapes: -> uint64 [all], and the offsets of each text's part int64 [texts + 1]
     """
-    library = native()
+    library = load_native()
     if library is None:
         return _shingles(list(texts), words)
     texts = texts if isinstance(texts, Texts) else Texts.of(texts)
     data, ends = texts.in_lower_case()
     values, offsets = np.empty(len(data) // 2 + len(texts) + 1, np.uint64), np.zeros(len(texts) + 1, np.int64)
-    classes = np.empty(0, np.uint8) if texts.ascii.all() else classes_of_characters()
+    classes = np.empty(0, np.uint8) if texts.ascii.all() else classify_characters()
     addresses = (array.ctypes.data for array in (values, offsets))
     inputs = (data.ctypes.data, ends.ctypes.data, len(texts), words, _LETTERS.ctypes.data, classes.ctypes.data)
     if not library.word_shingles(*inputs, len(classes), *addresses):
@@ -81,7 +81,7 @@ def shingles(texts: Texts | Sequence[str], words: int) -> tuple[np.ndarray, np.n
 
 def _shingles(texts: Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]:
     """The same in numpy, for where the extension was not built."""
-    hashes, ends = word_hashes(texts)
+    hashes, ends = hash_words(texts)
     counts = np.diff(ends, prepend=0)
     gap = words - 1  # zeros after each text, so that no run crosses into the next one
     padded = np.zeros(len(hashes) + gap * len(texts), np.uint64)
@@ -103,14 +103,14 @@ def _shingles(texts: Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]
     return values[keep], np.concatenate(([0], np.cumsum(np.bincount(owner[keep], minlength=len(texts)))))
 
 
-def band_hashes(values: np.ndarray, offsets: np.ndarray, factors: np.ndarray, addends: np.ndarray) -> np.ndarray:
+def hash_bands(values: np.ndarray, offsets: np.ndarray, factors: np.ndarray, addends: np.ndarray) -> np.ndarray:
     """Hashes of the bands of the sets' MinHash signatures, as csrc/minhash/op.h defines them.
 
-    Shapes: values, offsets as `shingles` gives them; uint32 [bands, rows] twice -> uint64 [bands, sets]
+    Shapes: values, offsets as `make_shingles` gives them; uint32 [bands, rows] twice -> uint64 [bands, sets]
     """
     (bands, rows), sets = factors.shape, len(offsets) - 1
     out = np.empty((bands, sets), np.uint64)
-    library = native()
+    library = load_native()
     if library is None:
         return _band_hashes(values, offsets, factors, addends)
     inputs = [np.ascontiguousarray(array) for array in (values, offsets, factors, addends)]

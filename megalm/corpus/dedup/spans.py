@@ -14,9 +14,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from megalm.corpus.dedup.files import deal, dealt_to, load, save
+from megalm.corpus.dedup.files import deal, load, load_dealt, save
 from megalm.corpus.dedup.stages import Stages
-from megalm.corpus.suffix import repeats, suffix_array
+from megalm.corpus.suffix import build_suffix_array, find_repeats
 
 CHUNK = 1 << 24  # symbols sorted at a time, in about 180 MB
 BYTES_A_SYMBOL = 20  # of memory at most, in a chunk
@@ -105,7 +105,7 @@ def _sort_chunk(chunk: _Chunk) -> int:
     """Leaves the chunk's windows that lie inside one document, sorted, relative to its start; how many"""
     symbols, starts = chunk.symbols.opened()
     text = np.asarray(symbols[chunk.start : min(chunk.stop + chunk.length - 1, len(symbols))])
-    order = suffix_array(text)
+    order = build_suffix_array(text)
     inside = np.zeros(len(text), bool)
     low, high = np.searchsorted(starts, (chunk.start, chunk.stop), side="right")
     begin = chunk.start
@@ -127,7 +127,7 @@ def _merge_range(task: _Range) -> int:
     symbols, _ = chunks[0].symbols.opened()
     bounds = zip(chunks, task.begins, task.ends, strict=True)
     lists = [load(_file(chunk, "order"), "<u4", begin, end) for chunk, begin, end in bounds]
-    found = repeats(symbols, chunks[0].length, lists, [chunk.start for chunk in chunks])
+    found = find_repeats(symbols, chunks[0].length, lists, [chunk.start for chunk in chunks])
     owner = found[:, 0] // (chunks[0].stop - chunks[0].start)
     deal(owner, len(chunks), found, _pairs(chunks[0].folder, task.number))
     return len(found)
@@ -138,7 +138,7 @@ def _join_windows(task: _Joining) -> int:
     chunk, length = task.chunk, task.chunk.length
     first = np.full(chunk.stop - chunk.start, -1, np.int64)
     for number in range(task.ranges):
-        windows = dealt_to(_pairs(chunk.folder, number), chunk.number, PAIR)
+        windows = load_dealt(_pairs(chunk.folder, number), chunk.number, PAIR)
         first[windows[:, 0] - chunk.start] = windows[:, 1]
     places = np.flatnonzero(first >= 0).astype(np.uint32)
     steps = np.diff(places)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.corpus.dedup.files import save, written_whole
+from megalm.corpus.dedup.files import save, write_whole
 from megalm.corpus.dedup.spans import Symbols, find_spans
 from megalm.corpus.dedup.stages import Progress, Stages
 from megalm.corpus.engine import Engine
@@ -35,7 +35,7 @@ def _document_starts(file: TokenFile) -> np.ndarray:
     return starts[np.asarray(file.documents)]
 
 
-def repeated_token_spans(
+def find_repeated_token_spans(
     file: TokenFile,
     length: int = 50,
     engine: Engine | None = None,
@@ -89,7 +89,7 @@ def cut_spans(file: TokenFile, spans: list[Span], output: str, removed: str | No
         if writer.num_documents == 0:
             raise ConfigError(f"{file.prefix}: nothing is left without its repeated spans. Pass a larger --length.")
     if removed:
-        with written_whole(removed) as out:
+        with write_whole(removed) as out:
             for span in spans:
                 row = {"document": span.document, "token": span.start, "tokens": span.stop - span.start}
                 origin = file.document_at(span.first)

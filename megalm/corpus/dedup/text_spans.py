@@ -17,9 +17,18 @@ import numpy as np
 
 from megalm.config.errors import ConfigError
 from megalm.corpus.dedup.corpus import Corpus, ShardStage, holds_lines
-from megalm.corpus.dedup.files import load, save, shard_path
+from megalm.corpus.dedup.files import load, name_shard_file, save
 from megalm.corpus.dedup.places import Places
-from megalm.corpus.dedup.removal import Written, bad_rows, copy_lines, documents_at, join, json_row, staying, unread
+from megalm.corpus.dedup.removal import (
+    Written,
+    copy_lines,
+    count_unread,
+    join,
+    list_staying,
+    make_bad_rows,
+    read_documents_at,
+    write_json_row,
+)
 from megalm.corpus.dedup.spans import Symbols, find_spans
 from megalm.corpus.fields import is_one_text, with_text
 
@@ -58,7 +67,7 @@ def cut_repeated_text(
     path, starts = (os.path.join(corpus.folder, name) for name in ("text", "starts"))
     (total,) = corpus.stages.run(_lay_together, [(corpus.folder, len(corpus.shards))], "one text")
     for shard in corpus.shards:
-        Path(shard_path(corpus.folder, shard.number, "text")).unlink(missing_ok=True)
+        Path(name_shard_file(corpus.folder, shard.number, "text")).unlink(missing_ok=True)
     symbols = Symbols(path, "|u1", starts, os.stat(path).st_mtime_ns)
     spans = find_spans(symbols, length, corpus.stages, chunk)
     save(os.path.join(corpus.folder, "spans"), _to_whole_characters(spans, symbols.opened()[0]))
@@ -72,7 +81,7 @@ def cut_repeated_text(
     for *_, one in counts:
         written.add(one)
     _, gone, found, cut = (sum(column) for column in list(zip(*counts, strict=True))[:4])
-    return Cuts(corpus.documents, gone, total, found, cut, *unread(corpus), written)
+    return Cuts(corpus.documents, gone, total, found, cut, *count_unread(corpus), written)
 
 
 def _lay_out(stage: ShardStage) -> int:
@@ -98,8 +107,8 @@ def _lay_together(task: tuple[str, int]) -> int:
     with open(partial, "wb") as whole, open(bounds, "wb") as starts:
         starts.write(np.zeros(1, "<i8").data)
         for shard in range(shards):
-            starts.write((load(shard_path(folder, shard, "ends"), "<i8") + at).data)
-            with open(shard_path(folder, shard, "text"), "rb") as file:
+            starts.write((load(name_shard_file(folder, shard, "ends"), "<i8") + at).data)
+            with open(name_shard_file(folder, shard, "text"), "rb") as file:
                 while block := file.read(1 << 22):
                     at += whole.write(block)
     os.replace(bounds, os.path.join(folder, "starts"))
@@ -181,7 +190,7 @@ def _write_spans(
     file: BinaryIO,
 ) -> None:
     """What is cut, and where it was before; and what could not be read, at its place."""
-    places, bad = Places(stage.folder, numbers), bad_rows(stage)
+    places, bad = Places(stage.folder, numbers), make_bad_rows(stage)
     first = numbers[stage.shard.number]
     origins = np.searchsorted(starts, spans[:, 3], side="right") - 1
     listed = zip(spans.tolist(), places.of(spans[:, 0]), origins.tolist(), places.of(origins), strict=True)
@@ -192,7 +201,7 @@ def _write_spans(
         row |= {"offset": begin - int(starts[document]), "bytes": end - begin, "text": shown}
         row["why"] = f"{end - begin} bytes, the first of which occurred before"
         row["duplicate_of"] = {"number": origin, **place_of_origin, "offset": before - int(starts[origin])}
-        file.write(json_row(row))
+        file.write(write_json_row(row))
     file.writelines(bad(sys.maxsize))
 
 
@@ -200,12 +209,12 @@ def _write_kept(stage: ShardStage, rest: dict[int, str | None], file: BinaryIO) 
     """The documents that have text left, those without spans as they are."""
     shard, written = stage.shard, Written()
     gone = np.array([number for number, text in rest.items() if text is None], np.int64)
-    for piece, numbers, places in staying(stage, gone):
+    for piece, numbers, places in list_staying(stage, gone):
         if holds_lines(piece):
             texts = {at: text for at, number in enumerate(numbers.tolist()) if (text := rest.get(number))}
             copy_lines(piece, places, file, texts, shard.field)
             continue
-        for number, document in documents_at(piece, shard, numbers, places, written):
+        for number, document in read_documents_at(piece, shard, numbers, places, written):
             text = rest.get(number) or document.text
             written.document(file, with_text(document.fields, shard.field, text))
     return written

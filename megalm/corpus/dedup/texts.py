@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from megalm.corpus.suffix import native
+from megalm.corpus.suffix import load_native
 
 CODES = 0x20000  # no letter beyond has a small one
 SPECIAL = 0xFFFFFFFF  # as in csrc/shingle/op.h
@@ -54,7 +54,7 @@ class Texts:
         of ASCII may stay as they are."""
         if self.ascii.all():
             return self.data, self.ends
-        library = native()
+        library = load_native()
         if library is None:
             return self._lowered(self.data, self.ends, ~self.ascii)
         texts, small = len(self), _small_letters()

@@ -23,7 +23,7 @@ import xxhash
 
 from megalm.config.errors import ConfigError
 from megalm.data.formats.mds_storage import HASHES, compress, compression_of, decompress
-from megalm.data.formats.mds_values import decode_value, encode_value, fixed_size
+from megalm.data.formats.mds_values import decode_value, encode_value, find_fixed_size
 from megalm.data.formats.store import Cache, Store, is_url
 from megalm.data.tokens import CODES, HEADER, MAGIC
 
@@ -56,7 +56,7 @@ class MDSWriter:
             raise ConfigError(f"compression {compression!r} is not written; choose None, 'zstd' or 'zstd:LEVEL'.")
         self.columns = dict(sorted(columns.items()))
         try:
-            sizes = [fixed_size(encoding) for encoding in self.columns.values()]
+            sizes = [find_fixed_size(encoding) for encoding in self.columns.values()]
             unknown = [name for name in hashes if name not in HASHES]
         except ValueError as error:
             raise ConfigError(f"{self.folder}: {error}.") from error
@@ -332,7 +332,7 @@ def _checked_info(path: str, info: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"{path}: only MDS shards of version 2 are read.")
     names, encodings, sizes = info["column_names"], info["column_encodings"], info["column_sizes"]
     for name, encoding, size in zip(names, encodings, sizes, strict=True):
-        if not isinstance(name, str) or not isinstance(encoding, str) or fixed_size(encoding) != size:
+        if not isinstance(name, str) or not isinstance(encoding, str) or find_fixed_size(encoding) != size:
             raise ValueError(f"column {name!r} of {encoding!r} with the size {size!r}")
     compression_of(info["compression"])
     if type(info["samples"]) is not int or not 0 <= info["samples"] < 1 << 32:

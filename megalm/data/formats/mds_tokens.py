@@ -15,7 +15,7 @@ import numpy as np
 
 from megalm.config.errors import ConfigError
 from megalm.data.formats.mds import TOKEN_INDEX, MDSReader, write_index
-from megalm.data.formats.mds_values import ARRAY_CODES, decode_array, fixed_size
+from megalm.data.formats.mds_values import ARRAY_CODES, decode_array, find_fixed_size
 from megalm.data.formats.store import Cache, LocalFile, open_bytes
 from megalm.data.tokens import CODES, DTYPES, TOKEN_CODES, TokenFile
 
@@ -63,7 +63,7 @@ class MDSTokens(TokenFile):
         self.raw_type = raw_type
         self._choose_column()
         if self.encoding.count(":") == 2:
-            each = int(fixed_size(self.encoding) or 0) // self.dtype.itemsize
+            each = int(find_fixed_size(self.encoding) or 0) // self.dtype.itemsize
             self.lengths = np.broadcast_to(np.int32(each), (len(self.reader),))
             self.pointers: Any = Even(each * self.dtype.itemsize, len(self.reader))
             self.documents: Any = Even(1, len(self.reader) + 1)

@@ -49,7 +49,7 @@ def _array_parts(encoding: str) -> tuple[str | None, tuple[int, ...] | None]:
     return (parts[0] if parts else None), shape
 
 
-def fixed_size(encoding: str) -> int | None:
+def find_fixed_size(encoding: str) -> int | None:
     """Bytes of a value of this encoding; None: they differ from sample to sample."""
     if encoding in SCALARS:
         return SCALARS[encoding].itemsize

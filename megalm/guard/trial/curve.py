@@ -139,7 +139,7 @@ class Alarm:
         return {"step": self.step, "kind": self.kind, "action": self.action, "z": z}
 
 
-def alarms(curve: Curve, config: DetectorConfig | None = None) -> list[Alarm]:
+def list_alarms(curve: Curve, config: DetectorConfig | None = None) -> list[Alarm]:
     """Run the detector over the curve."""
     detector = SpikeDetector(config or config_for_stride(curve.stride))
     found = []

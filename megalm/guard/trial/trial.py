@@ -73,7 +73,7 @@ def _column(path: Path, name: str, steps: Sequence[int]) -> list[float] | None:
     return values if len(values) == len(steps) else None
 
 
-def synthetic_traces(count: int = 12, length: int = 4000, seed: int = 0) -> list[Trace]:
+def make_synthetic_traces(count: int = 12, length: int = 4000, seed: int = 0) -> list[Trace]:
     """Power-law curves with 2.9% noise (Student's t, 8 degrees) and 3 in 1000 outliers of 0.25 in ln(loss) on average:
     the statistics of the real runs that the constants were chosen on."""
     traces = []
@@ -111,7 +111,7 @@ INJECTIONS = (
 )
 
 
-def false_alarms(make: Callable[[], Rule], traces: Sequence[Trace]) -> dict[str, float]:
+def count_false_alarms(make: Callable[[], Rule], traces: Sequence[Trace]) -> dict[str, float]:
     """Over curves without a fault: rollbacks and refused updates."""
     steps = rollbacks = skips = 0
     for trace in traces:
@@ -140,7 +140,7 @@ def _poisson_bound(events: int) -> float:
     return high
 
 
-def detection(make: Callable[[], Rule], traces: Sequence[Trace], places: int, seed: int = 0) -> dict[str, Any]:
+def measure_detection(make: Callable[[], Rule], traces: Sequence[Trace], places: int, seed: int = 0) -> dict[str, Any]:
     """What the rule does about each injection: share answered by a rollback, and the delay in samples."""
     delays: dict[str, list[int | None]] = {injection.name: [] for injection in INJECTIONS}
     nan_flagged = nan_next = nan_total = 0
@@ -194,7 +194,7 @@ def _summary(delays: Sequence[int | None], wanted: bool) -> dict[str, Any]:
     }
 
 
-def sustained_jumps(trace: Trace, rise: float = 0.4) -> list[int]:
+def find_sustained_jumps(trace: Trace, rise: float = 0.4) -> list[int]:
     """Samples where ln(loss) rose by `rise` over its last 16 and stayed there for 3, on curves that are quiet enough."""
     x = np.log(np.maximum(trace.losses, 1e-9))
     jumps: list[int] = []
@@ -206,13 +206,13 @@ def sustained_jumps(trace: Trace, rise: float = 0.4) -> list[int]:
     return jumps
 
 
-def sampled(traces: Sequence[Trace]) -> dict[str, Any]:
+def try_sampled(traces: Sequence[Trace]) -> dict[str, Any]:
     """On curves that hold every n-th step: sustained jumps caught within 8 samples, and all alarms."""
     jumps = caught = raised = samples = 0
     for trace in traces:
         rule = Guard(trace.stride)
         back = [i for i, loss in enumerate(trace.losses.tolist()) if rule.observe(loss) == "rollback"]
-        for jump in sustained_jumps(trace):
+        for jump in find_sustained_jumps(trace):
             jumps += 1
             caught += any(jump <= i <= jump + 8 for i in back)
         raised += len(back)
@@ -220,7 +220,7 @@ def sampled(traces: Sequence[Trace]) -> dict[str, Any]:
     return {"curves": len(traces), "samples": samples, "jumps": jumps, "caught": caught, "rollbacks": raised}
 
 
-def provoked(traces: Sequence[Trace]) -> list[dict[str, Any]]:
+def try_provoked(traces: Sequence[Trace]) -> list[dict[str, Any]]:
     """On curves with a marked event: what the guard would have done, and how soon."""
     rows = []
     for trace in traces:

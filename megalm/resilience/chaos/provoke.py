@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DATA_KINDS = ("random_tokens", "permuted_tokens", "repeated_token")
 
 
-def provoke_hooks(config: GuardConfig) -> list[Hook]:
+def make_provoke_hooks(config: GuardConfig) -> list[Hook]:
     """The hook that does the damage that `guard.provoke` asks for, if it asks for any."""
     return [] if config.provoke.kind == "none" else [ProvokeHook(config.provoke)]
 
@@ -37,7 +37,7 @@ def provoke_source(config: Config, source: BatchSource, mesh: Mesh) -> BatchSour
     return DamagedSource(source, config.guard.provoke, config, mesh.data.rank)
 
 
-def damaged_positions(config: ProvokeConfig, batch_size: int) -> range:
+def find_damaged_positions(config: ProvokeConfig, batch_size: int) -> range:
     """Positions of the stream whose batches are bad: those that the configured steps have in an undisturbed run."""
     first = (config.step - 1) * batch_size
     return range(first, first + config.steps * batch_size)
@@ -49,7 +49,7 @@ class DamagedSource(WrappedSource):
     def __init__(self, source: BatchSource, damage: ProvokeConfig, config: Config, data_rank: int) -> None:
         super().__init__(source)
         self.kind, self.data_rank, self.vocab_size = damage.kind, data_rank, config.model.vocab_size
-        self.positions = damaged_positions(damage, config.train.global_batch_size)
+        self.positions = find_damaged_positions(damage, config.train.global_batch_size)
 
     def next(self) -> list[Batch]:
         position = int(self.next_positions()[0])
@@ -90,7 +90,7 @@ class ProvokeHook(Hook):
             trainer.control.scale_gradients(self.config.factor)
 
     def _data_is_bad(self, trainer: Trainer) -> bool:
-        positions = damaged_positions(self.config, trainer.config.train.global_batch_size)
+        positions = find_damaged_positions(self.config, trainer.config.train.global_batch_size)
         return int(trainer.batch_source.next_positions()[0]) in positions
 
     def _strikes(self, step: int) -> bool:

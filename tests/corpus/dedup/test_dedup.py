@@ -11,13 +11,13 @@ from megalm.config.errors import ConfigError
 from megalm.corpus import suffix
 from megalm.corpus.dedup import near
 from megalm.corpus.dedup import shingles as shingles_module
-from megalm.corpus.dedup.contamination import contaminated
+from megalm.corpus.dedup.contamination import find_contaminated
 from megalm.corpus.dedup.corpus import Corpus
-from megalm.corpus.dedup.exact import exact_duplicates
-from megalm.corpus.dedup.near import near_duplicates
+from megalm.corpus.dedup.exact import find_exact_duplicates
+from megalm.corpus.dedup.near import find_near_duplicates
 from megalm.corpus.dedup.removal import write_lists
-from megalm.corpus.dedup.shingles import jaccard, shingles, word_hashes
-from megalm.corpus.dedup.substring import cut_spans, repeated_token_spans
+from megalm.corpus.dedup.shingles import hash_words, jaccard, make_shingles
+from megalm.corpus.dedup.substring import cut_spans, find_repeated_token_spans
 from megalm.data.tokens import TokenFile
 from tests.corpus.dedup.test_dedup_scripts import plain_words
 from tests.data.test_loader import write
@@ -44,7 +44,7 @@ def plain_shingles(text, words):
 
 
 def test_words_are_found_as_defined():
-    hashes, ends = word_hashes(["The cat, the CAT", "", "...", "naïve x1"])
+    hashes, ends = hash_words(["The cat, the CAT", "", "...", "naïve x1"])
     assert ends.tolist() == [4, 4, 4, 6]
     assert hashes[0] == hashes[2] and hashes[1] == hashes[3] and len(set(hashes.tolist())) == 4
 
@@ -53,14 +53,14 @@ def test_words_are_found_as_defined():
 @pytest.mark.parametrize("words", [1, 2, 5])
 def test_shingles_are_the_sets_of_runs(words, native, monkeypatch):
     if not native:
-        monkeypatch.setattr(shingles_module, "native", lambda: None)
+        monkeypatch.setattr(shingles_module, "load_native", lambda: None)
     texts = [*documents(30), "", "one", "one two", "a b a b a b a b", "!!!"]
-    values, offsets = shingles(texts, words)
+    values, offsets = make_shingles(texts, words)
     runs: dict[tuple, int] = {}
     for number, text in enumerate(texts):
         mine, plain = values[offsets[number] : offsets[number + 1]], plain_shingles(text, words)
         assert len(mine) == len(plain) and (np.diff(mine.astype(object)) > 0).all()
-        alone, _ = shingles([text], words)
+        alone, _ = make_shingles([text], words)
         assert np.array_equal(alone, mine)
         if len(plain) == 1:
             runs.setdefault(next(iter(plain)), int(mine[0]))
@@ -72,21 +72,21 @@ def test_shingles_are_the_sets_of_runs(words, native, monkeypatch):
 
 
 def test_shingles_in_cpp_are_those_in_numpy():
-    if suffix.native() is None:
+    if suffix.load_native() is None:
         pytest.skip("the extension was not built")
     rng = random.Random(3)
     texts = ["".join(rng.choices("aB9 _.\né日\U0001f600 ", k=rng.randrange(200))) for _ in range(300)]
     texts += [" ".join(sentences(i, 1) for i in range(900)), "a " * 70, "x" * 5000, ""]
     for words in (1, 3, 60):
-        for mine, reference in zip(shingles(texts, words), shingles_module._shingles(texts, words), strict=True):
+        for mine, reference in zip(make_shingles(texts, words), shingles_module._shingles(texts, words), strict=True):
             assert np.array_equal(mine, reference)
 
 
 def test_exact_keeps_the_first(tmp_path):
     texts = documents(50) + ["same", "Same ", "same"] + documents(50)[10:20]
-    removals = exact_duplicates(corpus(tmp_path, texts))
+    removals = find_exact_duplicates(corpus(tmp_path, texts))
     assert {number: of for number, of, _ in removals} == {52: 50, **{53 + i: 10 + i for i in range(10)}}
-    assert (51, 50, "the same text") in set(exact_duplicates(corpus(tmp_path, texts), normalize=True))
+    assert (51, 50, "the same text") in set(find_exact_duplicates(corpus(tmp_path, texts), normalize=True))
 
 
 def changed(text, rng, share):
@@ -103,7 +103,7 @@ def test_near_duplicates_agree_with_comparing_all_pairs(tmp_path):
     texts = [sentences(i, 25) for i in range(120)]
     texts += [changed(texts[rng.randrange(120)], rng, rng.choice([0.0, 0.01, 0.02, 0.04, 0.08])) for _ in range(150)]
     rng.shuffle(texts)
-    removals, pairs = near_duplicates(corpus(tmp_path, texts))
+    removals, pairs = find_near_duplicates(corpus(tmp_path, texts))
     sets = [plain_shingles(text, 5) for text in texts]
     true = [
         (i, j) for i, j in combinations(range(len(texts)), 2) if len(sets[i] & sets[j]) >= 0.8 * len(sets[i] | sets[j])
@@ -124,7 +124,7 @@ def test_near_duplicates_agree_with_comparing_all_pairs(tmp_path):
 
 def test_large_buckets_and_empty_documents(tmp_path):
     texts = ["", "!"] + [sentences(1, 10)] * (near.ALL_PAIRS + 20) + [""]
-    removals, _ = near_duplicates(corpus(tmp_path, texts))
+    removals, _ = find_near_duplicates(corpus(tmp_path, texts))
     assert {number: of for number, of, _ in removals} == {i: 2 for i in range(3, len(texts) - 1)}
 
 
@@ -137,14 +137,14 @@ def test_contamination(tmp_path):
     ]
     evaluation = corpus(tmp_path, [question, "too short"], "e")
     source = corpus(tmp_path, texts)
-    removals, short = contaminated(source, evaluation)
+    removals, short = find_contaminated(source, evaluation)
     assert [number for number, _, _ in removals] == [1] and short == 1
     write_lists(source, removals, None, str(tmp_path / "gone"))
     (row,) = (json.loads(line) for line in (tmp_path / "gone").read_text().splitlines())
     assert row["number"] == 1 and "in its document 0" in row["why"]
     assert row["evaluation"] == {"number": 0, "file": str(tmp_path / "e.jsonl"), "place": "byte 0"}
     with pytest.raises(ConfigError, match="--words"):
-        contaminated(corpus(tmp_path, texts), corpus(tmp_path, ["short"], "e"))
+        find_contaminated(corpus(tmp_path, texts), corpus(tmp_path, ["short"], "e"))
 
 
 def brute_spans(documents, length):
@@ -164,7 +164,7 @@ def brute_spans(documents, length):
 @pytest.mark.parametrize("chunk", [7, 64, 1200, 1 << 24])
 def test_repeated_spans_are_those_of_the_definition(tmp_path, monkeypatch, chunk, native):
     if not native:
-        monkeypatch.setattr(suffix, "native", lambda: None)
+        monkeypatch.setattr(suffix, "load_native", lambda: None)
     count = 10 if chunk < 12 else 40  # each chunk is compared with every other
     rng = np.random.default_rng(chunk)
     pool = [rng.integers(0, 500, rng.integers(5, 40)) for _ in range(20)]
@@ -173,7 +173,7 @@ def test_repeated_spans_are_those_of_the_definition(tmp_path, monkeypatch, chunk
     ]
     texts.append(np.full(60, 3))
     file = TokenFile(write(tmp_path / "t", texts))
-    spans = repeated_token_spans(file, 12, chunk=chunk)
+    spans = find_repeated_token_spans(file, 12, chunk=chunk)
     got = {token for span in spans for token in range(span.start, span.stop)}
     assert got == brute_spans([text.tolist() for text in texts], 12) and len(got) > 500
     for span in spans:
@@ -190,18 +190,18 @@ def test_repeated_spans_are_those_of_the_definition(tmp_path, monkeypatch, chunk
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
 @pytest.mark.parametrize("native", [True, False])
 def test_suffix_arrays_sort_all_suffixes(dtype, native, monkeypatch):
-    if native and suffix.native() is None:
+    if native and suffix.load_native() is None:
         pytest.skip("the extension was not built")
     if not native:
-        monkeypatch.setattr(suffix, "native", lambda: None)
+        monkeypatch.setattr(suffix, "load_native", lambda: None)
     rng = np.random.default_rng(5)
     for _ in range(60):
         short = rng.integers(0, rng.choice([1, 2, 3, 200]), rng.integers(0, 60)).astype(dtype)
         for text in (short, np.tile(short[:7], 4)):
             expected = sorted(range(len(text)), key=lambda i: text[i:].tolist())
-            assert suffix.suffix_array(text).tolist() == expected
+            assert suffix.build_suffix_array(text).tolist() == expected
     long = np.concatenate((rng.integers(0, 100, 30_000), np.zeros(3000, np.int64))).astype(dtype)
-    order = suffix.suffix_array(long)
+    order = suffix.build_suffix_array(long)
     assert np.array_equal(np.sort(order), np.arange(len(long)))
     rank = np.empty(len(long) + 1, np.int64)
     rank[order], rank[-1] = np.arange(len(long)), -1
@@ -212,18 +212,18 @@ def test_suffix_arrays_sort_all_suffixes(dtype, native, monkeypatch):
 
 
 def test_indices_of_64_bits(monkeypatch):
-    native = suffix.native()
+    native = suffix.load_native()
     if native is None:
         pytest.skip("the extension was not built")
     text = np.random.default_rng(1).integers(0, 9, 5000).astype(np.uint16)
     out = np.empty(len(text), np.int64)
     assert native.suffix_array(text.ctypes.data, 2, len(text), 9, out.ctypes.data, 8)
-    assert np.array_equal(out, suffix.suffix_array(text))
+    assert np.array_equal(out, suffix.build_suffix_array(text))
 
 
 def test_lists_say_what_went_and_why(tmp_path):
     source = corpus(tmp_path, ["a", "b", "a"])
-    counts = write_lists(source, exact_duplicates(source), str(tmp_path / "kept"), str(tmp_path / "gone"))
+    counts = write_lists(source, find_exact_duplicates(source), str(tmp_path / "kept"), str(tmp_path / "gone"))
     assert (counts.documents, counts.removed) == (3, 1)
     assert [json.loads(line) for line in (tmp_path / "kept").open()] == [{"text": "a", "n": 0}, {"text": "b", "n": 1}]
     (row,) = (json.loads(line) for line in (tmp_path / "gone").open())
@@ -234,9 +234,9 @@ def test_bad_documents_are_listed_and_the_rest_goes_on(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n{oops\n{"text": "a"}\n')
     with pytest.raises(ConfigError, match=r"c\.jsonl: byte 24: invalid UTF-8.*--skip-bad"):
-        exact_duplicates(Corpus([str(path)]))
+        find_exact_duplicates(Corpus([str(path)]))
     source = Corpus([str(path)], skip_bad=True)
-    counts = write_lists(source, exact_duplicates(source), str(tmp_path / "kept"), str(tmp_path / "gone"))
+    counts = write_lists(source, find_exact_duplicates(source), str(tmp_path / "kept"), str(tmp_path / "gone"))
     assert (counts.documents, counts.removed, counts.bad) == (2, 1, 2)
     rows = [json.loads(line) for line in (tmp_path / "gone").read_text().splitlines()]
     assert [row["place"] for row in rows] == ["byte 24", "byte 28", "byte 34"]

@@ -12,15 +12,15 @@ from megalm.corpus.dedup import near
 from megalm.corpus.dedup import shingles as shingles_module
 from megalm.corpus.dedup import texts as texts_module
 from megalm.corpus.dedup.corpus import Corpus
-from megalm.corpus.dedup.shingles import band_hashes, shingles
+from megalm.corpus.dedup.shingles import hash_bands, make_shingles
 from megalm.corpus.dedup.texts import Texts
-from megalm.corpus.documents import BadDocument, Piece, json_line, read_piece
+from megalm.corpus.documents import BadDocument, Piece, read_json_line, read_piece
 from tests.texts import documents, sentences
 
 
 @pytest.fixture(params=[0, 1, 2], ids=["baseline", "avx2", "avx512"])
 def isa(request):
-    library = suffix.native()
+    library = suffix.load_native()
     if library is None:
         pytest.skip("the extension was not built")
     if request.param > library.best_cpu_isa():
@@ -33,7 +33,7 @@ def isa(request):
 
 def without_extension(monkeypatch, *modules):
     for module in modules:
-        monkeypatch.setattr(module, "native", lambda: None)
+        monkeypatch.setattr(module, "load_native", lambda: None)
 
 
 SAMPLES = [
@@ -71,7 +71,7 @@ def by_lines(block, offset, field):
     found, at = [], offset
     for line in [part + b"\n" for part in block.split(b"\n")[:-1]] + [block.split(b"\n")[-1]]:
         if line.strip():
-            found.append((at, len(line), json_line(line, at, field)))
+            found.append((at, len(line), read_json_line(line, at, field)))
         at += len(line)
     return found
 
@@ -161,9 +161,9 @@ def test_small_letters_are_those_of_python(isa, monkeypatch):
     for mine, text in zip(got, texts, strict=True):
         assert [c for c in mine if c > "\x7f"] == [c for c in text.lower() if c > "\x7f"]
     without_extension(monkeypatch, texts_module, shingles_module)
-    reference = shingles([*texts], 1)
+    reference = make_shingles([*texts], 1)
     monkeypatch.undo()
-    assert all(np.array_equal(a, b) for a, b in zip(shingles(texts, 1), reference, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(make_shingles(texts, 1), reference, strict=True))
 
 
 def test_signatures_are_those_of_numpy(isa):
@@ -174,13 +174,13 @@ def test_signatures_are_those_of_numpy(isa):
     for bands, rows in ((21, 6), (1, 1), (3, 43)):
         factors, addends = rng.integers(0, 2**32, (2, bands, rows), np.uint32)
         expected = shingles_module._band_hashes(values, offsets, factors | np.uint32(1), addends)
-        got = band_hashes(values, offsets, factors | np.uint32(1), addends)
+        got = hash_bands(values, offsets, factors | np.uint32(1), addends)
         assert np.array_equal(got, expected) and len(np.unique(got[:, [1, 2, 3, 5, 6]])) == 5 * bands
 
 
 def test_sets_in_cpp_are_those_of_numpy(isa):
     texts = [*documents(40), "a b " * 40_000, "q " * 3000, " ".join(f"w{i % 977}" for i in range(20_000))]
-    for mine, reference in zip(shingles(texts, 2), shingles_module._shingles(texts, 2), strict=True):
+    for mine, reference in zip(make_shingles(texts, 2), shingles_module._shingles(texts, 2), strict=True):
         assert np.array_equal(mine, reference)
 
 
@@ -195,7 +195,7 @@ def test_minima_agree_as_often_as_the_sets_are_alike():
             parts += [drawn[: common + apart], np.concatenate((drawn[:common], drawn[common + apart :]))]
         offsets = np.arange(601) * (common + apart)
         # a band of one row: its hash tells the minimum
-        hashes = band_hashes(np.concatenate(parts), offsets, near._FACTORS.reshape(-1, 1), near._ADDENDS.reshape(-1, 1))
+        hashes = hash_bands(np.concatenate(parts), offsets, near._FACTORS.reshape(-1, 1), near._ADDENDS.reshape(-1, 1))
         equal = (hashes[:, 0::2] == hashes[:, 1::2]).mean(axis=0)
         deviation = (similarity * (1 - similarity) / 126) ** 0.5
         assert abs(equal.mean() - similarity) < 5 * deviation / 300**0.5
@@ -228,7 +228,7 @@ def test_candidates_share_a_bucket():
 
 
 def test_near_duplicates_are_the_same_without_the_extension(tmp_path, monkeypatch):
-    if suffix.native() is None:
+    if suffix.load_native() is None:
         pytest.skip("the extension was not built")
     path = tmp_path / "c.jsonl"
     texts = [sentences(i, 12) for i in range(60)]
@@ -239,7 +239,7 @@ def test_near_duplicates_are_the_same_without_the_extension(tmp_path, monkeypatc
         if not native:
             without_extension(monkeypatch, texts_module, shingles_module, json_lines, near)
         with Corpus([str(path)]) as corpus:
-            removals, pairs = near.near_duplicates(corpus, 0.7)
+            removals, pairs = near.find_near_duplicates(corpus, 0.7)
             found.append((list(removals), pairs.tolist()))
     assert found[0] == found[1] and len(found[0][0]) > 20
 

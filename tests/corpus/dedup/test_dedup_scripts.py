@@ -9,8 +9,8 @@ import pytest
 
 from megalm.corpus import suffix
 from megalm.corpus.dedup import shingles as shingles_module
-from megalm.corpus.dedup.scripts import ALONE, JOINER, LEADING, LETTER, MARK, SEPARATOR, classes_of_characters
-from megalm.corpus.dedup.shingles import shingles, word_hashes
+from megalm.corpus.dedup.scripts import ALONE, JOINER, LEADING, LETTER, MARK, SEPARATOR, classify_characters
+from megalm.corpus.dedup.shingles import hash_words, make_shingles
 from tools.dedup.__main__ import main
 
 CHINESE = (
@@ -43,7 +43,7 @@ THAI = [
 
 def plain_words(text):
     """The words of a text, character by character."""
-    classes = classes_of_characters()
+    classes = classify_characters()
     words, word, alone, joins = [], "", False, False
     for character in text.lower():
         kind = classes[ord(character)]
@@ -81,8 +81,8 @@ def plain_words(text):
 )
 def test_words_of_every_script(text, words):
     assert plain_words(text) == words.split(" ")
-    hashes, ends = word_hashes([text])
-    alone, _ = word_hashes(words.split(" "))
+    hashes, ends = hash_words([text])
+    alone, _ = hash_words(words.split(" "))
     assert hashes.tolist() == alone.tolist() and ends.tolist() == [len(hashes)]
 
 
@@ -95,11 +95,11 @@ def test_ascii_words_are_what_they_were():
         for byte in word.encode():
             total, power = (total + (byte + 1) * power) % 2**64, power * 0x9E3779B97F4A7C15 % 2**64
         expected.append(int(shingles_module.mix(np.array([total], np.uint64))[0]))
-    assert word_hashes([text])[0].tolist() == expected
+    assert hash_words([text])[0].tolist() == expected
 
 
 def test_classes_are_those_of_unicode():
-    classes = classes_of_characters()
+    classes = classify_characters()
     database = unicodedata.ucd_3_2_0  # the same in every Python
     for code in range(0x80, 0x20000):
         kind = database.category(chr(code))
@@ -121,20 +121,20 @@ def random_text(rng, pools):
 
 
 def test_cpp_and_numpy_agree_on_random_texts_of_all_scripts():
-    if suffix.native() is None:
+    if suffix.load_native() is None:
         pytest.skip("the extension was not built")
     rng = random.Random(9)
-    classes = classes_of_characters()
+    classes = classify_characters()
     pools = [
         [code for code in np.flatnonzero(classes == kind).tolist() if not 0xD800 <= code < 0xE000] for kind in range(6)
     ]
     for _ in range(60):
         texts = [random_text(rng, pools) for _ in range(25)]
         for words in (1, 4):
-            got, expected = shingles(texts, words), shingles_module._shingles(texts, words)
+            got, expected = make_shingles(texts, words), shingles_module._shingles(texts, words)
             assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True)), texts
         for text in texts:
-            hashes, plain = word_hashes([text])[0].tolist(), plain_words(text)
+            hashes, plain = hash_words([text])[0].tolist(), plain_words(text)
             assert len(hashes) == len(plain) and len(set(hashes)) == len(set(plain)), text
 
 
@@ -153,7 +153,7 @@ def test_near_duplicates_without_spaces(tmp_path, script, native, monkeypatch):
     """Pairs of Jaccard similarity above 0.8 by runs of five words are found; texts of the same characters are not joined."""
     if not native:
         for name in ("shingles", "texts", "near"):
-            monkeypatch.setattr(f"megalm.corpus.dedup.{name}.native", lambda: None)
+            monkeypatch.setattr(f"megalm.corpus.dedup.{name}.load_native", lambda: None)
     rng = random.Random(5)
     units = list(CHINESE) if script == "chinese" else THAI
     originals = [[rng.choice(units) for _ in range(300)] for _ in range(40)]

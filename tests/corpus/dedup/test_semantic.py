@@ -9,7 +9,7 @@ from megalm.config.errors import ConfigError
 from megalm.corpus import documents as documents_module
 from megalm.corpus.dedup import semantic
 from megalm.corpus.dedup.corpus import Corpus
-from megalm.corpus.dedup.semantic import embed, semantic_duplicates
+from megalm.corpus.dedup.semantic import embed, find_semantic_duplicates
 from tests.texts import sentences
 from tools.subcommands import run_tool
 
@@ -45,7 +45,7 @@ def test_one_cluster_is_the_definition(tmp_path, monkeypatch, keep):
     np.save(tmp_path / "e.npy", vectors * 5)
     with Corpus([source]) as corpus:
         assert len(corpus.shards) > 2
-        removals = semantic_duplicates(corpus, str(tmp_path / "e.npy"), 0.97, 1, keep)
+        removals = find_semantic_duplicates(corpus, str(tmp_path / "e.npy"), 0.97, 1, keep)
         unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
         centre = np.fromfile(f"{corpus.folder}/centres", np.float32)
         assert centre @ unit.sum(0) == pytest.approx(np.linalg.norm(unit.sum(0)), rel=1e-5)
@@ -66,7 +66,7 @@ def test_clusters_find_nearly_what_one_cluster_finds(tmp_path):
     found = {}
     for clusters in (1, 6):
         with Corpus([source]) as corpus:
-            found[clusters] = {number: of for number, of, _ in semantic_duplicates(corpus, None, 0.9, clusters)}
+            found[clusters] = {number: of for number, of, _ in find_semantic_duplicates(corpus, None, 0.9, clusters)}
     assert found[1] == {150 + i: i for i in range(60)}
     assert len(found[6]) >= 55 and found[6].items() <= found[1].items()
 
@@ -89,12 +89,12 @@ def test_embeddings_that_do_not_fit_are_explained(tmp_path):
     ):
         np.save(tmp_path / "e.npy", array)
         with Corpus([source]) as corpus, pytest.raises(ConfigError, match=match):
-            semantic_duplicates(corpus, str(tmp_path / "e.npy"))
+            find_semantic_duplicates(corpus, str(tmp_path / "e.npy"))
     (tmp_path / "e.npy").write_bytes(b"x")
     with Corpus([source]) as corpus, pytest.raises(ConfigError, match=r"\.npy file"):
-        semantic_duplicates(corpus, str(tmp_path / "e.npy"))
+        find_semantic_duplicates(corpus, str(tmp_path / "e.npy"))
     with Corpus([source]) as corpus, pytest.raises(ConfigError, match="--keep"):
-        semantic_duplicates(corpus, keep="last")
+        find_semantic_duplicates(corpus, keep="last")
 
 
 def test_command_line_lists_what_went(tmp_path, capsys):

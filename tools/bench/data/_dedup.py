@@ -75,8 +75,8 @@ def substring(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Megabytes of bytes per processor second: the suffix array alone (beside divsufsort), and all to the list of spans."""
     import numpy as np
 
-    from megalm.corpus.dedup.substring import repeated_token_spans
-    from megalm.corpus.suffix import suffix_array
+    from megalm.corpus.dedup.substring import find_repeated_token_spans
+    from megalm.corpus.suffix import build_suffix_array
     from megalm.data.tokens import TokenFile, TokenWriter
 
     content = args.text.read_bytes()[: int(args.substring_megabytes * 1e6)]
@@ -86,8 +86,8 @@ def substring(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             writer.add_document(np.frombuffer(line, np.uint8))
     file = TokenFile(folder / "bytes")
     sides: dict[str, Callable[[], Any]] = {
-        "suffix_array": lambda: suffix_array(text),
-        "to_spans": lambda: repeated_token_spans(file, 100),
+        "suffix_array": lambda: build_suffix_array(text),
+        "to_spans": lambda: find_repeated_token_spans(file, 100),
     }
     result: dict[str, Any] = {"megabytes": len(text) / 1e6}
     try:

@@ -25,9 +25,9 @@ class _Encoder:
     def initialize(self) -> None:
         from tokenizers import Tokenizer
 
-        from megalm.tokenizer.plain_text import plain_text_config
+        from megalm.tokenizer.plain_text import make_plain_text_config
 
-        config = plain_text_config(json.loads(Path(self.path).read_text(encoding="utf-8")))
+        config = make_plain_text_config(json.loads(Path(self.path).read_text(encoding="utf-8")))
         _Encoder.tokenizer = Tokenizer.from_str(json.dumps(config))
         _Encoder.tokenizer.encode_special_tokens = True  # what looks like one in a text is text on both sides
 

@@ -72,14 +72,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace, folder: Path) -> None:
-    from megalm.corpus.python_corpus import python_corpus
+    from megalm.corpus.python_corpus import choose_python_files
     from megalm.corpus.tokenize_corpus import Settings
     from megalm.corpus.tokenize_job import Job, run_job
 
     if args.text is None:
         args.text = folder / "text.jsonl"
         with open(args.text, "w", encoding="utf-8") as file:
-            for piece in python_corpus():
+            for piece in choose_python_files():
                 file.write(json.dumps({"text": Path(piece.path).read_text(encoding="utf-8")}) + "\n")
     if not {"tokenize", "loader"} & set(args.subjects or SUBJECTS):
         return

@@ -233,7 +233,7 @@ def make_trainer(folder: Path, recipe: str, data: str, *more: str, size: int = 1
     from megalm.data.loader import Loader
     from megalm.guard.hook import GuardHook
     from megalm.parallel.mesh import build_mesh
-    from megalm.resilience.chaos.provoke import provoke_hooks, provoke_source
+    from megalm.resilience.chaos.provoke import make_provoke_hooks, provoke_source
     from megalm.train.parts import build_trainer
 
     config = _config(recipe, data, *more, size=size)
@@ -242,7 +242,7 @@ def make_trainer(folder: Path, recipe: str, data: str, *more: str, size: int = 1
     source = provoke_source(config, Loader(config, mesh.data), mesh)
     trainer = build_trainer(config, mesh, folder, batch_source=source, peak_flops=1.0)
     guard = GuardHook(config.guard)
-    trainer.hooks += [guard, *provoke_hooks(config.guard)]
+    trainer.hooks += [guard, *make_provoke_hooks(config.guard)]
     return trainer, guard
 
 

@@ -104,18 +104,18 @@ def _write(path: Path | None, result: dict[str, Any]) -> None:
 def _curves(args: argparse.Namespace) -> dict[str, Any]:
     from megalm.guard.trial.baselines import RULES
     from megalm.guard.trial.trial import (
-        detection,
-        false_alarms,
+        count_false_alarms,
         load_traces,
+        make_synthetic_traces,
+        measure_detection,
         observe_microseconds,
-        provoked,
-        sampled,
-        synthetic_traces,
+        try_provoked,
+        try_sampled,
     )
 
     if args.curves is not None and not args.curves.is_dir():
         raise ConfigError(f"--curves {args.curves}: there is no such folder.")
-    traces = load_traces(args.curves) if args.curves else synthetic_traces()
+    traces = load_traces(args.curves) if args.curves else make_synthetic_traces()
     marks = [mark for mark in args.tuned.split(",") if mark]
     healthy = [t for t in traces if t.kind == "healthy"]
     groups = {
@@ -127,13 +127,14 @@ def _curves(args: argparse.Namespace) -> dict[str, Any]:
         if not group:
             continue
         rules = {
-            rule: {**false_alarms(make, group), **detection(make, group, args.places)} for rule, make in RULES.items()
+            rule: {**count_false_alarms(make, group), **measure_detection(make, group, args.places)}
+            for rule, make in RULES.items()
         }
         result["groups"][name] = {"curves": [t.name for t in group], "rules": rules}
     if some := [t for t in traces if t.kind == "sampled"]:
-        result["sampled"] = sampled(some)
+        result["sampled"] = try_sampled(some)
     if some := [t for t in traces if t.kind == "provoked"]:
-        result["provoked_curves"] = provoked(some)
+        result["provoked_curves"] = try_provoked(some)
     result["observe_us"] = observe_microseconds(healthy or traces)
     return result
 

@@ -182,7 +182,7 @@ def measure(case: Case, device: str, rounds: int, compiled: bool) -> dict[str, A
 
 def run(args: argparse.Namespace, cases: Callable[[str, torch.dtype, str], Iterator[Case]] = kernel_cases) -> int:
     """Measure and print; `tools.bench.kernels.moe_kernels` brings cases of its own."""
-    library = backend.library()
+    library = backend.find_library()
     if library is None:
         print(f"There are no kernels to measure: {backend.why_missing()}.")
         return 2

@@ -78,7 +78,7 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
     from megalm.optim.sharded import ShardedOptimizer
     from megalm.parallel.mesh import Mesh
     from megalm.pipeline.execute import Executor
-    from megalm.train.build import build_chunks, schedule_of
+    from megalm.train.build import build_chunks, choose_schedule
 
     def plain_loss(logits: torch.Tensor, labels: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.reshape(-1), reduction="none").view(labels.shape)
@@ -102,7 +102,7 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
     optimizer = ShardedOptimizer(chunks, config.optim, mesh, config.parallel)
     executor = Executor(
         chunks,
-        schedule_of(config),
+        choose_schedule(config),
         mesh.pipeline,
         micro_batch_size=args.micro_batch,
         seq_length=args.seq_length,

@@ -586,7 +586,7 @@ def _run(models: list[str], chosen: list[Layout], folder: Path, rows: list[dict[
 def _environment() -> dict[str, Any]:
     import torch
 
-    from megalm.ops.backend import current_backend, library
+    from megalm.ops.backend import find_library, get_backend
 
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
@@ -594,7 +594,7 @@ def _environment() -> dict[str, Any]:
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "kernels": "reference" if library() is None or current_backend() == "reference" else "native",
+        "kernels": "reference" if find_library() is None or get_backend() == "reference" else "native",
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "load_at_start": os.getloadavg()[0],

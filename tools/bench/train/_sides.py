@@ -223,12 +223,12 @@ def _our_step(job: Job, name: str) -> Callable[[], float]:
     from megalm import ops
     from megalm.convert.formats import open_source
     from megalm.data.batch import Batch
-    from megalm.generate.model import fill
+    from megalm.generate.model import fill_weights
     from megalm.optim.sharded import ShardedOptimizer
     from megalm.parallel.mesh import Mesh
     from megalm.pipeline.execute import Executor
     from megalm.precision.policy import DTYPES
-    from megalm.train.build import build_chunks, schedule_of
+    from megalm.train.build import build_chunks, choose_schedule
 
     if name == "reference":
         ops.set_backend("reference")
@@ -239,11 +239,11 @@ def _our_step(job: Job, name: str) -> Callable[[], float]:
     chunks = build_chunks(config, mesh)
     if job.shared_weights:
         with torch.no_grad():
-            fill(chunks[0], open_source(Path(job.folder)).weights)
+            fill_weights(chunks[0], open_source(Path(job.folder)).weights)
     optimizer = ShardedOptimizer(chunks, config.optim, mesh, config.parallel)
     executor = Executor(
         chunks,
-        schedule_of(config),
+        choose_schedule(config),
         mesh.pipeline,
         micro_batch_size=job.micro_batch,
         seq_length=job.shape["seq_length"],
