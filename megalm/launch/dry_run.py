@@ -30,7 +30,7 @@ from megalm.parallel.slices import slice_of
 from megalm.pipeline.schedule import Schedule
 from megalm.pipeline.simulate import Costs, check, simulate
 from megalm.plan.layout import count_states
-from megalm.train.build import build_chunks, find_local_seq_length, choose_schedule
+from megalm.train.build import build_chunks, choose_schedule, find_local_seq_length
 
 GIB = 2**30
 FP32 = 4

@@ -9,12 +9,11 @@ from megalm.ops.cross_entropy import (
     cross_entropy_gradient,
     cross_entropy_statistics,
     join_statistics,
-    linear_cross_entropy,
-    linear_cross_entropy_parts,
 )
 from megalm.ops.dropout import bias_dropout_add
 from megalm.ops.gradient_norm import l2_norm_nonfinite
 from megalm.ops.grouped_mm import grouped_mm
+from megalm.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_parts
 from megalm.ops.moe_permute import RowMap, moe_permute, moe_row_map, moe_unpermute
 from megalm.ops.moe_router import Routing, load_balance_loss, moe_router, router_z_loss
 from megalm.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm

@@ -14,49 +14,13 @@ from megalm.checkpoint.commit import committed, superseded
 from megalm.checkpoint.manifest import compute_checksum
 from megalm.config import CheckpointConfig, ConfigError
 from megalm.parallel.slices import Box
+from tests.checkpoint.saving import list_names, load_newest, make_box, make_checkpointer, save_steps
 from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout, assert_holds, boxes_on, reference, run_threads
-
-SINGLE = FakeMesh(Layout())
-
-
-def checkpointer(folder, **options):
-    events = []
-    config = CheckpointConfig(**options)
-
-    def record(kind, *, step, **fields):
-        events.append((kind, step, fields))
-
-    made = Checkpointer(folder, config, SINGLE, events=record)
-    return made, events
-
-
-def box(value, size=1000):
-    return [Box("weight", (size,), (0,), torch.full((size,), float(value)))]
-
-
-def save_steps(folder, steps, **options):
-    made, events = checkpointer(folder, **options)
-    for step in steps:
-        made.save(step, box(step), {"step": step}, {"r": step}, wait=True)
-    made.close()
-    return events
-
-
-def loaded(folder, **options):
-    made, events = checkpointer(folder)
-    target = box(float("nan"))
-    state, _ = made.load(target, **options)
-    assert (target[0].tensor == target[0].tensor[0]).all()
-    return state["step"], target[0].tensor[0].item(), events
-
-
-def names(folder):
-    return sorted(os.listdir(folder))
 
 
 def test_newest_and_every_nth_are_kept(tmp_path):
     save_steps(tmp_path, range(10, 80, 10), keep=2, keep_every=30)
-    assert names(tmp_path) == [f"step-{step:08d}" for step in (30, 60, 70)]
+    assert list_names(tmp_path) == [f"step-{step:08d}" for step in (30, 60, 70)]
 
 
 def test_retention_counts_only_good_ones():
@@ -77,7 +41,7 @@ def test_damaged_checkpoints_do_not_count_towards_keep(tmp_path):
     save_steps(tmp_path, [1, 2], keep=2)
     (tmp_path / "step-00000002" / "state.json").unlink()
     save_steps(tmp_path, [3], keep=2)
-    assert names(tmp_path) == ["step-00000001", "step-00000003"]
+    assert list_names(tmp_path) == ["step-00000001", "step-00000003"]
 
 
 def test_leftovers_are_ignored_and_swept(tmp_path):
@@ -85,12 +49,12 @@ def test_leftovers_are_ignored_and_swept(tmp_path):
     aside = tmp_path / "step-00000009.tmp-0123456789ab"
     os.rename(tmp_path / "step-00000001", aside)
     (tmp_path / "step-00000008.trash-01234567").mkdir()
-    made, _ = checkpointer(tmp_path)
+    made, _ = make_checkpointer(tmp_path)
     assert made.latest() is None
     with pytest.raises(ConfigError, match="there is no checkpoint"):
-        made.load(box(0))
+        made.load(make_box(0))
     save_steps(tmp_path, [2])
-    assert names(tmp_path) == ["step-00000002"]
+    assert list_names(tmp_path) == ["step-00000002"]
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "state.json", "ranks.json", ".metadata", "__0_0.distcp"])
@@ -110,14 +74,14 @@ def test_every_damage_to_every_file_is_found(tmp_path, file, damage):
     path.write_bytes(data)
     if damage == "remove":
         path.unlink()
-    made, events = checkpointer(tmp_path)
+    made, events = make_checkpointer(tmp_path)
     assert made.newest_verified() == tmp_path / "step-00000001"
     assert [(kind, step) for kind, step, _ in events] == [("checkpoint_rejected", 2)]
     if damage in ("flip", "torn") and file == ".metadata":  # a pickle for torch's own tools, which a load never reads
-        assert loaded(tmp_path)[:2] == (2, 2.0)
+        assert load_newest(tmp_path)[:2] == (2, 2.0)
         return
-    assert loaded(tmp_path)[:2] == (1, 1.0)
-    step, _, events = loaded(tmp_path)
+    assert load_newest(tmp_path)[:2] == (1, 1.0)
+    step, _, events = load_newest(tmp_path)
     assert events[0][0] == "checkpoint_rejected" and events[0][1] == 2 and str(tmp_path) in events[0][2]["reason"]
 
 
@@ -134,30 +98,30 @@ def test_every_bit_of_a_manifest_counts(tmp_path):
 def test_no_good_checkpoint_is_an_error_and_no_fresh_start(tmp_path):
     save_steps(tmp_path, [1])
     (tmp_path / "step-00000001" / "manifest.json").write_bytes(b"")
-    made, _ = checkpointer(tmp_path)
+    made, _ = make_checkpointer(tmp_path)
     with pytest.raises(CorruptCheckpointError, match="none of its 1 checkpoints is whole"):
         made.latest()
     with pytest.raises(CorruptCheckpointError):
-        made.load(box(0))
+        made.load(make_box(0))
 
 
 def test_another_model_is_named_and_nothing_is_overwritten(tmp_path):
     save_steps(tmp_path, [1])
-    made, _ = checkpointer(tmp_path)
-    target = [*box(5), Box("layers.0.mlp.up.weight", (2, 3), (0, 0), torch.zeros(2, 3))]
+    made, _ = make_checkpointer(tmp_path)
+    target = [*make_box(5), Box("layers.0.mlp.up.weight", (2, 3), (0, 0), torch.zeros(2, 3))]
     with pytest.raises(ConfigError, match=r"layers.0.mlp.up.weight: absent in the checkpoint, \[2, 3\] in the model"):
         made.load(target)
     with pytest.raises(ConfigError, match=r"weight: \[1000\] in the checkpoint, \[999\] in the model"):
-        made.load(box(5, size=999))
+        made.load(make_box(5, size=999))
     assert (target[0].tensor == 5).all()
 
 
 def test_a_step_saved_again_replaces_the_first(tmp_path):
     save_steps(tmp_path, [1, 2])
-    made, _ = checkpointer(tmp_path)
-    made.save(2, box(22), {"step": 2}, {}, wait=True)
-    assert loaded(tmp_path)[:2] == (2, 22.0)
-    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+    made, _ = make_checkpointer(tmp_path)
+    made.save(2, make_box(22), {"step": 2}, {}, wait=True)
+    assert load_newest(tmp_path)[:2] == (2, 22.0)
+    assert list_names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
 def test_between_the_two_renames_the_old_one_is_found(tmp_path, monkeypatch):
@@ -170,23 +134,23 @@ def test_between_the_two_renames_the_old_one_is_found(tmp_path, monkeypatch):
         real(source, target)
 
     monkeypatch.setattr(commit_module.os, "rename", rename)
-    made, events = checkpointer(tmp_path)
+    made, events = make_checkpointer(tmp_path)
     with pytest.raises(CheckpointError, match="injected"):
-        made.save(2, box(22), {"step": 2}, {}, wait=True)
-    assert loaded(tmp_path)[:2] == (2, 2.0)
-    assert ".old-" in names(tmp_path)[0]
+        made.save(2, make_box(22), {"step": 2}, {}, wait=True)
+    assert load_newest(tmp_path)[:2] == (2, 2.0)
+    assert ".old-" in list_names(tmp_path)[0]
     monkeypatch.undo()
     save_steps(tmp_path, [3])
-    assert loaded(tmp_path)[:2] == (3, 3.0)
+    assert load_newest(tmp_path)[:2] == (3, 3.0)
 
 
 def test_a_run_that_went_back_forgets_what_came_after(tmp_path):
     save_steps(tmp_path, [1, 2, 3], keep=0)
-    made, _ = checkpointer(tmp_path)
+    made, _ = make_checkpointer(tmp_path)
     made.discard_after(1)
-    assert names(tmp_path) == ["step-00000001"]
+    assert list_names(tmp_path) == ["step-00000001"]
     made.discard_after(0)
-    assert names(tmp_path) == ["step-00000001"]  # the last one stays
+    assert list_names(tmp_path) == ["step-00000001"]  # the last one stays
 
 
 def test_an_asynchronous_save_is_not_touched_by_what_comes_after(tmp_path, monkeypatch):
@@ -198,8 +162,8 @@ def test_an_asynchronous_save_is_not_touched_by_what_comes_after(tmp_path, monke
         return real(path, parts)
 
     monkeypatch.setattr(save_module, "write_file", slow)
-    made, events = checkpointer(tmp_path, keep=0)
-    boxes, state, own = box(1), {"step": 1}, {"r": 1}
+    made, events = make_checkpointer(tmp_path, keep=0)
+    boxes, state, own = make_box(1), {"step": 1}, {"r": 1}
     made.save(1, boxes, state, own)
     boxes[0].tensor.fill_(2)
     state["step"] = own["r"] = 2
@@ -225,7 +189,7 @@ def test_large_and_small_pieces_are_copied_by_several_threads(tmp_path, monkeypa
     made = [torch.randn(shape, generator=generator) for shape in ((300_001,), (2, 131072), (1,), (40, 60))]
     tensors = [*made[:3], made[3].t(), torch.arange(77, dtype=torch.uint8)]
     boxes = [Box(f"w{n}", tuple(t.shape), (0,) * t.dim(), t) for n, t in enumerate(tensors)]
-    saver, _ = checkpointer(tmp_path)
+    saver, _ = make_checkpointer(tmp_path)
     for step in (1, 2):
         for tensor in tensors:
             tensor += step
@@ -241,8 +205,8 @@ def test_large_and_small_pieces_are_copied_by_several_threads(tmp_path, monkeypa
 
 def test_a_save_follows_tensors_that_moved(tmp_path):
     """The plan is kept from save to save; what it copies is what it is given."""
-    made, _ = checkpointer(tmp_path, keep=0)
-    first, second = box(1), box(2)
+    made, _ = make_checkpointer(tmp_path, keep=0)
+    first, second = make_box(1), make_box(2)
     for step, boxes in enumerate((first, first, second, first), start=1):
         made.save(step, boxes, {}, {}, wait=True)
     larger = [Box("weight", (1000,), (0,), torch.full((1000,), 5.0, dtype=torch.float64))]
@@ -263,29 +227,29 @@ def test_a_staging_buffer_changed_before_it_is_written_is_found(tmp_path, monkey
 
     monkeypatch.setattr("megalm.checkpoint.checkpointer.write_and_commit", damaging)
     save_steps(tmp_path, [1])
-    made, _ = checkpointer(tmp_path)
+    made, _ = make_checkpointer(tmp_path)
     assert made.newest_verified() is None
     with pytest.raises(CorruptCheckpointError, match="weight"):
-        made.load(box(0))
+        made.load(make_box(0))
 
 
 def test_a_failed_save_is_an_event_and_the_run_goes_on(tmp_path, monkeypatch):
-    made, events = checkpointer(tmp_path)
-    made.save(1, box(1), {"step": 1}, {}, wait=True)
+    made, events = make_checkpointer(tmp_path)
+    made.save(1, make_box(1), {"step": 1}, {}, wait=True)
 
     def full(descriptor, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(commit_module.os, "write", full)
-    made.save(2, box(2), {"step": 2}, {})
+    made.save(2, make_box(2), {"step": 2}, {})
     with pytest.raises(CheckpointError, match="No space left"):
         made.wait()
-    made.save(3, box(3), {"step": 3}, {})
+    made.save(3, make_box(3), {"step": 3}, {})
     monkeypatch.undo()
-    made.save(4, box(4), {"step": 4}, {}, wait=True)
+    made.save(4, make_box(4), {"step": 4}, {}, wait=True)
     assert [(kind, step) for kind, step, _ in events][1] == ("checkpoint_failed", 2)
     assert events[-1][:2] == ("checkpoint", 4)
-    assert "step-00000002" not in names(tmp_path) and not [n for n in names(tmp_path) if "tmp" in n]
+    assert "step-00000002" not in list_names(tmp_path) and not [n for n in list_names(tmp_path) if "tmp" in n]
 
 
 def test_one_failing_rank_fails_the_save_on_all(tmp_path, monkeypatch):
@@ -307,32 +271,32 @@ def test_one_failing_rank_fails_the_save_on_all(tmp_path, monkeypatch):
         return True
 
     assert run_threads(2, body) == [True, True]
-    assert names(tmp_path) == []
+    assert list_names(tmp_path) == []
 
 
 def test_boxes_that_do_not_cover_the_model_are_refused(tmp_path):
     values = reference()
     layout = Layout(tensor=2)
-    made, _ = checkpointer(tmp_path)
+    made, _ = make_checkpointer(tmp_path)
     with pytest.raises(CheckpointError, match="hold 48 of its 96 elements"):
         made.save(1, boxes_on(layout, 0, values), {}, {}, wait=True)
-    assert names(tmp_path) == []
+    assert list_names(tmp_path) == []
 
 
 def test_a_state_that_json_would_change_is_refused(tmp_path):
-    made, _ = checkpointer(tmp_path)
+    made, _ = make_checkpointer(tmp_path)
     with pytest.raises(CheckpointError, match="the key 3 is no text"):
-        made.save(1, box(1), {"a": {3: 4}}, {}, wait=True)
+        made.save(1, make_box(1), {"a": {3: 4}}, {}, wait=True)
     with pytest.raises(CheckpointError, match="JSON"):
-        made.save(1, box(1), {"a": object()}, {}, wait=True)
+        made.save(1, make_box(1), {"a": object()}, {}, wait=True)
 
 
 def test_a_named_checkpoint_or_folder_is_loaded(tmp_path):
     save_steps(tmp_path, [1, 2], keep=0)
-    assert loaded(tmp_path, path=tmp_path / "step-00000001")[:2] == (1, 1.0)
-    assert loaded(tmp_path, path=tmp_path)[:2] == (2, 2.0)
+    assert load_newest(tmp_path, path=tmp_path / "step-00000001")[:2] == (1, 1.0)
+    assert load_newest(tmp_path, path=tmp_path)[:2] == (2, 2.0)
     os.rename(tmp_path / "step-00000001", tmp_path / "my-model")
-    assert loaded(tmp_path, path=tmp_path / "my-model")[:2] == (1, 1.0)
+    assert load_newest(tmp_path, path=tmp_path / "my-model")[:2] == (1, 1.0)
     assert CheckpointReader(tmp_path).step == 2
 
 
@@ -348,20 +312,20 @@ def test_readers_find_a_whole_checkpoint_while_others_are_written_and_deleted(tm
     writer.start()
     found = []
     while not done.is_set():
-        step, value, _ = loaded(tmp_path)
+        step, value, _ = load_newest(tmp_path)
         assert step == value
         found.append(step)
     writer.join()
-    assert found == sorted(found) and loaded(tmp_path)[:2] == (9, 9.0)
+    assert found == sorted(found) and load_newest(tmp_path)[:2] == (9, 9.0)
 
 
 def test_two_writers_do_not_mix(tmp_path):
     """A run that was given up and still saves must not spoil what its successor saves under the same steps."""
 
     def write(value):
-        made, _ = checkpointer(tmp_path, keep=0)
+        made, _ = make_checkpointer(tmp_path, keep=0)
         for step in range(1, 7):
-            made.save(step, box(value + step), {"step": step, "value": value + step}, {})
+            made.save(step, make_box(value + step), {"step": step, "value": value + step}, {})
         made.close()
 
     writers = [threading.Thread(target=write, args=(value,)) for value in (100, 200)]
@@ -374,7 +338,7 @@ def test_two_writers_do_not_mix(tmp_path):
         reader = CheckpointReader(path)
         assert (reader.tensor("weight") == reader.state()["value"]).all()
         good += 1
-    assert good >= 1 and loaded(tmp_path)[0] >= 1
+    assert good >= 1 and load_newest(tmp_path)[0] >= 1
 
 
 def test_boxes_survive_a_real_process_group(tmp_path):
@@ -400,63 +364,16 @@ def _save_and_load(folder):
     assert state == {"step": 2} and own == {"rank": dist.get_rank()}
 
 
-class SmallDisk:
-    """Writes fail as on a full disk once the folder's files would hold more than so many bytes."""
-
-    def __init__(self, folder, size, monkeypatch):
-        self.folder, self.size, self.write = folder, size, os.write
-        monkeypatch.setattr(commit_module.os, "write", self)
-
-    def __call__(self, descriptor, data):
-        used = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        if used + len(data) > self.size:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return self.write(descriptor, data)
-
-
-@pytest.mark.parametrize(("keep", "left"), [(1, [4]), (2, [4, 3]), (3, [4, 3, 2])])
-def test_a_full_disk_gives_up_before_the_save_what_retention_would_delete_after_it(tmp_path, monkeypatch, keep, left):
-    save_steps(tmp_path, [1, 2, 3], keep=0)
-    used = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    SmallDisk(tmp_path, used + 100, monkeypatch)
-    events = save_steps(tmp_path, [4], keep=keep)
-    assert [kind for kind, *_ in events] == ["checkpoint"]
-    assert [commit_module.step_of(path) for path in committed(tmp_path)] == left
-
-
-def test_a_full_disk_never_costs_the_last_good_checkpoint(tmp_path, monkeypatch):
-    save_steps(tmp_path, [1])
-    SmallDisk(tmp_path, 1000, monkeypatch)
-    made, events = checkpointer(tmp_path, keep=1)
-    with pytest.raises(CheckpointError, match="No space left"):
-        made.save(2, box(2), {"step": 2}, {}, wait=True)
-    assert names(tmp_path) == ["step-00000001"] and [kind for kind, *_ in events] == ["checkpoint_failed"]
-
-
-def test_a_failure_is_not_forgotten_before_a_save_succeeds(tmp_path, monkeypatch):
-    for asynchronous in (True, False):
-        made, _ = checkpointer(tmp_path, asynchronous=asynchronous)
-        with monkeypatch.context() as patched:
-            SmallDisk(tmp_path, 0, patched)
-            made.save(1, box(1), {"step": 1}, {})
-            assert "No space" in str(made.settle())
-        with pytest.raises(CheckpointError, match="No space"):
-            made.wait()
-        made.save(2, box(2), {"step": 2}, {})
-        made.wait()
-        assert made.settle() is None and made.durable == 2
-
-
 def test_a_new_checkpoint_deletes_an_older_one_once_it_has_proved_good(tmp_path):
-    made, _ = checkpointer(tmp_path, keep=1)
+    made, _ = make_checkpointer(tmp_path, keep=1)
     for step in (1, 2):
         made.trust(step - 1)
-        made.save(step, box(step), {"step": step}, {}, wait=True)
+        made.save(step, make_box(step), {"step": step}, {}, wait=True)
         made.trust(step - 1)
-        assert names(tmp_path)[-1] == f"step-{step:08d}" and len(names(tmp_path)) == step
+        assert list_names(tmp_path)[-1] == f"step-{step:08d}" and len(list_names(tmp_path)) == step
     made.trust(2)
     made.close()
-    assert names(tmp_path) == ["step-00000002"]
+    assert list_names(tmp_path) == ["step-00000002"]
 
 
 def test_a_checkpoint_that_is_a_link_is_deleted_and_not_what_it_leads_to(tmp_path):
@@ -465,8 +382,8 @@ def test_a_checkpoint_that_is_a_link_is_deleted_and_not_what_it_leads_to(tmp_pat
     (tmp_path / "place" / "step-00000001").symlink_to("../elsewhere/step-00000001")
     (tmp_path / "place" / "step-00000002").symlink_to("../gone")
     save_steps(tmp_path / "place", [2, 3], keep=1)
-    assert names(tmp_path / "place") == ["step-00000003"]
-    assert names(tmp_path / "elsewhere" / "step-00000001")
+    assert list_names(tmp_path / "place") == ["step-00000003"]
+    assert list_names(tmp_path / "elsewhere" / "step-00000001")
 
 
 def test_links_that_are_set_aside_lead_where_they_led(tmp_path):
@@ -480,10 +397,10 @@ def test_links_that_are_set_aside_lead_where_they_led(tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_values_that_are_not_finite_fail_a_save_that_must_have_none(tmp_path, value, dtype):
-    made, _ = checkpointer(tmp_path)
+    made, _ = make_checkpointer(tmp_path)
     boxes = [Box("weight", (1000,), (0,), torch.full((1000,), 3e38, dtype=dtype))]  # whose sum is infinite, and fine
     made.save(1, boxes, {"step": 1}, {}, wait=True, only_finite=True)
     boxes[0].tensor[777] = value
     with pytest.raises(CheckpointError, match="weight holds values that are not finite"):
         made.save(2, boxes, {"step": 2}, {}, wait=True, only_finite=True)
-    assert names(tmp_path) == ["step-00000001"]
+    assert list_names(tmp_path) == ["step-00000001"]

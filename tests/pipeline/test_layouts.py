@@ -15,7 +15,7 @@ from tools.bench.layouts.layouts import (
     Layout,
     compare,
     configure,
-    every_layout,
+    list_layouts,
     merge,
     train,
     write_tokens,
@@ -95,8 +95,8 @@ def test_a_difference_is_seen(references):
     assert not row(boxes=[*reference["boxes"][:3], (name, offset, broken), *reference["boxes"][4:]])["equal"]
 
 
-def test_every_layout_is_there():
-    chosen, full = every_layout(), every_layout(full=True)
+def test_list_layouts_is_there():
+    chosen, full = list_layouts(), list_layouts(full=True)
     assert len({str(layout) for layout in full}) == len(full) > 9 * len(chosen) / 2
     shapes = {layout.shape for layout in chosen}
     assert len(shapes) == 15 and (2, 2, 2, 2) not in shapes

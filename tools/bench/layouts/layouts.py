@@ -10,319 +10,20 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.pipeline.schedule import KINDS
+
+from ._layout import Layout, fold_experts, list_layouts
+from ._models import COMMON, GLOBAL_BATCH, MODELS, SEQ_LENGTH, STEPS
 
 HELP = "train tiny models on every layout: largest difference of loss and weights from one process, tokens/s"
 
-STEPS = 10
-GLOBAL_BATCH = 8
-SEQ_LENGTH = 32
 # relative; sums in another order differ in the last of fp32's 24 bits, and ten steps carry that on
 TOLERANCE = 1e-5
-
-_COMMON = [
-    "+model=tiny",
-    "model.hidden_size=32",
-    "model.num_heads=4",
-    "model.ffn_hidden_size=64",
-    f"model.seq_length={SEQ_LENGTH}",
-    "model.dropout=0",
-    "data.tokenizer=null",
-    f"train.steps={STEPS}",
-    f"train.global_batch_size={GLOBAL_BATCH}",
-    "train.eval_every=0",
-    "train.eval_sequences=4",
-    "train.sample=false",
-    "optim.lr=3e-3",
-    "optim.min_lr=3e-4",
-    "optim.warmup_steps=2",
-    # the gradient of a key bias is zero but for rounding, and Adam would divide that noise by itself
-    "optim.eps=1e-6",
-    "checkpoint.every=0",
-    "precision=fp32",
-    "device=cpu",
-]
-_MIXTURE = ["model.num_kv_heads=2", "model.vocab_size=97", "model.tie_embeddings=false", "model.init_std=0.1"]
-MODELS = {
-    # a vocabulary that no number of ranks divides (padding), layers that no number of stages divides
-    "llama": [
-        "model.num_layers=5",
-        "model.num_kv_heads=2",
-        "model.vocab_size=97",
-        "model.norm=rmsnorm",
-        "model.activation=swiglu",
-        "model.position=rope",
-        "model.tie_embeddings=false",
-    ],
-    "gpt2": [
-        "model.num_layers=4",
-        "model.num_kv_heads=4",
-        "model.vocab_size=96",
-        "model.norm=layernorm",
-        "model.norm_bias=true",
-        "model.activation=gelu_tanh",
-        "model.position=learned",
-        "model.linear_bias=true",
-        "model.qkv_bias=true",
-        "model.attention_out_bias=true",
-        "model.tie_embeddings=true",
-        "data.packing=documents",
-    ],
-    "mpt": [
-        "model.num_layers=4",
-        "model.num_kv_heads=1",
-        "model.vocab_size=96",
-        "model.norm=layernorm",
-        "model.norm_bias=false",
-        "model.activation=gelu",
-        "model.position=alibi",
-        "model.clip_qkv=0.5",
-        "model.tie_embeddings=true",
-    ],
-    # heads that no number of ranks divides, and what depends on which heads a rank has
-    "uneven": [
-        "model.num_layers=4",
-        "model.hidden_size=48",
-        "model.num_heads=6",
-        "model.num_kv_heads=3",
-        "model.vocab_size=96",
-        "model.norm=rmsnorm",
-        "model.activation=swiglu",
-        "model.position=alibi",
-        "model.qk_norm=true",
-        "model.qk_norm_scope=full",
-        "model.tie_embeddings=true",
-    ],
-    # windows between full layers, norms on both sides, capped scores and logits (as Gemma 2)
-    "capped": [
-        "model.num_layers=5",
-        "model.num_kv_heads=2",
-        "model.vocab_size=97",
-        "model.norm=rmsnorm",
-        "model.norm_unit_offset=true",
-        "model.norm_placement=both",
-        "model.activation=geglu_tanh",
-        "model.position=rope",
-        "model.window=5",
-        "model.layer_pattern=[window,full]",
-        "model.window_rope_theta=500",
-        "model.rope_scaling={kind: linear, factor: 2}",
-        "model.window_rope_scaling=false",
-        "model.attention_softcap=1.5",
-        "model.logit_softcap=4",
-        "model.embedding_scale=5",
-        "model.tie_embeddings=true",
-        "data.packing=documents",
-    ],
-    # latent attention, on heads that do not divide
-    "latent": [
-        "model.num_layers=4",
-        "model.hidden_size=48",
-        "model.num_heads=3",
-        "model.num_kv_heads=3",
-        "model.vocab_size=96",
-        "model.norm=rmsnorm",
-        "model.activation=swiglu",
-        "model.position=rope",
-        "model.rope_interleaved=true",
-        "model.latent={key_rank: 12, query_rank: 20, plain_dim: 8, rope_dim: 4, value_dim: 10}",
-        "model.tie_embeddings=false",
-        "data.packing=documents",
-    ],
-    # sinks, one norm for both sublayers, a norm for each head, layers without a rotation, on heads that do not divide
-    "sinks": [
-        "model.num_layers=4",
-        "model.hidden_size=48",
-        "model.num_heads=6",
-        "model.num_kv_heads=3",
-        "model.vocab_size=96",
-        "model.norm=layernorm",
-        "model.parallel_residual=true",
-        "model.shared_norm=true",
-        "model.activation=relu2",
-        "model.position=rope",
-        "model.window=7",
-        "model.layer_pattern=[window,full_no_rope,window]",
-        "model.rope_scaling={kind: yarn, factor: 4, original_seq_length: 8, attention_factor: 1.2}",
-        "model.attention_sinks=true",
-        "model.qk_norm=true",
-        "model.qk_norm_scope=each",
-        "model.residual_scale=0.7",
-        "model.logit_scale=0.8",
-        "model.tie_embeddings=false",
-    ],
-    # mixtures: a large initial deviation keeps scores apart, so that rounding flips no choice
-    "mixtral": [
-        *_MIXTURE,
-        "model.num_layers=4",
-        "model.moe.num_experts=4",
-        "model.moe.score=softmax",
-        "model.moe.balance_loss=1e-2",
-        "model.moe.z_loss=1e-3",
-    ],
-    # groups, a selection bias, shared experts, a dense layer in front; without latent attention
-    "deepseek": [
-        *_MIXTURE,
-        "model.num_layers=4",
-        "model.moe.num_experts=8",
-        "model.moe.top_k=3",
-        "model.moe.ffn_hidden_size=32",
-        "model.moe.num_shared_experts=1",
-        "model.moe.first_dense=1",
-        "model.moe.groups=4",
-        "model.moe.top_groups=2",
-        "model.moe.weight_scale=2.5",
-        "model.moe.bias_rate=0.02",
-        "model.moe.balance_loss=1e-2",
-    ],
-    # biases everywhere, clamped activation, sinks, windows in turn, the load of the update before
-    "gpt-oss": [
-        *_MIXTURE,
-        "model.num_layers=4",
-        "model.position=rope",
-        "model.window=5",
-        "model.layer_pattern=[window,full]",
-        "model.attention_sinks=true",
-        "model.moe.num_experts=4",
-        "model.moe.score=softmax",
-        "model.moe.router_bias=true",
-        "model.linear_bias=true",
-        "model.qkv_bias=true",
-        "model.attention_out_bias=true",
-        "model.activation=clamped_swiglu",
-        "model.moe.balance=global",
-        "model.moe.balance_loss=1e-2",
-    ],
-}
-MIXTURES = ("mixtral", "deepseek", "gpt-oss")
-ZERO_STAGES = (0, 1, 2)
-RECOMPUTE = ("none", "selective", "full")
-CONTEXT_MODES = ("ring", "all_gather")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One way to spread a model over ranks."""
-
-    data: int = 1
-    tensor: int = 1
-    pipeline: int = 1
-    context: int = 1
-    expert: int = 1
-    expert_tensor: int = 1
-    expert_dispatch: str = "all_to_all"
-    sequence: bool = False
-    schedule: str = "1f1b"
-    zero_stage: int = 0
-    recompute: str = "none"
-    context_mode: str = "ring"
-    data_mode: str = "replicate"
-
-    @property
-    def world_size(self) -> int:
-        return self.data * self.tensor * self.pipeline * self.context
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return self.data, self.tensor, self.pipeline, self.context
-
-    @property
-    def micro_batch_size(self) -> int:
-        """Sequences that make 4 micro-batches of a data rank in a pipeline, else 2: that does not matter either."""
-        return GLOBAL_BATCH // self.data // (4 if self.pipeline > 1 else 2)
-
-    def overrides(self) -> list[str]:
-        """The configuration of this layout."""
-        parallel = [f"parallel.{name}={str(value).lower()}" for name, value in asdict(self).items()]
-        return [*parallel, f"train.micro_batch_size={self.micro_batch_size}"]
-
-    def __str__(self) -> str:
-        words = [f"d{self.data} t{self.tensor} p{self.pipeline} c{self.context}"]
-        words += [f"ep{self.expert} etp{self.expert_tensor}"] * (self.expert * self.expert_tensor > 1)
-        words += [self.expert_dispatch] * (self.expert_dispatch != "all_to_all")
-        words += ["sequence"] * self.sequence + [self.schedule] * (self.pipeline > 1)
-        words += [f"zero{self.zero_stage}"] * (self.zero_stage > 0)
-        words += [self.recompute] * (self.recompute != "none") + [self.context_mode] * (self.context > 1)
-        words += [self.data_mode] * (self.data_mode != "replicate")
-        return " ".join(words)
-
-
-def every_layout(full: bool = False) -> list[Layout]:
-    """(data, tensor, pipeline, context) in {1, 2}^4 on at most 8 ranks, sequence parallelism on and off, each schedule.
-
-    With `full` each of them with each ZeRO stage, recomputation and context mode; otherwise those are dealt out in
-    turn, each schedule beginning at another one, so that every schedule meets every pair of ZeRO stage and
-    recomputation.
-    """
-    found: list[Layout] = []
-    pairs = list(itertools.product(RECOMPUTE, ZERO_STAGES))
-    deals = {kind: itertools.cycle(pairs[2 * i :] + pairs[: 2 * i]) for i, kind in enumerate(KINDS)}
-    alone = itertools.cycle(pairs)
-    modes = itertools.cycle(CONTEXT_MODES)
-    for data, tensor, pipeline, context in itertools.product((1, 2), repeat=4):
-        if data * tensor * pipeline * context > 8:
-            continue
-        for sequence in (False, True) if tensor > 1 else (False,):
-            for schedule in KINDS if pipeline > 1 else ("1f1b",):
-                choices: list[tuple[str, int, str]]
-                if full:
-                    choices = list(
-                        itertools.product(RECOMPUTE, ZERO_STAGES, CONTEXT_MODES if context > 1 else ("ring",))
-                    )
-                else:
-                    recompute, zero = next(deals[schedule] if pipeline > 1 else alone)
-                    choices = [(recompute, zero, next(modes) if context > 1 else "ring")]
-                for recompute, zero, mode in choices:
-                    found.append(
-                        Layout(
-                            data,
-                            tensor,
-                            pipeline,
-                            context,
-                            sequence=sequence,
-                            schedule=schedule,
-                            zero_stage=zero,
-                            recompute=recompute,
-                            context_mode=mode,
-                        )  # fmt: skip
-                    )
-                if data > 1 and schedule == "1f1b" and sequence == (tensor > 1):
-                    # torch's fully_shard in place of the sharded optimizer
-                    recompute = RECOMPUTE[(tensor + pipeline + context) % 3]
-                    found.append(
-                        Layout(
-                            data,
-                            tensor,
-                            pipeline,
-                            context,
-                            sequence=sequence,
-                            recompute=recompute,
-                            data_mode="fully_shard",
-                        )
-                    )
-    return found
-
-
-def fold_experts(model: str, layout: Layout, number: int) -> Layout:
-    """The layout with its ranks dealt out over the experts of a mixture, another way for each number."""
-    if model not in MIXTURES:
-        return layout
-    ranks, most = layout.data * layout.tensor * layout.context, 4
-    pairs = [
-        (expert, parts)
-        for expert in (4, 2, 1)
-        for parts in (1, 2, 4)
-        if ranks % (expert * parts) == 0 and expert <= most
-    ]
-    expert, parts = pairs[number % len(pairs)]
-    dispatch = "all_gather" if number % 5 == 4 else "all_to_all"
-    return replace(layout, expert=expert, expert_tensor=parts, expert_dispatch=dispatch)
 
 
 def write_tokens(folder: Path, vocab_size: int = 96) -> str:
@@ -346,7 +47,7 @@ def configure(model: str, layout: Layout, tokens: str) -> Any:
     from megalm.config.compose import compose_config
     from megalm.launch.resolve import resolve
 
-    config = compose_config([*_COMMON, *MODELS[model], *layout.overrides(), f"data.train=[{tokens}]"])
+    config = compose_config([*COMMON, *MODELS[model], *layout.overrides(), f"data.train=[{tokens}]"])
     resolve(config, layout.world_size)
     return config
 
@@ -488,13 +189,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--models {args.models}: {unknown[0]} is not one of {', '.join(MODELS)}.")
     chosen = [
         layout
-        for layout in every_layout(args.full)
+        for layout in list_layouts(args.full)
         if layout.world_size <= args.largest_world
         and all(word in str(layout).split() for word in (args.match or "").split())
     ]
     if not chosen:
         raise ConfigError(
-            f"--match {args.match!r}: no layout has all these words; one looks like '{every_layout()[-1]}'."
+            f"--match {args.match!r}: no layout has all these words; one looks like '{list_layouts()[-1]}'."
         )
     environment = _environment()
     started = time.monotonic()
