@@ -9,7 +9,7 @@ from megalm.convert.run import Options, convert
 from megalm.convert.source import Source
 from megalm.convert.upcycle import upcycle
 from megalm.convert.weights import MemoryWeights
-from megalm.generate.model import build_model, logits
+from megalm.generate.model import build_model, compute_logits
 from megalm.model.transformer import Transformer
 from megalm.parallel.initialize import initialize
 from megalm.parallel.layer_context import LayerContext
@@ -45,9 +45,9 @@ def test_the_mixture_computes_what_the_dense_model_does(overrides, experts, top_
     mixed = upcycle(dense, experts, top_k)
     assert mixed.model.moe.num_experts == experts and dense.model.moe.num_experts == 0
     tokens = torch.randint(64, (3, 20), generator=torch.Generator().manual_seed(1))
-    wanted = logits(build_model(dense.model, dense.weights), tokens)
+    wanted = compute_logits(build_model(dense.model, dense.weights), tokens)
     model = build_model(mixed.model, mixed.weights)
-    torch.testing.assert_close(logits(model, tokens), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(compute_logits(model, tokens), wanted, rtol=1e-5, atol=1e-5)
     routers = [box.tensor for box in boxes_of(model) if box.name.endswith("router.weight")]
     assert len(routers) == 2 and all(0.01 < router.std() < 0.03 for router in routers)
     assert not torch.equal(*routers)
