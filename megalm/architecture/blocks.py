@@ -47,6 +47,19 @@ class NormSpec:
             yield f"{name}.bias", (self.size,)
 
 
+@dataclass(frozen=True)
+class ProductSpec:
+    """A matrix product of activations with a weight, or with several that are stacked, as the engine computes it."""
+
+    name: str
+    rows: int
+    """Output features, of all tensor ranks."""
+    columns: int
+    """Input features."""
+    split: str
+    """What tensor ranks have parts of: rows, columns or none."""
+
+
 class BlockSpec(ABC):
     """What reads the residual stream, normalised or not, and gives what is added to it."""
 
@@ -65,6 +78,10 @@ class BlockSpec(ABC):
     def list_sums(self, name: str) -> dict[str, int]:
         """Names of what the block reports of each step in training, with their numbers of values."""
         return {}
+
+    def list_products(self, name: str) -> Iterator[ProductSpec]:
+        """Yield the products that may be computed in another format than the rest of the block."""
+        yield from ()
 
     @cached_property
     def matrix_flops(self) -> float:
@@ -136,6 +153,10 @@ class AttentionSpec(BlockSpec):
             yield f"{name}.sinks", (self.num_heads,)
         yield from list_linear_tensors(f"{name}.output", self.hidden_size, self.query_width, self.output_bias)
 
+    def list_products(self, name: str) -> Iterator[ProductSpec]:
+        yield ProductSpec(f"{name}.qkv", self.query_width + 2 * self.key_width, self.hidden_size, "rows")
+        yield ProductSpec(f"{name}.output", self.hidden_size, self.query_width, "columns")
+
     def count_core_flops(self, length: int, causal: bool) -> float:
         """Scores, and their product with the values."""
         return 4.0 * self.query_width * count_attended(length, causal, self.window)
@@ -173,6 +194,17 @@ class LatentAttentionSpec(AttentionSpec):
             yield f"{name}.sinks", (self.num_heads,)
         yield from list_linear_tensors(f"{name}.output", self.hidden_size, self.num_heads * self.value_dim, False)
 
+    def list_products(self, name: str) -> Iterator[ProductSpec]:
+        if self.query_rank is None:
+            yield ProductSpec(f"{name}.query", self.query_width, self.hidden_size, "rows")
+        else:
+            yield ProductSpec(f"{name}.query_down", self.query_rank, self.hidden_size, "none")
+            yield ProductSpec(f"{name}.query_up", self.query_width, self.query_rank, "rows")
+        yield ProductSpec(f"{name}.key_value_down", self.key_rank + self.rope_dim, self.hidden_size, "none")
+        up = self.num_heads * (self.plain_dim + self.value_dim)
+        yield ProductSpec(f"{name}.key_value_up", up, self.key_rank, "rows")
+        yield ProductSpec(f"{name}.output", self.hidden_size, self.num_heads * self.value_dim, "columns")
+
     def count_core_flops(self, length: int, causal: bool) -> float:
         """Scores, and their product with the values."""
         seen = count_attended(length, causal, self.window)
@@ -202,6 +234,10 @@ class MLPSpec(BlockSpec):
         for part in self.inputs:
             yield from list_linear_tensors(f"{name}.{part}", self.ffn_hidden_size, self.hidden_size, self.bias)
         yield from list_linear_tensors(f"{name}.down", self.hidden_size, self.ffn_hidden_size, self.bias)
+
+    def list_products(self, name: str) -> Iterator[ProductSpec]:
+        yield ProductSpec(f"{name}.up", len(self.inputs) * self.ffn_hidden_size, self.hidden_size, "rows")
+        yield ProductSpec(f"{name}.down", self.hidden_size, self.ffn_hidden_size, "columns")
 
 
 @dataclass(frozen=True)
@@ -272,6 +308,10 @@ class MixtureSpec(BlockSpec):
 
     def list_used_tensors(self, name: str) -> Tensors:
         return self._tensors(name, self.top_k)
+
+    def list_products(self, name: str) -> Iterator[ProductSpec]:
+        if self.shared is not None:
+            yield from self.shared.list_products(f"{name}.shared_expert")
 
     def list_states(self, name: str) -> Tensors:
         """Yield (name, shape) of what is kept in a checkpoint and is no parameter."""

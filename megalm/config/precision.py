@@ -1,12 +1,41 @@
 """Number formats."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from megalm.config.fields import choice
+from megalm.config.fields import choice, number
 
 BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 """Bytes of one element of weights and activations (fp8 products are stored as bf16)."""
+
+
+RECIPES = ("tensorwise", "rowwise", "rowwise_wide", "blockwise", "mxfp8")
+"""How operands of 8-bit products are scaled; `megalm.precision.recipes` says each exactly."""
+
+
+def find_multiple(recipe: str) -> int:
+    """What sizes of matrices must be a multiple of: 16 bytes of a row, or 32 of a block that hardware takes."""
+    return 32 if recipe == "mxfp8" else 16
+
+
+@dataclass
+class Fp8Config:
+    """Products of layers with their weights in 8-bit floats. Embedding, output matrix, norms, router and attention's core
+    stay as `precision.dtype` has them."""
+
+    recipe: str = choice("none", *RECIPES)
+    """What shares a scale: tensorwise, all of an operand; rowwise, a row along the dimension that is summed over;
+    rowwise_wide, the same with the weights' gradients in precision.dtype; blockwise, 128 of a row and tiles of 128 x 128 of
+    weights; mxfp8, 32 of a row. none: no 8-bit products."""
+    skip: list[str] = field(default_factory=list)
+    """Patterns of products that stay in precision.dtype, such as layers.*.attention.output or layers.3.*."""
+    skip_first: int = number(0, at_least=0)
+    """So many first layers stay in precision.dtype."""
+    skip_last: int = number(0, at_least=0)
+    """So many last layers stay in precision.dtype."""
+    smallest: int = number(0, at_least=0)
+    """Products whose weight has fewer rows or columns than this stay in precision.dtype: small ones lose by the
+    conversions."""
 
 
 @dataclass
@@ -15,6 +44,8 @@ class PrecisionConfig:
 
     dtype: str = choice("fp32", "bf16", "auto")
     """fp32, or bf16 with fp32 master weights; auto: bf16 on GPUs, fp32 on a CPU."""
+    fp8: Fp8Config = field(default_factory=Fp8Config)
+    """Products in 8-bit floats."""
 
     dtype_chosen: ClassVar[bool] = False
     """True on an instance whose dtype nobody gave: it is fp32 until the machine is known."""

@@ -9,6 +9,7 @@ from megalm.config.mixture import check_mixture
 from megalm.config.model import ModelConfig
 from megalm.config.optim import READS, STATES, OptimConfig
 from megalm.config.phases import spans_of
+from megalm.config.precision import RECIPES, Fp8Config, PrecisionConfig
 from megalm.config.ranges import check_fields
 from megalm.config.root import Config
 from megalm.config.typed import show
@@ -20,6 +21,7 @@ def validate(config: Config) -> None:
     _check_model(config.model)
     _check_optim(config.optim)
     _check_prevention(config)
+    _check_precision(config.precision)
     _check_rest(config)
     check_guard(config.guard)
     _check_phases(config)
@@ -110,6 +112,17 @@ def _check_optim(optim: OptimConfig) -> None:
         not optim.nesterov or optim.momentum > 0,
         f"optim.nesterov=true looks ahead by the momentum, and optim.momentum={optim.momentum:g}: give it one, such as 0.9.",
     )
+
+
+def _check_precision(precision: PrecisionConfig) -> None:
+    fp8, unused = precision.fp8, Fp8Config()
+    if fp8.recipe == "none":
+        given = [key for key in vars(unused) if getattr(fp8, key) != getattr(unused, key)]
+        _require(
+            not given,
+            f"precision.fp8.{given[0] if given else ''} is read with a recipe of 8-bit products alone: set precision=fp8, or "
+            f"precision.fp8.recipe to one of {', '.join(RECIPES)}.",
+        )
 
 
 def _check_rest(config: Config) -> None:

@@ -22,6 +22,7 @@ def resolve(config: Config, world_size: int) -> list[str]:
     config.parallel = check_layout(config.model, config.parallel, world_size)
     config.world_size = world_size
     resolve_batch(config)
+    check_fp8(config)
     resolve_length(config)
     return resolve_warmup(config)
 
@@ -79,6 +80,26 @@ def _check_even(global_batch: int, micro_batch: int, data: int) -> None:
             f"a global batch of {global_batch} gives the {data} data ranks different numbers of micro-batches of "
             f"{micro_batch}, and ranks that share experts (parallel.expert) need equal ones: use {near}."
         )
+
+
+def check_fp8(config: Config) -> None:
+    """Check that there are products for precision.fp8, and that their rows, a rank's tokens of a micro-batch, fit them."""
+    from megalm.architecture.products import choose_fp8_products
+    from megalm.config.precision import find_multiple
+
+    fp8, train = config.precision.fp8, config.train
+    if not choose_fp8_products(config.model, fp8):
+        return
+    multiple, context = find_multiple(fp8.recipe), config.parallel.context
+    for length in dict.fromkeys([config.model.seq_length, *(span.seq_length for span in spans_of(config))]):
+        tokens = length // context * train.micro_batch_size
+        if tokens % multiple:
+            over = f" over parallel.context={context} ranks" if context > 1 else ""
+            raise ConfigError(
+                f"a micro-batch of {train.micro_batch_size} sequences of {length} tokens{over} gives matrices of {tokens} rows, "
+                f"and precision.fp8.recipe={fp8.recipe} multiplies matrices whose sizes are multiples of {multiple}: choose "
+                "another train.micro_batch_size or model.seq_length, or precision=bf16."
+            )
 
 
 def resolve_length(config: Config) -> None:

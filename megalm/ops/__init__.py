@@ -19,6 +19,7 @@ from megalm.ops.moe_router import Routing, load_balance_loss, moe_router, router
 from megalm.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from megalm.ops.quantize import DelayedScale, Quantized, fp8_dequantize, fp8_quantize
 from megalm.ops.rope import rotary, rotary_
+from megalm.ops.scaled_mm import Scaled, scaled_mm
 from megalm.ops.sequence import sequence_join, sequence_pack, sequence_part, sum_parts
 from megalm.ops.softmax import causal_softmax, document_starts
 
@@ -27,6 +28,7 @@ __all__ = [
     "Quantized",
     "Routing",
     "RowMap",
+    "Scaled",
     "Segments",
     "adamw_",
     "add_layer_norm",
@@ -59,6 +61,7 @@ __all__ = [
     "rotary",
     "router_z_loss",
     "rotary_",
+    "scaled_mm",
     "sequence_join",
     "sequence_pack",
     "sequence_part",

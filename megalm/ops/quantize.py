@@ -11,15 +11,20 @@ from megalm.ops.backend import DTYPE_CODES, address_of, get_library, place, requ
 
 TILE = 128
 _FORMATS = {torch.float8_e4m3fn: 0, torch.float8_e5m2: 1}
-_BLOCKS: dict[tuple[int, int] | None, int] = {None: 0, (1, TILE): 1, (TILE, TILE): 2}
+Block = tuple[int, int] | None
+"""What shares a scale: so many rows and columns, -1 columns being all of them; None: the whole tensor."""
+WHOLE_ROW, MICROSCALED = (1, -1), (1, 32)
+_BLOCKS: dict[Block, int] = {None: 0, (1, TILE): 1, (TILE, TILE): 2}
+_PLAIN_BLOCKS = (WHOLE_ROW, MICROSCALED)
+"""Blocks that plain PyTorch alone serves."""
 _LARGEST_SCALE = 2.0**126  # its inverse is still a normal fp32 number
 
 
 class Quantized(NamedTuple):
     """x ~ data * scale_inv, block by block.
 
-    data [M, N] 8-bit; scale_inv fp32 [1], [M, ceil(N / 128)] or [ceil(M / 128), ceil(N / 128)]; data_t [N, M] and
-    scale_inv_t are those of the transposed tensor, None if it was not asked for; amax fp32 [1] for one block, else None.
+    data [M, N] 8-bit; scale_inv fp32 [1], or [ceil(M / h), ceil(N / w)] for blocks of h x w; data_t [N, M] and scale_inv_t
+    are those of the transposed tensor, None if it was not asked for; amax fp32 [1] for one block, else None.
     """
 
     data: Tensor
@@ -43,12 +48,14 @@ def fp8_scale(amax: Tensor, dtype: torch.dtype, power_of_two: bool = False) -> T
 # ------------------------------------------------------------------------------------------------------------ reference
 def _amax_reference(x: Tensor, height: int, width: int) -> Tensor:
     """Largest magnitude of each height x width block. Shapes: [M, N] -> fp32 [ceil(M / height), ceil(N / width)]"""
-    down, across = -(-x.shape[0] // height), -(-x.shape[1] // width)
+    width = x.shape[1] if width < 0 else width
+    down, across = -(-x.shape[0] // height), -(-x.shape[1] // width) if width else 0
     whole = torch.nn.functional.pad(x.float().abs(), (0, across * width - x.shape[1], 0, down * height - x.shape[0]))
     return whole.view(down, height, across, width).amax((1, 3))
 
 
 def _spread_out(scale: Tensor, shape: torch.Size, height: int, width: int) -> Tensor:
+    width = shape[1] if width < 0 else width
     return scale.repeat_interleave(height, 0)[: shape[0]].repeat_interleave(width, 1)[:, : shape[1]]
 
 
@@ -60,7 +67,7 @@ def _cast_reference(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 def fp8_quantize_reference(
     x: Tensor,
     dtype: torch.dtype,
-    block: tuple[int, int] | None,
+    block: Block,
     scale: Tensor | None,
     power_of_two: bool,
     transpose: bool,
@@ -83,11 +90,14 @@ def fp8_quantize_reference(
     return Quantized(data, 1 / scale, turned.data, turned.scale_inv, None)
 
 
-def fp8_dequantize_reference(
-    data: Tensor, scale_inv: Tensor, block: tuple[int, int] | None, dtype: torch.dtype
-) -> Tensor:
+def fp8_dequantize_reference(data: Tensor, scale_inv: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
     scale = scale_inv if block is None else _spread_out(scale_inv, data.shape, *block)
     return (data.float() * scale).to(dtype)
+
+
+def _count_blocks(x: Tensor, height: int, width: int) -> tuple[int, int]:
+    rows, columns = x.shape
+    return -(-rows // height), 1 if width < 0 else -(-columns // width)
 
 
 # --------------------------------------------------------------------------------------------------------------- native
@@ -188,8 +198,11 @@ def _check_format(op: str, name: str, dtype: torch.dtype) -> None:
     require(dtype in _FORMATS, f"{op}: {name} is {dtype}; it must be torch.float8_e4m3fn or torch.float8_e5m2.")
 
 
-def _check_block(op: str, block: tuple[int, int] | None) -> None:
-    require(block in _BLOCKS, f"{op}: block={block}; it must be None (the whole tensor), (1, 128) or (128, 128).")
+def _check_block(op: str, block: Block) -> None:
+    require(
+        block in _BLOCKS or block in _PLAIN_BLOCKS,
+        f"{op}: block={block}; it must be None (the whole tensor), (1, -1) (a row), (1, 32), (1, 128) or (128, 128).",
+    )
 
 
 @torch.no_grad()
@@ -197,16 +210,16 @@ def fp8_quantize(
     x: Tensor,
     dtype: torch.dtype = torch.float8_e4m3fn,
     *,
-    block: tuple[int, int] | None = None,
+    block: Block = None,
     scale: Tensor | None = None,
     power_of_two: bool = False,
     transpose: bool = False,
 ) -> Quantized:
     """To 8-bit floats: to nearest, ties to even, saturating; the same bits on every device.
 
-    block: what shares a scale: the whole tensor, (1, 128) or (128, 128). scale: for the whole tensor, the one to use (delayed
-        scaling): x is then read once; without it twice. power_of_two: scales lose their mantissa, so that scaling rounds
-        nothing.
+    block: what shares a scale: the whole tensor, (1, -1) (a row), (1, 32), (1, 128) or (128, 128); (1, -1) and (1, 32) have no
+        kernel. scale: for the whole tensor, the one to use: x is then read once; without it twice. power_of_two: scales lose
+        their mantissa, so that scaling rounds nothing.
     transpose: write x transposed as well, in the same pass; with (1, 128) blocks it has its own along its own rows.
     Infinity becomes the largest finite number, NaN stays NaN; a block whose amax is not finite has scale 1. No gradient.
 
@@ -224,7 +237,7 @@ def fp8_quantize(
             f"{x.device}.",
         )
         scale = scale.reshape(1)
-    if not use_native("fp8_quantize", x=x):
+    if block in _PLAIN_BLOCKS or not use_native("fp8_quantize", x=x):
         return fp8_quantize_reference(x, dtype, block, scale, power_of_two, transpose)
     run = _QUANTIZE if torch.compiler.is_compiling() else _quantize
     kind = _BLOCKS[block]
@@ -240,24 +253,23 @@ def fp8_dequantize(
     data: Tensor,
     scale_inv: Tensor,
     *,
-    block: tuple[int, int] | None = None,
+    block: Block = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """data * scale_inv, rounded once to `dtype`. Shapes: data 8-bit [M, N], scale_inv as in `Quantized` -> [M, N]"""
     require(data.dim() == 2, f"fp8_dequantize: data has shape {tuple(data.shape)}; it must be [rows, columns].")
     _check_format("fp8_dequantize", "data", data.dtype)
     _check_block("fp8_dequantize", block)
-    kind = _BLOCKS[block]
-    wanted = (1,) if kind == 0 else _blocks(data, kind)
+    wanted = (1,) if block is None else _count_blocks(data, *block)
     require(
         tuple(scale_inv.shape) == wanted and scale_inv.dtype == torch.float32 and scale_inv.device == data.device,
         f"fp8_dequantize: scale_inv is {scale_inv.dtype} {tuple(scale_inv.shape)} on {scale_inv.device}; it must be "
         f"float32 {list(wanted)} on {data.device}.",
     )
     # An empty tensor of the output's kind stands for it: the kernel is chosen by what it writes.
-    if not use_native("fp8_dequantize", dtype=data.new_empty(0, dtype=dtype)):
+    if block in _PLAIN_BLOCKS or not use_native("fp8_dequantize", dtype=data.new_empty(0, dtype=dtype)):
         return fp8_dequantize_reference(data, scale_inv, block, dtype)
-    run = _DEQUANTIZE if torch.compiler.is_compiling() else _dequantize
+    kind, run = _BLOCKS[block], _DEQUANTIZE if torch.compiler.is_compiling() else _dequantize
     return run(data.contiguous(), scale_inv.contiguous(), kind, dtype)
 
 

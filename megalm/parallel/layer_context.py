@@ -7,9 +7,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from megalm.config import ParallelConfig
 from megalm.ops.attention_choice import AttentionChoice
+from megalm.parallel import collectives
 from megalm.parallel.block_attention import choose_among_blocks
 from megalm.parallel.mesh import Axis, Mesh
 from megalm.precision.policy import PrecisionPolicy
@@ -50,7 +52,15 @@ class LayerContext:
 
     def product(self, name: str) -> Product:
         """How products with the weight called `name` are computed."""
-        return self.policy.choose_product(name)
+        product = self.policy.choose_product(name)
+        context = self.mesh.context
+        if context.size == 1:
+            return product
+
+        def find_largest(values: Tensor) -> Tensor:
+            return collectives.all_reduce(values, context, "max")
+
+        return product.across(x=find_largest, grad=find_largest)  # tokens are split over the axis
 
     @property
     def of_parameters(self) -> dict[str, Any]:

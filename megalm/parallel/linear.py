@@ -20,7 +20,7 @@ from megalm.parallel import collectives
 from megalm.parallel.mesh import Axis
 from megalm.parallel.slices import Piece, Role, Slice, attach, replicated
 from megalm.parallel.weight_gradient import weight_gradient
-from megalm.precision.product import PLAIN, Product
+from megalm.precision.product import PLAIN, Product, Reduce
 
 _ALONE = Axis("alone")
 
@@ -54,32 +54,32 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, axis: Axis, sequence: bool, product: Product
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        whole = collectives.all_gather(x, axis) if sequence else x
+        y, kept = product.forward(whole, weight, bias)
+        ctx.save_for_backward(x, weight, *kept)
         # The parameter itself: under recomputation the saved tensor comes back as another object, through which neither
         # its sink nor, once the graph is gone, its AccumulateGrad node is found.
         ctx.weight = weight
         ctx.axis, ctx.sequence, ctx.product, ctx.has_bias = axis, sequence, product, bias is not None
-        whole = collectives.all_gather(x, axis) if sequence else x
-        return product.forward(whole, weight, bias)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
+        x, weight, *kept = ctx.saved_tensors
         axis, sequence = ctx.axis, ctx.sequence
         want_x, want_weight, want_bias = ctx.needs_input_grad[:3]
         gathering = collectives.all_gather_async(x, axis) if sequence and want_weight else None
+        products = ctx.product.backward(grad, tuple(kept))
         reducing = None
         if want_x:
-            grad_x = ctx.product.input_gradient(grad, weight)
+            grad_x = products.compute_input_gradient(weight)
             reduce = collectives.reduce_scatter_async if sequence else collectives.all_reduce_async
             reducing = reduce(grad_x, axis)
         grad_weight = None
         if want_weight:
             whole = gathering.wait() if gathering else x
-            grad_weight = weight_gradient(
-                ctx.weight, grad.reshape(-1, grad.shape[-1]), whole.reshape(-1, whole.shape[-1]), ctx.product
-            )
+            grad_weight = weight_gradient(ctx.weight, products, whole.reshape(-1, whole.shape[-1]))
         grad_bias = None
         if ctx.has_bias and want_bias:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
@@ -121,6 +121,11 @@ def row_parallel(
     partial = _Linear.apply(x, weight, None, _ALONE, False, product)
     y = collectives.scatter(partial, axis) if sequence_parallel else collectives.reduce(partial, axis)
     return y if bias is None else y + bias
+
+
+def find_largest_over(axis: Axis) -> Reduce | None:
+    """How the largest of all ranks of the axis is found; None on an axis of one."""
+    return None if axis.size == 1 else lambda values: collectives.all_reduce(values, axis, "max")
 
 
 def split_rows(output: Output, axis: Axis) -> tuple[int, int, int, int]:
@@ -176,7 +181,9 @@ class ColumnParallelLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.axis, self.sequence_parallel, self.product = axis, sequence_parallel, product
+        self.axis, self.sequence_parallel = axis, sequence_parallel
+        largest = find_largest_over(axis)
+        self.product = product.across(weight=largest, grad=largest)
         self.split_sizes: list[int] = []
         weights: list[Piece] = []
         biases: list[Piece] = []
@@ -203,6 +210,7 @@ class ColumnParallelLinear(nn.Module):
                 )
             self.split_sizes.append(local)
             row += local
+        self.product.check(row, in_features)
         self.weight = nn.Parameter(torch.empty(row, in_features, device=device, dtype=dtype))
         attach(self.weight, Slice(tuple(weights), role=role, initial=init_std))
         self.bias: nn.Parameter | None = None
@@ -242,7 +250,9 @@ class ReplicatedLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.product = product
+        largest = find_largest_over(axis) if sequence_parallel else None
+        self.product = product.across(x=largest, grad=largest)
+        self.product.check(out_features, in_features)
         shape = (out_features, in_features)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         slice_ = replicated(
@@ -280,7 +290,9 @@ class RowParallelLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.axis, self.sequence_parallel, self.product = axis, sequence_parallel, product
+        self.axis, self.sequence_parallel = axis, sequence_parallel
+        largest = find_largest_over(axis)
+        self.product = product.across(x=largest, weight=largest)
         units = in_features // unit
         if in_features % unit or (units % axis.size and not (uneven and units > axis.size)):
             raise ConfigError(
@@ -289,6 +301,7 @@ class RowParallelLinear(nn.Module):
             )
         first, count = deal(units, axis.size, axis.rank)
         local = count * unit
+        self.product.check(out_features, local)
         piece = Piece(f"{name}.weight", (out_features, in_features), (0, first * unit), (out_features, local))
         self.weight = nn.Parameter(torch.empty(out_features, local, device=device, dtype=dtype))
         attach(self.weight, Slice((piece,), role=role, initial=init_std))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megalm.parallel import deferred
-from megalm.precision.product import PLAIN, Product
+from megalm.precision.product import Backward
 
 
 class GradientSink(Protocol):
@@ -31,21 +31,21 @@ class GradientSink(Protocol):
         """The gradient is in the buffer."""
 
 
-def weight_gradient(weight: Tensor, grad: Tensor, x: Tensor, product: Product = PLAIN) -> Tensor | None:
-    """dW = grad^T x for autograd, or None when it was put off or went to a sink.
+def weight_gradient(weight: Tensor, products: Backward, x: Tensor) -> Tensor | None:
+    """dW = dy^T x for autograd, or None when it was put off or went to a sink.
 
-    Shapes: weight [F, H], grad [N, F], x [N, H]
+    Shapes: weight [F, H], products of dy [N, F], x [N, H]
     """
-    return deferred.weight_gradient(weight, lambda: _compute(weight, grad, x, product))
+    return deferred.weight_gradient(weight, lambda: _compute(weight, products, x))
 
 
 @torch.no_grad()
-def _compute(weight: Tensor, grad: Tensor, x: Tensor, product: Product) -> Tensor | None:
+def _compute(weight: Tensor, products: Backward, x: Tensor) -> Tensor | None:
     sink: GradientSink | None = getattr(weight, "gradient_sink", None)
     if sink is None or not sink.active:
-        return product.weight_gradient(grad, x)
+        return products.compute_weight_gradient(x)
     buffer, empty = sink.open()
-    product.add_weight_gradient(buffer, grad, x, empty=empty)
+    products.add_weight_gradient(buffer, x, empty=empty)
     sink.close()
     return None
 

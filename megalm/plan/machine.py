@@ -133,7 +133,7 @@ def find_machine(config: Config, gpus: int | None = None) -> Machine:
 def resolve_precision(config: Config, machine: Machine) -> None:
     """Where nobody gave a number format: bf16 on GPUs. What any file or word gave stays."""
     if config.precision.dtype_chosen and not machine.is_cpu:
-        config.precision = PrecisionConfig(dtype="bf16")
+        config.precision = PrecisionConfig(dtype="bf16", fp8=config.precision.fp8)
 
 
 def _world_from_environment() -> int | None:

@@ -223,7 +223,7 @@ def compose(request: Request, *, global_batch: int | None = None) -> Config:
         words.append(f"train.global_batch_size={global_batch}")
     config = compose_config(words, check=False)
     if config.precision.dtype_chosen and not _on_cpu(request):
-        config.precision = PrecisionConfig(dtype="bf16")
+        config.precision = PrecisionConfig(dtype="bf16", fp8=config.precision.fp8)
     validate(config)
     batch_tokens = request.number("batch_tokens")
     if batch_tokens and not global_batch:

@@ -13,7 +13,7 @@ from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import tie
 from megalm.pipeline.partition import partition_layers
 from megalm.pipeline.schedule import Schedule, build_schedule, place_stages
-from megalm.precision.policy import make_policy
+from megalm.precision.policy import check_device, make_policy
 
 
 def choose_schedule(config: Config, data_size: int = 1) -> Schedule:
@@ -52,8 +52,9 @@ def build_chunks(
     """
     model, parallel = config.model, config.parallel
     device = torch.device(device if device is not None else mesh.device)
+    check_device(config.precision.fp8.recipe, device)
     attention = AttentionChoice(config.ops.attention, config.train.determinism)
-    context = LayerContext(mesh, parallel, make_policy(config.precision), device, attention)
+    context = LayerContext(mesh, parallel, make_policy(config.precision, model), device, attention)
     where = place_stages(parallel.schedule, parallel.pipeline, parallel.virtual_pipeline)
     if model.num_layers < where.stages:
         raise ConfigError(

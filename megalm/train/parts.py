@@ -81,7 +81,7 @@ def build_parts(
         micro_batch_size=config.train.micro_batch_size,
         seq_length=length,
         hidden_size=config.model.hidden_size,
-        dtype=make_policy(config.precision).weights,
+        dtype=make_policy(config.precision, config.model).weights,
         device=mesh.device,
         split_backward=config.parallel.data_mode != "fully_shard",  # weights are whole only during backward
     )

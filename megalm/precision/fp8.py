@@ -1,0 +1,108 @@
+"""The products of a linear layer in 8-bit floats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from megalm.config.errors import ConfigError
+from megalm.config.precision import find_multiple
+from megalm.ops.scaled_mm import scaled_mm
+from megalm.precision.product import Backward, Forward, Product, Reduce
+from megalm.precision.recipes import Recipe
+
+
+@torch.no_grad()
+def find_largest(x: Tensor, over: tuple[Reduce, ...] = ()) -> Tensor:
+    """The largest magnitude of x, NaN or infinite where x has such a value; over: the ranks that have other parts of it.
+
+    NaN must not get lost in the reduction, whose maximum may ignore it: it travels as infinity.
+
+    Shapes: x [..] -> fp32 [1]
+    """
+    if not x.numel():
+        largest = x.new_zeros(1, dtype=torch.float32)
+    else:
+        largest = torch.linalg.vector_norm(x, float("inf"), dtype=torch.float32).view(1)
+    if over:
+        largest = largest.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    for reduce in over:
+        largest = reduce(largest)
+    return largest
+
+
+@dataclass(frozen=True)
+class Fp8Product(Product):
+    """Three products by a recipe. What is not 8-bit: the bias, the sums, y, dx and dW.
+
+    Keeps the largest magnitudes of x and W for backward, where both are quantised again, along the other dimension.
+    """
+
+    recipe: Recipe
+    name: str
+    """Of the product, such as layers.0.mlp.up."""
+    over_x: tuple[Reduce, ...] = ()
+    over_weight: tuple[Reduce, ...] = ()
+    over_grad: tuple[Reduce, ...] = ()
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Forward:
+        rows, how = x.reshape(-1, x.shape[-1]), self.recipe.forward
+        kept = find_largest(rows, self.over_x), find_largest(weight, self.over_weight)
+        y = scaled_mm(how.a.quantize(rows, kept[0]), how.b.quantize(weight, kept[1]), x.dtype, fast=True)
+        if bias is not None:
+            y += bias
+        return Forward(y.view(*x.shape[:-1], weight.shape[0]), kept)
+
+    def backward(self, grad: Tensor, kept: tuple[Tensor, ...]) -> Backward:
+        return _Fp8Backward(self.recipe, grad, find_largest(grad, self.over_grad), *kept)
+
+    def across(self, *, x: Reduce | None = None, weight: Reduce | None = None, grad: Reduce | None = None) -> Product:
+        return replace(
+            self,
+            over_x=self.over_x + (() if x is None else (x,)),
+            over_weight=self.over_weight + (() if weight is None else (weight,)),
+            over_grad=self.over_grad + (() if grad is None else (grad,)),
+        )
+
+    def check(self, rows: int, columns: int) -> None:
+        multiple = find_multiple(self.recipe.name)
+        if rows % multiple or columns % multiple:
+            raise ConfigError(
+                f"{self.name}: a rank's part of the weight is {rows} x {columns}, and precision.fp8.recipe="
+                f"{self.recipe.name} multiplies matrices whose sizes are multiples of {multiple}. Leave it in "
+                f"precision.dtype (precision.fp8.skip=[{self.name}], or a pattern), or choose other sizes or another "
+                "parallel.tensor."
+            )
+
+
+class _Fp8Backward(Backward):
+    def __init__(
+        self, recipe: Recipe, grad: Tensor, largest: Tensor, largest_x: Tensor, largest_weight: Tensor
+    ) -> None:
+        self.recipe, self.shape = recipe, grad.shape
+        self.rows = grad.reshape(-1, grad.shape[-1])
+        self.largest, self.largest_x, self.largest_weight = largest, largest_x, largest_weight
+
+    def compute_input_gradient(self, weight: Tensor) -> Tensor:
+        how = self.recipe.input_gradient
+        a, b = how.a.quantize(self.rows, self.largest), how.b.quantize(weight.t(), self.largest_weight)
+        return scaled_mm(a, b, self.rows.dtype).view(*self.shape[:-1], weight.shape[1])
+
+    def compute_weight_gradient(self, x: Tensor) -> Tensor:
+        return self._multiply(x, x.dtype)
+
+    def add_weight_gradient(self, buffer: Tensor, x: Tensor, *, empty: bool) -> None:
+        product = self._multiply(x, buffer.dtype)  # not rounded before it is added
+        if empty:
+            buffer.copy_(product)
+        else:
+            buffer.add_(product)
+
+    def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        how = self.recipe.weight_gradient
+        if how is None:
+            return self.rows.t().mm(x)
+        a, b = how.a.quantize(self.rows.t(), self.largest), how.b.quantize(x.t(), self.largest_x)
+        return scaled_mm(a, b, dtype)
