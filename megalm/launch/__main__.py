@@ -24,6 +24,7 @@ from megalm.config.groups import (
 )
 from megalm.config.saved import write_config_yaml
 from megalm.config.words import read_words, take_out_search
+from megalm.launch.forkserver import prepare_ranks
 from megalm.launch.lock import refuse_if_held
 from megalm.launch.options import read_options
 from megalm.launch.resolve import resolve
@@ -128,6 +129,8 @@ def launch(arguments: Sequence[str]) -> int:
         raise ConfigError(_choose_a_model())
     config = compose_config(expand_auto_layout(arguments))
     world = find_world(config, os.environ)
+    if not (world.external or config.dry_run):
+        prepare_ranks(max(1, (os.cpu_count() or 1) // world.size))
     notes = resolve(config, world.size)
     machine = find_machine(config, world.size)
     if config.dry_run and machine.is_cpu and world.size > machine.cores:
@@ -197,14 +200,14 @@ def what_it_takes(config: Config) -> str:
 
 
 def _start(config: Config, folder: Path, world: World, plan: dict[str, Any]) -> int:
-    """Run in this process where it is one rank (alone, or started by torchrun, Slurm, ...); else start local ranks."""
-    if world.external or world.size == 1:
+    """Be a rank where another launcher (torchrun, Slurm, ...) started this process as one; else supervise ranks of our own."""
+    if world.external:
         from megalm.launch.worker import run_rank
 
         return run_rank(config, folder, world, plan)
-    from megalm.launch.local_ranks import start_local_ranks
+    from megalm.launch.supervisor import supervise
 
-    return start_local_ranks(config, folder, world.size, plan)
+    return supervise(config, folder, world.size, plan)
 
 
 def _choose_a_model() -> str:

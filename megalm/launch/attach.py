@@ -1,6 +1,7 @@
 """What attaches to a run, in one list: a hook's place in it has a reason, which stands beside it."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,18 @@ from megalm.train.hooks import Hook
 
 
 def hooks_of(
-    config: Config, folder: Path, plan: dict[str, Any], memory: PeakMemory, rank_log: RankLog, *, writer: bool
+    config: Config,
+    folder: Path,
+    plan: dict[str, Any],
+    memory: PeakMemory,
+    rank_log: RankLog,
+    tellers: Sequence[Hook] = (),
+    *,
+    writer: bool,
 ) -> list[Hook]:
     """List the hooks of a run on this rank, in the order in which they are asked.
 
-    writer: this is rank 0, which alone speaks and writes. memory: counts from before the run was built.
+    tellers: write what the supervisor of this machine knows. writer: this is rank 0, which alone speaks and writes. memory: counts from before the run was built.
     """
     console = Console(soft_wrap=not sys.stdout.isatty()) if writer else None
     watched = config.guard.enabled and config.guard.router_patience and config.model.moe.num_experts
@@ -49,6 +57,7 @@ def hooks_of(
         ]
         if config.tracking.tensorboard:
             hooks.append(Bystander(TrackerHook(TensorBoard(folder / "tensorboard"))))  # reads metrics.jsonl
+        hooks += tellers  # below those who show it: all are ready when the first event comes
     if config.train.sample and config.train.sample_tokens:
         hooks.append(SampleHook(folder, console))  # on every rank: the tensor ranks write together
     if console is not None and config.tracking.report:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch.distributed as dist
@@ -15,23 +16,30 @@ from megalm.launch.world import World
 log = logging.getLogger("megalm")
 
 
+@dataclass
+class Held:
+    """What is held, and the dead holders that it was taken over from."""
+
+    locks: list[FolderLock] = field(default_factory=list)
+    former: list[Holder] = field(default_factory=list)
+
+
 @contextmanager
-def hold_run(config: Config, folder: Path, world: World) -> Iterator[list[Holder]]:
-    """Hold the run's folder and the place of its checkpoints; gives the dead holders that they were taken over from.
+def hold_run(config: Config, folder: Path, world: World) -> Iterator[Held]:
+    """Hold the run's folder and the place of its checkpoints.
 
     Every rank that has joined calls it, and all of them go on or none. Comm: one broadcast from rank 0.
     Errors: ConfigError where another process has one of them.
     """
-    held: list[FolderLock] = []
-    former: list[Holder] = []
+    held = Held()
     problem: Exception | None = None
     try:
         if world.rank == 0:
             try:
                 for lock in _locks(config, folder):
                     dead = lock.acquire()
-                    held.append(lock)
-                    former += [dead] if dead is not None else []
+                    held.locks.append(lock)
+                    held.former += [dead] if dead is not None else []
             except Exception as error:
                 problem = error
         outcome = [problem]
@@ -39,11 +47,11 @@ def hold_run(config: Config, folder: Path, world: World) -> Iterator[list[Holder
             dist.broadcast_object_list(outcome, src=0)
         if outcome[0] is not None:
             raise outcome[0]
-        for dead in former:
+        for dead in held.former:
             log.info("took over from %s, which is gone", dead.describe())
-        yield former
+        yield held
     finally:
-        for lock in reversed(held):
+        for lock in reversed(held.locks):
             lock.release()
 
 

@@ -91,6 +91,11 @@ class FolderLock:
         threading.Thread(target=self._beat, name="run.lock", daemon=True).start()
         return former
 
+    @property
+    def descriptor(self) -> int | None:
+        """The open file that the lock is on, while it is held; a process that has it too holds the folder with us."""
+        return self._descriptor
+
     def release(self) -> None:
         """Give the folder back; the file goes."""
         descriptor, self._descriptor = self._descriptor, None

@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 import sys
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from megalm import __version__, ops
 from megalm.config import Config, ConfigError
 from megalm.data.loader import Loader
 from megalm.launch.attach import hooks_of
+from megalm.launch.forkserver import SIGNALS
 from megalm.launch.hold import hold_run
-from megalm.launch.lock import Holder
 from megalm.launch.meeting import join
 from megalm.launch.rank_log import RankLog
 from megalm.launch.run_folder import log_file, make_run_folder
@@ -27,18 +28,38 @@ from megalm.ops.backend import find_library
 from megalm.parallel.mesh import build_mesh, local_device
 from megalm.plan.machine import find_machine
 from megalm.resilience.chaos.provoke import provoke_source
+from megalm.resilience.pulse import RankPulse
+from megalm.resilience.restarted import Restart, TellRestart
+from megalm.train.hooks import Hook
 from megalm.train.parts import build_trainer
+from megalm.train.pulse import Pulse
 from megalm.train.trainer import Trainer
 
 log = logging.getLogger("megalm")
 
 
-def run_rank(config: Config, folder: Path, world: World, plan: dict[str, Any], *, meeting: Path | None = None) -> int:
+@dataclass(frozen=True)
+class Supervised:
+    """What a rank has of the supervisor that started it."""
+
+    meeting: Path
+    """File through which the ranks of this machine find each other."""
+    pulse: RankPulse
+    restart: Restart | None
+    """What was before, where the ranks were started again."""
+    took_over: tuple[str, ...]
+    """The dead holders of the run's locks, which the supervisor holds now."""
+
+
+def run_rank(
+    config: Config, folder: Path, world: World, plan: dict[str, Any], supervised: Supervised | None = None
+) -> int:
     """Train on this rank; returns the exit status.
 
-    plan: what plan.json is to hold.
-    meeting: file through which local ranks find each other; None: the launcher's MASTER_ADDR and MASTER_PORT.
+    plan: what plan.json is to hold. supervised: None where another launcher started this process, which then gives
+    MASTER_ADDR and MASTER_PORT.
     """
+    pulse = Pulse() if supervised is None else supervised.pulse
     make_run_folder(folder)
     handler = RankLog(log_file(folder, world.rank))
     log.addHandler(handler)
@@ -48,10 +69,12 @@ def run_rank(config: Config, folder: Path, world: World, plan: dict[str, Any], *
     if world.rank == 0:  # what is wrong with a file of the run, its owner reads on the screen too
         damage.addHandler(shown)
     try:
-        return _run(config, folder, world, plan, meeting, handler)
-    except ConfigError:
+        return _run(config, folder, world, plan, supervised, handler)
+    except ConfigError as error:
+        pulse.fail(error)
         raise
-    except BaseException:
+    except BaseException as error:
+        pulse.fail(error)
         log.exception("rank %d stopped", world.rank)
         raise
     finally:
@@ -63,7 +86,7 @@ def run_rank(config: Config, folder: Path, world: World, plan: dict[str, Any], *
 
 
 def _run(
-    config: Config, folder: Path, world: World, plan: dict[str, Any], meeting: Path | None, rank_log: RankLog
+    config: Config, folder: Path, world: World, plan: dict[str, Any], supervised: Supervised | None, rank_log: RankLog
 ) -> int:
     kind = device_type(config)
     log.info("megalm %s, torch %s, python %s, rank %d of %d on %s", __version__, torch.__version__,
@@ -74,32 +97,47 @@ def _run(
     else:
         ops.keep_freed_memory()
     if world.size > 1 or world.external:
-        join(config, world, "nccl" if kind == "cuda" else "gloo", meeting)
-    with hold_run(config, folder, world) as former:
-        return _train(config, folder, world, plan, rank_log, former)
+        if supervised is not None:
+            supervised.pulse.enter("join")
+        join(config, world, "nccl" if kind == "cuda" else "gloo", supervised.meeting if supervised else None)
+    if supervised is not None:
+        return _train(config, folder, world, plan, rank_log, supervised.took_over, supervised)
+    with hold_run(config, folder, world) as held:
+        return _train(config, folder, world, plan, rank_log, tuple(holder.describe() for holder in held.former))
 
 
 def _train(
-    config: Config, folder: Path, world: World, plan: dict[str, Any], rank_log: RankLog, former: list[Holder]
+    config: Config,
+    folder: Path,
+    world: World,
+    plan: dict[str, Any],
+    rank_log: RankLog,
+    former: tuple[str, ...],
+    supervised: Supervised | None = None,
 ) -> int:
+    pulse = Pulse() if supervised is None else supervised.pulse
+    pulse.enter("load")
     kind = device_type(config)
     mesh = build_mesh(config.parallel, kind, _timeout(config))
     memory = PeakMemory(kind)
     environment = _environment(config, world, kind)
     if former:
-        environment["took_over"] = [holder.describe() for holder in former]
+        environment["took_over"] = list(former)
     trainer = build_trainer(
         config,
         mesh,
         folder,
         batch_source=provoke_source(config, Loader(config, mesh.data), mesh),
-        hooks=hooks_of(config, folder, plan, memory, rank_log, writer=mesh.rank == 0),
+        hooks=hooks_of(config, folder, plan, memory, rank_log, _told_by(supervised), writer=mesh.rank == 0),
         peak_flops=find_machine(config).peak(config.precision.dtype),
         environment=environment,
+        pulse=pulse,
     )
-    previous = {number: signal.signal(number, _stopper(trainer)) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = SIGNALS if supervised is None else (signal.SIGTERM,)
+    previous = {number: signal.signal(number, _stopper(trainer)) for number in heard}
     try:
         status = trainer.train()
+        pulse.finish(status)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -107,6 +145,10 @@ def _train(
     if trainer.control.reason is not None and trainer.is_writer:
         print(f"error: {trainer.control.reason}", file=sys.stderr)
     return status
+
+
+def _told_by(supervised: Supervised | None) -> list[Hook]:
+    return [] if supervised is None else [TellRestart(supervised.pulse, supervised.restart)]
 
 
 def _timeout(config: Config) -> timedelta:

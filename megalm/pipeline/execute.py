@@ -1,7 +1,7 @@
 """Runs a schedule: the same code for one stage and for many."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from megalm.pipeline.schedule import Schedule, build_forward_schedule, build_sch
 
 if TYPE_CHECKING:
     from megalm.parallel.mesh import Axis
+
+Pass = Literal["forward", "backward"]
 
 _FROM = {Kind.RECEIVE_ACTIVATION: -1, Kind.RECEIVE_GRADIENT: 1}
 _TO = {Kind.SEND_ACTIVATION: 1, Kind.SEND_GRADIENT: -1}
@@ -86,8 +88,12 @@ class Executor:
         """The passes that follow have sequences of this (local) length."""
         self.shape = (seq_length, *self.shape[1:])
 
-    def run(self, micro_batches: Sequence[Any], scale: float = 1.0) -> list[dict[str, Tensor]]:
+    def run(
+        self, micro_batches: Sequence[Any], scale: float = 1.0, begin: Callable[[Pass, int], None] | None = None
+    ) -> list[dict[str, Tensor]]:
         """Forward and backward of all micro-batches; gradients of scale * objective accumulate in the parameters.
+
+        begin: told of each pass before it is made, with the number of its micro-batch.
 
         Returns the sums that this rank's stages reported, for each micro-batch in order.
         The schedule is rebuilt for another number of micro-batches than it was made for.
@@ -99,7 +105,7 @@ class Executor:
         if count not in self._schedules:
             placement = self._placement
             self._schedules[count] = build_schedule(self.schedule.kind, placement.ranks, count, placement.chunks)
-        return _Step(self, micro_batches, scale, training=True).run(self._schedules[count])
+        return _Step(self, micro_batches, scale, training=True).run(self._schedules[count], begin)
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[Any]) -> list[dict[str, Tensor]]:
@@ -129,7 +135,7 @@ class _Step:
         self._departing: dict[tuple[Kind, int, int], Tensor] = {}
         self._sent: list[tuple[dist.Work, list[Tensor]]] = []
 
-    def run(self, schedule: Schedule) -> list[dict[str, Tensor]]:
+    def run(self, schedule: Schedule, begin: Callable[[Pass, int], None] | None = None) -> list[dict[str, Tensor]]:
         compute = {Kind.F: self._forward, Kind.B: self._backward, Kind.I: self._backward, Kind.W: self._weights}
         actions = schedule.actions[self.executor.axis.rank]
         together: list[Action] = []
@@ -139,6 +145,8 @@ class _Step:
                 continue
             self._exchange(together)
             together = []
+            if begin is not None:
+                begin("forward" if action.kind is Kind.F else "backward", action.micro_batch)
             compute[action.kind](action)
         self._exchange(together)
         for work, _ in self._sent:

@@ -25,6 +25,7 @@ from megalm.train.determinism import choose_algorithms, seed_everything
 from megalm.train.hooks import Hook
 from megalm.train.mean_loss import Evaluator
 from megalm.train.measure import Measurement
+from megalm.train.pulse import Pulse
 from megalm.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def build_trainer(
     hooks: Sequence[Hook] = (),
     peak_flops: float | None = None,
     environment: Mapping[str, object] | None = None,
+    pulse: Pulse | None = None,
 ) -> Trainer:
     """A trainer of a resolved configuration with parts of its own; see `build_parts` and `Trainer`."""
     parts = build_parts(config, mesh, folder, objective=objective, batch_source=batch_source)
-    return Trainer(parts, hooks=hooks, peak_flops=peak_flops, environment=environment)
+    return Trainer(parts, hooks=hooks, peak_flops=peak_flops, environment=environment, pulse=pulse)

@@ -19,6 +19,7 @@ from megalm.parallel.slices import Box, state_boxes
 from megalm.train.build import find_local_seq_length
 from megalm.train.control import RunControl
 from megalm.train.hooks import Hook, check_names, state_of, states_of
+from megalm.train.pulse import Pulse
 from megalm.train.record import Progress, StepRecords
 from megalm.train.resume import Origin, resume, tell_origin
 from megalm.train.signals import Signals
@@ -43,10 +44,12 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         peak_flops: float | None = None,
         environment: Mapping[str, object] | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         """
         hooks: asked in this order at every moment; more may be added to `hooks` before `train`.
         peak_flops: of one device, for utilisation. environment: what the run is on, for the event of its start.
+        pulse: told where this rank stands, for whoever watches it.
         """
         config = parts.config
         assert config.train.steps is not None
@@ -54,8 +57,12 @@ class Trainer:
         self.objective, self.model_chunks, self.optimizer = parts.objective, parts.model_chunks, parts.optimizer
         self.executor, self.batch_source, self.checkpoints = parts.executor, parts.batch_source, parts.checkpoints
         self.measurement, self.evaluator, self.logit_clip = parts.measurement, parts.evaluator, parts.logit_clip
+<<<<<<< HEAD
         self.balance = parts.balance
         self.hooks = list(hooks)
+=======
+        self.hooks, self.pulse = list(hooks), pulse or Pulse()
+>>>>>>> 0fb1936 (Supervise ranks)
         self.control = RunControl()
         self.records = StepRecords(config, parts.mesh.world_size, peak_flops)
         self.spans = spans_of(config)
@@ -93,6 +100,7 @@ class Trainer:
             for hook in self.hooks:
                 hook.on_train_start(self)
                 started.append(hook)
+            self.pulse.complete_step(self.step, self.checkpoints.durable)
             while self.step < self.total_steps and self.control.status == 0:
                 record = self.train_step()
                 for hook in self.hooks:
@@ -107,6 +115,7 @@ class Trainer:
                 elif self.control.status == 0 and wanted:
                     self.save()
                 self.checkpoints.poll()
+                self.pulse.complete_step(self.step, self.checkpoints.durable)
             if self.control.status != 3:
                 self._save_last()
             status = self.control.status
@@ -123,6 +132,7 @@ class Trainer:
         for hook in self.hooks:
             hook.on_step_start(self)
         started = time.perf_counter()
+        self.pulse.enter("data")
         phase = self._enter_phase()
         schedule = phased_learning_rate(self.config.optim, self.spans, self.step, self.total_steps)
         lr = self.lr = schedule * self.control.lr_scale * self.optimizer.lr_factor()
@@ -131,10 +141,13 @@ class Trainer:
 
         self.measurement.begin()
         self.optimizer.begin_step(len(micro_batches))
-        reports = self.executor.run(micro_batches, scale=(1.0 / expected) * self.control.gradient_factor)
+        scale = (1.0 / expected) * self.control.gradient_factor
+        reports = self.executor.run(micro_batches, scale, self.pulse.begin_micro_batch)
+        self.pulse.enter("reduce")
         self.optimizer.finish_gradients()
 
         measured = self.measurement.take(reports, lr, expected, self.control.stop_requested)
+        self.pulse.enter("update")
         signals, tokens = measured.signals, measured.tokens
         answers = [hook.on_gradients(self, signals) for hook in self.hooks]
         if all(answers):
@@ -161,6 +174,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Mean loss on held-out documents, the same sequences at every call: {"eval/loss": nats a token}."""
+        self.pulse.enter("evaluate")
         batches = self.batch_source.evaluation_batches()
         if not batches:
             return {}
@@ -209,6 +223,7 @@ class Trainer:
         A state that is not finite is not saved: it would take the place of a good one, and every start would begin with it.
         Errors: CheckpointError with `wait`, where nothing was saved.
         """
+        self.pulse.enter("save")
         if self._saved_step != self.step or self.checkpoints.settle() is not None:
             if not self.soundness.confirm(self.boxes(), self.mesh):
                 if wait:
