@@ -17,6 +17,14 @@ _WORDS = {
     "cause": "cause {}",
     "to_step": "back to step {}",
     "what": "{}",
+    "rank": "rank {}",
+    "error": "{}",
+    "exit": "{}",
+    "signal": "{}",
+    "phase": "at {}",
+    "where": "in {}",
+    "source": "from {}",
+    "lost_steps": "steps done again: {}",
     "device": "on {}",
     "world_size": "ranks: {}",
     "torch": "torch {}",
@@ -47,6 +55,8 @@ def describe_event_details(event: dict[str, Any]) -> str:
         parts.append(f"samples {samples[0]} to {samples[1] - 1} skipped")
     if event.get("lr_scale") is not None and as_number(event["lr_scale"]) != 1.0:
         parts.append(f"learning rate x {format_number(event['lr_scale'])}")
+    if event.get("silent_s") is not None:
+        parts.append(f"silent for {format_number(event['silent_s'], '.3g')} s")
     if event.get("seconds") is not None:
         parts.append(f"in {format_number(event['seconds'], '.3g')} s")
     if event.get("stall_s") is not None:

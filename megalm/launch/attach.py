@@ -36,7 +36,8 @@ def hooks_of(
 ) -> list[Hook]:
     """List the hooks of a run on this rank, in the order in which they are asked.
 
-    tellers: write what the supervisor of this machine knows. writer: this is rank 0, which alone speaks and writes. memory: counts from before the run was built.
+    tellers: write what the supervisor of this machine knows. writer: this is rank 0, which alone speaks and writes.
+    memory: counts from before the run was built.
     """
     console = Console(soft_wrap=not sys.stdout.isatty()) if writer else None
     watched = config.guard.enabled and config.guard.router_patience and config.model.moe.num_experts

@@ -60,11 +60,13 @@ class RankProcess:
 
     def close(self) -> None:
         """Give back what watching took."""
+        self.process.join(1.0)  # its end is seen before whoever forked it has told us
         self.words.close()
         os.close(self.stacks.number)
         if self.handle is not None:
             os.close(self.handle)
-        self.process.close()
+        with suppress(ValueError):  # who forked it was killed, too, and will never tell
+            self.process.close()
 
     def listen(self) -> None:
         """Take what the rank has said."""
@@ -160,7 +162,8 @@ class RankGroup:
         """Ask these ranks where they stand, line by line; a rank that cannot answer in time is left out."""
         for rank in ranks:
             self.processes[rank].send(signal.SIGQUIT)
-        deadline, texts = time.monotonic() + patience_s, {}
+        deadline = time.monotonic() + patience_s
+        texts: dict[int, str] = {}
         while time.monotonic() < deadline and len(texts) < len(ranks):
             time.sleep(0.05)
             for rank in ranks:

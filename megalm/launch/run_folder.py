@@ -1,5 +1,6 @@
 """A run's folder: where it is, and what is said where the file system refuses it."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from megalm.config import Config
@@ -18,14 +19,15 @@ def log_file(folder: Path, rank: int) -> Path:
     return folder / LOGS / f"rank-{rank}.log"
 
 
-def error_file(folder: Path, rank: int) -> Path:
-    """Name the file in which a rank that refuses the configuration leaves its message for the process that started it."""
-    return folder / LOGS / f"error-rank-{rank}.json"
-
-
-def error_files(folder: Path) -> list[Path]:
-    """Find the messages that ranks left, in the order of their names."""
-    return sorted((folder / LOGS).glob("error-rank-*.json"))
+def write_stacks(folder: Path, attempt: int, stacks: dict[int, str]) -> list[Path]:
+    """Write where each rank stood, line by line, when an attempt was stopped; returns the files."""
+    files = []
+    for rank, text in sorted(stacks.items()):
+        file = folder / LOGS / f"stacks-{attempt}-rank-{rank}.txt"
+        with suppress(OSError):  # a full disk keeps nobody from starting the ranks again
+            file.write_text(text)
+            files.append(file)
+    return files
 
 
 def make_run_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,11 +31,12 @@ from megalm.launch.forkserver import SIGNALS, prepare_ranks
 from megalm.launch.hold import Held, hold_run
 from megalm.launch.rank_process import Assignment
 from megalm.launch.ranks import RankGroup
-from megalm.launch.run_folder import log_file
+from megalm.launch.run_folder import log_file, write_stacks
 from megalm.launch.world import World
 from megalm.resilience.page import NONE, RunPage, latest_step
 from megalm.resilience.restarted import Restart
 from megalm.resilience.restarts import RestartPolicy
+from megalm.resilience.silence import Limits, Silence, Watch
 from megalm.resilience.verdict import Failure, describe_exit, find_culprit
 
 LOOK_S = 0.2
@@ -43,6 +44,8 @@ LOOK_S = 0.2
 SETTLE_S = 0.3
 """After the first failure: so long the others may say what they saw, before the culprit is chosen. A rank that dies breaks
 its peers' connections at once, and they raise within milliseconds."""
+STACKS_S = 1.0
+"""Ranks that stand still have so long to write where; one that is stopped cannot."""
 TIDY_S = 10.0
 """Ranks that have trained to their end may tidy up for so long; then they are ended."""
 
@@ -114,6 +117,9 @@ class Supervisor:
         """Until all ranks have ended (the run's exit status), or one is lost."""
         asked = False
         tidy: float | None = None
+        settings = self.config.resilience
+        limits = Limits(self.page.longest_s, settings.timeout_minutes * 60, settings.hang_timeout_s)
+        watch = Watch(self.world_size, limits, 5 * LOOK_S)
         while not group.done:
             group.wait(LOOK_S)
             if self.heard and not asked:
@@ -123,6 +129,9 @@ class Supervisor:
                 return self._stopped_short()
             if group.failures():
                 return self._find_loss(group)
+            silence = None if self.heard else watch.look(self.page.positions(), time.monotonic())
+            if silence is not None:
+                return self._find_silent(group, silence)
             if None not in group.statuses:
                 tidy = tidy or time.monotonic() + TIDY_S
                 if time.monotonic() > tidy:
@@ -164,6 +173,25 @@ class Supervisor:
         if not self.heard:
             self._tell_loss(loss, pid)
         return loss
+
+    def _find_silent(self, group: RankGroup, silence: Silence) -> Loss:
+        """Ask all ranks where they stand, keep that, and end them: one that stands still hears nothing else."""
+        seen = time.monotonic_ns()
+        positions = self.page.positions()
+        ranks = [rank for rank, position in enumerate(positions) if position.status < 0]
+        stacks = group.stacks(ranks, STACKS_S)
+        group.kill()
+        files = write_stacks(self.folder, self.attempt, stacks)
+        position = positions[silence.rank]
+        self._write(
+            "hang", latest_step(positions), rank=silence.rank, frozen=silence.frozen, phase=position.describe(),
+            ranks={str(rank): positions[rank].describe() for rank in ranks}, silent_s=round(silence.silent_s, 1),
+            stacks=[str(file) for file in files], attempt=self.attempt,
+        )  # fmt: skip
+        culprit = Failure(silence.rank, None, None, seen, frozen=silence.frozen)
+        durable = max(p.durable for p in positions)
+        fault = max(position.alive_ns if silence.frozen else position.mark_ns, 0)
+        return Loss(culprit, latest_step(positions), durable, position.describe(), min(fault, seen), seen)
 
     # -------------------------------------------------------------------------------------------------------- deciding
     def _answer(self, loss: Loss) -> Restart | None:
@@ -267,7 +295,5 @@ class Supervisor:
 
 def say(text: str) -> None:
     """Tell the person who started the run; a screen that is gone keeps nothing from going on."""
-    try:
+    with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
-    except OSError:
-        pass

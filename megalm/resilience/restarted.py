@@ -45,7 +45,7 @@ class TellRestart(Hook):
         if self.restart is None:
             return
         restart, now = self.restart, time.monotonic_ns()
-        entered = {**self.pulse.entered, "ready": now}
+        entered = self.pulse.entered
         joined = entered.get("join", now)
         phases = {
             "detect": restart.seen_ns - restart.fault_ns,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from megalm.resilience.verdict import Failure, is_communication_error
 
 BACKOFF_S = (0.0, 1.0, 2.0, 4.0)
-"""Waits before the first, second, ... restart without progress: what passes by itself is given time, what does not costs little."""
+"""Waits before the first, second, ... restart without progress: what passes by itself is given time, what does not costs
+little."""
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,15 @@ class Failure:
     """What it raised, `ValueError: ...`; None: it said nothing."""
     moment_ns: int
     """When that was seen."""
+    frozen: bool = False
+    """Its process showed no life."""
 
     def describe(self) -> str:
         """`was killed by signal 9 (SIGKILL)`"""
         if self.error is not None:
             return f"raised {self.error.splitlines()[0][:300]}"
         if self.exit is None:
-            return "stood still"
+            return "showed no life" if self.frozen else "stood still"
         if self.exit < 0:
             return f"was killed by {describe_exit(self.exit)}"
         return f"ended with {describe_exit(self.exit)} before the run's end"

@@ -57,12 +57,8 @@ class Trainer:
         self.objective, self.model_chunks, self.optimizer = parts.objective, parts.model_chunks, parts.optimizer
         self.executor, self.batch_source, self.checkpoints = parts.executor, parts.batch_source, parts.checkpoints
         self.measurement, self.evaluator, self.logit_clip = parts.measurement, parts.evaluator, parts.logit_clip
-<<<<<<< HEAD
         self.balance = parts.balance
-        self.hooks = list(hooks)
-=======
         self.hooks, self.pulse = list(hooks), pulse or Pulse()
->>>>>>> 0fb1936 (Supervise ranks)
         self.control = RunControl()
         self.records = StepRecords(config, parts.mesh.world_size, peak_flops)
         self.spans = spans_of(config)
