@@ -17,13 +17,15 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from megalm.checkpoint.errors import CheckpointError
+from megalm.checkpoint.store import open_store
 from megalm.config import Config, ConfigError
 from megalm.journal import EventLog
 from megalm.launch.descriptors import Descriptor
@@ -33,7 +35,7 @@ from megalm.launch.rank_process import Assignment
 from megalm.launch.ranks import RankGroup
 from megalm.launch.run_folder import log_file, write_stacks
 from megalm.launch.world import World
-from megalm.resilience.page import NONE, RunPage, latest_step
+from megalm.resilience.page import NONE, Position, RunPage, latest_step
 from megalm.resilience.restarted import Restart
 from megalm.resilience.restarts import RestartPolicy
 from megalm.resilience.silence import Limits, Silence, Watch
@@ -165,11 +167,11 @@ class Supervisor:
         positions = self.page.positions()
         culprit = find_culprit(failures, dict(enumerate(positions)))
         position = positions[culprit.rank]
-        durable = max(p.durable for p in positions)
         fault = max(position.alive_ns, position.mark_ns)
-        loss = Loss(culprit, latest_step(positions), durable, position.describe(), min(fault, seen), seen)
         pid = group.processes[culprit.rank].process.pid
         group.kill()
+        durable = self._find_durable(positions)
+        loss = Loss(culprit, latest_step(positions), durable, position.describe(), min(fault, seen), seen)
         if not self.heard:
             self._tell_loss(loss, pid)
         return loss
@@ -189,7 +191,7 @@ class Supervisor:
             stacks=[str(file) for file in files], attempt=self.attempt,
         )  # fmt: skip
         culprit = Failure(silence.rank, None, None, seen, frozen=silence.frozen)
-        durable = max(p.durable for p in positions)
+        durable = self._find_durable(positions)
         fault = max(position.alive_ns if silence.frozen else position.mark_ns, 0)
         return Loss(culprit, latest_step(positions), durable, position.describe(), min(fault, seen), seen)
 
@@ -230,7 +232,7 @@ class Supervisor:
     def _stopped_short(self) -> int:
         """End before the ranks could save, and say what is lost; 130 where nothing is."""
         positions = self.page.positions()
-        step, durable = latest_step(positions), max(position.durable for position in positions)
+        step, durable = latest_step(positions), self._find_durable(positions)
         name = signal.Signals(self.heard[0]).name
         if step <= max(durable, 0):
             return 130
@@ -239,6 +241,14 @@ class Supervisor:
             f"{name}: the ranks did not save within resilience.grace_s={self.config.resilience.grace_s:g}")  # fmt: skip
         say(f"error: {hurried}, at step {step}. {self._newest(durable)} The same command goes on from there.")
         return 1
+
+    def _find_durable(self, positions: Sequence[Position]) -> int:
+        """Step of the newest checkpoint: one that was committed after the ranks last looked counts, too."""
+        known = [position.durable for position in positions]
+        with suppress(OSError, CheckpointError, ConfigError):  # a store that is away: what the ranks knew
+            store = open_store(self.config.checkpoint.path or self.folder / "checkpoints")
+            known += [store.step(name) for name in store.names()]
+        return max(known)
 
     @staticmethod
     def _newest(durable: int) -> str:
