@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
+from megalm.checkpoint.address import as_url
 from megalm.checkpoint.boxes import BoxIndex, bytes_of, index_of
 from megalm.checkpoint.commit import step_name
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError, NoSpaceError
@@ -31,7 +32,7 @@ from megalm.checkpoint.retention import Retention
 from megalm.checkpoint.save import SaveRequest, encode_json, write_and_commit, write_aside
 from megalm.checkpoint.source import CheckpointSource
 from megalm.checkpoint.staging import Staging
-from megalm.checkpoint.store import LocalStore, Store, as_url, find_named_checkpoint, find_store, open_store
+from megalm.checkpoint.store import LocalStore, Store, find_named_checkpoint, find_store, open_store
 from megalm.checkpoint.upload import Uploader, find_waiting_room, take_up
 from megalm.checkpoint.verify import verify
 from megalm.config import CheckpointConfig, ConfigError

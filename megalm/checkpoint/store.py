@@ -1,13 +1,13 @@
 """The place that a run's checkpoints are in: a folder, or (in `megalm.checkpoint.remote`) an object store."""
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from megalm.checkpoint.address import as_url
 from megalm.checkpoint.commit import committed, remove, retain, set_aside, step_name, step_of, sweep, write_file
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError, NoSpaceError, wants_space
 from megalm.checkpoint.manifest import MANIFEST
@@ -145,15 +145,6 @@ def place_of(path: Path | str) -> str:
     named = find_named_checkpoint(path)
     where = named.name.rstrip("/").rpartition("/")[0] or "." if named is not None else find_store(path).where
     return where if as_url(where) else str(Path(where).resolve())
-
-
-def as_url(path: Path | str) -> str | None:
-    """`path` if it is a URL (also one that went through `Path`, which makes `s3://b` into `s3:/b`); None for a folder."""
-    match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))
-    if match is None:
-        return None
-    root = "/" if match[1] in ("file", "local") else ""  # their first part is a folder, not a host or a bucket
-    return f"{match[1]}://{root}{match[2]}"
 
 
 def open_store(path: Path | str) -> Store:

@@ -6,9 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch.distributed as dist
-
-from megalm.checkpoint.store import as_url
+from megalm.checkpoint.address import as_url
 from megalm.config import Config
 from megalm.launch.lock import FolderLock, Holder
 from megalm.launch.world import World
@@ -28,7 +26,8 @@ class Held:
 def hold_run(config: Config, folder: Path, world: World) -> Iterator[Held]:
     """Hold the run's folder and the place of its checkpoints.
 
-    Every rank that has joined calls it, and all of them go on or none. Comm: one broadcast from rank 0.
+    world: the processes that hold it together, all of which call this once they have joined; all of them go on or none. Comm: one
+    broadcast from rank 0.
     Errors: ConfigError where another process has one of them.
     """
     held = Held()
@@ -43,7 +42,9 @@ def hold_run(config: Config, folder: Path, world: World) -> Iterator[Held]:
             except Exception as error:
                 problem = error
         outcome = [problem]
-        if dist.is_initialized() and world.size > 1:
+        if world.size > 1:
+            import torch.distributed as dist
+
             dist.broadcast_object_list(outcome, src=0)
         if outcome[0] is not None:
             raise outcome[0]

@@ -25,7 +25,6 @@ from types import FrameType
 from typing import Any
 
 from megalm.checkpoint.errors import CheckpointError
-from megalm.checkpoint.store import open_store
 from megalm.config import Config, ConfigError
 from megalm.journal import EventLog
 from megalm.launch.descriptors import Descriptor
@@ -59,7 +58,7 @@ def supervise(config: Config, folder: Path, world_size: int, plan: dict[str, Any
     Errors: ConfigError with the message of a rank that refused the configuration, or where another process has the run.
     """
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
-    with hold_run(config, folder, World(world_size)) as held:
+    with hold_run(config, folder, World(1)) as held:
         meeting = Path(tempfile.mkdtemp(prefix="megalm-"))
         try:
             return Supervisor(config, folder, world_size, plan, held, meeting).run()
@@ -244,6 +243,8 @@ class Supervisor:
 
     def _find_durable(self, positions: Sequence[Position]) -> int:
         """Step of the newest checkpoint: one that was committed after the ranks last looked counts, too."""
+        from megalm.checkpoint.store import open_store  # imports torch, which a launcher needs for nothing else
+
         known = [position.durable for position in positions]
         with suppress(OSError, CheckpointError, ConfigError):  # a store that is away: what the ranks knew
             store = open_store(self.config.checkpoint.path or self.folder / "checkpoints")

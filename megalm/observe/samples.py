@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from megalm.checkpoint import CheckpointError, CheckpointReader
+from megalm.checkpoint.errors import CheckpointError
+from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import Config
 from megalm.config.attempts import CONFIG, config_of_step
 from megalm.config.errors import ConfigError

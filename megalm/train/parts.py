@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megalm.checkpoint import Checkpointer
+from megalm.checkpoint.checkpointer import Checkpointer
 from megalm.config import Config
 from megalm.data.loader import Loader
 from megalm.journal import EventLog

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from megalm.checkpoint import CheckpointError
+from megalm.checkpoint.errors import CheckpointError
 from megalm.checkpoint.random_state import restore_random_state
 from megalm.config import Config, ConfigError
 from megalm.config.changes import Change, check_changes, compare, describe_changes

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from megalm.checkpoint import CheckpointError
+from megalm.checkpoint.errors import CheckpointError
 from megalm.checkpoint.random_state import take_random_state
 from megalm.config.phases import spans_of
 from megalm.data.batch import Batch

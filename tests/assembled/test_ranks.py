@@ -89,6 +89,7 @@ def undisturbed(tmp_path_factory) -> dict[int, float]:
 def test_a_killed_rank_is_named_and_the_run_ends_as_if_nothing_had_been(tmp_path, undisturbed, rank):
     started = Started(tmp_path)
     started.wait_for("checkpoints/step-00000030")
+    assert "libtorch" not in Path(f"/proc/{started.process.pid}/maps").read_text(), "a launcher is light"
     victim = started.rank(rank)
     os.kill(victim, signal.SIGKILL)
     run = started.end().ended_well()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from megalm.checkpoint import CheckpointReader
 from megalm.checkpoint.commit import committed, step_of
+from megalm.checkpoint.reader import CheckpointReader
 from tests.assembled.runs import MINUTES, ROOT, Run, surroundings, train
 from tests.small_run import small_run
 

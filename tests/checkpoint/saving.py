@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from megalm.checkpoint import Checkpointer
+from megalm.checkpoint.checkpointer import Checkpointer
 from megalm.config import CheckpointConfig
 from megalm.parallel.slices import Box
 from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout

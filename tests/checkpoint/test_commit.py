@@ -7,11 +7,14 @@ import threading
 import pytest
 import torch
 
-from megalm.checkpoint import Checkpointer, CheckpointError, CheckpointReader, CorruptCheckpointError, staging
 from megalm.checkpoint import commit as commit_module
 from megalm.checkpoint import save as save_module
+from megalm.checkpoint import staging
+from megalm.checkpoint.checkpointer import Checkpointer
 from megalm.checkpoint.commit import committed, superseded
+from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError
 from megalm.checkpoint.manifest import compute_checksum
+from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import CheckpointConfig, ConfigError
 from megalm.parallel.slices import Box
 from tests.checkpoint.saving import list_names, load_newest, make_box, make_checkpointer, save_steps

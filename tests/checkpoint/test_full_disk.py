@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from megalm.checkpoint import CheckpointError
 from megalm.checkpoint import commit as commit_module
 from megalm.checkpoint.commit import committed
+from megalm.checkpoint.errors import CheckpointError
 from tests.checkpoint.saving import list_names, make_box, make_checkpointer, save_steps
 
 

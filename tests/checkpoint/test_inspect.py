@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tools.inspect
-from megalm.checkpoint import Checkpointer
+from megalm.checkpoint.checkpointer import Checkpointer
 from megalm.config import CheckpointConfig
 from megalm.parallel.slices import Box
 from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout

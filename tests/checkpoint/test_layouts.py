@@ -5,9 +5,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
-from megalm.checkpoint import Checkpointer, CheckpointReader
 from megalm.checkpoint import planner as planner_module
+from megalm.checkpoint.checkpointer import Checkpointer
 from megalm.checkpoint.planner import BoxLoadPlanner, BoxSavePlanner
+from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import CheckpointConfig
 from megalm.parallel.slices import Box
 from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout, assert_holds, boxes_on, reference, run_threads

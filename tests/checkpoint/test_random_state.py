@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 
-from megalm.checkpoint import restore_random_state, take_random_state
+from megalm.checkpoint.random_state import restore_random_state, take_random_state
 
 
 def draw():

@@ -8,8 +8,11 @@ import fsspec
 import pytest
 import torch
 
-from megalm.checkpoint import Checkpointer, CheckpointError, CheckpointReader, checkpointer, remote, upload
-from megalm.checkpoint.store import as_url
+from megalm.checkpoint import checkpointer, remote, upload
+from megalm.checkpoint.address import as_url
+from megalm.checkpoint.checkpointer import Checkpointer
+from megalm.checkpoint.errors import CheckpointError
+from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import CheckpointConfig, ConfigError
 from megalm.parallel.slices import Box
 from tools.bench.checkpoint._fake_ranks import (

@@ -5,7 +5,9 @@ import time
 import pytest
 import torch
 
-from megalm.checkpoint import Checkpointer, CheckpointReader, remote, upload
+from megalm.checkpoint import remote, upload
+from megalm.checkpoint.checkpointer import Checkpointer
+from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import CheckpointConfig
 from megalm.parallel.slices import Box
 from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megalm.checkpoint import CheckpointReader
+from megalm.checkpoint.reader import CheckpointReader
 from megalm.config.compose import compose_config
 from megalm.convert.formats import open_source
 from tests.convert.architectures import NAMES, build, transformers

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from megalm.checkpoint import CheckpointReader
+from megalm.checkpoint.reader import CheckpointReader
 from megalm.config.compose import compose_config
 from megalm.convert.formats import open_source
 from megalm.launch.resolve import resolve

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megalm.checkpoint import CheckpointReader
+from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import Config, ConfigError
 from megalm.config.compose import compose_config
 from megalm.config.saved import load_config, make_config

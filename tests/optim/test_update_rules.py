@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megalm.checkpoint import CheckpointReader
+from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import ConfigError, OptimConfig, ParallelConfig
 from megalm.config.compose import compose_config
 from megalm.config.optim import STATES

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch.distributed as dist
 
-from megalm.checkpoint import CheckpointReader
 from megalm.checkpoint.commit import committed, step_of
+from megalm.checkpoint.reader import CheckpointReader
 from megalm.train.hooks import Hook
 from megalm.train.signals import Signals
 from megalm.train.soundness import HOPELESS, Soundness

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megalm.checkpoint import Checkpointer
+from megalm.checkpoint.checkpointer import Checkpointer
 from megalm.config.compose import compose_config
 from megalm.launch.resolve import resolve
 from megalm.parallel.mesh import Mesh, build_mesh

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from megalm.checkpoint import CheckpointReader, CorruptCheckpointError
+    from megalm.checkpoint.errors import CorruptCheckpointError
+    from megalm.checkpoint.reader import CheckpointReader
     from megalm.checkpoint.summary import list_differences, list_state_differences, make_overview, summarize
     from megalm.checkpoint.verify import list_problems
 

@@ -226,7 +226,8 @@ class Enumeration:
     def _rank(self, rank: int, scratch: Path, point: Point | None) -> int:
         import torch.distributed as dist
 
-        from megalm.checkpoint import Checkpointer, CheckpointError
+        from megalm.checkpoint.checkpointer import Checkpointer
+        from megalm.checkpoint.errors import CheckpointError
         from megalm.config import CheckpointConfig
 
         from ._fake_ranks import FakeMesh, boxes_on
@@ -276,7 +277,7 @@ def values_of(step: int):
 
 def recover(root: Path) -> int:
     """What a fresh process finds: the step whose state it is, bit by bit."""
-    from megalm.checkpoint import Checkpointer
+    from megalm.checkpoint.checkpointer import Checkpointer
     from megalm.config import CheckpointConfig
 
     from ._fake_ranks import FakeMesh, Layout, assert_holds, boxes_on
@@ -292,7 +293,7 @@ def recover(root: Path) -> int:
 
 def save_again(root: Path) -> None:
     """The next process saves, and leaves nothing lying about."""
-    from megalm.checkpoint import Checkpointer
+    from megalm.checkpoint.checkpointer import Checkpointer
     from megalm.config import CheckpointConfig
 
     from ._fake_ranks import FakeMesh, Layout, boxes_on

@@ -71,7 +71,7 @@ def _measure(folder: Path, size: int, rounds: int, threads: int) -> dict:
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
 
-    from megalm.checkpoint import Checkpointer
+    from megalm.checkpoint.checkpointer import Checkpointer
     from megalm.config import CheckpointConfig
     from megalm.parallel.mesh import Mesh
     from megalm.parallel.slices import Box

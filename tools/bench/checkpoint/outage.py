@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 def _measure(folder: Path, relay: Any, seconds: float, queue: int, pace: float) -> dict[str, Any]:
     import fsspec
 
-    from megalm.checkpoint import CheckpointReader
+    from megalm.checkpoint.reader import CheckpointReader
     from megalm.checkpoint.store import open_store
     from megalm.checkpoint.verify import verify
     from megalm.journal import read_events

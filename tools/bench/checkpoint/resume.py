@@ -200,7 +200,7 @@ def _body(config: Any, folder: str) -> Iterator[list[float]]:
 
 def _state_difference(path: Path, other: Path) -> tuple[float, float]:
     """(weights, optimizer moments) of the newest checkpoints: norm of the difference over the norm."""
-    from megalm.checkpoint import CheckpointReader
+    from megalm.checkpoint.reader import CheckpointReader
 
     first, second = CheckpointReader(path), CheckpointReader(other)
     sums = {False: [0.0, 0.0], True: [0.0, 0.0]}
