@@ -18,7 +18,11 @@ TOOLS = find_packages(include=["tools", "tools.*"], exclude=["tools.bench", "too
 setup(
     packages=[*find_packages(include=["megalm*"]), *(f"megalm.{tool}" for tool in TOOLS), "megalm.conf"],
     package_dir={"megalm.conf": "conf", "megalm.tools": "tools"},
-    package_data={"megalm.conf": ["**/*.yaml"], "megalm.plan": ["mixtures/*"]},
+    package_data={
+        "megalm.conf": ["**/*.yaml"],
+        "megalm.plan": ["mixtures/*"],
+        "megalm.evaluate": ["suites/*.yaml", "suites/smoke/*"],
+    },
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -112,6 +112,27 @@ class Head(nn.Module):
             self.logits(hidden), labels, self.tensor, vocab_size=self.vocab_size, inplace_backward=True
         )
 
+    @torch.no_grad()
+    def score_labels(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(log-probability of each label, whether it is the likeliest token: the first of equals).
+
+        Shapes: hidden [S/t or S, B, H]; labels [S, B], inside the vocabulary -> fp32 [S, B], bool [S, B]
+        Comm:   beside the logits' and losses' own, an all-gather of [S, B] values and indices over the tensor axis
+        """
+        logits = self.logits(hidden)
+        first = self.tensor.rank * logits.shape[-1]
+        own = logits[..., : max(0, self.vocab_size - first)].float()
+        if own.shape[-1]:
+            index = own.argmax(-1, keepdim=True)
+            best = torch.cat([own.gather(-1, index).double(), (index + first).double()], -1)
+        else:  # this rank's share is padding
+            best = torch.full((*labels.shape, 2), -torch.inf, dtype=torch.float64, device=logits.device)
+        best = collectives.all_gather(best, self.tensor, dim=-1).unflatten(-1, (-1, 2))
+        winner = best[..., 0].argmax(-1, keepdim=True)
+        likeliest = best[..., 1].gather(-1, winner).squeeze(-1).long()
+        losses = vocabulary_parallel_cross_entropy(logits, labels, self.tensor, vocab_size=self.vocab_size)
+        return -losses, likeliest == labels
+
     def _losses_in_chunks(
         self, hidden: Tensor, labels: Tensor, mask: Tensor | None, z_loss: float, chunk: int
     ) -> tuple[Tensor, Tensor]:

@@ -188,16 +188,20 @@ class Transformer(nn.Module):
         if last:
             self.head = Head(config, context, self.embedding if config.tie_embeddings else None)
 
-    def forward(self, x: Tensor | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, x: Tensor | None, batch: Batch, objective: "Objective | None" = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """objective: computed of this pass' hidden states in place of the chunk's own."""
         hidden = self.embed(batch) if self.first else x
         assert hidden is not None
         auxiliary = Auxiliary(self.loss_scale, self.tensor.size)
         hidden = self.run_layers(hidden, batch, auxiliary=auxiliary)
         if not self.last:
             return hidden, auxiliary.sums
-        if self.objective is None:
+        objective = objective or self.objective
+        if objective is None:
             raise ValueError("a chunk that ends the model runs forward with an objective only: give it one")
-        outcome = self.objective(self.head, hidden, batch)
+        outcome = objective(self.head, hidden, batch)
         return outcome.total, {**auxiliary.sums, **outcome.sums}
 
     def run_layers(self, hidden: Tensor, batch: Batch, *, seen: int = 0, auxiliary: Auxiliary | None = None) -> Tensor:

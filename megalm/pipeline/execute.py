@@ -108,22 +108,28 @@ class Executor:
         return _Step(self, micro_batches, scale, training=True).run(self._schedules[count], begin)
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: Sequence[Any]) -> list[dict[str, Tensor]]:
-        """Forward passes only; any number of micro-batches. Returns as `run`. The caller sets eval mode."""
+    def evaluate(self, micro_batches: Sequence[Any], instead: Any = None) -> list[dict[str, Tensor]]:
+        """Forward passes only; any number of micro-batches. Returns as `run`. The caller sets eval mode.
+
+        instead: what the last chunk computes in place of its own objective, handed to every chunk's forward.
+        """
         count = len(micro_batches)
         if count not in self._forward_schedules:
             self._forward_schedules[count] = build_forward_schedule(self._placement, count)
-        return _Step(self, micro_batches, 1.0, training=False).run(self._forward_schedules[count])
+        return _Step(self, micro_batches, 1.0, training=False, instead=instead).run(self._forward_schedules[count])
 
 
 class _Step:
     """The tensors of one run through a schedule."""
 
-    def __init__(self, executor: Executor, micro_batches: Sequence[Any], scale: float, training: bool) -> None:
+    def __init__(
+        self, executor: Executor, micro_batches: Sequence[Any], scale: float, training: bool, instead: Any = None
+    ) -> None:
         self.executor = executor
         self.micro_batches = micro_batches
         self.scale = scale
         self.training = training
+        self.others = () if instead is None else (instead,)
         self.placement = executor._placement
         self.reports: list[dict[str, Tensor]] = [{} for _ in micro_batches]
         # keys: (chunk, micro-batch)
@@ -166,7 +172,7 @@ class _Step:
             if self.training:
                 x.requires_grad_()
                 self._inputs[key] = x
-        output, sums = executor.chunks[chunk](x, self.micro_batches[micro_batch])
+        output, sums = executor.chunks[chunk](x, self.micro_batches[micro_batch], *self.others)
         self._report(micro_batch, sums)
         if stage == self.placement.stages - 1:
             if self.training:

@@ -1,0 +1,163 @@
+"""Suites: which tasks together, shipped by name or in a file of one's own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megalm.config.errors import ConfigError
+from megalm.evaluate.item import Task
+from megalm.evaluate.tasks.harness import read_task, read_yaml
+from megalm.evaluate.tasks.rows import TYPES, guess_kind, read_items, read_rows
+
+SHIPPED = Path(__file__).parent.parent / "suites"
+"""The suites that come with megalm; of their data only the smoke suite's does."""
+DATA = Path("data/evaluation")
+"""Where `megalm evaluate fetch` puts public sets."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks that are asked together."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    protocol: str
+    """The one that it is meant for."""
+    categories: Mapping[str, str] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """sha256 of all items: the same suite has the same figures."""
+        return hashlib.sha256("".join(task.digest() for task in self.tasks).encode()).hexdigest()
+
+
+def list_suites() -> list[str]:
+    """Names of the shipped suites."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def find_suite(name: str, data: Path = DATA) -> Path:
+    """The file of a suite that is shipped, or that is given as a file. ConfigError where there is neither."""
+    if (shipped := SHIPPED / f"{name}.yaml").exists():
+        return shipped
+    if Path(name).exists():
+        return Path(name)
+    raise ConfigError(
+        f"suite {name!r}: neither one of {', '.join(list_suites())}, nor a file (a suite's or lm-eval task's .yaml, or .jsonl)"
+    )
+
+
+def read_suite(name: str, data: Path = DATA, only: Sequence[str] = ()) -> Suite:
+    """A suite's tasks with their items. data: where fetched sets lie. only: names of tasks; empty: all.
+
+    A .yaml is a suite in the gauntlet's form (`icl_tasks`), a list of lm-eval's tasks (`task: [file, ...]`), or one of
+    lm-eval's tasks; a .jsonl is one task, whose kind its first row says.
+    Errors: ConfigError for what is missing, and what fetches it
+    """
+    path = find_suite(name, data)
+    if path.suffix == ".jsonl":
+        return Suite(path.stem, (read_file(path),), "core")
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: neither a suite (icl_tasks) nor a task of lm-eval")
+    if "icl_tasks" in content:
+        entries = content["icl_tasks"]
+        if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+            raise ConfigError(f"{path}: icl_tasks must be a list of tasks with label, dataset_uri, icl_task_type")
+        chosen = [one for one in entries if not only or one.get("label") in only]
+        _check_names(path, only, [str(one.get("label")) for one in entries])
+        _check_there(path, chosen, data)
+        tasks = tuple(make_task(one, path, data) for one in chosen)
+    elif isinstance(content.get("task"), list):
+        tasks = tuple(read_task(path.parent / str(one)) for one in content["task"])
+        _check_names(path, only, [task.name for task in tasks])
+        tasks = tuple(task for task in tasks if not only or task.name in only)
+    else:
+        tasks = (read_task(path),)
+        _check_names(path, only, [task.name for task in tasks])
+    twice = sorted({task.name for task in tasks if sum(other.name == task.name for other in tasks) > 1})
+    if twice:
+        raise ConfigError(f"{path}: two tasks are called {twice[0]!r}; give each a name of its own")
+    default = "core" if "icl_tasks" in content else "lm_eval"
+    return Suite(str(content.get("name", path.stem)), tasks, str(content.get("protocol", default)))
+
+
+def read_file(path: Path) -> Task:
+    """A jsonl file as a task, whose kind its first row says."""
+    where, row = next(read_rows(path), ("", {}))
+    kind = guess_kind(row)
+    if kind is None:
+        raise ConfigError(
+            f"{where or path}: neither choices, context_options, continuation, answer nor text is in it, so what kind of item it "
+            "is cannot be told"
+        )
+    return Task(path.stem, kind, read_items(path, kind), **GENERATED if kind == "generate" else {})
+
+
+GENERATED: dict[str, Any] = {"stop": ("\n",), "compare": {"normalize": True}}
+"""How rows that are written on from are judged where a suite says nothing: one line, by the gauntlet's comparison."""
+
+
+def make_task(entry: Mapping[str, Any], suite: Path, data: Path) -> Task:
+    """A task of a suite's entry in the gauntlet's form."""
+    label = str(entry.get("label"))
+    kind = TYPES.get(str(entry.get("icl_task_type")))
+    if kind is None:
+        raise ConfigError(
+            f"{suite}: {label}: icl_task_type {entry.get('icl_task_type')!r}; there are {', '.join(TYPES)}"
+        )
+    shots = entry.get("num_fewshot", 0)
+    if isinstance(shots, list):
+        if len(shots) != 1:
+            raise ConfigError(f"{suite}: {label}: num_fewshot {shots}: one number a task, or a task for each")
+        shots = shots[0]
+    settings: dict[str, Any] = {}
+    if kind == "generate":
+        settings = dict(GENERATED)
+        if "early_stopping_criteria" in entry:
+            settings["stop"] = tuple(entry["early_stopping_criteria"])
+        settings["max_tokens"] = int(entry.get("max_tokens", 64))
+    chance = entry.get("random_baseline", entry.get("chance"))
+    return Task(
+        name=label,
+        kind=kind,
+        items=read_items(find_data(str(entry["dataset_uri"]), suite, data), kind),
+        num_fewshot=int(shots),
+        description=str(entry.get("prompt_string", "")),
+        prelimiter=str(entry.get("question_prelimiter", "")),
+        delimiter=str(entry.get("continuation_delimiter", " ")),
+        example_delimiter=entry.get("example_delimiter"),
+        chance=None if chance is None else float(chance),
+        category=str(entry.get("category", "")),
+        **settings,
+    )
+
+
+def find_data(name: str, suite: Path, data: Path) -> Path:
+    """A task's file: beside the suite, else among what was fetched."""
+    places = [suite.parent / name, data / name, Path(name)]
+    return next((place for place in places if place.exists()), places[1 if suite.parent == SHIPPED else 0])
+
+
+def _check_there(suite: Path, entries: Sequence[Mapping[str, Any]], data: Path) -> None:
+    without = [str(one.get("label")) for one in entries if not isinstance(one.get("dataset_uri"), str)]
+    if without:
+        raise ConfigError(f"{suite}: {without[0]}: dataset_uri is missing; it names the task's jsonl file")
+    missing = [find_data(one["dataset_uri"], suite, data) for one in entries]
+    missing = [place for place in missing if not place.exists()]
+    if missing:
+        shown = ", ".join(str(place) for place in missing[:4]) + (", ..." if len(missing) > 4 else "")
+        shipped = suite.parent == SHIPPED
+        how = f"megalm evaluate fetch {suite.stem}" if shipped else "put the files there, or correct dataset_uri"
+        raise ConfigError(
+            f"{suite.stem}: {len(missing)} of {len(entries)} tasks lack their data: {shown}. To get them: {how}"
+        )
+
+
+def _check_names(path: Path, only: Sequence[str], names: Sequence[str]) -> None:
+    unknown = [one for one in only if one not in names]
+    if unknown:
+        raise ConfigError(f"{path}: there is no task {unknown[0]!r}; there are {', '.join(names)}")
