@@ -6,7 +6,7 @@ bytes and seconds in `megalm.plan.activations` and `megalm.plan.roofline`. Nothi
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -57,7 +57,7 @@ class ProductSpec:
     columns: int
     """Input features."""
     split: str
-    """What tensor ranks have parts of: rows, columns or none."""
+    """What tensor ranks have parts of: rows, columns or none; experts: of one of several, whose rows of activations differ."""
 
 
 class BlockSpec(ABC):
@@ -310,6 +310,8 @@ class MixtureSpec(BlockSpec):
         return self._tensors(name, self.top_k)
 
     def list_products(self, name: str) -> Iterator[ProductSpec]:
+        for product in self.expert.list_products(f"{name}.experts"):
+            yield replace(product, split="experts")
         if self.shared is not None:
             yield from self.shared.list_products(f"{name}.shared_expert")
 

@@ -32,7 +32,8 @@ def _fused(*tensors: Tensor) -> bool:
     )
 
 
-def _spans(counts: Tensor) -> list[tuple[int, int]]:
+def list_spans(counts: Tensor) -> list[tuple[int, int]]:
+    """(first, end) of each run's rows. Waits for the device."""
     spans, at = [], 0
     for count in counts.tolist():
         spans.append((at, at + count))
@@ -58,7 +59,7 @@ def grouped_product(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
         return _clear_tail(torch._grouped_mm(x, weight, offs=_ends(counts)), counts)
     out = x.new_empty((x.shape[0], weight.shape[2]))
     end = 0
-    for number, (start, end) in enumerate(_spans(counts)):
+    for number, (start, end) in enumerate(list_spans(counts)):
         if end > start:
             torch.mm(x[start:end], weight[number], out=out[start:end])
     out[end:].zero_()
@@ -76,7 +77,7 @@ def add_weight_gradient(out: Tensor, dy: Tensor, x: Tensor, counts: Tensor, *, e
         products = torch._grouped_mm(dy.t(), x, offs=_ends(counts))
         out.copy_(products) if empty else out.add_(products)
         return
-    for number, (start, end) in enumerate(_spans(counts)):
+    for number, (start, end) in enumerate(list_spans(counts)):
         if end == start:
             if empty:
                 out[number].zero_()

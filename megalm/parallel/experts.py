@@ -18,12 +18,12 @@ from torch.autograd.function import once_differentiable
 
 from megalm import ops
 from megalm.architecture.blocks import MLPSpec
-from megalm.ops.grouped_mm import add_weight_gradient, grouped_product
 from megalm.parallel import collectives, deferred
 from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Axis, Mesh
 from megalm.parallel.slices import Piece, Role, Slice, attach
 from megalm.parallel.weight_gradient import GradientRoom
+from megalm.precision.grouped import GroupedProduct
 
 Activation = Callable[[Tensor], Tensor]
 Compute = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -77,6 +77,9 @@ class Experts(nn.Module):
             down_bias.append(Piece(f"{expert}.down.bias", (hidden,), (0,), (hidden,), row, parts.size, owner, over))
         self.up = _parameter(up, hidden, Role.EXPERT_MATRIX, spec.init_std, **made)
         self.down = _parameter(down, width, Role.EXPERT_MATRIX, spec.output_init_std, **made)
+        self.products = tuple(context.product(f"{name}.{part}").for_experts() for part in ("up", "down"))
+        self.products[0].check(width * len(spec.inputs), hidden)
+        self.products[1].check(hidden, width)
         self.up_bias = _parameter(up_bias, None, Role.BIAS, 0.0, **made) if spec.bias else None
         self.down_bias = _parameter(down_bias, None, Role.BIAS, 0.0, **made) if spec.bias else None
         self.adds_down_bias = parts.rank == 0
@@ -88,9 +91,10 @@ class Experts(nn.Module):
         """The weighted outputs of rows that are sorted by this rank's experts."""
         dtype = rows.dtype  # the weights' own are fp32 where fully_shard leaves an expert on one rank
         up, down = (w.to(dtype) for w in (self.up, self.down))
+        how = self.activation, self.rows_at_once, self.products
         if self.up_bias is None or self.down_bias is None:
-            return _ExpertMLP.apply(rows, weights, up, None, down, counts, self.activation, self.rows_at_once)
-        y = _ExpertMLP.apply(rows, None, up, self.up_bias.to(dtype), down, counts, self.activation, self.rows_at_once)
+            return _ExpertMLP.apply(rows, weights, up, None, down, counts, *how)
+        y = _ExpertMLP.apply(rows, None, up, self.up_bias.to(dtype), down, counts, *how)
         y = y + _spread(self.down_bias.to(dtype), counts, rows.shape[0]) * float(self.adds_down_bias)
         return (y * weights.unsqueeze(-1)).to(dtype)
 
@@ -122,15 +126,16 @@ class _ExpertMLP(torch.autograd.Function):
         counts: Tensor,
         activation: Activation,
         rows_at_once: int | None,
+        products: tuple[GroupedProduct, GroupedProduct],
     ) -> Tensor:
         n = counts.numel()
-        ctx.up, ctx.down, ctx.activation, ctx.rows_at_once = up, down, activation, rows_at_once
+        ctx.up, ctx.down, ctx.activation, ctx.rows_at_once, ctx.products = up, down, activation, rows_at_once, products
         out = x.new_empty((x.shape[0], down.shape[0] // n))
         projected = None
         for rows, part in _chunks(x.shape[0], counts, rows_at_once):
-            projected = _project(x[rows], up, up_bias, part)
+            projected = _project(products[0], x[rows], up, up_bias, part)
             hidden = _weighted(activation(projected), weights, rows)
-            out[rows] = grouped_product(hidden, down.view(n, -1, down.shape[1]).transpose(1, 2), part)
+            out[rows] = products[1].multiply(hidden, down.view(n, -1, down.shape[1]), part)
         ctx.save_for_backward(x, weights, up, up_bias, down, counts, None if rows_at_once else projected)
         return out
 
@@ -146,37 +151,39 @@ class _ExpertMLP(torch.autograd.Function):
         later = []  # (gradient, input) of both products, by chunk
         rooms = [GradientRoom(w) for w in (ctx.up, ctx.down)] if ctx.rows_at_once else []
         for rows, part in _chunks(x.shape[0], counts, ctx.rows_at_once):
-            p = _project(x[rows], up, up_bias, part) if projected is None else projected
+            p = _project(ctx.products[0], x[rows], up, up_bias, part) if projected is None else projected
             with torch.enable_grad():
                 p = p.detach().requires_grad_()
                 activated = ctx.activation(p)
             plain = activated.detach()
             hidden = _weighted(plain, weights, rows)
-            grad_hidden = grouped_product(grad[rows], down.view(n, -1, down.shape[1]), part)
+            grad_hidden = ctx.products[1].multiply_gradient(grad[rows], down.view(n, -1, down.shape[1]), part)
             if grad_weights is not None:
                 grad_weights[rows] = (grad_hidden.float() * plain).sum(-1)
             (grad_p,) = torch.autograd.grad(activated, p, _weighted(grad_hidden, weights, rows))
             if grad_bias is not None:
                 _add_bias_gradient(grad_bias, grad_p, part)
-            grad_x[rows] = grouped_product(grad_p, up.view(n, -1, up.shape[1]), part)
-            products = ((grad_p, x[rows], part), (grad[rows], hidden, part))
+            grad_x[rows] = ctx.products[0].multiply_gradient(grad_p, up.view(n, -1, up.shape[1]), part)
+            operands = ((grad_p, x[rows], part), (grad[rows], hidden, part))
             if rooms:
-                for room, product in zip(rooms, products, strict=True):
-                    room.add(_adder(n, product))
+                for room, product, each in zip(rooms, ctx.products, operands, strict=True):
+                    room.add(_adder(product, n, each))
             else:
-                later.append(products)
+                later.append(operands)
         if rooms:
             found = [room.finish() for room in rooms]
         else:
             found = [
-                deferred.weight_gradient(weight, _sum(weight, n, [products[place] for products in later]))
+                deferred.weight_gradient(
+                    weight, _sum(weight, ctx.products[place], n, [operands[place] for operands in later])
+                )
                 for place, weight in enumerate((ctx.up, ctx.down))
             ]
-        return grad_x, grad_weights, found[0], grad_bias, found[1], None, None, None
+        return grad_x, grad_weights, found[0], grad_bias, found[1], None, None, None, None
 
 
-def _project(x: Tensor, up: Tensor, bias: Tensor | None, counts: Tensor) -> Tensor:
-    projected = grouped_product(x, up.view(counts.numel(), -1, up.shape[1]).transpose(1, 2), counts)
+def _project(product: GroupedProduct, x: Tensor, up: Tensor, bias: Tensor | None, counts: Tensor) -> Tensor:
+    projected = product.multiply(x, up.view(counts.numel(), -1, up.shape[1]), counts)
     return projected if bias is None else projected.add_(_spread(bias, counts, x.shape[0]))
 
 
@@ -202,21 +209,23 @@ def _chunks(rows: int, counts: Tensor, rows_at_once: int | None) -> Iterator[tup
         yield slice(start, stop), ends.clamp(start, stop) - (ends - counts).clamp(start, stop)
 
 
-def _adder(n: int, product: tuple[Tensor, Tensor, Tensor]) -> Callable[[Tensor, bool], None]:
-    grad, x, counts = product
+def _adder(product: GroupedProduct, n: int, operands: tuple[Tensor, Tensor, Tensor]) -> Callable[[Tensor, bool], None]:
+    grad, x, counts = operands
 
     def add(buffer: Tensor, empty: bool) -> None:
-        add_weight_gradient(buffer.view(n, -1, buffer.shape[1]), grad, x, counts, empty=empty)
+        product.add_weight_gradient(buffer.view(n, -1, buffer.shape[1]), grad, x, counts, empty=empty)
 
     return add
 
 
-def _sum(weight: Tensor, n: int, products: list[tuple[Tensor, Tensor, Tensor]]) -> Callable[[], Tensor | None]:
+def _sum(
+    weight: Tensor, product: GroupedProduct, n: int, operands: list[tuple[Tensor, Tensor, Tensor]]
+) -> Callable[[], Tensor | None]:
     def compute() -> Tensor | None:
         with torch.no_grad():
             room = GradientRoom(weight)
-            for product in products:
-                room.add(_adder(n, product))
+            for each in operands:
+                room.add(_adder(product, n, each))
             return room.finish()
 
     return compute

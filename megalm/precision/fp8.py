@@ -10,27 +10,10 @@ from torch import Tensor
 from megalm.config.errors import ConfigError
 from megalm.config.precision import find_multiple
 from megalm.ops.scaled_mm import scaled_mm
+from megalm.precision.fp8_experts import Fp8Grouped
+from megalm.precision.grouped import GroupedProduct
 from megalm.precision.product import Backward, Forward, Product, Reduce
-from megalm.precision.recipes import Recipe
-
-
-@torch.no_grad()
-def find_largest(x: Tensor, over: tuple[Reduce, ...] = ()) -> Tensor:
-    """The largest magnitude of x, NaN or infinite where x has such a value; over: the ranks that have other parts of it.
-
-    NaN must not get lost in the reduction, whose maximum may ignore it: it travels as infinity.
-
-    Shapes: x [..] -> fp32 [1]
-    """
-    if not x.numel():
-        largest = x.new_zeros(1, dtype=torch.float32)
-    else:
-        largest = torch.linalg.vector_norm(x, float("inf"), dtype=torch.float32).view(1)
-    if over:
-        largest = largest.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    for reduce in over:
-        largest = reduce(largest)
-    return largest
+from megalm.precision.recipes import Recipe, find_largest
 
 
 @dataclass(frozen=True)
@@ -65,6 +48,9 @@ class Fp8Product(Product):
             over_weight=self.over_weight + (() if weight is None else (weight,)),
             over_grad=self.over_grad + (() if grad is None else (grad,)),
         )
+
+    def for_experts(self) -> GroupedProduct:
+        return Fp8Grouped.of(self.recipe, self.name)
 
     def check(self, rows: int, columns: int) -> None:
         multiple = find_multiple(self.recipe.name)

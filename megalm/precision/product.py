@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from megalm.precision.grouped import GroupedProduct, PlainGrouped
+
 Reduce = Callable[[Tensor], Tensor]
 """Makes each element the largest that any of the ranks has, in place."""
 
@@ -61,6 +63,10 @@ class Product(ABC):
         return self
 
     @abstractmethod
+    def for_experts(self) -> GroupedProduct:
+        """The same for the matrices of a mixture's experts."""
+
+    @abstractmethod
     def check(self, rows: int, columns: int) -> None:
         """ConfigError where weights [rows, columns] cannot take part in it."""
 
@@ -93,6 +99,9 @@ class Plain(Product):
 
     def backward(self, grad: Tensor, kept: tuple[Tensor, ...]) -> Backward:
         return _PlainBackward(grad)
+
+    def for_experts(self) -> GroupedProduct:
+        return PlainGrouped()
 
     def check(self, rows: int, columns: int) -> None:
         """Weights of any size can."""

@@ -24,8 +24,28 @@ from torch import Tensor
 from megalm import ops
 from megalm.ops.quantize import MICROSCALED, TILE, WHOLE_ROW, Block, fp8_scale
 from megalm.ops.scaled_mm import Scaled
+from megalm.precision.product import Reduce
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+
+
+@torch.no_grad()
+def find_largest(x: Tensor, over: tuple[Reduce, ...] = ()) -> Tensor:
+    """The largest magnitude of x, NaN or infinite where x has such a value; over: the ranks that have other parts of it.
+
+    NaN must not get lost in the reduction, whose maximum may ignore it: it travels as infinity.
+
+    Shapes: x [..] -> fp32 [1]
+    """
+    if not x.numel():
+        largest = x.new_zeros(1, dtype=torch.float32)
+    else:
+        largest = torch.linalg.vector_norm(x, float("inf"), dtype=torch.float32).view(1)
+    if over:
+        largest = largest.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    for reduce in over:
+        largest = reduce(largest)
+    return largest
 
 
 @dataclass(frozen=True)
@@ -88,3 +108,6 @@ RECIPES = {
     )
 }
 """By the word of `precision.fp8.recipe`."""
+
+WITHOUT_TENSOR_SCALES = {"tensorwise": Recipe("tensorwise", Operands(_ROW, _ROW), Operands(_ROW, _ROW), None)}
+"""What takes the place of a recipe where no operand is one tensor."""

@@ -16,9 +16,9 @@ from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLine
 from megalm.parallel.mesh import Axis, build_mesh
 from megalm.parallel.slices import piece_tensor, slice_of
 from megalm.precision import fp8, recipes
-from megalm.precision.fp8 import Fp8Product, find_largest
+from megalm.precision.fp8 import Fp8Product
 from megalm.precision.policy import check_device
-from megalm.precision.recipes import RECIPES, Operands, Scaling
+from megalm.precision.recipes import RECIPES, Operands, Scaling, find_largest
 from tests.distributed import run_ranks
 from tests.precision.plain import nearest, products
 
