@@ -6,7 +6,7 @@ from megalm.config.errors import ConfigError
 from megalm.config.fields import choice, number
 from megalm.config.ranges import check_fields
 
-ACTIONS = ("skip", "skip_data", "rollback", "lower_lr", "reseed", "give_up")
+ACTIONS = ("skip", "skip_data", "rollback", "lower_lr", "reseed", "widen", "give_up")
 
 
 @dataclass
@@ -65,7 +65,8 @@ class RungConfig:
     action: str = choice(*ACTIONS)
     """skip: refuse one update. skip_data: also jump over the next batches. rollback: back to before the onset, and skip
     the data around it. lower_lr, reseed: a rollback with a lower learning rate, or with new random numbers for dropout and
-    the rest of the data in another order. give_up: stop with a report, exit status 3."""
+    the rest of the data in another order. widen: a rollback, and 8-bit products in precision.dtype from then on. give_up:
+    stop with a report, exit status 3."""
     budget: int = number(1, at_least=0)
     """Times it may be taken within `within` steps; then the next rung that fits answers."""
     within: int = number(10000, at_least=0)
@@ -78,8 +79,10 @@ class RungConfig:
     """lower_lr: factor on the scheduled learning rate ..."""
     rewarm_steps: int = number(1000, at_least=0)
     """... that returns to 1, linearly, over so many steps."""
+    products: list[str] = field(default_factory=lambda: ["*"])
+    """widen: patterns of products, as in precision.fp8.skip."""
     reset_moments: bool = False
-    """rollback, lower_lr, reseed: also start the optimizer's moments anew; the learning rate then comes back over
+    """rollback, lower_lr, reseed, widen: also start the optimizer's moments anew; the learning rate then comes back over
     optim.reset_warmup_steps."""
 
 
@@ -173,7 +176,7 @@ def count_ring_bytes(guard: GuardConfig, state_bytes: int) -> int:
     return len(guard.snapshot_lags) * state_bytes
 
 
-_GO_BACK = ("rollback", "lower_lr", "reseed")
+_GO_BACK = ("rollback", "lower_lr", "reseed", "widen")
 
 
 def check_guard(guard: GuardConfig) -> None:
@@ -186,6 +189,8 @@ def check_guard(guard: GuardConfig) -> None:
                 f"{where}.reset_moments=true (action {rung.action}): only what goes back can start the moments anew: "
                 f"{', '.join(_GO_BACK)}."
             )
+        if rung.products != ["*"] and rung.action != "widen":
+            raise ConfigError(f"{where}.products (action {rung.action}): only widen names products.")
         if rung.action == "lower_lr" and rung.lr_scale == 1:
             raise ConfigError(f"{where}: lower_lr needs lr_scale below 1, for example lr_scale: 0.7.")
     lags = list(guard.snapshot_lags)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from megalm.config.effects import Measured
 from megalm.config.fields import choice, number
 
 BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
@@ -36,6 +37,8 @@ class Fp8Config:
     smallest: int = number(0, at_least=0)
     """Products whose weight has fewer rows or columns than this stay in precision.dtype: small ones lose by the
     conversions."""
+    measure_every: Measured[int] = number(50, at_least=0)
+    """Steps from one to the next in which it is counted what the casts lose (fp8/* of metrics.jsonl); 0: never."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ from megalm.config.mixture import check_mixture
 from megalm.config.model import ModelConfig
 from megalm.config.optim import READS, STATES, OptimConfig
 from megalm.config.phases import spans_of
-from megalm.config.precision import RECIPES, Fp8Config, PrecisionConfig
+from megalm.config.precision import RECIPES, Fp8Config
 from megalm.config.ranges import check_fields
 from megalm.config.root import Config
 from megalm.config.typed import show
@@ -21,7 +21,7 @@ def validate(config: Config) -> None:
     _check_model(config.model)
     _check_optim(config.optim)
     _check_prevention(config)
-    _check_precision(config.precision)
+    _check_precision(config)
     _check_rest(config)
     check_guard(config.guard)
     _check_phases(config)
@@ -114,14 +114,18 @@ def _check_optim(optim: OptimConfig) -> None:
     )
 
 
-def _check_precision(precision: PrecisionConfig) -> None:
-    fp8, unused = precision.fp8, Fp8Config()
+def _check_precision(config: Config) -> None:
+    fp8, unused = config.precision.fp8, Fp8Config()
     if fp8.recipe == "none":
         given = [key for key in vars(unused) if getattr(fp8, key) != getattr(unused, key)]
         _require(
             not given,
             f"precision.fp8.{given[0] if given else ''} is read with a recipe of 8-bit products alone: set precision=fp8, or "
             f"precision.fp8.recipe to one of {', '.join(RECIPES)}.",
+        )
+        widens = any(rung.action == "widen" for rung in config.guard.rungs)
+        _require(
+            not widens, "guard.rungs has widen, and there are no 8-bit products: leave it out, or set precision=fp8."
         )
 
 

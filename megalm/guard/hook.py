@@ -67,6 +67,7 @@ class GuardHook(Hook):
         """Take up a recovery that a crash interrupted."""
         if self.config.enabled:
             self.recovery.resume(trainer)
+            trainer.meters.widen(self.policy.widened)
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Check the memory, and take the first snapshot."""
@@ -304,6 +305,10 @@ class GuardHook(Hook):
         plan = self.recovery.plan(trainer, decision, source)
         self.recovery.announce(trainer, decision, plan)
         begun = time.perf_counter()
+        if decision.action == "widen":
+            products = trainer.meters.widen(self.policy.widened)
+            text = f"{len(products)} products are computed in {trainer.config.precision.dtype} from here on"
+            self._event(trainer, "widen", decision, products=products, text=text)
         self.recovery.go_back(trainer, plan, source)
         self.pending = None
         if not isinstance(source, Snapshot):

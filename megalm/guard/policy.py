@@ -3,8 +3,8 @@
     verdict      what it means                                  rungs that may answer, in the configured order
     data         the weights are fine, the batch is not         skip, skip_data, give_up
     unknown      one odd step and no probe to ask, or a fall    skip
-    nonfinite    NaN or infinity, and the weights are fine      skip, rollback, lower_lr, reseed, give_up
-    weights      the weights are damaged                        rollback, lower_lr, reseed, give_up
+    nonfinite    NaN or infinity, and the weights are fine      skip, rollback, lower_lr, reseed, widen, give_up
+    weights      the weights are damaged                        rollback, lower_lr, reseed, widen, give_up
 
 A hardware fault needs no rung: the replay that found it has repaired it. Each rung has a budget; where the budget is
 spent the next one that fits answers, and where none is left for a single odd step the update is accepted.
@@ -17,7 +17,7 @@ from typing import Any
 
 from megalm.config.guard import GuardConfig, RungConfig
 
-GO_BACK = ("rollback", "lower_lr", "reseed")
+GO_BACK = ("rollback", "lower_lr", "reseed", "widen")
 """Actions that begin with going back to a state before the onset."""
 
 _ANSWERS = {
@@ -43,7 +43,7 @@ class Decision:
     """Decisions are numbered over the life of the run, so that a restart knows which ones are still open."""
     step: int
     action: str
-    """accept | skip | skip_data | rollback | lower_lr | reseed | give_up"""
+    """accept | skip | skip_data | rollback | lower_lr | reseed | widen | give_up"""
     verdict: str
     onset: int
     attempt: int = 1
@@ -56,6 +56,8 @@ class Decision:
     rewarm_steps: int = 0
     reset_moments: bool = False
     """After going back the optimizer's moments start anew."""
+    products: tuple[str, ...] = ()
+    """Patterns of the 8-bit products that are computed in precision.dtype from then on."""
 
     @property
     def goes_back(self) -> bool:
@@ -74,6 +76,7 @@ class Policy:
         self.taken: list[tuple[int, int, str]] = []  # (step, rung, action)
         self.row = 0
         self.last_refused = -2
+        self.widened: list[str] = []  # patterns of 8-bit products
         self.lr = (1.0, 0, 0)  # scale, step it was set for, steps of the way back
 
     def decide(self, step: int, verdict: str, onset: int, *, slow: bool = False, lasting: bool = False) -> Decision:
@@ -128,6 +131,8 @@ class Policy:
         self.taken = [t for t in self.taken if abs(step - t[0]) <= furthest] + [(step, number, rung.action)]
         if rung.action == "lower_lr":
             self.lr = (rung.lr_scale, step, rung.rewarm_steps)
+        if rung.action == "widen":
+            self.widened = list(dict.fromkeys([*self.widened, *rung.products]))
 
     def _detail(self, step: int, verdict: str, onset: int, rung: RungConfig, attempt: int, number: int) -> Decision:
         config = self.config
@@ -141,7 +146,10 @@ class Policy:
             after = min(rung.steps * 2 ** (times - 1), config.skip_limit)
         scale, rewarm = (rung.lr_scale, rung.rewarm_steps) if rung.action == "lower_lr" else (1.0, 0)
         reset = rung.reset_moments
-        return Decision(self.count, step, rung.action, verdict, onset, attempt, before, after, scale, rewarm, reset)
+        products = tuple(rung.products) if rung.action == "widen" else ()
+        return Decision(
+            self.count, step, rung.action, verdict, onset, attempt, before, after, scale, rewarm, reset, products
+        )
 
     def lr_scale(self, step: int) -> float:
         """Factor on the scheduled learning rate at this step: back to 1, linearly, over the rung's `rewarm_steps`."""
@@ -155,7 +163,9 @@ class Policy:
         """Enter a decision that a run made before it died, read back from its events."""
         self.count = max(self.count, decision.number)
         for number, rung in enumerate(self.config.rungs):
-            if rung.action == decision.action and (rung.action != "lower_lr" or rung.lr_scale == decision.lr_scale):
+            same = rung.action != "lower_lr" or rung.lr_scale == decision.lr_scale
+            same = same and (rung.action != "widen" or rung.products == list(decision.products))
+            if rung.action == decision.action and same:
                 self._enter(decision.step, number, rung)
                 return
 
@@ -166,10 +176,12 @@ class Policy:
             "row": self.row,
             "last_refused": self.last_refused,
             "lr": list(self.lr),
+            "widened": self.widened,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.count, self.row, self.last_refused = state["count"], state["row"], state["last_refused"]
         self.taken = [(int(s), int(n), str(a)) for s, n, a in state["taken"]]
+        self.widened = list(state.get("widened", ()))
         scale, since, steps = state["lr"]
         self.lr = (float(scale), int(since), int(steps))

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from megalm.config import Config
+from megalm.guard.fp8 import Fp8Hook
 from megalm.guard.hook import GuardHook
 from megalm.guard.router import RouterHook
 from megalm.launch.rank_log import OpenRankLog, RankLog
@@ -45,6 +46,7 @@ def hooks_of(
         OpenRankLog(rank_log),  # first: what the others have to say when the run begins is in the log
         GuardHook(config.guard),  # before all that shows a step: it goes back and takes snapshots at a step's end
         *([RouterHook(config.guard, config.model.moe)] if watched else []),  # before those that show its events
+        *([Fp8Hook(config.precision.fp8.measure_every)] if config.precision.fp8.recipe != "none" else []),  # likewise
         *make_provoke_hooks(
             config.guard
         ),  # behind the guard: what it damages at a step's start, no snapshot of that start has

@@ -33,6 +33,8 @@ MARK_COLOURS = {
     "lr_adjust": "#8063ab",
     "give_up": "#7d3030",
     "router": "#b5651d",
+    "fp8": "#b5651d",
+    "widen": "#8063ab",
 }
 OTHER_COLOUR = "#7d8894"
 WATCHED = (
@@ -44,8 +46,12 @@ ROUTER = (
     ("dead", "experts without a token, by layer", "experts"),
     ("entropy", "entropy of the router's mean probability, by layer", "share of the even one's"),
 )
+FP8 = (
+    ("largest", "largest magnitude of an operand of 8-bit products, by layer", ""),
+    ("zeroed", "elements that the cast to 8 bits makes zero, of the worst operand, by layer", "share"),
+)
 MOST_LAYERS = 8
-"""Mixtures with a line of their own; of more the worst layer's is shown alone."""
+"""Layers with a line of their own; of more the worst layer's is shown alone."""
 MOST_EVENTS = 500
 """Events in the table: the first and the last half of so many. All of them are in events.jsonl."""
 
@@ -128,10 +134,11 @@ def draw_plots(
     for key, title, unit in WATCHED:
         if any(record.get(key) is not None for record in metrics):
             plots.append(plot(title, unit, [line(title, key)], key, log="y"))
-    for part, title, unit in ROUTER:
-        layers = [key for key in (metrics or [{}])[-1] if key.split("/")[::2] == ["router", part]]
+    for group, part, title, unit in (*(("router", *row) for row in ROUTER), *(("fp8", *row) for row in FP8)):
+        measured: dict[str, Any] = next((record for record in reversed(metrics) if f"{group}/{part}" in record), {})
+        layers = [key for key in measured if key.split("/")[::2] == [group, part]]
         if len(layers) > MOST_LAYERS:
-            layers = [f"router/{part}"]
+            layers = [f"{group}/{part}"]
         if layers:
             lines = [line(key.split("/")[1] if key.count("/") > 1 else "the worst", key) for key in layers]
             plots.append(plot(title, unit, lines, *layers))

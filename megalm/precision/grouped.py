@@ -46,3 +46,6 @@ class PlainGrouped(GroupedProduct):
 
     def check(self, rows: int, columns: int) -> None:
         """Matrices of any size can."""
+
+
+PLAIN_GROUPED = PlainGrouped()

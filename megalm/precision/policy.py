@@ -12,6 +12,7 @@ from megalm.config.model import ModelConfig
 from megalm.config.precision import PrecisionConfig
 from megalm.ops.backend import get_backend
 from megalm.precision.fp8 import Fp8Product
+from megalm.precision.meter import Meter
 from megalm.precision.product import PLAIN, Product
 from megalm.precision.recipes import RECIPES
 
@@ -31,7 +32,7 @@ class PrecisionPolicy:
 
     def choose_product(self, name: str) -> Product:
         """The product that a weight takes part in, by its global name; of several stacked ones, by that of the stack."""
-        return Fp8Product(RECIPES[self.recipe], name) if name in self.fp8 else PLAIN
+        return Fp8Product(RECIPES[self.recipe], Meter(name)) if name in self.fp8 else PLAIN
 
 
 def make_policy(config: PrecisionConfig, model: ModelConfig) -> PrecisionPolicy:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megalm.precision.grouped import GroupedProduct, PlainGrouped
+from megalm.precision.grouped import PLAIN_GROUPED, GroupedProduct
 
 Reduce = Callable[[Tensor], Tensor]
 """Makes each element the largest that any of the ranks has, in place."""
@@ -101,7 +101,7 @@ class Plain(Product):
         return _PlainBackward(grad)
 
     def for_experts(self) -> GroupedProduct:
-        return PlainGrouped()
+        return PLAIN_GROUPED
 
     def check(self, rows: int, columns: int) -> None:
         """Weights of any size can."""

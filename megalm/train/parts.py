@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megalm.architecture.products import choose_fp8_products
 from megalm.checkpoint.checkpointer import Checkpointer
 from megalm.config import Config
 from megalm.data.loader import Loader
@@ -17,6 +18,8 @@ from megalm.optim import build_optimizer
 from megalm.optim.logit_clip import LogitClip
 from megalm.parallel.mesh import Mesh
 from megalm.pipeline.execute import Executor
+from megalm.precision.fp8 import find_meters
+from megalm.precision.meter import Meters
 from megalm.precision.policy import make_policy
 from megalm.train.balance import Balance
 from megalm.train.batch_source import BatchSource
@@ -53,6 +56,8 @@ class Parts:
     evaluator: Evaluator
     logit_clip: LogitClip
     balance: Balance
+    meters: Meters
+    """Of the products in 8-bit floats."""
     checkpoints: Checkpointer
 
 
@@ -104,6 +109,7 @@ def build_parts(
         evaluator=Evaluator(executor, measurement.sums, objective.divisor, mesh, length),
         logit_clip=LogitClip([m for m in measurement.attention if isinstance(m, Attention)], clipped, mesh),
         balance=Balance(config.model, chunks),
+        meters=Meters(choose_fp8_products(config.model, config.precision.fp8), find_meters(chunks)),
         checkpoints=Checkpointer(place, config.checkpoint, mesh, events=events.write),
     )
 

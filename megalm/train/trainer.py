@@ -58,6 +58,7 @@ class Trainer:
         self.executor, self.batch_source, self.checkpoints = parts.executor, parts.batch_source, parts.checkpoints
         self.measurement, self.evaluator, self.logit_clip = parts.measurement, parts.evaluator, parts.logit_clip
         self.balance = parts.balance
+        self.meters = parts.meters
         self.hooks, self.pulse = list(hooks), pulse or Pulse()
         self.control = RunControl()
         self.records = StepRecords(config, parts.mesh.world_size, peak_flops)

@@ -6,6 +6,7 @@ import torch
 from megalm.config import ConfigError
 from megalm.config.precision import RECIPES as WORDS
 from megalm.precision.fp8 import Fp8Product
+from megalm.precision.meter import Meter
 from megalm.precision.recipes import RECIPES
 from tests.distributed import run_ranks
 from tests.mixtures import mixture_run, train
@@ -26,7 +27,7 @@ def example():
 @pytest.mark.parametrize("recipe", WORDS)
 def test_each_expert_is_computed_as_a_linear_layer_of_its_own(recipe):
     x, grad, weight = example()
-    product = Fp8Product(RECIPES[recipe], "layers.0.mlp.experts.up").for_experts()
+    product = Fp8Product(RECIPES[recipe], Meter("layers.0.mlp.experts.up")).for_experts()
     y, dx = product.multiply(x, weight, COUNTS), product.multiply_gradient(grad, weight, COUNTS)
     dw, twice = torch.full_like(weight, 7.0), torch.zeros_like(weight)
     product.add_weight_gradient(dw, grad, x, COUNTS, empty=True)
@@ -86,7 +87,7 @@ def test_with_blocks_along_tokens_they_are_close(tmp_path, recipe):
 
 
 def test_a_matrix_that_does_not_fit_is_refused():
-    product = Fp8Product(RECIPES["mxfp8"], "layers.0.mlp.experts.up").for_experts()
+    product = Fp8Product(RECIPES["mxfp8"], Meter("layers.0.mlp.experts.up")).for_experts()
     product.check(64, 32)
     with pytest.raises(ConfigError, match=r"layers.0.mlp.experts.up: .* 48 x 32, .* multiples of 32"):
         product.check(48, 32)

@@ -17,6 +17,7 @@ from megalm.parallel.mesh import Axis, build_mesh
 from megalm.parallel.slices import piece_tensor, slice_of
 from megalm.precision import fp8, recipes
 from megalm.precision.fp8 import Fp8Product
+from megalm.precision.meter import Meter
 from megalm.precision.policy import check_device
 from megalm.precision.recipes import RECIPES, Operands, Scaling, find_largest
 from tests.distributed import run_ranks
@@ -44,7 +45,7 @@ def compute(product, x, weight, grad):
 
 def check(recipe):
     """Values and gradients of one product, twice with other data, against the plain description."""
-    product = Fp8Product(RECIPES[recipe], "layers.0.mlp.up")
+    product = Fp8Product(RECIPES[recipe], Meter("layers.0.mlp.up"))
     for factor in (1.0, 8.0):
         x, weight, grad = example()
         x, grad = factor * x, factor * grad
@@ -110,12 +111,12 @@ def test_gradients_in_the_forward_format_show():
     exact = grad.double() @ weight.double()
 
     def error(recipe):
-        _, dx, _ = compute(Fp8Product(recipe, ""), x, weight, grad)
+        _, dx, _ = compute(Fp8Product(recipe, Meter("")), x, weight, grad)
         return float(((dx - exact).norm(dim=1) / exact.norm(dim=1)).max())
 
     narrow = replace(tensorwise, input_gradient=Operands(tensorwise.forward.a, tensorwise.forward.b))
     assert error(narrow) > 0.99 > 0.3 > error(RECIPES["rowwise"])
-    assert (Fp8Product(tensorwise, "").backward(grad, find(x, weight)).rows == grad).all()
+    assert (Fp8Product(tensorwise, Meter("")).backward(grad, find(x, weight)).rows == grad).all()
     halfway = len(grad) // 2
     for recipe, zeroed in ((tensorwise, False), (narrow, True)):
         how = recipe.input_gradient.a
@@ -141,7 +142,7 @@ def test_every_code_is_the_nearest_one():
 def test_a_value_that_is_not_finite_is_seen_though_the_cast_would_hide_it(recipe, value, operand):
     given = list(example())
     given[operand][3, 5] = value
-    y, dx, dw = compute(Fp8Product(RECIPES[recipe], ""), *given)
+    y, dx, dw = compute(Fp8Product(RECIPES[recipe], Meter("")), *given)
     spoilt = ((y, dw), (y, dx), (dx, dw))[operand]
     assert not any(bool(found.isfinite().all()) for found in spoilt)
 
@@ -149,7 +150,7 @@ def test_a_value_that_is_not_finite_is_seen_though_the_cast_would_hide_it(recipe
 @pytest.mark.parametrize("recipe", WORDS)
 def test_zeros_stay_zeros(recipe):
     zeros = torch.zeros(32, 32)
-    assert not any(found.any() for found in compute(Fp8Product(RECIPES[recipe], ""), zeros, zeros, zeros))
+    assert not any(found.any() for found in compute(Fp8Product(RECIPES[recipe], Meter("")), zeros, zeros, zeros))
 
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
@@ -178,7 +179,7 @@ S, B, WIDTH = 16, 4, 64
 
 def make(kind, axis, sequence, recipe):
     common = dict(
-        sequence_parallel=sequence, init_std=0.3, bias=False, product=Fp8Product(RECIPES[recipe], "layers.0.it")
+        sequence_parallel=sequence, init_std=0.3, bias=False, product=Fp8Product(RECIPES[recipe], Meter("layers.0.it"))
     )
     if kind == "column":
         layer = ColumnParallelLinear(WIDTH, [Output("a", 96), Output("b", 32)], axis, **common)
