@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from megalm.architecture.products import list_products
-from megalm.checkpoint import CheckpointError, CheckpointReader
+from megalm.checkpoint.errors import CheckpointError
+from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import Config, ParallelConfig
 from megalm.config.attempts import CONFIG
 from megalm.config.saved import load_config
