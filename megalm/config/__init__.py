@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from megalm.config.checkpoint import CheckpointConfig
     from megalm.config.cluster import ClusterConfig
     from megalm.config.data import DataConfig
+    from megalm.config.evaluate import EvaluateConfig
     from megalm.config.guard import GuardConfig
     from megalm.config.model import ModelConfig, MoEConfig, RopeScalingConfig
     from megalm.config.optim import OptimConfig
@@ -28,6 +29,7 @@ _MODULES = {
     "ClusterConfig": "cluster",
     "Config": "root",
     "DataConfig": "data",
+    "EvaluateConfig": "evaluate",
     "GuardConfig": "guard",
     "MoEConfig": "model",
     "ModelConfig": "model",

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from megalm.config.checkpoint import CheckpointConfig
 from megalm.config.cluster import ClusterConfig
 from megalm.config.data import DataConfig
-from megalm.config.effects import Aside, Course, Function, Layout
+from megalm.config.effects import Aside, Course, Function, Layout, Measured
+from megalm.config.evaluate import EvaluateConfig
 from megalm.config.fields import choice, number
 from megalm.config.guard import GuardConfig
 from megalm.config.model import ModelConfig
@@ -62,6 +63,8 @@ class Config:
     """Answers to loss spikes."""
     resilience: Aside[ResilienceConfig] = field(default_factory=ResilienceConfig)
     """Answers to dead and hanging ranks."""
+    evaluate: Measured[EvaluateConfig] = field(default_factory=EvaluateConfig)
+    """Tasks asked while it trains."""
     tracking: Aside[TrackingConfig] = field(default_factory=TrackingConfig)
     """Extra outputs of measurements."""
     cluster: Aside[ClusterConfig] = field(default_factory=ClusterConfig)

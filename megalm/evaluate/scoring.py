@@ -7,6 +7,7 @@ where a token is scored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -33,7 +34,7 @@ LOGITS = 2**26
 class LabelScores(Objective):
     """Of each row the sum of its scored labels' log-probabilities, and how many of them are the likeliest token.
 
-    Shapes: reports fp32 [B] each, this context rank's share
+    Shapes: reports fp64 [B] each, this context rank's share
     """
 
     sums = {"log_probability": 1, "likeliest": 1}
@@ -55,8 +56,9 @@ class LabelScores(Objective):
             rows = rows.flatten()[places]
             values = torch.cat([scores.flatten() for scores, _ in found])
             matches = torch.cat([likeliest.flatten() for _, likeliest in found]).float()
-        zero = torch.zeros(labels.shape[1], device=labels.device)
-        sums = {"log_probability": zero.index_add(0, rows, values), "likeliest": zero.index_add(0, rows, matches)}
+        zero = torch.zeros(labels.shape[1], dtype=torch.float64, device=labels.device)
+        sums = {"log_probability": zero.index_add(0, rows, values.double())}
+        sums["likeliest"] = zero.index_add(0, rows, matches.double())
         return Outcome(zero.sum(), sums)
 
 
@@ -67,13 +69,14 @@ class Scorer:
         executor: of the model's chunks on this rank; it may be a training run's.
         length: most tokens that the model reads.
         tokens: of one forward pass of one data rank, where no pipeline fixes its rows.
+        multiple: what a rank's positions of a sequence must be a multiple of (fp8 products).
     """
 
-    def __init__(self, executor: Executor, mesh: Mesh, length: int, *, tokens: int = TOKENS) -> None:
+    def __init__(self, executor: Executor, mesh: Mesh, length: int, *, tokens: int = TOKENS, multiple: int = 1) -> None:
         self.executor, self.mesh, self.length, self.tokens = executor, mesh, length, tokens
         self.sequence = bool(executor.chunks[0].sequence)
         context, tensor = mesh.context.size, mesh.tensor.size if self.sequence else 1
-        self.multiple = (2 * context if context > 1 else 1) * tensor
+        self.multiple = math.lcm((2 * context if context > 1 else 1) * tensor, multiple * context)
 
     def score(self, requests: Sequence[Request]) -> list[Score]:
         """The score of each request, in order.
@@ -129,7 +132,7 @@ class Scorer:
         for part, report in zip(own, reports, strict=True):
             if part and "log_probability" in report:
                 found = torch.stack([report["log_probability"], report["likeliest"]], 1)[: len(part)]
-                totals[torch.tensor(part, device=totals.device)] += found.double()
+                totals[torch.tensor(part, device=totals.device)] += found
 
     def _make_batch(self, requests: Sequence[Request], rows: int, length: int) -> Batch:
         tokens = torch.zeros(rows, length, dtype=torch.int64)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from megalm.config import Config
+from megalm.evaluate.hook import SuiteHook
 from megalm.guard.fp8 import Fp8Hook
 from megalm.guard.hook import GuardHook
 from megalm.guard.router import RouterHook
@@ -51,6 +52,10 @@ def hooks_of(
             config.guard
         ),  # behind the guard: what it damages at a step's start, no snapshot of that start has
     ]
+    if (
+        config.evaluate.every
+    ):  # on every rank; behind the guard, and before what writes a step's record, where its figures go
+        hooks.append(SuiteHook(config, folder, console))
     if console is not None:
         hooks += [
             RecordHook(folder, plan),  # the settings are on disk before the first line of the steps made with them

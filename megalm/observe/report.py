@@ -50,6 +50,12 @@ FP8 = (
     ("largest", "largest magnitude of an operand of 8-bit products, by layer", ""),
     ("zeroed", "elements that the cast to 8 bits makes zero, of the worst operand, by layer", "share"),
 )
+EVALUATED = (
+    (("acc", "acc_per_char", "average"), "accuracy on tasks", "share right; average: above chance"),
+    (("bits_per_byte",), "bits per byte on tasks", "of the right answers"),
+)
+"""Figures of a suite that are drawn: each task's own accuracy, and what moves before it does."""
+MOST_TASKS = 12
 MOST_LAYERS = 8
 """Layers with a line of their own; of more the worst layer's is shown alone."""
 MOST_EVENTS = 500
@@ -126,6 +132,10 @@ def draw_plots(
     if sources:
         lines = [line(key.removeprefix("loss/"), key) for key in sources]
         plots.append(plot("loss by source", "nats a token", lines, *sources))
+    for figures, title, unit in EVALUATED:
+        keys = [key for key in dict.fromkeys(k for r in metrics for k in r) if _evaluates(key, figures)]
+        if keys:
+            plots.append(plot(title, unit, [line("/".join(key.split("/")[1:]), key) for key in keys[:MOST_TASKS]]))
     plots += [
         plot("gradient norm", "L2, before clipping", [line("gradient norm", "grad_norm")], "grad_norm", log="y"),
         plot("learning rate", "learning rate", [line("learning rate", "lr")], "lr"),
@@ -147,6 +157,11 @@ def draw_plots(
         lines = [line("model", "mfu"), *([line("hardware", "hfu")] if both else [])]
         plots.append(plot("utilisation", "of the matrix peak", lines, "mfu"))
     return plots
+
+
+def _evaluates(key: str, figures: Sequence[str]) -> bool:
+    parts = key.split("/")
+    return parts[0] == "eval" and parts[-1] in figures
 
 
 def summarize(metrics: list[dict[str, Any]]) -> dict[str, str]:

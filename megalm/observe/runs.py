@@ -82,7 +82,7 @@ def summarize(folder: Path) -> RunSummary:
         if not numbers:
             continue
         run.values[key] = numbers[-1]
-        if key.startswith("eval/"):
+        if key == "eval/loss" or (key.startswith("eval/") and key.endswith("/bits_per_byte")):
             run.values[f"best {key}"] = min(numbers)
     losses = [number for step in steps[-50:] if (number := as_number(step.get("loss"))) is not None]
     run.values["loss (mean of 50)"] = statistics.fmean(losses) if losses else None
