@@ -12,7 +12,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 PATH = re.compile(r"[A-Za-z][\w.*-]*(?:/[\w.*-]*)+|[\w-]+\.(?:py|toml|sh|h|cuh|cpp|cu)")
 MADE = {"runs", "data", "configs", "logs", "tensorboard", "checkpoints", "huggingface"}
 """What runs and tools make."""
-OTHERS = {"encodings", "gone_back", "events", "loss", "router"}
+OTHERS = {"encodings", "eval", "gone_back", "events", "loss", "router"}
 """A folder of Python's sources, and names of curves and events."""
 
 
