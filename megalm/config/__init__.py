@@ -59,6 +59,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
+    "EvaluateConfig",
     "GuardConfig",
     "MoEConfig",
     "ModelConfig",
