@@ -85,3 +85,14 @@ def test_a_single_file_says_its_kind(tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"context_options": ["a", "b"], "continuation": "c", "gold": 1}\n')
     (task,) = read_suite(str(tmp_path / "mine.jsonl")).tasks
     assert (task.name, task.kind, task.baseline()) == ("mine", "schema", 0.5)
+
+
+def test_the_chances_of_cores_bundle_are_taken(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n')
+    (tmp_path / "eval_meta_data.csv").write_text("Eval Task,Task Category,Random baseline\nboolq,x,62.0\n")
+    entry = "{label: boolq, dataset_uri: own.jsonl, icl_task_type: multiple_choice, num_fewshot: [0]}"
+    (tmp_path / "core.yaml").write_text(f"icl_tasks:\n  - {entry}\n")
+    assert read_suite(str(tmp_path / "core.yaml")).tasks[0].baseline() == pytest.approx(0.62)
+    (tmp_path / "eval_meta_data.csv").write_text("Eval Task,Random\nboolq,62.0\n")
+    with pytest.raises(ConfigError, match="needs the columns 'Eval Task' and 'Random baseline'"):
+        read_suite(str(tmp_path / "core.yaml"))

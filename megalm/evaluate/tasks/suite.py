@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,7 +71,8 @@ def read_suite(name: str, data: Path = DATA, only: Sequence[str] = ()) -> Suite:
         chosen = [one for one in entries if not only or one.get("label") in only]
         _check_names(path, only, [str(one.get("label")) for one in entries])
         _check_there(path, chosen, data)
-        tasks = tuple(make_task(one, path, data) for one in chosen)
+        chances = read_chances(path.with_name("eval_meta_data.csv"))
+        tasks = tuple(make_task({**chances.get(str(one["label"]), {}), **one}, path, data) for one in chosen)
     elif isinstance(content.get("task"), list):
         tasks = tuple(read_task(path.parent / str(one)) for one in content["task"])
         _check_names(path, only, [task.name for task in tasks])
@@ -83,6 +85,18 @@ def read_suite(name: str, data: Path = DATA, only: Sequence[str] = ()) -> Suite:
         raise ConfigError(f"{path}: two tasks are called {twice[0]!r}; give each a name of its own")
     default = "core" if "icl_tasks" in content else "lm_eval"
     return Suite(str(content.get("name", path.stem)), tasks, str(content.get("protocol", default)))
+
+
+def read_chances(path: Path) -> dict[str, dict[str, float]]:
+    """What CORE's bundle takes for chance, by task, from its table in percent; {} where there is no table."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return {row["Eval Task"]: {"random_baseline": float(row["Random baseline"]) / 100} for row in rows}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: needs the columns 'Eval Task' and 'Random baseline' in percent ({error})") from None
 
 
 def read_file(path: Path) -> Task:
