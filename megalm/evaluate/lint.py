@@ -58,7 +58,8 @@ def lint_file(path: Path) -> Linted:
     if not kinds:
         raise ConfigError(f"{path}: no line has choices, context_options, continuation, answer or text")
     kind = kinds.most_common(1)[0][0]
-    items, broken = [], []
+    items: list[Item] = []
+    broken: list[tuple[int, str]] = []
     for where, row in rows:
         try:
             items.append(make_item(row, kind, where))
@@ -132,7 +133,8 @@ def _check_repeated(task: Task) -> Iterator[Finding]:
     groups: dict[str, list[int]] = defaultdict(list)
     for number, item in enumerate(task.items, 1):
         groups[_prompt(item)].append(number)
-    again, other = [], []
+    again: list[int] = []
+    other: list[int] = []
     for numbers in groups.values():
         if len(numbers) > 1:
             answers = {_gold(task.items[number - 1]).strip() for number in numbers}
