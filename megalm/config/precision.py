@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from megalm.config.effects import Measured
+from megalm.config.effects import Layout, Measured
 from megalm.config.fields import choice, number
 
 BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
@@ -37,6 +37,9 @@ class Fp8Config:
     smallest: int = number(0, at_least=0)
     """Products whose weight has fewer rows or columns than this stay in precision.dtype: small ones lose by the
     conversions."""
+    keep_weights: Layout[bool] = True
+    """Quantise weights once a step, not in each micro-batch, and hold both forms of them meanwhile: 2 bytes a parameter of these
+    products. Not with parallel.data_mode=fully_shard, whose weights are whole for a moment only."""
     measure_every: Measured[int] = number(50, at_least=0)
     """Steps from one to the next in which it is counted what the casts lose (fp8/* of metrics.jsonl); 0: never."""
 

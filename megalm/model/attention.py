@@ -52,7 +52,7 @@ class Attention(nn.Module):
             uneven=queries.uneven,
             bias=spec.output_bias,
             init_std=spec.output_init_std,
-            product=context.product(f"{name}.output"),
+            product=context.product(f"{name}.output", shares_input=True),  # attention keeps what it gives
             **context.of_layers,
         )
         self.query_norm: nn.Module = nn.Identity()

@@ -59,7 +59,7 @@ class LatentAttention(nn.Module):
             uneven=True,
             bias=False,
             init_std=spec.output_init_std,
-            product=context.product(f"{name}.output"),
+            product=context.product(f"{name}.output", shares_input=True),  # attention keeps what it gives
             **context.of_layers,
         )
         self.sinks: nn.Parameter | None = None

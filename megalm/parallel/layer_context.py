@@ -50,9 +50,13 @@ class LayerContext:
         """Whether norms, activations and attention's core are computed again in backward."""
         return self.parallel.recompute == "selective"
 
-    def product(self, name: str) -> Product:
-        """How products with the weight called `name` are computed."""
+    def product(self, name: str, *, shares_input: bool = False) -> Product:
+        """How products with the weight called `name` are computed; shares_input: another operation keeps its input for
+        backward as it is."""
         product = self.policy.choose_product(name)
+        # What is recomputed, or gathered again, takes no room, and a smaller form of it would.
+        if self.parallel.recompute == "none" and not self.sequence and not shares_input:
+            product = product.keeping()
         context = self.mesh.context
         if context.size == 1:
             return product

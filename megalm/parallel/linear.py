@@ -52,11 +52,18 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, axis: Axis, sequence: bool, product: Product
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        axis: Axis,
+        sequence: bool,
+        product: Product,
+        keep: bool,
     ) -> Tensor:
         whole = collectives.all_gather(x, axis) if sequence else x
-        y, kept = product.forward(whole, weight, bias)
-        ctx.save_for_backward(x, weight, *kept)
+        y, kept, has_x = product.forward(whole, weight, bias, keep=keep and not sequence)
+        ctx.save_for_backward(None if has_x else x, weight, *kept)
         # The parameter itself: under recomputation the saved tensor comes back as another object, through which neither
         # its sink nor, once the graph is gone, its AccumulateGrad node is found.
         ctx.weight = weight
@@ -79,11 +86,12 @@ class _Linear(torch.autograd.Function):
         grad_weight = None
         if want_weight:
             whole = gathering.wait() if gathering else x
-            grad_weight = weight_gradient(ctx.weight, products, whole.reshape(-1, whole.shape[-1]))
+            rows = None if whole is None else whole.reshape(-1, whole.shape[-1])
+            grad_weight = weight_gradient(ctx.weight, products, rows)
         grad_bias = None
         if ctx.has_bias and want_bias:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
-        return reducing.wait() if reducing else None, grad_weight, grad_bias, None, None, None
+        return reducing.wait() if reducing else None, grad_weight, grad_bias, None, None, None, None
 
 
 def column_parallel(
@@ -100,7 +108,7 @@ def column_parallel(
     Comm:   backward all-reduce(S); with sequence_parallel forward all-gather(S), backward all-gather(S) and
             reduce-scatter(S)
     """
-    return _Linear.apply(x, weight, bias, axis, sequence_parallel and axis.size > 1, product)
+    return _Linear.apply(x, weight, bias, axis, sequence_parallel and axis.size > 1, product, torch.is_grad_enabled())
 
 
 def row_parallel(
@@ -117,8 +125,8 @@ def row_parallel(
     Comm:   forward all-reduce(S); with sequence_parallel forward reduce-scatter(S), backward all-gather(S)
     """
     if axis.size == 1:
-        return _Linear.apply(x, weight, bias, axis, False, product)
-    partial = _Linear.apply(x, weight, None, _ALONE, False, product)
+        return _Linear.apply(x, weight, bias, axis, False, product, torch.is_grad_enabled())
+    partial = _Linear.apply(x, weight, None, _ALONE, False, product, torch.is_grad_enabled())
     y = collectives.scatter(partial, axis) if sequence_parallel else collectives.reduce(partial, axis)
     return y if bias is None else y + bias
 

@@ -31,16 +31,16 @@ class GradientSink(Protocol):
         """The gradient is in the buffer."""
 
 
-def weight_gradient(weight: Tensor, products: Backward, x: Tensor) -> Tensor | None:
+def weight_gradient(weight: Tensor, products: Backward, x: Tensor | None) -> Tensor | None:
     """dW = dy^T x for autograd, or None when it was put off or went to a sink.
 
-    Shapes: weight [F, H], products of dy [N, F], x [N, H]
+    x: None where the products have it. Shapes: weight [F, H], products of dy [N, F], x [N, H]
     """
     return deferred.weight_gradient(weight, lambda: _compute(weight, products, x))
 
 
 @torch.no_grad()
-def _compute(weight: Tensor, products: Backward, x: Tensor) -> Tensor | None:
+def _compute(weight: Tensor, products: Backward, x: Tensor | None) -> Tensor | None:
     sink: GradientSink | None = getattr(weight, "gradient_sink", None)
     if sink is None or not sink.active:
         return products.compute_weight_gradient(x)

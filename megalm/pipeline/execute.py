@@ -12,6 +12,7 @@ from megalm.config.errors import ConfigError
 from megalm.parallel import collectives, deferred
 from megalm.pipeline.actions import Action, Kind
 from megalm.pipeline.schedule import Schedule, build_forward_schedule, build_schedule
+from megalm.precision.fp8 import KeptWeight
 
 if TYPE_CHECKING:
     from megalm.parallel.mesh import Axis
@@ -48,10 +49,12 @@ class Executor:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         split_backward: bool = True,
+        kept_weights: Sequence[KeptWeight] = (),
     ) -> None:
         """
         split_backward: whether the schedule's weight gradients are put off; False computes them with the input's, and
             the schedule's W passes do nothing (for weights that are only whole during backward, as with fully_shard).
+        kept_weights: weights that are quantised once for all passes of a run.
 
         Errors: ConfigError if the schedule is for other numbers of ranks or chunks than there are.
         """
@@ -66,6 +69,7 @@ class Executor:
         self.shape = (seq_length, micro_batch_size, hidden_size)
         self.dtype = dtype
         self.device = torch.device(device)
+        self._kept_weights = kept_weights
         self._split = split_backward and schedule.placement.stages > 1
         self._placement = schedule.placement
         self._schedules = {schedule.micro_batches: schedule}

@@ -76,6 +76,8 @@ def estimate_layer_activations(
         # Capped scores keep the tanh and the softmax in fp32 beside the probabilities.
         bytes_each = size if attention.softcap is None else 8.0 + size
         every["attention's probabilities"] = tokens * heads * model.seq_length * bytes_each
+    for name in ("query, key and value's input", "MLP's input", "activation's output"):
+        every[name] *= _share_of_kept_input(layout, size)
     if model.dropout:
         every["dropout masks"] = 2.0 * tokens * model.hidden_size / along_sequence
     if isinstance(mlp, MixtureSpec):
@@ -103,6 +105,19 @@ def estimate_layer_activations(
         kept = {name: value for name, value in every.items() if name not in again}
         return LayerActivations(kept, sum(every.values()) - sum(kept.values()), working)
     return LayerActivations(every, 0.0, working)
+
+
+def _share_of_kept_input(layout: Layout, size: int) -> float:
+    """Bytes of a product's input that are kept for backward, over those of its dtype: 8-bit products keep what they
+    multiply, unless it is gathered again, or the weight's gradient needs the input as it was."""
+    narrow = layout.narrow
+    if (
+        narrow.recipe in ("none", "rowwise_wide")
+        or layout.recompute != "none"
+        or (layout.sequence and layout.tensor > 1)
+    ):
+        return 1.0
+    return 1.0 - narrow.share + narrow.share / size
 
 
 EXPERTS_INPUT = "experts' activation's input"

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
+from megalm.architecture.products import choose_fp8_products, list_products
 from megalm.architecture.shape import shape_of
 from megalm.architecture.tensors import count_elements, is_matrix, list_tensors
 from megalm.config import Config, ConfigError, ModelConfig
@@ -22,6 +23,27 @@ def count_states(config: Config) -> float:
     matrices = sum(prod(shape) for name, shape in every if is_matrix(name, shape))
     total = count_elements(every)
     return (own * matrices + len(STATES["adamw"]) * (total - matrices)) / total
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """Which part of the layers' products is computed in 8-bit floats, and how."""
+
+    recipe: str = "none"
+    share: float = 0.0
+    """Of the elements of the layers' matrices, those of experts left out: their products are emulated."""
+    keeps_weights: bool = False
+    """Weights lie beside themselves in 8 bits, in both orientations."""
+
+
+def measure_narrow(config: Config) -> Narrow:
+    """What a configuration computes in 8-bit floats."""
+    fp8 = config.precision.fp8
+    chosen = choose_fp8_products(config.model, fp8)
+    dense = [product for _, product in list_products(config.model) if product.split != "experts"]
+    sizes = {product.name: product.rows * product.columns for product in dense}
+    share = sum(size for name, size in sizes.items() if name in chosen) / max(sum(sizes.values()), 1)
+    return Narrow(fp8.recipe, share, fp8.keep_weights and config.parallel.data_mode != "fully_shard" and share > 0)
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,8 @@ class Layout:
     """How many numbers the update rules keep beside each weight, fp32, on average over the model's weights."""
     expert_rows: int | None = None
     """Rows that a rank's experts compute at a time; None: all, kept for backward."""
+    narrow: Narrow = Narrow()
+    """What is computed in 8-bit floats."""
     imbalance: float = 1.0
     """Rows of the fullest rank of experts over the mean."""
 
@@ -172,6 +196,7 @@ def layout_of(config: Config, gpus: int) -> Layout:
         micro_batch=min(train.micro_batch_size, max(1, -(-train.global_batch_size // data))),
         global_batch=train.global_batch_size,
         dtype=config.precision.dtype,
+        narrow=measure_narrow(config),
     )
 
 

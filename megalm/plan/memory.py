@@ -199,6 +199,9 @@ def _stage(
             gathered += model.vocab_size * model.hidden_size * size / layout.tensor
     else:
         weights = float(size * held.total)
+        if layout.narrow.keeps_weights:  # one byte of an element in each orientation
+            matrices = count_local_parameters(pieces, stack, False, False, axes).dense
+            weights += 2.0 * layout.narrow.share * matrices
         master = 4.0 if layout.dtype != "fp32" else 0.0
         kept = 4.0 * layout.states + master
         optimizer = shared_out(kept) if layout.zero_stage else kept * held.total

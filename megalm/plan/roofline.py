@@ -7,7 +7,7 @@ from megalm.architecture.blocks import MixtureSpec, count_attended
 from megalm.architecture.layers import LayerSpec
 from megalm.architecture.shape import ModelShape
 from megalm.config.precision import BYTES
-from megalm.plan.layout import Layout
+from megalm.plan.layout import Layout, Narrow
 from megalm.plan.machine import Machine
 
 TILE = 128
@@ -18,6 +18,12 @@ CPU_DEPTH = 24.0
 """The same on a CPU, whose kernels reach their rate at small sizes."""
 ATTENTION_BACKWARD = 2.5
 """Backward over forward FLOPs of fused attention: five products for two (Dao 2023, FlashAttention-2)."""
+CONVERT_BYTES = 6.0
+"""Bytes an element moves to become 8-bit floats in both orientations, from bf16: read twice, two of one byte written."""
+ROWS_BYTES = 5.0
+"""More where rows have scales: what is summed over differs between its two products, and each has a pass of its own."""
+EMULATED_BYTES = 24.0
+"""The same in emulation on a CPU: 8-bit floats are made, and read back as fp32 for the product."""
 OPTIMIZER_BYTES = 30.0
 """Bytes a parameter moves through AdamW: gradient, master, two moments read; master, moments, weight written."""
 
@@ -48,7 +54,7 @@ class LayerTime:
 class Roofline:
     """Times of kernels on one rank of a machine, in one dtype."""
 
-    def __init__(self, machine: Machine, dtype: str) -> None:
+    def __init__(self, machine: Machine, dtype: str, narrow: Narrow = Narrow()) -> None:  # noqa: B008
         chip = machine.accelerator
         share = machine.gpus if machine.is_cpu else 1
         self.rate = machine.peak(dtype) * chip.matmul_efficiency
@@ -57,14 +63,22 @@ class Roofline:
         self.processors = 1 if machine.is_cpu else chip.processors
         self.depth = CPU_DEPTH if machine.is_cpu else DEPTH
         self.launch = chip.launch
+        self.narrow = narrow
+        self.narrow_rate = 0.0
+        """FLOP/s of 8-bit products; on a CPU they are emulated, in fp32."""
+        if narrow.share:
+            self.narrow_rate = machine.peak("fp32" if machine.is_cpu else "fp8") * chip.matmul_efficiency
+        self.convert_bytes = (
+            EMULATED_BYTES if machine.is_cpu else CONVERT_BYTES + ROWS_BYTES * narrow.recipe.startswith("rowwise")
+        )
         self.size = BYTES[dtype]
 
-    def matmul(self, rows: float, columns: float, inner: float) -> float:
+    def matmul(self, rows: float, columns: float, inner: float, rate: float | None = None) -> float:
         """Seconds of [rows, inner] x [inner, columns]: the larger of computing and moving, and never less than a launch."""
         if rows <= 0 or columns <= 0 or inner <= 0:
             return 0.0
         flops = 2.0 * rows * columns * inner
-        compute = flops / (self.rate * self.time_fill(rows, columns) * inner / (inner + self.depth))
+        compute = flops / ((rate or self.rate) * self.time_fill(rows, columns) * inner / (inner + self.depth))
         moving = self.size * (rows * inner + inner * columns + rows * columns) / self.bandwidth
         return max(compute, moving, self.launch)
 
@@ -88,6 +102,19 @@ class Roofline:
         forward = self.matmul(rows, columns, inner)
         return forward, self.matmul(rows, inner, columns) + self.matmul(inner, columns, rows)
 
+    def layer_products(self, rows: float, columns: float, inner: float) -> tuple[float, float]:
+        """The same of a layer that may be computed in 8-bit floats, whose operands are converted first; weights once a
+        step."""
+        wide, share = self.products(rows, columns, inner), self.narrow.share
+        if not share or rows <= 0:
+            return wide
+        rate = self.narrow_rate
+        last = None if self.narrow.recipe == "rowwise_wide" else rate
+        forward = self.matmul(rows, columns, inner, rate) + self.moving(self.convert_bytes * rows * inner, 2)
+        backward = self.matmul(rows, inner, columns, rate) + self.matmul(inner, columns, rows, last)
+        backward += self.moving(self.convert_bytes * rows * columns, 2)
+        return wide[0] + share * (forward - wide[0]), wide[1] + share * (backward - wide[1])
+
 
 def estimate_layer_time(model: ModelShape, layer: LayerSpec, layout: Layout, roofline: Roofline) -> LayerTime:
     """Seconds of one layer for one micro-batch."""
@@ -102,8 +129,8 @@ def estimate_layer_time(model: ModelShape, layer: LayerSpec, layout: Layout, roo
     along_sequence = t if layout.sequence else 1
     up = len(dense.inputs)
     products = [
-        roofline.products(tokens, query + 2 * key, hidden),
-        roofline.products(tokens, hidden, query),
+        roofline.layer_products(tokens, query + 2 * key, hidden),
+        roofline.layer_products(tokens, hidden, query),
     ]
     if isinstance(mlp, MixtureSpec):
         local = max(1.0, mlp.num_experts / layout.expert)
@@ -114,11 +141,11 @@ def estimate_layer_time(model: ModelShape, layer: LayerSpec, layout: Layout, roo
             forward, backward = roofline.products(rows, columns, inner)
             products.append((forward * local, backward * local))
         for columns, inner in ((up * mlp.shared_width / t, hidden), (hidden, mlp.shared_width / t)):
-            products.append(roofline.products(tokens, columns, inner))
+            products.append(roofline.layer_products(tokens, columns, inner))
         products.append(roofline.products(tokens / t, mlp.num_experts, hidden))
     else:
-        products.append(roofline.products(tokens, up * width, hidden))
-        products.append(roofline.products(tokens, hidden, width))
+        products.append(roofline.layer_products(tokens, up * width, hidden))
+        products.append(roofline.layer_products(tokens, hidden, width))
     core = 4.0 * tokens * (count_attended(length, causal=True, window=attention.window) + TILE / 2) * query
     rotated = 2 * (query + key) if attention.position == "rope" else 0.0
     routed = 4.0 * mlp.top_k * hidden if isinstance(mlp, MixtureSpec) else 0.0

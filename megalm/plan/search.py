@@ -8,7 +8,7 @@ from typing import Any
 from megalm.config import Config, ModelConfig
 from megalm.config.words import take_out_search
 from megalm.plan.fit import format_gib
-from megalm.plan.layout import Layout, explain_indivisible
+from megalm.plan.layout import Layout, explain_indivisible, measure_narrow
 from megalm.plan.machine import Machine
 from megalm.plan.memory import PARTS as MEMORY_PARTS
 from megalm.plan.memory import MemoryEstimate, count_guard_snapshots, estimate_layout
@@ -193,7 +193,7 @@ class _Search:
     def list_meshes(self) -> Iterator[Layout]:
         """Every way to deal the ranks over tensor, pipeline, context, expert and data that divides."""
         ranks, node = self.machine.gpus, self.machine.accelerator.gpus_per_node
-        dtype = self.config.precision.dtype
+        dtype, narrow = self.config.precision.dtype, measure_narrow(self.config)
         experts = _divisors(self.model.moe.num_experts) if self.model.moe.num_experts else [1]
         for tensor in _divisors(ranks):
             if tensor > node or self.model.num_heads % tensor:
@@ -210,6 +210,7 @@ class _Search:
                         layout = Layout(
                             data=data, tensor=tensor, pipeline=pipeline, context=context, expert=expert,
                             expert_tensor=expert_tensor, sequence=tensor > 1, global_batch=self.batch, dtype=dtype,
+                            narrow=narrow,
                             imbalance=self.config.parallel.expert_imbalance if expert > 1 else 1.0,
                         )  # fmt: skip
                         if "sequence" in self.fixed:

@@ -80,7 +80,7 @@ def _time_kinds(
     pieces: Pieces, layout: Layout, machine: tuple[Any, ...]
 ) -> tuple[tuple[LayerTime, ...], tuple[float, float], Roofline]:
     """A layer of each kind, and the ends; of a layout without what these do not depend on."""
-    roofline = Roofline(_MACHINES[machine], layout.dtype)
+    roofline = Roofline(_MACHINES[machine], layout.dtype, layout.narrow)
     times = tuple(estimate_layer_time(pieces.shape, kind, layout, roofline) for kind in pieces.kinds)
     return times, estimate_ends_time(pieces.shape, layout, roofline), roofline
 
@@ -90,7 +90,7 @@ def _of_a_layer(layout: Layout) -> Layout:
     return Layout(
         tensor=layout.tensor, context=layout.context, expert=layout.expert, expert_tensor=layout.expert_tensor,
         sequence=layout.sequence, recompute=layout.recompute, micro_batch=layout.micro_batch, dtype=layout.dtype,
-        imbalance=layout.imbalance,
+        imbalance=layout.imbalance, narrow=layout.narrow,
     )  # fmt: skip
 
 

@@ -42,7 +42,8 @@ class ComparedProduct(Product):
     inner: Fp8Product
     errors: Errors
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Forward:
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, keep: bool = False) -> Forward:
+        # keep: not asked for of the inner product, since the wide one needs x
         found = self.inner.forward(x, weight, bias)
         self.errors.add("y", found.y, PLAIN.forward(x, weight, bias).y)
         return found
@@ -69,7 +70,7 @@ class _ComparedBackward(Backward):
         self.errors.add("dx", found, self.plain.compute_input_gradient(weight))
         return found
 
-    def compute_weight_gradient(self, x: Tensor) -> Tensor:
+    def compute_weight_gradient(self, x: Tensor | None) -> Tensor:
         found = self.inner.compute_weight_gradient(x)
         self.errors.add("dW", found, self.plain.compute_weight_gradient(x))
         return found

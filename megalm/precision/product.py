@@ -21,10 +21,12 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 class Forward(NamedTuple):
-    """y [.., F], and what backward needs besides x and W."""
+    """y [.., F], and what backward needs besides W."""
 
     y: Tensor
     kept: tuple[Tensor, ...]
+    has_x: bool = False
+    """Backward needs no x: what it needs of it is kept."""
 
 
 class Backward(ABC):
@@ -35,10 +37,10 @@ class Backward(ABC):
         """dy W. Shapes: weight [F, H] -> [.., H]"""
 
     @abstractmethod
-    def compute_weight_gradient(self, x: Tensor) -> Tensor:
-        """dy^T x, in x's dtype. Shapes: x [N, H] -> [F, H]"""
+    def compute_weight_gradient(self, x: Tensor | None) -> Tensor:
+        """dy^T x, in dy's dtype; x: None where `Forward.has_x`. Shapes: x [N, H] -> [F, H]"""
 
-    def add_weight_gradient(self, buffer: Tensor, x: Tensor, *, empty: bool) -> None:
+    def add_weight_gradient(self, buffer: Tensor, x: Tensor | None, *, empty: bool) -> None:
         """Add dy^T x to an fp32 buffer; where it is `empty`, overwrite it. Shapes: buffer [F, H]"""
         product = self.compute_weight_gradient(x)
         if empty:
@@ -51,8 +53,11 @@ class Product(ABC):
     """The three products of a linear layer."""
 
     @abstractmethod
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Forward:
-        """x W^T + b. Shapes: x [.., H], weight [F, H], bias [F] -> [.., F]"""
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, keep: bool = False) -> Forward:
+        """x W^T + b; keep: a product that would keep x in a smaller form may do so.
+
+        Shapes: x [.., H], weight [F, H], bias [F] -> [.., F]
+        """
 
     @abstractmethod
     def backward(self, grad: Tensor, kept: tuple[Tensor, ...]) -> Backward:
@@ -60,6 +65,10 @@ class Product(ABC):
 
     def across(self, *, x: Reduce | None = None, weight: Reduce | None = None, grad: Reduce | None = None) -> Product:
         """The same product where each rank has a part of these operands only: how the largest over all parts is found."""
+        return self
+
+    def keeping(self) -> Product:
+        """The same product where nothing else keeps x for backward, so that a smaller form of it saves memory."""
         return self
 
     @abstractmethod
@@ -79,10 +88,12 @@ class _PlainBackward(Backward):
     def compute_input_gradient(self, weight: Tensor) -> Tensor:
         return self.grad.matmul(weight)
 
-    def compute_weight_gradient(self, x: Tensor) -> Tensor:
+    def compute_weight_gradient(self, x: Tensor | None) -> Tensor:
+        assert x is not None
         return self.rows.t().mm(x)
 
-    def add_weight_gradient(self, buffer: Tensor, x: Tensor, *, empty: bool) -> None:
+    def add_weight_gradient(self, buffer: Tensor, x: Tensor | None, *, empty: bool) -> None:
+        assert x is not None
         if buffer.dtype != self.rows.dtype:
             super().add_weight_gradient(buffer, x, empty=empty)
         elif empty:
@@ -94,7 +105,7 @@ class _PlainBackward(Backward):
 class Plain(Product):
     """Products in the operands' own dtype."""
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Forward:
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, keep: bool = False) -> Forward:
         return Forward(F.linear(x, weight, bias), ())
 
     def backward(self, grad: Tensor, kept: tuple[Tensor, ...]) -> Backward:

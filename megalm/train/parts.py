@@ -18,7 +18,7 @@ from megalm.optim import build_optimizer
 from megalm.optim.logit_clip import LogitClip
 from megalm.parallel.mesh import Mesh
 from megalm.pipeline.execute import Executor
-from megalm.precision.fp8 import find_meters
+from megalm.precision.fp8 import find_kept_weights, find_meters
 from megalm.precision.meter import Meters
 from megalm.precision.policy import make_policy
 from megalm.train.balance import Balance
@@ -80,6 +80,7 @@ def build_parts(
     chunks = build_chunks(config, mesh, objective)
     optimizer = build_optimizer(chunks, config.optim, mesh, config.parallel)
     length = find_local_seq_length(config, mesh)
+    keeps = config.precision.fp8.keep_weights and config.parallel.data_mode != "fully_shard"
     executor = Executor(
         chunks,
         choose_schedule(config, mesh.data.size),
@@ -89,6 +90,7 @@ def build_parts(
         hidden_size=config.model.hidden_size,
         dtype=make_policy(config.precision, config.model).weights,
         device=mesh.device,
+        kept_weights=find_kept_weights(chunks) if keeps else (),
         split_backward=config.parallel.data_mode != "fully_shard",  # weights are whole only during backward
     )
     batch_source = batch_source or Loader(config, mesh.data)

@@ -84,6 +84,41 @@ def test_scales_of_blocks_are_only_close_where_a_block_is_cut(tmp_path, recipe, 
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "word", ["parallel.recompute=selective", "parallel.recompute=full", "precision.fp8.keep_weights=false"]
+)
+def test_what_is_kept_and_what_is_made_again_changes_no_bit(tmp_path, recipe, word):
+    words = fp8_run(tmp_path, f"precision.fp8.recipe={recipe}")
+    assert losses_of(1, [*words, word], tmp_path) == losses_of(1, words, tmp_path)
+
+
+@pytest.mark.parametrize(("recipe", "share"), [("tensorwise", 0.5), ("rowwise_wide", 1.0)])
+def test_inputs_are_kept_in_8_bits(tmp_path, recipe, share):
+    """Of a layer's MLP in bf16: the norm's output, the activation's input and its output."""
+    inputs = {}
+    for each in ("none", recipe):
+        config = compose_config(fp8_run(tmp_path, f"precision.fp8.recipe={each}", "precision.dtype=bf16"))
+        policy = make_policy(config.precision, config.model)
+        model = Transformer(config.model, LayerContext(Mesh.single(), config.parallel, policy))
+        kept = {}
+
+        def pack(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
+            return tensor
+
+        mlp, (tokens, hidden, ffn) = model.layers[0].mlp, (64, 32, 64)
+        x = torch.randn(tokens // 2, 2, hidden, dtype=torch.bfloat16, requires_grad=True)
+        weights = {parameter.data_ptr() for parameter in mlp.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            mlp(x + 0, None)
+        inputs[each] = sum(size for place, (size, _) in kept.items() if place not in weights)
+        inputs[each] -= 2 * tokens * 2 * ffn  # the activation's own input
+    whole = 2 * tokens * (hidden + ffn)
+    assert inputs["none"] == whole
+    assert inputs[recipe] == pytest.approx(share * whole, abs=64)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_goes_on_bit_by_bit(tmp_path, recipe):
     words = small_run(
         tmp_path, "guard=off", "precision=fp8", f"precision.fp8.recipe={recipe}", "optim.schedule=constant",
