@@ -8,7 +8,8 @@ import statistics
 from dataclasses import dataclass
 
 from megalm.config.precision import RECIPES
-from tools.bench.train._losses import add_run_arguments, show_losses, train
+
+from ._losses import add_run_arguments, show_losses, train
 
 HELP = "loss of 8-bit recipes beside bf16 at the end of a run, over several seeds"
 LARGEST_SHARE = 0.0025

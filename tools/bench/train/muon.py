@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 
-from tools.bench.train._losses import add_run_arguments, show_losses, train
+from ._losses import add_run_arguments, show_losses, train
 
 HELP = "held-out loss of AdamW and Muon at the end of the schedule, by learning rate and seed"
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
