@@ -20,8 +20,9 @@ setup(
     package_dir={"megalm.conf": "conf", "megalm.tools": "tools"},
     package_data={
         "megalm.conf": ["**/*.yaml"],
-        "megalm.plan": ["mixtures/*"],
+        "megalm.corpus": ["filter/presets/*.yaml"],
         "megalm.evaluate": ["suites/*.yaml", "suites/smoke/*"],
+        "megalm.plan": ["mixtures/*"],
     },
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension},

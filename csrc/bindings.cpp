@@ -2,6 +2,7 @@
 #include "activation/op.h"
 #include "adamw/op.h"
 #include "attention_logit/op.h"
+#include "clean_lines/op.h"
 #include "common/bind.h"
 #include "cross_entropy/op.h"
 #include "digest/op.h"
@@ -19,6 +20,7 @@
 #include "shingle/op.h"
 #include "softmax/op.h"
 #include "suffix/op.h"
+#include "text_counts/op.h"
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -107,6 +109,8 @@ void bind_ops(pybind11::module_& m) {
   bind_op<lower_case>(m, "lower_case");
   bind_op<suffix_array, bool>(m, "suffix_array");
   bind_op<repeats, int64_t>(m, "repeats");
+  bind_op<text_counts>(m, "text_counts");
+  bind_op<clean_lines>(m, "clean_lines");
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Fuzzes the C++ that reads text for deduplication (JSON lines, sets of runs and what they have in common, suffix arrays),
+"""Fuzzes the C++ that reads text (JSON lines, sets of runs and what they have in common, suffix arrays, counts, lines),
 under AddressSanitizer and UBSan.
 
 python scripts/fuzz_text.py [--inputs N] [--seed N]        a million inputs by default: about a minute
@@ -21,7 +21,7 @@ if str(ROOT) not in sys.path:
 from scripts.build_extension import CXX_FLAGS, compiler, compiles  # noqa: E402
 
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-OPS = ("json_lines", "minhash", "shingle", "suffix")
+OPS = ("clean_lines", "json_lines", "minhash", "shingle", "suffix", "text_counts")
 SOURCES = ("tests/csrc/fuzz_text.cpp", *(f"csrc/{op}/op.cpp" for op in OPS))
 
 
@@ -33,6 +33,7 @@ def build() -> Path:
     output = ROOT / "build" / "fuzz_text"
     sources = [ROOT / name for name in SOURCES]
     headers = [ROOT / "csrc" / name for name in (*(f"{op}/op.h" for op in OPS), "common/vec.h", "common/op.h")]
+    headers += [ROOT / "tests/csrc/fuzz_counts.h", *(ROOT / "csrc/text_counts").glob("*.h")]
     if not output.exists() or output.stat().st_mtime < max(path.stat().st_mtime for path in [*sources, *headers]):
         output.parent.mkdir(parents=True, exist_ok=True)
         flags = [flag for flag in CXX_FLAGS if flag != "-fPIC"]

@@ -36,6 +36,15 @@ class Lines:
     """Bytes of the line, negative where it holds the text alone and no object."""
     bad: list[tuple[int, BadDocument]]
     """What could not be read, with the number of documents before it."""
+    block: bytes = b""
+    """The lines that all of this was read from."""
+    offset: int = 0
+    """The byte of the file at which they begin."""
+
+    def line(self, number: int) -> bytes:
+        """The line of a document, as it is."""
+        begin = int(self.begins[number]) - self.offset
+        return self.block[begin : begin + abs(int(self.sizes[number]))]
 
 
 def read_lines(piece: Piece, field: str) -> Iterator[Lines]:
@@ -103,6 +112,8 @@ def parse(block: bytes, offset: int, field: str) -> Lines:
         begins[is_document] + offset,
         sizes[is_document],
         [(int(before[line]), found) for line, found in bad],
+        block,
+        offset,
     )
 
 

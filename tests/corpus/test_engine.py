@@ -25,7 +25,7 @@ from megalm.corpus.tokenize_job import Job, run_job
 from megalm.data.tokens import TokenFile
 from tests.data.test_loader import write
 from tests.texts import documents
-from tools.dedup import _options as options_module
+from tools import corpus_options as options_module
 from tools.dedup.__main__ import main as dedup
 
 

@@ -1,4 +1,4 @@
-// Random inputs to the C++ that reads text for deduplication, every result checked by its definition, in buffers of
+// Random inputs to the C++ that reads text, every result checked by its definition, in buffers of
 // exactly the size that the contract gives: build with -fsanitize=address,undefined. Arguments: inputs, seed.
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +9,7 @@
 #include <random>
 #include <vector>
 
+#include "fuzz_counts.h"
 #include "json_lines/op.h"
 #include "minhash/op.h"
 #include "shingle/op.h"
@@ -286,7 +287,7 @@ int main(int argc, char** argv) {
                     : byte >= 'A' && byte <= 'Z'                                               ? uint8_t(byte + 32)
                                                                                                : 0;
   for (uint64_t input = 0; input < inputs; ++input) {
-    switch (rng() % 10) {
+    switch (rng() % 12) {
       case 0:
         fuzz_suffixes<uint8_t, int32_t>(rng, input);
         break;
@@ -305,6 +306,10 @@ int main(int argc, char** argv) {
       case 5:
       case 6:
         fuzz_json_lines(rng, input);
+        break;
+      case 10:
+      case 11:
+        if (!fuzz_counts(rng)) fail("counts: one is out of its bounds", input);
         break;
       default:
         fuzz_shingles(rng, input, letters);

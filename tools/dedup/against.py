@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from ._options import add_corpus_arguments, corpus_of, finish, memory_of, results_of
+from ..corpus_options import add_corpus_arguments, corpus_of, finish, memory_of, results_of
 
 HELP = "training documents that share a run of words with evaluation text; also as --against EVAL, without a command"
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ._options import add_corpus_arguments, corpus_of, finish
+from ..corpus_options import add_corpus_arguments, corpus_of, finish
 
 HELP = "documents with nearly the same words (MinHash, verified); the first of each cluster stays"
 

@@ -5,7 +5,7 @@ import os
 
 from megalm.config.errors import ConfigError
 
-from ._options import add_corpus_arguments, corpus_of, finish, results_of
+from ..corpus_options import add_corpus_arguments, corpus_of, finish, results_of
 
 HELP = "documents that mean the same, by embeddings (k-means, cosine inside a cluster: SemDeDup)"
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 
-from ._options import (
+from ..corpus_options import (
     ConsoleProgress,
     add_result_arguments,
     check_targets,

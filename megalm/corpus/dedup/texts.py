@@ -49,6 +49,16 @@ class Texts:
     def __iter__(self) -> Iterator[str]:
         return (str(content, "utf-8") for content in self.contents())
 
+    def count_characters(self) -> np.ndarray:
+        """Characters of each text.
+
+        Shapes: -> int64 [texts]
+        """
+        if self.ascii.all():
+            return np.diff(self.ends, prepend=0)
+        begun = np.concatenate(([0], np.cumsum((self.data & 0xC0) != 0x80)))
+        return np.diff(begun[self.ends], prepend=0)
+
     def in_lower_case(self) -> tuple[np.ndarray, np.ndarray]:
         """The bytes, with every letter beyond ASCII small, as Python's `lower` makes it, and where each text ends. Capitals
         of ASCII may stay as they are."""

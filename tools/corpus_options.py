@@ -1,4 +1,4 @@
-"""Options and the last step that the ways of removing documents share."""
+"""Options, progress and the last lines that the tools over documents share."""
 
 import argparse
 import contextlib
@@ -17,7 +17,7 @@ from megalm.corpus.engine import make_engine
 from megalm.corpus.fields import from_command_line
 from megalm.corpus.results import Results
 
-from ..engine_options import add_worker_arguments
+from .engine_options import add_worker_arguments
 
 SHOWN = 20  # documents that could not be read and are printed; --json and --removed have more
 
@@ -178,17 +178,18 @@ def print_unusual(bad: int, listed: Sequence[str], written: Written) -> None:
     """How many documents could not be read, or not be written as they are, and the first of them."""
     if bad:
         print(f"skipped as bad: {bad}")
-        _print_some(listed, bad, " (--removed lists them all)")
+        print_some(listed, bad, " (--removed lists them all)")
     if written.incomplete:
         print(f"written without fields that cannot be read: {written.incomplete}")
-        _print_some(written.listed, written.incomplete, "")
+        print_some(written.listed, written.incomplete, "")
     if written.escaped:
         print(
             f"written with bytes that are not UTF-8 as escapes (\\udc80 to \\udcff) in other fields: {written.escaped}"
         )
 
 
-def _print_some(lines: Sequence[str], count: int, where: str) -> None:
+def print_some(lines: Sequence[str], count: int, where: str) -> None:
+    """The first of what could not be read, and how many more there are."""
     for line in lines[:SHOWN]:
         print(f"  {line}")
     if count > SHOWN:

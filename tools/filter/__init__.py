@@ -1,0 +1,1 @@
+"""Keep the documents that rules let through, with their scores."""
