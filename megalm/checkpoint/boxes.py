@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -109,3 +109,9 @@ def dtype_of(name: str) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{name!r} is no torch dtype")
     return dtype
+
+
+def memory_of(box: Box) -> tuple[Any, ...]:
+    """What a save needs to know of a box, and where its values lie: equal to the last save's, nothing is planned again."""
+    tensor = box.tensor
+    return box.name, box.global_shape, box.offset, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
 from megalm.checkpoint.address import as_url
-from megalm.checkpoint.boxes import BoxIndex, bytes_of, index_of
+from megalm.checkpoint.boxes import BoxIndex, bytes_of, index_of, memory_of
 from megalm.checkpoint.commit import step_name
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError, NoSpaceError
 from megalm.checkpoint.load import (
@@ -174,6 +174,11 @@ class Checkpointer:
         self._finish()
         return self._failure
 
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value` on every rank. A save under way is written first: its thread talks over the same group."""
+        self._finish()
+        return self.ranks.broadcast(value)
+
     def poll(self) -> None:
         """Report a save that ended meanwhile, as an event; call it once a step. Costs nothing and never waits."""
         if self._running is not None and self._running.done():
@@ -307,7 +312,7 @@ class Checkpointer:
     def _stage(
         self, step: int, boxes: Sequence[Box], state: dict[str, Any], rank_state: dict[str, Any], only_finite: bool
     ) -> SaveRequest:
-        memory = tuple(_memory_of(box) for box in boxes)
+        memory = tuple(memory_of(box) for box in boxes)
         if memory != self._arranged:
             self._arranged = None  # whatever fails below is done again at the next save
             planner = BoxSavePlanner(boxes)
@@ -442,9 +447,3 @@ class Checkpointer:
     def _event(self, kind: str, *, step: int, **fields: Any) -> None:
         if self._events is not None and self.ranks.rank == 0:
             self._events(kind, step=step, **fields)
-
-
-def _memory_of(box: Box) -> tuple[Any, ...]:
-    """What a save needs to know of a box, and where its values lie: equal to the last save's, nothing is planned again."""
-    tensor = box.tensor
-    return box.name, box.global_shape, box.offset, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

@@ -9,9 +9,12 @@ number than the checkpoint's books know are taken up again (`resume`), so that t
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from megalm.checkpoint.commit import committed, step_of
 from megalm.checkpoint.random_state import restore_random_state
@@ -22,6 +25,7 @@ from megalm.guard.policy import Decision, Policy
 from megalm.guard.replay import History, Replay
 from megalm.guard.snapshots import Snapshot, SnapshotRing
 from megalm.journal import read_events
+from megalm.parallel.collectives import all_reduce
 from megalm.parallel.random import seed_ranks
 
 if TYPE_CHECKING:
@@ -69,6 +73,12 @@ class ReturnPlan:
         return cls(**{**plan, "replay": None if replay is None else Replay(**replay)})
 
 
+def write_decision(trainer: Trainer, kind: str, decision: Decision, **fields: Any) -> None:
+    """Write a decision down as an event of this kind."""
+    fields = {"cause": decision.verdict, "onset": decision.onset, "lr_scale": trainer.control.lr_scale, **fields}
+    trainer.events.write(kind, step=decision.step, **fields, decision=decision.as_dict())
+
+
 class Recovery:
     """Carries out decisions that go back, and remembers a replay under way."""
 
@@ -93,6 +103,46 @@ class Recovery:
         self.replayed_at = step
         self.replay = Replay(step, onset, list_measured(signals), fingerprints)
 
+    # ----------------------------------------------------------------------------------------------------------- repair
+    def carry_out(self, trainer: Trainer, decision: Decision) -> Literal["memory", "checkpoint"] | None:
+        """Written down first, then done; a crash in between is taken up by `resume`. Returns where the run went back to."""
+        if decision.action == "skip_data":
+            first = trainer.batch_source.samples_consumed
+            samples = [first, first + decision.skip_after * trainer.batch_source.phase.global_batch_size]
+            write_decision(trainer, "skip", decision, samples=samples)
+            trainer.batch_source.skip(*samples)
+            return None
+        if decision.action == "give_up":
+            self._give_up(trainer, decision)
+            return None
+        source = self.source(trainer, decision)
+        if source is None:
+            self._give_up(trainer, decision, "no snapshot and no checkpoint from before the onset is left")
+            return None
+        plan = self.plan(trainer, decision, source)
+        self.announce(trainer, decision, plan)
+        begun = time.perf_counter()
+        if decision.action == "widen":
+            products = trainer.meters.widen(self.policy.widened)
+            text = f"{len(products)} products are computed in {trainer.config.precision.dtype} from here on"
+            write_decision(trainer, "widen", decision, products=products, text=text)
+        self.go_back(trainer, plan, source)
+        trainer.events.write("recovered", step=trainer.step, seconds=round(time.perf_counter() - begun, 4))
+        return "memory" if isinstance(source, Snapshot) else "checkpoint"
+
+    def _give_up(self, trainer: Trainer, decision: Decision, reason: str = "") -> None:
+        report = self.report(trainer, decision, reason)
+        write_decision(trainer, "give_up", decision, reason=reason or "the ladder is exhausted", **report)
+        if trainer.is_writer:
+            path = trainer.folder / "guard_report.txt"
+            try:
+                path.write_text(report["text"])
+            except OSError as error:  # the same words are in the event
+                log.warning("%s cannot be written: %s", path, error)
+            log.error("the guard gave up at step %d: see %s", decision.step, path)
+        trainer.checkpoints.discard_after(max(0, decision.onset - self.config.margin))
+        trainer.control.finish(3)
+
     # --------------------------------------------------------------------------------------------------------- going back
     def source(self, trainer: Trainer, decision: Decision) -> Snapshot | Path | None:
         """Where to go back to: a snapshot, else the newest checkpoint from before the onset, else nowhere."""
@@ -109,7 +159,7 @@ class Recovery:
         checkpoints = trainer.checkpoints
         checkpoints.settle()
         fitting = [p for p in committed(checkpoints.folder) if step_of(p) <= latest] if trainer.is_writer else []
-        return checkpoints.ranks.broadcast(fitting[0] if fitting else None)
+        return checkpoints.broadcast(fitting[0] if fitting else None)
 
     def plan(self, trainer: Trainer, decision: Decision, source: Snapshot | Path) -> ReturnPlan:
         """What will be done, complete: enough for another process to do it."""
@@ -151,7 +201,8 @@ class Recovery:
             trainer.events.write(
                 "lr_adjust", step=decision.step, **common, lr_scale=scale, rewarm_steps=decision.rewarm_steps
             )
-        trainer.checkpoints.ranks.broadcast(None)
+        # Not over the checkpoints' group: a save that is being written talks over that one.
+        all_reduce(torch.zeros(1, device=trainer.mesh.device), trainer.mesh.world).item()
 
     def go_back(self, trainer: Trainer, plan: ReturnPlan, source: Snapshot | Path) -> None:
         """Restore the state, discard what came after it, and leave out the data."""
@@ -172,7 +223,7 @@ class Recovery:
         checkpoints = trainer.checkpoints
         checkpoints.discard_after(trainer.step)
         newest = committed(checkpoints.folder) if trainer.is_writer else []
-        if not checkpoints.ranks.broadcast(bool(newest) and step_of(newest[0]) > trainer.step):
+        if not checkpoints.broadcast(bool(newest) and step_of(newest[0]) > trainer.step):
             return
         trainer.save(wait=True)  # retention leaves it alone: later ones count for nothing since the run went back
         checkpoints.discard_after(trainer.step)
@@ -208,7 +259,7 @@ class Recovery:
     def resume(self, trainer: Trainer) -> None:
         """Take up decisions that were written down but are unknown to the state that the run started from."""
         events = read_events(trainer.events.path) if trainer.is_writer and trainer.config.checkpoint.resume else []
-        events = trainer.checkpoints.ranks.broadcast([e for e in events if self._is_open(e)])
+        events = trainer.checkpoints.broadcast([e for e in events if self._is_open(e)])
         if not events:
             return
         returns = [e for e in events if "plan" in e]

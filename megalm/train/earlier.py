@@ -57,7 +57,7 @@ def make_way(trainer: Trainer) -> None:
     moved = checkpoints.place.set_aside_after(trainer.step if resumed or own else -1)
     folder = None
     if not resumed:
-        folder = checkpoints.ranks.broadcast(_set_journals_aside(trainer, own) if trainer.is_writer else None)
+        folder = checkpoints.broadcast(_set_journals_aside(trainer, own) if trainer.is_writer else None)
     if moved is not None or folder is not None:
         trainer.events.write("set_aside", step=trainer.step, text=_words(moved, folder))
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 
 import pytest
 import torch
@@ -407,3 +408,35 @@ def test_values_that_are_not_finite_fail_a_save_that_must_have_none(tmp_path, va
     with pytest.raises(CheckpointError, match="weight holds values that are not finite"):
         made.save(2, boxes, {"step": 2}, {}, wait=True, only_finite=True)
     assert list_names(tmp_path) == ["step-00000001"]
+
+
+def _talk_while_saving(folder):
+    from types import SimpleNamespace
+
+    import torch.distributed as dist
+
+    from megalm.config import ParallelConfig
+    from megalm.parallel.mesh import build_mesh
+
+    mesh = build_mesh(ParallelConfig(data=2), "cpu")
+    checkpointer = Checkpointer(folder, CheckpointConfig(), mesh)
+    write = checkpointer._write
+
+    def write_late(request):
+        time.sleep(0.3 * (dist.get_rank() + 1))  # whoever talks now is heard by the other rank's save
+        return write(request)
+
+    checkpointer._write = write_late
+    heard = []
+    for step in (1, 2, 3):
+        checkpointer.save(step, make_box(step), {"step": step}, {})
+        heard.append(checkpointer.broadcast(SimpleNamespace(step=step, text="x" * 700)).step)
+        assert checkpointer.durable == step
+    checkpointer.close()
+    return heard
+
+
+def test_ranks_may_talk_while_a_save_is_being_written(tmp_path):
+    from tests.distributed import run_ranks
+
+    assert run_ranks(2, _talk_while_saving, str(tmp_path)) == [[1, 2, 3]] * 2

@@ -161,13 +161,13 @@ def test_looking_at_an_older_state_leaves_every_bit_as_it_was(folder, precision)
             with torch.no_grad():
                 weight[0, 0] = 3.0  # damage that the fp32 master does not know of, where there is one
             before = [t.clone() for t in (*(b.tensor for b in trainer.boxes()), weight)]
-            now = guard.probe.loss()
+            now = guard.reference.probe.loss()
             with use_other_weights(trainer, trainer.boxes(), snapshot.tensors):
-                compared["then"] = guard.probe.loss()
+                compared["then"] = guard.reference.probe.loss()
                 compared["used"] = bool(weight[0, 0] != 3.0)
             after = [*(b.tensor for b in trainer.boxes()), weight]
             compared["same"] = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-            compared["again"] = guard.probe.loss() == now != compared["then"]
+            compared["again"] = guard.reference.probe.loss() == now != compared["then"]
             compared["training"] = trainer.model_chunks[0].training
 
     name = f"run.name=look_{precision}"
