@@ -21,6 +21,7 @@ setup(
     package_data={
         "megalm.conf": ["**/*.yaml"],
         "megalm.corpus": ["filter/presets/*.yaml"],
+        "megalm.generate": ["*.html"],
         "megalm.evaluate": ["suites/*.yaml", "suites/smoke/*"],
         "megalm.plan": ["mixtures/*"],
     },

@@ -1,0 +1,78 @@
+"""The page of `megalm chat --web` in a real browser, where there is one (chromium, and playwright to drive it)."""
+
+import shutil
+
+import pytest
+
+from megalm.generate.chat import Speaker
+from megalm.generate.model import load_model, tokenizer_of
+from megalm.generate.server import ChatServer
+from tests.convert.chat_model import make_chat_model
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+
+
+@pytest.fixture
+def page(tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not BROWSER:
+        pytest.skip("no chromium is installed here")
+    make_chat_model(tmp_path, "string")
+    source, model = load_model(tmp_path)
+    server = ChatServer(Speaker(source, model, tokenizer_of(source)))
+    server.start()
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.problems = []
+        page.on("console", lambda told: page.problems.append(told.text) if told.type == "error" else None)
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.goto(server.address)
+        yield page
+        browser.close()
+    server.shutdown()
+    server.server_close()
+
+
+def send(page, text):
+    page.fill("#text", text)
+    page.press("#text", "Enter")
+    page.wait_for_selector(".assistant[data-done]:last-child, .error", timeout=30_000)
+
+
+def test_a_message_is_answered_again_and_forgotten(page):
+    page.click("summary")
+    page.fill("#max_tokens", "8")
+    page.fill("#seed", "4")
+    send(page, "what is it?")
+    first = page.inner_text(".assistant")
+    assert first and page.inner_text(".user") == "what is it?"
+    page.fill("#seed", "5")
+    page.click("#again")
+    page.wait_for_selector(".assistant[data-done]", timeout=30_000)
+    assert page.locator(".assistant").count() == 1 and page.inner_text(".assistant") != first
+    page.click("#clear")
+    assert page.locator(".message").count() == 0
+    assert page.problems == []
+
+
+def test_an_answer_is_stopped(page):
+    page.click("summary")
+    page.fill("#max_tokens", "100000")
+    page.fill("#temperature", "1.5")
+    page.fill("#text", "write")
+    page.click("#send")
+    page.wait_for_function("document.querySelector('.assistant')?.textContent.length > 3", timeout=30_000)
+    if page.is_enabled("#stop"):
+        page.click("#stop")
+    page.wait_for_selector(".assistant[data-done]", timeout=30_000)
+    assert page.is_enabled("#send") and page.problems == []
+
+
+def test_what_is_wrong_is_said_on_the_page(page):
+    page.click("summary")
+    page.fill("#temperature", "-1")
+    send(page, "hello")
+    assert "temperature is -1" in page.inner_text(".error")
