@@ -76,7 +76,8 @@ def talk(speaker: Speaker, args: argparse.Namespace) -> int:
     """Read lines and answer them until the input ends."""
     template = "its chat template" if speaker.template.template else "a plain transcript (it has no chat template)"
     print(f"{speaker.name}, asked by {template}. {WORDS}", file=sys.stderr)
-    system, messages = args.system, []
+    system: str | None = args.system
+    messages: list[dict[str, str]] = []
     seed = args.seed if args.seed is not None else time.time_ns() % 2**31
     while True:
         try:
