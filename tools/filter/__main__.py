@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from megalm.config.errors import ConfigError
+from megalm.corpus.dedup.files import write_whole
 
 from ..corpus_options import corpus_of, print_some
 from ..engine_options import add_worker_arguments
@@ -16,7 +17,9 @@ from ..interruption import INTERRUPTED, prompt_interruption
 from ..subcommands import run_reporting
 
 if TYPE_CHECKING:
+    from megalm.corpus.dedup.corpus import Corpus
     from megalm.corpus.filter.job import Outcome
+    from megalm.corpus.filter.rules import RuleSet
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +56,11 @@ def make_parser() -> argparse.ArgumentParser:
         dest="removed",
         metavar="FILE",
         help="write place, rule, value and scores of the others here, as JSON lines",
+    )
+    parser.add_argument(
+        "--statistics",
+        metavar="PAGE.html",
+        help="write a page with the distribution of each score, what limits would drop, and texts from both sides",
     )
     parser.add_argument(
         "--label-only", action="store_true", help="write all documents as they are, with what the rules say"
@@ -98,12 +106,32 @@ def filter_inputs(args: argparse.Namespace, contents: list[dict[str, Any]]) -> i
     from megalm.corpus.filter.job import filter_documents
     from megalm.corpus.filter.rules import make_rules
 
-    make_rules(contents)  # wrong rules are told before anything is read
-    options = {"rules": contents, "column": args.column, "label_only": args.label_only}
+    rules = make_rules(contents)  # wrong rules are told before anything is read
+    watch = bool(args.statistics)
+    options = {"rules": contents, "column": args.column, "label_only": args.label_only, "watch": watch}
     with corpus_of(args, "filter", **options) as corpus:
-        outcome = filter_documents(corpus, contents, args.output, args.removed, args.column, args.label_only)
+        outcome = filter_documents(corpus, contents, args.output, args.removed, args.column, args.label_only, watch)
+        if watch:
+            write_statistics(args.statistics, corpus, rules, outcome)
     print_outcome(args, outcome)
     return 0
+
+
+def write_statistics(path: str, corpus: "Corpus", rules: "RuleSet", outcome: "Outcome") -> None:
+    """Writes the page.
+
+    Errors: ConfigError where it cannot be written.
+    """
+    from megalm.corpus.filter.statistics import describe_scores, gather_thresholds
+
+    from ._page import render_statistics
+
+    page = render_statistics(outcome, describe_scores(corpus, rules), gather_thresholds(corpus, rules))
+    try:
+        with write_whole(path) as file:
+            file.write(page.encode("utf-8", "replace"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): choose another place.") from error
 
 
 def print_outcome(args: argparse.Namespace, outcome: "Outcome") -> None:

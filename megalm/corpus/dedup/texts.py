@@ -46,6 +46,11 @@ class Texts:
             yield view[start:end]
             start = end
 
+    def at(self, number: int) -> str:
+        """One of the texts."""
+        start = int(self.ends[number - 1]) if number else 0
+        return str(self.data[start : int(self.ends[number])].data, "utf-8")
+
     def __iter__(self) -> Iterator[str]:
         return (str(content, "utf-8") for content in self.contents())
 

@@ -85,4 +85,8 @@ class Bound:
         """Drops the others. A score that is not there drops nothing where it is NaN, and always where it is infinite."""
         values = batch.score(self.score)
         batch.columns[self.column] = values
-        batch.drop(number, (values < self.at_least) | (values > self.at_most) | np.isinf(values), values)
+        batch.drop(number, self.refuses(values), values)
+
+    def refuses(self, values: np.ndarray) -> np.ndarray:
+        """Of each value, whether a document with it is dropped."""
+        return (values < self.at_least) | (values > self.at_most) | np.isinf(values)

@@ -17,9 +17,10 @@ from megalm.corpus.dedup.corpus import Corpus, ShardStage
 from megalm.corpus.dedup.files import save
 from megalm.corpus.dedup.removal import count_unread, join, write_json_row
 from megalm.corpus.fields import is_one_text
-from megalm.corpus.filter.batch import STAYS, Batch
+from megalm.corpus.filter.batch import STAYS, Batch, Bound
 from megalm.corpus.filter.reading import Documents, make_bad_records, read_documents
 from megalm.corpus.filter.rules import RuleSet, make_rules
+from megalm.corpus.filter.statistics import Alone, Watcher
 
 DIGITS = 6  # of a score that is written
 
@@ -38,6 +39,8 @@ class Outcome:
     characters: int = 0
     characters_left: int = 0
     listed: tuple[str, ...] = ()
+    alone: dict[str, Alone] = field(default_factory=dict)
+    """Of each rule, if the shards were watched."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class _Plan:
     label_only: bool
     keep: bool
     drop: bool
+    watch: bool
 
 
 def filter_documents(
@@ -58,11 +62,13 @@ def filter_documents(
     dropped: str | None = None,
     column: str = "filter",
     label_only: bool = False,
+    watch: bool = False,
 ) -> Outcome:
     """Runs the rules (as `read_rules` gives them) over a corpus.
 
     output: gets the documents that stay, or all with `label_only`, as JSON lines; with a `column`, its object says `kept`,
-    `rule`, `value` and `scores`. dropped: gets place, rule, value and scores of those that go.
+    `rule`, `value` and `scores`. dropped: gets place, rule, value and scores of those that go. watch: shards leave what
+    the functions of `statistics` read.
     Errors: ConfigError for rules that cannot be, or that edit a text which is made of several fields.
     """
     rules = make_rules(contents)
@@ -72,7 +78,7 @@ def filter_documents(
             f"--field {name!r} makes one text of several values, and a rule edits texts: name a single field, or pass "
             "--label-only."
         )
-    plan = _Plan(json.dumps(list(contents)), column, label_only, bool(output), bool(dropped))
+    plan = _Plan(json.dumps(list(contents)), column, label_only, bool(output), bool(dropped), watch)
     results = corpus.each_shard(_filter_shard, plan, "filtering")
     for path, part in ((output, "kept"), (dropped, "dropped")):
         if path:
@@ -80,8 +86,11 @@ def filter_documents(
     corpus.results.mark(corpus.files)
     counts: Counter[str] = Counter()
     total: Counter[str] = Counter()
+    alone = np.zeros((2, sum(isinstance(item, Bound) for item in rules.items)), np.int64)
     for _, found in results:
         counts.update(found.pop("by_rule"))
+        if watch:
+            alone += np.array(found.pop("alone"), np.int64)
         total.update(found)
     bad, listed = count_unread(corpus)
     by_rule = {rule: counts[rule] for rule in dict.fromkeys(filter(None, rules.names))}
@@ -94,6 +103,9 @@ def filter_documents(
         total["characters"],
         total["characters_left"],
         listed,
+        {name: Alone(*map(int, alone[:, number])) for number, name in enumerate(filter(None, rules.names))}
+        if watch
+        else {},
     )
 
 
@@ -110,6 +122,7 @@ def _filter_shard(stage: ShardStage) -> tuple[int, dict[str, Any]]:
     by_rule: Counter[str] = Counter()
     bad: list[list[Any]] = []
     documents = 0
+    watcher = Watcher(rules) if plan.watch else None
     with _Parts(stage, plan) as parts:
         for some in read_documents(stage.shard, rules.needs_fields):
             bad += make_bad_records(some, documents)
@@ -122,6 +135,8 @@ def _filter_shard(stage: ShardStage) -> tuple[int, dict[str, Any]]:
                 rules.apply(batch)
             except ConfigError as error:
                 raise ConfigError(f"{some.piece.label}: {error}") from error
+            if watcher is not None:
+                watcher.see(some, batch)
             _write(some, batch, rules, plan, parts)
             stays = batch.dropped_by == STAYS
             by_rule.update(rules.names[number] for number in batch.dropped_by[~stays].tolist())
@@ -131,7 +146,11 @@ def _filter_shard(stage: ShardStage) -> tuple[int, dict[str, Any]]:
             total["changed"] += int((batch.changed & stays).sum())
     save(stage.path("paths"), _as_bytes([piece.label for piece in stage.shard.pieces]))
     save(stage.path("bad"), _as_bytes(bad))
-    return documents, {**total, "by_rule": dict(by_rule)}
+    found: dict[str, Any] = {**total, "by_rule": dict(by_rule)}
+    if watcher is not None:
+        watcher.save(stage)
+        found["alone"] = [watcher.drops.tolist(), watcher.only.tolist()]
+    return documents, found
 
 
 def _as_bytes(content: Any) -> np.ndarray:
