@@ -90,7 +90,7 @@ def both(request, tmp_path_factory):
     tasks = write_tasks(folder / "tasks")
     path = make_model(folder / "model", request.param)
     model = Model.load(path)
-    ours = {}
+    ours = {"path": path, "tasks": tasks}
     for name in TASKS:
         found = evaluate(model, read_suite(str(tasks / f"{name}.yaml")), output=folder / name)
         (ours[name],) = found.results
@@ -150,3 +150,43 @@ def test_a_hub_path_says_what_to_do(tmp_path):
     file.write_text("task: t\noutput_type: multiple_choice\ndataset_path: org/name\n")
     with pytest.raises(ConfigError, match="only local files are read"):
         read_task(file)
+
+
+def test_inside_lm_eval_our_model_gives_its_numbers(both, tmp_path, monkeypatch):
+    """`megalm evaluate harness`: lm-eval asks, our scorer answers; the figures are those of its Hugging Face model."""
+    from lm_eval.tasks import TaskManager
+
+    from megalm.evaluate.lm_eval_model import MegalmLM
+
+    ours, theirs = both
+    import lm_eval
+
+    found = lm_eval.simple_evaluate(
+        model=MegalmLM(path=str(ours["path"])),
+        tasks=[f"own_{name}" for name in TASKS],
+        task_manager=TaskManager(include_path=str(ours["tasks"]), include_defaults=False),
+        log_samples=True,
+        bootstrap_iters=0,
+    )
+    for task, figures in theirs["results"].items():
+        for key, value in figures.items():
+            if isinstance(value, float):
+                assert found["results"][task][key] == pytest.approx(value, rel=1e-5), (task, key)
+
+
+def test_the_command_of_the_harness(both, tmp_path, capsys):
+    ours, _ = both
+    from megalm.__main__ import main
+
+    words = [
+        "--tasks",
+        "own_facts",
+        "--include_path",
+        str(ours["tasks"]),
+        "--limit",
+        "4",
+        "--output_path",
+        str(tmp_path),
+    ]
+    assert main(["evaluate", "harness", str(ours["path"]), *words]) == 0
+    assert "own_facts" in capsys.readouterr().out and list(tmp_path.rglob("results*.json"))
