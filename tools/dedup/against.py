@@ -1,9 +1,15 @@
 """Training documents that hold text of an evaluation."""
 
 import argparse
+import dataclasses
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..corpus_options import add_corpus_arguments, corpus_of, finish, memory_of, results_of
+
+if TYPE_CHECKING:
+    from megalm.corpus.dedup.contamination import Benchmark
 
 HELP = "training documents that share a run of words with evaluation text; also as --against EVAL, without a command"
 
@@ -17,6 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--words", type=int, default=13, help="words in a run; one run in common is enough (%(default)s)"
     )
+    parser.add_argument(
+        "--characters",
+        type=int,
+        default=20,
+        metavar="N",
+        help="an item of fewer words counts where it stands whole, if it has as many characters (%(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,7 +41,11 @@ def run(args: argparse.Namespace) -> int:
 
     field = from_command_line(args.evaluation_field or args.field)
     evaluation_files = results_of(args).input_files(find_files(args.evaluation))
-    options = {"words": args.words, "evaluation": [field, *stamp_files(evaluation_files)]}
+    options = {
+        "words": args.words,
+        "characters": args.characters,
+        "evaluation": [field, *stamp_files(evaluation_files)],
+    }
     with (
         corpus_of(args, "against", **options) as corpus,
         Corpus(
@@ -42,7 +59,22 @@ def run(args: argparse.Namespace) -> int:
             results=results_of(args),
         ) as evaluation,
     ):
-        removals, short = find_contaminated(corpus, evaluation, args.words)
-        status = finish(args, corpus, removals, {"evaluation_documents_too_short": short})
+        found = find_contaminated(corpus, evaluation, args.words, args.characters)
+        more: dict[str, Any] = {"evaluation_documents_too_short": found.too_short}
+        if args.json:
+            more["benchmarks"] = [dataclasses.asdict(benchmark) for benchmark in found.benchmarks]
+        status = finish(args, corpus, found.removals, more)
+        if not args.json:
+            print_benchmarks(found.benchmarks)
         corpus.results.mark(evaluation.files)
         return status
+
+
+def print_benchmarks(benchmarks: "Sequence[Benchmark]") -> None:
+    """Of each file of the evaluation, how much of it was found, and in how many documents."""
+    for one in benchmarks:
+        share = one.found / max(one.items, 1)
+        print(
+            f"{one.name}: {one.found} of {one.items} documents found ({share:.1%}), in {one.training_documents} of the "
+            "training documents"
+        )

@@ -60,6 +60,14 @@ def _words(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return inside, at
 
 
+def hash_run(words: np.ndarray) -> int:
+    """The hash of one run of words, by theirs."""
+    total = np.zeros(1, np.uint64)
+    for word in words:
+        total = total * _MULTIPLIER + word
+    return int(mix(total)[0])
+
+
 def make_shingles(texts: Texts | Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]:
     """The set of runs of `words` words of each text, as sorted hashes; a shorter text is one run.
 

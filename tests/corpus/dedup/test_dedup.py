@@ -137,9 +137,9 @@ def test_contamination(tmp_path):
     ]
     evaluation = corpus(tmp_path, [question, "too short"], "e")
     source = corpus(tmp_path, texts)
-    removals, short = find_contaminated(source, evaluation)
-    assert [number for number, _, _ in removals] == [1] and short == 1
-    write_lists(source, removals, None, str(tmp_path / "gone"))
+    found = find_contaminated(source, evaluation)
+    assert [number for number, _, _ in found.removals] == [1] and found.too_short == 1
+    write_lists(source, found.removals, None, str(tmp_path / "gone"))
     (row,) = (json.loads(line) for line in (tmp_path / "gone").read_text().splitlines())
     assert row["number"] == 1 and "in its document 0" in row["why"]
     assert row["evaluation"] == {"number": 0, "file": str(tmp_path / "e.jsonl"), "place": "byte 0"}
