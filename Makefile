@@ -6,7 +6,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 CSRC := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help train test data build lint format bench spike gpu-check cuda-check clean
+.PHONY: help train test data build lint format bench spike chaos gpu-check cuda-check clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,9 @@ bench: .venv/.test   ## train the same shape in Hugging Face transformers and he
 
 spike: .venv/.installed data/python_text_document.idx   ## damage a small run on purpose and watch it recover
 	$(RUN) -m megalm.launch +model=tiny +experiment=spike/zeroed_second_moment run.name=spike
+
+chaos: .venv/.installed data/python_text_document.idx   ## kill a rank of a small run on purpose and watch it go on
+	$(RUN) -m megalm.launch +model=tiny +experiment=chaos/killed run.name=chaos
 
 cuda-check: .venv/.installed   ## compile every CUDA kernel with nvcc; registers, shared memory, spills
 	$(RUN) scripts/cuda_check.py

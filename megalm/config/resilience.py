@@ -1,7 +1,8 @@
 """What the run does when a process dies, freezes or hangs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from megalm.config.chaos import ChaosConfig
 from megalm.config.fields import number
 
 
@@ -17,3 +18,5 @@ class ResilienceConfig:
     """From the first signal to the end: how long the ranks may take to save. A scheduler must give as much before it kills."""
     timeout_minutes: float = number(30.0, above=0, at_most=525_600)
     """How long a collective may take before it counts as hung: the last line, where nobody watches from outside."""
+    chaos: ChaosConfig = field(default_factory=ChaosConfig)
+    """Faults on purpose."""

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+from megalm.config.chaos import check_chaos
 from megalm.config.errors import ConfigError
 from megalm.config.phases import spans_of
 from megalm.config.root import Config
@@ -21,6 +22,7 @@ def resolve(config: Config, world_size: int) -> list[str]:
 
     config.parallel = check_layout(config.model, config.parallel, world_size)
     config.world_size = world_size
+    check_chaos(config.resilience.chaos, world_size)
     resolve_batch(config)
     check_fp8(config)
     resolve_length(config)

@@ -27,6 +27,7 @@ from megalm.observe.comparison import PeakMemory
 from megalm.ops.backend import find_library
 from megalm.parallel.mesh import build_mesh, local_device
 from megalm.plan.machine import find_machine
+from megalm.resilience.chaos.faults import add_faults, find_attempt
 from megalm.resilience.chaos.provoke import provoke_source
 from megalm.resilience.pulse import RankPulse
 from megalm.resilience.restarted import Restart, TellRestart
@@ -59,7 +60,6 @@ def run_rank(
     plan: what plan.json is to hold. supervised: None where another launcher started this process, which then gives
     MASTER_ADDR and MASTER_PORT.
     """
-    pulse = Pulse() if supervised is None else supervised.pulse
     make_run_folder(folder)
     handler = RankLog(log_file(folder, world.rank))
     log.addHandler(handler)
@@ -68,8 +68,10 @@ def run_rank(
     damage, shown = logging.getLogger("megalm.journal.lines"), logging.StreamHandler()
     if world.rank == 0:  # what is wrong with a file of the run, its owner reads on the screen too
         damage.addHandler(shown)
+    pulse = _choose_pulse(config, world, supervised)
     try:
-        return _run(config, folder, world, plan, supervised, handler)
+        pulse.enter("start")
+        return _run(config, folder, world, plan, supervised, handler, pulse)
     except ConfigError as error:
         pulse.fail(error)
         raise
@@ -85,8 +87,23 @@ def run_rank(
         handler.close()
 
 
+def _choose_pulse(config: Config, world: World, supervised: Supervised | None) -> Pulse:
+    """Where this rank says what it is at: to its supervisor, and to the faults that are to strike it."""
+    if supervised is None:
+        pulse, attempt = Pulse(), find_attempt(os.environ)
+    else:
+        pulse, attempt = supervised.pulse, supervised.restart.attempt if supervised.restart else 0
+    return add_faults(pulse, config.resilience.chaos, world.rank, world.size, attempt)
+
+
 def _run(
-    config: Config, folder: Path, world: World, plan: dict[str, Any], supervised: Supervised | None, rank_log: RankLog
+    config: Config,
+    folder: Path,
+    world: World,
+    plan: dict[str, Any],
+    supervised: Supervised | None,
+    rank_log: RankLog,
+    pulse: Pulse,
 ) -> int:
     kind = device_type(config)
     log.info("megalm %s, torch %s, python %s, rank %d of %d on %s", __version__, torch.__version__,
@@ -97,13 +114,13 @@ def _run(
     else:
         ops.keep_freed_memory()
     if world.size > 1 or world.external:
-        if supervised is not None:
-            supervised.pulse.enter("join")
+        pulse.enter("join")
         join(config, world, "nccl" if kind == "cuda" else "gloo", supervised.meeting if supervised else None)
     if supervised is not None:
-        return _train(config, folder, world, plan, rank_log, supervised.took_over, supervised)
+        return _train(config, folder, world, plan, rank_log, pulse, supervised.took_over, supervised)
     with hold_run(config, folder, world) as held:
-        return _train(config, folder, world, plan, rank_log, tuple(holder.describe() for holder in held.former))
+        former = tuple(holder.describe() for holder in held.former)
+        return _train(config, folder, world, plan, rank_log, pulse, former)
 
 
 def _train(
@@ -112,10 +129,10 @@ def _train(
     world: World,
     plan: dict[str, Any],
     rank_log: RankLog,
+    pulse: Pulse,
     former: tuple[str, ...],
     supervised: Supervised | None = None,
 ) -> int:
-    pulse = Pulse() if supervised is None else supervised.pulse
     pulse.enter("load")
     kind = device_type(config)
     mesh = build_mesh(config.parallel, kind, _timeout(config))

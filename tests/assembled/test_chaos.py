@@ -1,0 +1,56 @@
+"""Faults by configuration, in runs started as a user starts them: each is found and named, and the losses stay what they were."""
+
+import pytest
+
+from tests.assembled.runs import Run, train
+
+WORDS = ("train.steps=60", "train.eval_every=20", "checkpoint.every=10")
+FAULTS = (  # one an attempt, by their steps
+    "{kind: kill, phase: join, rank: 1}",
+    "{kind: exception, phase: reduce, step: 12, rank: 1, attempts: 2}",
+    "{kind: exit, phase: save, step: 15, rank: 0, attempts: 3}",
+    "{kind: out_of_memory, phase: data, step: 25, rank: 1, attempts: 4}",
+    "{kind: kill, phase: evaluate, step: 35, rank: 0, attempts: 5}",
+    "{kind: exit, phase: end, rank: 1, attempts: 6}",
+)
+
+
+def losses(run: Run) -> dict[int, float]:
+    return {record["step"]: record["loss"] for record in run.records}
+
+
+def test_a_run_sees_six_faults_through_and_ends_as_one_that_saw_none(tmp_path):
+    for name in ("calm", "chaos"):
+        (tmp_path / name).mkdir()
+    calm = train(tmp_path / "calm", *WORDS, ranks=2).ended_well()
+    chaos = f"resilience.chaos.faults=[{', '.join(FAULTS)}]"
+    run = train(tmp_path / "chaos", *WORDS, chaos, "resilience.max_restarts=9", ranks=2).ended_well()
+    lost = [(event["rank"], event["exit"], event["where"].split()[0]) for event in run.of("rank_lost")]
+    assert [rank for rank, _, _ in lost] == [1, 1, 0, 1, 0, 1]
+    assert [where for _, _, where in lost] == ["join", "reduce", "save", "data", "evaluate", "end"]
+    assert lost[0][1] == "signal 9 (SIGKILL)" and lost[2][1] == "exit code 0"
+    assert "ChaosError: an error on purpose" in run.of("rank_lost")[1]["error"]
+    assert "MemoryError" in run.of("rank_lost")[3]["error"]
+    assert losses(run) == losses(calm)
+    assert run.errors.count("chaos: rank ") == len(FAULTS)
+
+
+def test_the_same_error_in_the_same_step_twice_is_not_tried_again(tmp_path):
+    fault = "resilience.chaos.faults=[{kind: exception, phase: update, step: 12, rank: 1, attempts: 9}]"
+    run = train(tmp_path, *WORDS, fault, ranks=2).ended_well(3)
+    assert len(run.of("rank_lost")) == 2 and len(run.of("restart")) == 1
+    assert "in step 12 for the second time: a restart does not help" in run.of("give_up")[0]["reason"]
+    assert "give_up" in run.report
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("resilience.chaos.faults=[{kind: meteor}]", "meteor"),
+        ("resilience.chaos.faults=[{rank: 2}]", "the ranks are 0 to 1"),
+        ("resilience.chaos.mean_s=5", "without resilience.chaos.faults"),
+    ],
+)
+def test_a_fault_that_cannot_be_is_refused(tmp_path, word, said):
+    run = train(tmp_path, *WORDS, word, ranks=2).ended_well(2)
+    assert said in run.errors and not run.folder.exists()
