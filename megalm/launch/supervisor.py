@@ -72,7 +72,9 @@ class Loss:
 
     culprit: Failure
     step: int
-    """Last step that was complete."""
+    """Last step that was complete on any rank."""
+    own_step: int
+    """... and on the culprit."""
     durable: int
     where: str
     """What the culprit was at."""
@@ -170,7 +172,9 @@ class Supervisor:
         pid = group.processes[culprit.rank].process.pid
         group.kill()
         durable = self._find_durable(positions)
-        loss = Loss(culprit, latest_step(positions), durable, position.describe(), min(fault, seen), seen)
+        loss = Loss(
+            culprit, latest_step(positions), position.step, durable, position.describe(), min(fault, seen), seen
+        )
         if not self.heard:
             self._tell_loss(loss, pid)
         return loss
@@ -192,7 +196,9 @@ class Supervisor:
         culprit = Failure(silence.rank, None, None, seen, frozen=silence.frozen)
         durable = self._find_durable(positions)
         fault = max(position.alive_ns if silence.frozen else position.mark_ns, 0)
-        return Loss(culprit, latest_step(positions), durable, position.describe(), min(fault, seen), seen)
+        return Loss(
+            culprit, latest_step(positions), position.step, durable, position.describe(), min(fault, seen), seen
+        )
 
     # -------------------------------------------------------------------------------------------------------- deciding
     def _answer(self, loss: Loss) -> Restart | None:
@@ -200,7 +206,7 @@ class Supervisor:
         stopped = time.monotonic_ns()
         if self.heard:
             return None
-        answer = self.policy.answer(loss.culprit, loss.step, loss.durable)
+        answer = self.policy.answer(loss.culprit, loss.own_step, loss.durable)
         if answer.reason is not None:
             self._give_up(loss, answer.reason)
             return None

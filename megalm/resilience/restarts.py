@@ -35,7 +35,7 @@ class RestartPolicy:
         """(rank, step, error) of each exception that a restart did not see through yet."""
 
     def answer(self, failure: Failure, step: int, durable: int) -> Answer:
-        """Decide after a failure. step: the last complete one; durable: of the newest durable checkpoint, -1: none."""
+        """Decide after a failure. step: the last that the rank completed; durable: of the newest durable checkpoint, -1: none."""
         if self.durable is not None and durable > self.durable:
             self.spent = 0
         self.durable = max(durable, self.durable if self.durable is not None else durable)
