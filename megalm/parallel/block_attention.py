@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -103,11 +103,29 @@ class Pair:
         return queries, documents[:, self.first_key : self.first_key + self.block]
 
 
-class BlockKernel(Protocol):
-    """Attention of query and key blocks with log-sum-exp; backward is given those of the whole row.
+@dataclass(frozen=True)
+class Blocks:
+    """A pair of blocks and what lies in them. Shapes: q [B, h, Q, d], k and v [B, h, K, d]"""
 
-    Shapes: q [B, h, Q, d], k and v [B, h, K, d] -> out [B, h, Q, d], lse [B, h, Q] fp32
-    """
+    pair: Pair
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What backward is given of the queries' whole rows. Shapes: out and its gradient [B, h, Q, d], lse [B, h, Q] fp32"""
+
+    grad: Tensor
+    out: Tensor
+    lse: Tensor
+
+
+class BlockKernel(Protocol):
+    """Attention of query and key blocks with log-sum-exp. Shapes: -> out [B, h, Q, d], lse [B, h, Q] fp32"""
 
     @property
     def name(self) -> str:
@@ -118,25 +136,12 @@ class BlockKernel(Protocol):
         """Why it cannot serve the case here; None: it can."""
         ...
 
-    def forward(
-        self, pair: Pair, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, call: Blocks) -> tuple[Tensor, Tensor]:
         """The block's own output and log-sum-exp."""
         ...
 
-    def backward(
-        self,
-        pair: Pair,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of q, k and v; out and lse are of the whole row."""
+    def backward(self, call: Blocks, row: Row) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of q, k and v."""
         ...
 
 
@@ -148,47 +153,35 @@ class Scores:
     def why_not(self, case: Case) -> str | None:
         return None
 
-    def forward(
-        self, pair: Pair, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None
-    ) -> tuple[Tensor, Tensor]:
-        scores, _ = self._scores(pair, q, k, scale, softcap)
+    def forward(self, call: Blocks) -> tuple[Tensor, Tensor]:
+        scores, _ = self._scores(call)
         lse = scores.logsumexp(-1)
-        return (scores - lse.unsqueeze(-1)).exp_().to(v.dtype) @ v, lse
+        return (scores - lse.unsqueeze(-1)).exp_().to(call.v.dtype) @ call.v, lse
 
-    def backward(
-        self,
-        pair: Pair,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        scores, bent = self._scores(pair, q, k, scale, softcap)
-        weights = (scores - lse.unsqueeze(-1)).exp_()
+    def backward(self, call: Blocks, row: Row) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, grad = call.q, call.k, call.v, row.grad
+        scores, bent = self._scores(call)
+        weights = (scores - row.lse.unsqueeze(-1)).exp_()
         grad_v = weights.to(grad.dtype).transpose(-1, -2) @ grad
-        inner = (grad.float() * out.float()).sum(-1, keepdim=True)
-        grad_scores = weights.mul_((grad @ v.transpose(-1, -2)).float() - inner).mul_(scale)
+        inner = (grad.float() * row.out.float()).sum(-1, keepdim=True)
+        grad_scores = weights.mul_((grad @ v.transpose(-1, -2)).float() - inner).mul_(call.scale)
         if bent is not None:
             grad_scores = grad_scores * (1 - bent.square())
         grad_scores = grad_scores.to(q.dtype)
         return grad_scores @ k, grad_scores.transpose(-1, -2) @ q, grad_v
 
-    def _scores(
-        self, pair: Pair, q: Tensor, k: Tensor, scale: float, softcap: float | None
-    ) -> tuple[Tensor, Tensor | None]:
+    @staticmethod
+    def _scores(call: Blocks) -> tuple[Tensor, Tensor | None]:
         """Scores, and where they are capped the tanh in them."""
-        scores, bent = (q @ k.transpose(-1, -2)).float().mul_(scale), None
-        if softcap is not None:
-            bent = scores.div_(softcap).tanh_()
-            scores = bent * softcap
-        bias = pair.bias(q)
+        q, k = call.q, call.k
+        scores, bent = (q @ k.transpose(-1, -2)).float().mul_(call.scale), None
+        if call.softcap is not None:
+            bent = scores.div_(call.softcap).tanh_()
+            scores = bent * call.softcap
+        bias = call.pair.bias(q)
         if bias is not None:
             scores += bias
-        if pair.diagonal:
+        if call.pair.diagonal:
             hidden = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu_(1)
             scores.masked_fill_(hidden, -torch.inf)
         return scores, bent
@@ -205,36 +198,23 @@ class CpuFlash:
         there = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
         return None if case.device == "cpu" and there else f"it is for CPUs, and this is {case.device}"
 
-    def forward(
-        self, pair: Pair, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, call: Blocks) -> tuple[Tensor, Tensor]:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, pair.diagonal, attn_mask=self._mask(pair, q, k), scale=scale
+            call.q, call.k, call.v, 0.0, call.pair.diagonal, attn_mask=self._mask(call), scale=call.scale
         )
         return out, lse
 
-    def backward(
-        self,
-        pair: Pair,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        mask = self._mask(pair, q, k)
+    def backward(self, call: Blocks, row: Row) -> tuple[Tensor, Tensor, Tensor]:
+        given = row.grad, call.q, call.k, call.v, row.out, row.lse
         grad_q, grad_k, grad_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, lse, 0.0, pair.diagonal, attn_mask=mask, scale=scale
+            *given, 0.0, call.pair.diagonal, attn_mask=self._mask(call), scale=call.scale
         )
         return grad_q, grad_k, grad_v
 
     @staticmethod
-    def _mask(pair: Pair, q: Tensor, k: Tensor) -> Tensor | None:
-        bias = pair.bias(q)
-        return None if bias is None else bias.to(q.dtype).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    def _mask(call: Blocks) -> Tensor | None:
+        bias = call.pair.bias(call.q)
+        return None if bias is None else bias.to(call.q.dtype).expand(*call.q.shape[:3], call.k.shape[2])
 
 
 class CudaFlash:
@@ -245,28 +225,18 @@ class CudaFlash:
     def why_not(self, case: Case) -> str | None:
         return Flash().why_not(case)
 
-    def forward(
-        self, pair: Pair, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None
-    ) -> tuple[Tensor, Tensor]:
-        made = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, pair.diagonal, scale=scale)
+    def forward(self, call: Blocks) -> tuple[Tensor, Tensor]:
+        made = torch.ops.aten._scaled_dot_product_flash_attention(
+            call.q, call.k, call.v, 0.0, call.pair.diagonal, scale=call.scale
+        )
         return made[0], made[1]
 
-    def backward(
-        self,
-        pair: Pair,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        none = torch.empty(2, dtype=torch.uint64, device=q.device)  # a random state, and nothing is dropped
-        lengths = q.shape[2], k.shape[2]
+    def backward(self, call: Blocks, row: Row) -> tuple[Tensor, Tensor, Tensor]:
+        none = torch.empty(2, dtype=torch.uint64, device=call.q.device)  # a random state, and nothing is dropped
+        given = row.grad, call.q, call.k, call.v, row.out, row.lse
+        lengths = call.q.shape[2], call.k.shape[2]
         grad_q, grad_k, grad_v = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            grad, q, k, v, out, lse, None, None, *lengths, 0.0, pair.diagonal, none, none[:0], scale=scale
+            *given, None, None, *lengths, 0.0, call.pair.diagonal, none, none[:0], scale=call.scale
         )
         return grad_q, grad_k, grad_v
 
@@ -279,44 +249,18 @@ class CudnnBlocks:
     def why_not(self, case: Case) -> str | None:
         return Cudnn().why_not(case)
 
-    def forward(
-        self, pair: Pair, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, call: Blocks) -> tuple[Tensor, Tensor]:
         made = torch.ops.aten._scaled_dot_product_cudnn_attention(
-            q, k, v, None, True, 0.0, pair.diagonal, False, scale=scale
+            call.q, call.k, call.v, None, True, 0.0, call.pair.diagonal, False, scale=call.scale
         )
-        return made[0], made[1].reshape(q.shape[:3])
+        return made[0], made[1].reshape(call.q.shape[:3])
 
-    def backward(
-        self,
-        pair: Pair,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        none = torch.zeros(2, dtype=torch.int64, device=q.device)[:1]
-        lengths = q.shape[2], k.shape[2]
+    def backward(self, call: Blocks, row: Row) -> tuple[Tensor, Tensor, Tensor]:
+        none = torch.zeros(1, dtype=torch.int64, device=call.q.device)
+        given = row.grad, call.q, call.k, call.v, row.out, row.lse.unsqueeze(-1)
+        lengths = call.q.shape[2], call.k.shape[2]
         grad_q, grad_k, grad_v = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
-            grad,
-            q,
-            k,
-            v,
-            out,
-            lse.unsqueeze(-1),
-            none,
-            none,
-            None,
-            None,
-            None,
-            *lengths,
-            0.0,
-            pair.diagonal,
-            scale=scale,
+            *given, none, none, None, None, None, *lengths, 0.0, call.pair.diagonal, scale=call.scale
         )
         return grad_q, grad_k, grad_v
 
@@ -336,32 +280,22 @@ class FlexBlocks:
     def why_not(self, case: Case) -> str | None:
         return self._flex.why_not(case)
 
-    def forward(
-        self, pair: Pair, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None
-    ) -> tuple[Tensor, Tensor]:
-        out, lse = self._flex.attend(Inputs(q, k, v, pair.mask(q.device), scale, softcap))
+    def forward(self, call: Blocks) -> tuple[Tensor, Tensor]:
+        out, lse = self._attend(call, call.q, call.k, call.v)
         return out, lse.clamp(min=_HIDDEN_ELSE)  # -inf where a query sees none of these keys
 
-    def backward(
-        self,
-        pair: Pair,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, call: Blocks, row: Row) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
-            q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
-            own, own_lse = self._flex.attend(Inputs(q, k, v, pair.mask(q.device), scale, softcap))
-        weight = (own_lse.detach() - lse).exp()
-        grad_lse = weight * (grad.float() * (own.detach().float() - out.float())).sum(-1)
-        grad_own = (weight.unsqueeze(-1) * grad.float()).to(own.dtype)
+            q, k, v = (t.detach().requires_grad_() for t in (call.q, call.k, call.v))
+            own, own_lse = self._attend(call, q, k, v)
+        weight = (own_lse.detach() - row.lse).exp()
+        grad_lse = weight * (row.grad.float() * (own.detach().float() - row.out.float())).sum(-1)
+        grad_own = (weight.unsqueeze(-1) * row.grad.float()).to(own.dtype)
         grad_q, grad_k, grad_v = torch.autograd.grad([own, own_lse], [q, k, v], [grad_own, grad_lse])
         return grad_q, grad_k, grad_v
+
+    def _attend(self, call: Blocks, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return self._flex.attend(Inputs(q, k, v, call.pair.mask(q.device), call.scale, call.softcap))
 
 
 KERNELS: tuple[BlockKernel, ...] = (CudnnBlocks(), CudaFlash(), FlexBlocks(), CpuFlash(), Scores())
@@ -384,7 +318,6 @@ def try_blocks(kernel: BlockKernel, case: Case, repeats: int, device: str | None
     generator = torch.Generator(device).manual_seed(1)
     shape = (1, case.heads, block, case.head_dim)
     q, k, v, grad = (torch.randn(shape, generator=generator, device=device).to(case.dtype) for _ in range(4))
-    wide = q.float(), k.float(), v.float()
     documents = (torch.arange(2 * block, device=device) * 5 // (2 * block))[None].int()
     bounds = Bounds(
         torch.linspace(0.02, 0.5, case.heads, device=device) if case.mask == "alibi" else None,
@@ -394,24 +327,22 @@ def try_blocks(kernel: BlockKernel, case: Case, repeats: int, device: str | None
     scale, softcap = case.head_dim**-0.5, 30.0 if case.capped else None
     first, second = slice(0, block), slice(block, 2 * block)
     pairs = [Pair(second, second, True, block, block, bounds), Pair(second, first, False, block, 0, bounds)]
-    rows = [Scores().forward(pair, *wide, scale, softcap) for pair in pairs]
-    lse = torch.logaddexp(rows[0][1], rows[1][1])
-    out = sum((own * (own_lse - lse).exp().unsqueeze(-1) for own, own_lse in rows), torch.zeros_like(rows[0][0]))
+    calls = [Blocks(pair, q, k, v, scale, softcap) for pair in pairs]
+    wide = [replace(call, q=q.float(), k=k.float(), v=v.float()) for call in calls]
+    parts = [Scores().forward(call) for call in wide]
+    lse = torch.logaddexp(parts[0][1], parts[1][1])
+    out = sum((own * (own_lse - lse).exp().unsqueeze(-1) for own, own_lse in parts), torch.zeros_like(parts[0][0]))
 
-    def compute(kernel: BlockKernel, inputs: tuple[Tensor, Tensor, Tensor], grad: Tensor, pair: Pair) -> list[Tensor]:
-        own, own_lse = kernel.forward(pair, *inputs, scale, softcap)
+    def compute(kernel: BlockKernel, call: Blocks) -> list[Tensor]:
+        own, own_lse = kernel.forward(call)
         share = (own_lse.float() - lse).exp()
-        row = out.to(grad.dtype)
-        return [
-            own.float() * share.unsqueeze(-1),
-            share,
-            *kernel.backward(pair, grad, *inputs, row, lse, scale, softcap),
-        ]
+        row = Row(grad.to(call.q.dtype), out.to(call.q.dtype), lse)
+        return [own.float() * share.unsqueeze(-1), share, *kernel.backward(call, row)]
 
-    for pair in pairs:
+    for call, reference in zip(calls, wide, strict=True):
         why = compare_repeatedly(
-            partial(compute, kernel, (q, k, v), grad, pair),
-            partial(compute, Scores(), wide, grad.float(), pair),
+            partial(compute, kernel, call),
+            partial(compute, Scores(), reference),
             ("output", "log-sum-exp", "dq", "dk", "dv"),
             1e-3 if case.dtype == torch.float32 else 3e-2,
             repeats,

@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 from megalm.config.errors import ConfigError
 from megalm.ops.attention_choice import AttentionChoice
 from megalm.parallel import collectives
-from megalm.parallel.block_attention import BlockKernel, Bounds, Pair, case_of, choose_among_blocks
+from megalm.parallel.block_attention import BlockKernel, Blocks, Bounds, Pair, Row, case_of, choose_among_blocks
 from megalm.parallel.mesh import Axis
 
 AnyBatch = TypeVar("AnyBatch")
@@ -146,6 +146,11 @@ class _Options:
         """What this rank's queries do with the keys of axis rank `source`."""
         return _pairs(self.axis, source, self.bounds, block)
 
+    def blocks(self, pair: Pair, q: Tensor, k: Tensor, v: Tensor) -> Blocks:
+        """What lies in a pair, of all this rank's queries and all keys that are here."""
+        rows, columns = pair.rows, pair.columns
+        return Blocks(pair, q[:, :, rows], k[:, :, columns], v[:, :, columns], self.scale, self.softcap)
+
 
 class _ContextAttention(torch.autograd.Function):
     @staticmethod
@@ -164,8 +169,7 @@ class _ContextAttention(torch.autograd.Function):
         for source, pair in _visit(torch.stack([k, v]), axis, mode):
             keys, values = (_spread_heads(t.permute(1, 2, 0, 3), heads_first.shape[1]) for t in pair)
             for each in options.pairs(source, block):
-                own = heads_first[:, :, each.rows], keys[:, :, each.columns], values[:, :, each.columns]
-                merged.add(each.rows, *kernel.forward(each, *own, options.scale, options.softcap))
+                merged.add(each.rows, *kernel.forward(options.blocks(each, heads_first, keys, values)))
         if sinks is not None:
             merged.add_sinks(sinks)
         out = merged.out.to(q.dtype)
@@ -189,17 +193,8 @@ class _ContextAttention(torch.autograd.Function):
             grads = torch.zeros(2, q.shape[0], groups, q.shape[2], q.shape[3], dtype=torch.float32, device=q.device)
             for each in options.pairs(source, block):
                 rows, columns = each.rows, each.columns
-                part_q, part_k, part_v = kernel.backward(
-                    each,
-                    grad[:, :, rows],
-                    q[:, :, rows],
-                    keys[:, :, columns],
-                    values[:, :, columns],
-                    out[:, :, rows],
-                    lse[:, :, rows],
-                    options.scale,
-                    options.softcap,
-                )
+                row = Row(grad[:, :, rows], out[:, :, rows], lse[:, :, rows])
+                part_q, part_k, part_v = kernel.backward(options.blocks(each, q, keys, values), row)
                 grad_q[:, :, rows] += part_q
                 grads[0, :, :, columns] += _collect_heads(part_k, groups)
                 grads[1, :, :, columns] += _collect_heads(part_v, groups)

@@ -11,12 +11,14 @@ from megalm.ops.attention import Case
 from megalm.ops.attention_choice import AttentionChoice
 from megalm.parallel import context
 from megalm.parallel.block_attention import (
+    Blocks,
     Bounds,
     CpuFlash,
     CudaFlash,
     CudnnBlocks,
     FlexBlocks,
     Pair,
+    Row,
     Scores,
     choose_among_blocks,
     try_blocks,
@@ -184,42 +186,37 @@ def test_a_pair_of_blocks_is_that_of_plain_products(name, softcap, kind, flex):
     if kind == "torch" and softcap is not None:
         return
     q, k, v, grad = (t[:, :1].permute(1, 2, 0, 3) for t in inputs(16, 3, 3, 8))
-    pair, options = PAIRS[name], (0.3, softcap)
-    own, lse = Scores().forward(pair, q, k, v, *options)
-    got = kernel.forward(pair, q, k, v, *options)
-    torch.testing.assert_close(tuple(got), (own, lse), rtol=1e-4, atol=1e-5)
-    row, longer = own * 0.6 + 0.1, lse + 0.5
-    torch.testing.assert_close(
-        tuple(kernel.backward(pair, grad, q, k, v, row, longer, *options)),
-        tuple(Scores().backward(pair, grad, q, k, v, row, longer, *options)),
-        rtol=1e-4,
-        atol=1e-5,
-    )
+    call = Blocks(PAIRS[name], q, k, v, 0.3, softcap)
+    own, lse = Scores().forward(call)
+    torch.testing.assert_close(tuple(kernel.forward(call)), (own, lse), rtol=1e-4, atol=1e-5)
+    row = Row(grad, own * 0.6 + 0.1, lse + 0.5)
+    torch.testing.assert_close(kernel.backward(call, row), Scores().backward(call, row), rtol=1e-4, atol=1e-5)
 
 
 def test_keys_of_other_documents_alone_have_no_weight_in_the_whole(flex):
     q, k, v, grad = (t[:, :1].permute(1, 2, 0, 3) for t in inputs(16, 3, 3, 8))
     pair = pair_of(16, 0, documents=torch.tensor([[0] * 16 + [1] * 16]))
-    lse = torch.zeros(1, 3, 16)
+    call = Blocks(pair, q, k, v, 0.3)
     for kernel in (flex, Scores()):
-        own, own_lse = kernel.forward(pair, q, k, v, 0.3, None)
+        own, own_lse = kernel.forward(call)
         assert own.isfinite().all() and bool((own_lse < -1e29).all())
-        for gradient in kernel.backward(pair, grad, q, k, v, own, lse, 0.3, None):
+        for gradient in kernel.backward(call, Row(grad, own, torch.zeros(1, 3, 16))):
             assert bool((gradient == 0).all())
 
 
 def test_scores_are_right_themselves():
     q, k, v, _ = (t.permute(1, 2, 0, 3) for t in inputs(16, 3, 3, 8))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
-    torch.testing.assert_close(Scores().forward(pair_of(0, 0), q, k, v, 0.3, None)[0], out)
+    torch.testing.assert_close(Scores().forward(Blocks(pair_of(0, 0), q, k, v, 0.3))[0], out)
 
 
 @pytest.mark.parametrize("kernel", [CudaFlash(), CudnnBlocks()], ids=lambda kernel: kernel.name)
 def test_the_gpus_kernels_are_called_as_torch_declares_them(kernel):
     q, k, v, grad = (t.permute(1, 2, 0, 3).to("meta") for t in inputs(16, 3, 3, 8, torch.bfloat16))
-    out, lse = kernel.forward(pair_of(0, 0), q, k, v, 0.3, None)
+    call = Blocks(pair_of(0, 0), q, k, v, 0.3)
+    out, lse = kernel.forward(call)
     assert (out.shape, lse.shape, lse.dtype) == (q.shape, q.shape[:-1], torch.float32)
-    grads = kernel.backward(pair_of(0, 0), grad, q, k, v, out, lse, 0.3, None)
+    grads = kernel.backward(call, Row(grad, out, lse))
     assert [g.shape for g in grads] == [q.shape, k.shape, v.shape]
 
 
@@ -230,8 +227,8 @@ def test_a_kernel_of_blocks_is_tried_on_a_long_row(mask, flex):
         assert try_blocks(kernel, case, repeats=2) is None, kernel.name
 
     class Off(CpuFlash):
-        def backward(self, pair, grad, q, k, v, out, lse, scale, softcap):
-            grads = super().backward(pair, grad, q, k, v, out, lse, scale, softcap)
+        def backward(self, call, row):
+            grads = super().backward(call, row)
             return (*grads[:2], grads[2] * 1.1)
 
     assert "dv is 1.0e-01" in try_blocks(Off(), case, repeats=1)
