@@ -26,6 +26,8 @@ class Batch:
         self.value = np.zeros(len(texts))
         self.columns: dict[str, np.ndarray] = {}
         """The scores that rules asked for, by the name of the column; float64 [texts]."""
+        self.labels: dict[str, list[str]] = {}
+        """Words that steps found for every text, such as its language."""
         self.changed = np.zeros(len(texts), bool)
         """Whether an edit changed the text."""
         self._given: dict[str, np.ndarray] = {}

@@ -201,16 +201,17 @@ def _write(some: Documents, batch: Batch, rules: RuleSet, plan: _Plan, parts: _P
             while bad < len(some.bad) and some.bad[bad][0] <= number:
                 bad += 1
         scores = {name: column[number] for name, column in columns.items()}
+        labels = {name: label[number] for name, label in batch.labels.items()}
         found = (
             {"rule": None, "value": None}
             if kept
             else {"rule": rules.names[dropped_by[number]], "value": values[number]}
         )
         if parts.dropped is not None and not kept:
-            row = {"file": some.piece.label, "place": some.place(number), **found, "scores": scores}
+            row = {"file": some.piece.label, "place": some.place(number), **found, **labels, "scores": scores}
             parts.dropped.write(write_json_row(row))
         if parts.kept is not None and (kept or plan.label_only):
-            mark = json.dumps({"kept": kept, **found, "scores": scores}).encode() if plan.column else b""
+            mark = json.dumps({"kept": kept, **found, **labels, "scores": scores}).encode() if plan.column else b""
             text = texts[number] if edited and changed[number] else None
             parts.kept.write(some.write(number, text, plan.column, mark))
     parts.write_bad(some, bad, -1)

@@ -1,8 +1,8 @@
 """Rules as data: yaml into steps and bounds, in their order.
 
 A rule is a mapping. `score` names a number that is counted of the text, `field` a number or word of the document's own,
-`words`, `address`, `pii` and `function` look for something and give a number; `at_least`, `at_most` and `one_of` say what
-stays. `edit` changes the text for the rules behind it. `include` is another set of rules.
+`words`, `address`, `pii`, `language` and `function` look for something and give a number; `at_least`, `at_most` and
+`one_of` say what stays. `edit` changes the text for the rules behind it. `include` is another set of rules.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ import yaml
 from megalm.config.errors import ConfigError
 from megalm.corpus.filter.batch import Batch, Bound, Step
 from megalm.corpus.filter.edits import CleanLines, Normalize, Repair
+from megalm.corpus.filter.language import LIBRARIES, Language
 from megalm.corpus.filter.lists import Address, FieldValue, ListedWords, PersonalData, UserFunction
 from megalm.corpus.filter.scores import SCORES, SHORT_LINE, STOP_WORDS, CountSettings
 
-KINDS = ("score", "field", "words", "address", "pii", "function", "edit", "include")
+KINDS = ("score", "field", "words", "address", "pii", "language", "function", "edit", "include")
 _LIMITS = ("at_least", "at_most", "name")
 _EDITS: dict[str, tuple[Callable[..., Step], tuple[str, ...]]] = {
     "clean_lines": (CleanLines, ("max_word_length", "min_words", "terminal")),
@@ -264,6 +265,11 @@ class _Maker:
         self._step(step)
         self._edits += step.replace
         self._bound(rule, "pii")
+
+    def _add_language(self, rule: dict[str, Any]) -> None:
+        _refuse_unknown(rule, ("language", "by", *_LIMITS))
+        self._step(Language(_strings(rule, "language"), str(rule.get("by", LIBRARIES[0]))))
+        self._bound(rule, "language")
 
     def _add_function(self, rule: dict[str, Any]) -> None:
         _refuse_unknown(rule, ("function", *_LIMITS))
