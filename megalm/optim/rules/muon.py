@@ -34,6 +34,8 @@ COEFFICIENTS = {"jordan": JORDAN, "quintic": QUINTIC, "polar_express": POLAR_EXP
 MARGIN = {"polar_express": 1.02}
 """What the norm that a matrix is divided by is multiplied with."""
 EPS = 1e-7
+_TOGETHER = 1 << 26
+"""Elements of matrices that go through the steps in one batch: 128 MiB of each of its tensors in bf16."""
 
 SCALES: dict[str, Callable[[int, int], float]] = {
     "match_rms": lambda rows, columns: 0.2 * sqrt(max(rows, columns)),
@@ -45,19 +47,50 @@ decay then carry over (Moonlight, arXiv:2502.16982); jordan: as in the original;
 widths."""
 
 
+_BLOCKS = 8
+"""Rows of a symmetric product are computed in so many blocks, each up to the diagonal: 9/16 of the products of all."""
+_WORTH_BLOCKS = 128
+"""Rows from which that is faster on a CPU."""
+
+
+def multiply_symmetric(x: Tensor, added: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
+    """alpha X X^T + beta added, with `added` symmetric. On a CPU half is computed and mirrored, in the bits of the whole.
+
+    A GPU's kernel computes all of it: a launch for each block would cost more than it saves.
+    Shapes: x [.., m, n], added [.., m, m] -> [.., m, m]
+    """
+    rows = x.shape[-2]
+    if x.dim() > 2:
+        turned = x.transpose(-1, -2)
+        return torch.bmm(x, turned) if added is None else torch.baddbmm(added, x, turned, beta=beta, alpha=alpha)
+    if x.is_cuda or rows < _WORTH_BLOCKS or rows % _BLOCKS:
+        return x @ x.t() if added is None else torch.addmm(added, x, x.t(), beta=beta, alpha=alpha)
+    out, height = x.new_empty(rows, rows), rows // _BLOCKS
+    for top in range(0, rows, height):
+        end = top + height
+        block, left = out[top:end, :end], x[top:end]
+        if added is None:
+            torch.mm(left, x[:end].t(), out=block)
+        else:
+            torch.addmm(added[top:end, :end], left, x[:end].t(), beta=beta, alpha=alpha, out=block)
+        out[:top, top:end] = out[top:end, :top].t()
+    return out
+
+
 def orthogonalize(matrix: Tensor, coefficients: Sequence[tuple[float, float, float]], margin: float = 1.0) -> Tensor:
     """About U V^T of matrix = U S V^T, by as many Newton-Schulz steps as there are coefficients, in the matrix's dtype.
 
     X <- a X + (b A + c A A) X with A = X X^T, from X = matrix / (margin |matrix| + eps) on, along the shorter side.
-    Shapes: [m, n] -> the same; zeros give zeros
+    Shapes: [m, n] or several of them [k, m, n] -> the same; zeros give zeros
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.t() if tall else matrix
-    x = x / (margin * x.norm() + EPS)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.transpose(-1, -2) if tall else matrix
+    x = x / (margin * torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + EPS)
+    add = torch.addmm if x.dim() == 2 else torch.baddbmm
     for a, b, c in coefficients:
-        gram = x @ x.t()
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.t() if tall else x
+        gram = multiply_symmetric(x)
+        x = add(x, multiply_symmetric(gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.transpose(-1, -2) if tall else x
 
 
 class Muon(WholeMatrixRule):
@@ -89,8 +122,32 @@ class Muon(WholeMatrixRule):
         return gradient + mu * momentum if self.optim.muon.nesterov else momentum
 
     def transform(self, matrix: Tensor) -> Tensor:
+        return self._orthogonalize(matrix)
+
+    def transform_all(self, matrices: Sequence[Tensor]) -> list[Tensor]:
+        """On a GPU those of one shape go through the steps together; a CPU gains nothing by that."""
+        if not matrices or not matrices[0].is_cuda:
+            return super().transform_all(matrices)
+        return self.transform_together(matrices)
+
+    def transform_together(self, matrices: Sequence[Tensor]) -> list[Tensor]:
+        """Matrices of one shape by batched products, at most `_TOGETHER` elements at a time."""
+        found: list[Tensor | None] = [None] * len(matrices)
+        by_shape: dict[torch.Size, list[int]] = {}
+        for place, matrix in enumerate(matrices):
+            by_shape.setdefault(matrix.shape, []).append(place)
+        for shape, places in by_shape.items():
+            count = max(1, _TOGETHER // shape.numel())
+            for start in range(0, len(places), count):
+                chosen = places[start : start + count]
+                moved = self._orthogonalize(torch.stack([matrices[place] for place in chosen]))
+                for place, result in zip(chosen, moved, strict=True):
+                    found[place] = result
+        return [result for result in found if result is not None]
+
+    def _orthogonalize(self, matrix: Tensor) -> Tensor:
         narrow = matrix.bfloat16() if matrix.is_cuda else matrix
-        return orthogonalize(narrow, self.coefficients, self.margin).to(matrix.dtype) * self.scale(*matrix.shape)
+        return orthogonalize(narrow, self.coefficients, self.margin).to(matrix.dtype) * self.scale(*matrix.shape[-2:])
 
     def cost(self, shape: Sequence[int]) -> float:
         short, long = sorted(shape)

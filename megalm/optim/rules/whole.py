@@ -35,6 +35,10 @@ class WholeMatrixRule(Rule):
     def transform(self, matrix: Tensor) -> Tensor:
         """The update at learning rate 1 (to be subtracted). Shapes: [m, n] -> the same; zeros give zeros"""
 
+    def transform_all(self, matrices: Sequence[Tensor]) -> list[Tensor]:
+        """The same of several, each by itself."""
+        return [self.transform(matrix) for matrix in matrices]
+
     @abstractmethod
     def cost(self, shape: Sequence[int]) -> float:
         """How much work `transform` is, in any unit."""
@@ -47,8 +51,9 @@ class WholeMatrixRule(Rule):
         prepared = self.prepare(part.gradient() * update.grad_scale, part.state)
         direction = torch.zeros_like(part.master)
         if not part.split:
-            for s in part.stretches:
-                s.view(direction).copy_(self.transform(s.view(prepared)))
+            moved = self.transform_all([s.view(prepared) for s in part.stretches])
+            for s, result in zip(part.stretches, moved, strict=True):
+                s.view(direction).copy_(result)
         else:
             self._transform_together(part, prepared, direction)
         self.move(part, direction, update.lr)
@@ -75,11 +80,11 @@ class WholeMatrixRule(Rule):
         for axis in part.split:
             collectives.all_reduce(flat, axis)
         owners = deal([self.cost(piece.global_shape) for piece in part.pieces], part.split[0].size)
-        for matrix, owner in zip(whole, owners, strict=True):
-            if owner == part.split[0].rank:
-                matrix.copy_(self.transform(matrix))
-            else:
-                matrix.zero_()
+        own = [matrix for matrix, owner in zip(whole, owners, strict=True) if owner == part.split[0].rank]
+        moved = self.transform_all(own)
+        flat.zero_()
+        for matrix, result in zip(own, moved, strict=True):
+            matrix.copy_(result)
         collectives.all_reduce(flat, part.split[0])
         for s in part.stretches:
             _values_of(s, direction).copy_(_place_of(s, places[s.piece.name]))
