@@ -4,18 +4,22 @@ import pytest
 import torch
 
 from megalm.checkpoint.reader import CheckpointReader
-from megalm.config import ConfigError, OptimConfig
+from megalm.config import ConfigError, OptimConfig, ParallelConfig
 from megalm.config.compose import compose_config
 from megalm.config.optim import GroupConfig, MuonConfig
+from megalm.optim.fully_sharded import FullyShardedOptimizer
 from megalm.optim.groups import Groups, usual_choices
-from megalm.optim.rules import AdamW, Muon
-from megalm.optim.rules.muon import COEFFICIENTS, JORDAN, SCALES, orthogonalize
+from megalm.optim.rules import AdamW, Muon, Update, muon
+from megalm.optim.rules.muon import COEFFICIENTS, JORDAN, SCALES, multiply_symmetric, orthogonalize
 from megalm.optim.rules.whole import deal
+from megalm.optim.sharded import ShardedOptimizer
+from megalm.parallel.initialize import initialize
+from megalm.parallel.mesh import build_mesh
 from megalm.parallel.slices import Piece, Role, Slice
 from megalm.plan.layout import count_states
 from tests.distributed import run_ranks
 from tests.optim.test_rules import arguments, run_trainer
-from tests.optim.test_sharded import check, train
+from tests.optim.test_sharded import Stage, check, train
 
 MUON = OptimConfig(name="muon", weight_decay=0.3, muon=MuonConfig(coefficients="jordan"))
 
@@ -62,6 +66,31 @@ def test_an_update_is_as_large_as_expected_and_with_match_rms_as_adamws(shape):
     assert SCALES["jordan"](64, 16) == 2.0 and SCALES["jordan"](16, 64) == 1.0 and SCALES["width"](16, 64) == 0.5
 
 
+@pytest.mark.parametrize("rows", [64, 128, 130, 256])
+def test_a_symmetric_product_is_the_whole_one(rows):
+    generator = torch.Generator().manual_seed(2)
+    x, other = torch.randn(rows, 300, generator=generator), torch.randn(rows, rows, generator=generator)
+    gram = multiply_symmetric(x)
+    assert torch.equal(gram, gram.t()) and torch.allclose(gram, x @ x.t(), atol=1e-3, rtol=1e-5)
+    added = other + other.t()
+    found = multiply_symmetric(gram, added, beta=0.5, alpha=-2.0)
+    torch.testing.assert_close(found, 0.5 * added - 2.0 * gram @ gram, atol=1e-1, rtol=1e-5)
+    batch = torch.stack([x, 2 * x])
+    torch.testing.assert_close(multiply_symmetric(batch), torch.stack([gram, 4 * gram]))
+
+
+def test_matrices_of_equal_shape_go_through_the_steps_together(monkeypatch):
+    generator = torch.Generator().manual_seed(4)
+    matrices = [torch.randn(shape, generator=generator) for shape in ((16, 24), (24, 16), (16, 24), (8, 8), (16, 24))]
+    rule = Muon(MUON)
+    alone = rule.transform_all(matrices)
+    for elements in (1 << 26, 2 * 16 * 24, 1):
+        monkeypatch.setattr(muon, "_TOGETHER", elements)
+        for got, want in zip(rule.transform_together(matrices), alone, strict=True):
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert rule.transform_all([]) == rule.transform_together([]) == []
+
+
 # ------------------------------------------------------------------------------------------------------------- torch's own
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("scale", ["match_rms", "jordan"])
@@ -76,8 +105,8 @@ def test_twenty_updates_equal_torchs(nesterov, scale, monkeypatch):
     ours, momentum = weight.detach().clone(), torch.zeros(12, 20)
     adjust = {"match_rms": "match_rms_adamw", "jordan": "original"}[scale]
     other = torch.optim.Muon([weight], lr=0.02, weight_decay=0.1, momentum=0.9, nesterov=nesterov, adjust_lr_fn=adjust)
-    muon = MuonConfig(momentum=0.9, nesterov=nesterov, scale=scale, coefficients="jordan")
-    rule = Muon(OptimConfig(name="muon", weight_decay=0.1, muon=muon))
+    settings = MuonConfig(momentum=0.9, nesterov=nesterov, scale=scale, coefficients="jordan")
+    rule = Muon(OptimConfig(name="muon", weight_decay=0.1, muon=settings))
     generator = torch.Generator().manual_seed(6)
     for _ in range(20):
         gradient = torch.randn(12, 20, generator=generator)
@@ -112,6 +141,63 @@ LAYOUTS = [
 def test_every_layout_makes_the_same_updates(world, layout, options):
     norms, boxes = train_muon({}, {})
     check(run_ranks(world, train_muon, layout, options), (norms, {name: values for name, _, _, values in boxes}))
+
+
+BITWISE = [
+    (2, dict(data=2)),
+    (2, dict(data=2, zero_stage=1)),
+    (2, dict(data=2, zero_stage=2)),
+    (4, dict(data=4, zero_stage=2)),
+    (2, dict(pipeline=2)),
+    (4, dict(pipeline=2, data=2, zero_stage=2)),
+    (2, dict(data=2, data_mode="fully_shard")),
+    (2, dict(tensor=2)),
+    (4, dict(tensor=4)),
+    (4, dict(tensor=2, data=2, zero_stage=1)),
+    (4, dict(tensor=2, data=2, data_mode="fully_shard")),
+]
+
+
+def update_once(layout):
+    """Weights and momentum after one update, of gradients that are set and so alike on every layout."""
+    parallel = ParallelConfig(**layout)
+    mesh = build_mesh(parallel)
+    stages = [Stage(mesh, False, mesh.pipeline.rank == 0, mesh.pipeline.rank == mesh.pipeline.size - 1)]
+    kind = FullyShardedOptimizer if parallel.data_mode == "fully_shard" else ShardedOptimizer
+    more = () if kind is FullyShardedOptimizer else (parallel,)
+    for stage in stages:
+        initialize(stage, 7)
+    optimizer = kind(stages, MUON, mesh, *more)
+    for step in range(2):
+        for part in optimizer.parts():
+            fill_by_name(part, step)
+            part.group.rule.step(part, Update(lr=0.1, step=step + 1))
+    optimizer.gather_parameters()
+    return None, [(box.name, box.global_shape, box.offset, box.tensor.clone()) for box in optimizer.boxes()]
+
+
+def fill_by_name(part, step):
+    """Every element of a gradient is a function of its tensor's name and its place in it."""
+    flat = torch.zeros_like(part.master)
+    for s in part.stretches:
+        piece = s.piece
+        seed = sum(map(ord, piece.name)) + 1000 * step
+        whole = torch.randn(piece.global_shape, generator=torch.Generator().manual_seed(seed))
+        box = whole[tuple(slice(o, o + n) for o, n in zip(piece.offset, piece.shape, strict=True))]
+        flat[s.start : s.stop] = box.flatten()[s.skip : s.skip + s.stop - s.start]
+    object.__setattr__(part, "gradient", lambda: flat)
+
+
+@pytest.mark.parametrize(("world", "layout"), BITWISE, ids=str)
+def test_from_the_same_gradients_every_layout_makes_the_same_update_bit_by_bit(world, layout):
+    whole = {name: tensor for name, _, _, tensor in update_once({})[1]}
+    seen = set()
+    for _, boxes in run_ranks(world, update_once, layout):
+        for name, _, offset, tensor in boxes:
+            box = tuple(slice(o, o + n) for o, n in zip(offset, tensor.shape, strict=True))
+            assert torch.equal(tensor, whole[name][box]), name
+            seen.add(name)
+    assert seen == set(whole)
 
 
 def test_matrices_stored_together_are_orthogonalised_each_by_itself_and_tables_take_adamw():
