@@ -63,6 +63,8 @@ class MuonConfig:
     scale: str = choice("match_rms", "jordan", "width")
     """What the update is multiplied by: match_rms gives it AdamW's size, so that lr and weight_decay mean what they mean for
     adamw (arXiv:2502.16982); jordan: sqrt(max(1, rows / columns)), with lr about 0.02; width: sqrt(rows / columns)."""
+    split_heads: bool = False
+    """Orthogonalise each head's queries, keys and values by themselves, not the projection of all heads."""
     adamw_rate: float = number(1.0, above=0)
     """Factor of lr for what adamw updates."""
 

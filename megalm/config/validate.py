@@ -172,11 +172,6 @@ def _check_prevention(config: Config) -> None:
         f"guard.provoke.kind=zero_second_moment: optim.name={optim.name} keeps no second moment.",
     )
     _require(
-        not (optim.qk_clip and config.model.latent.key_rank),
-        f"optim.qk_clip={optim.qk_clip} scales the weights of queries and keys, and model.latent's keys share theirs with "
-        "values: set optim.qk_clip=0.",
-    )
-    _require(
         not (optim.qk_clip and config.model.qk_norm),
         f"optim.qk_clip={optim.qk_clip} and model.qk_norm=true: the norm makes the size of query and key weights "
         "irrelevant, so scaling them bounds nothing. Choose one of the two.",

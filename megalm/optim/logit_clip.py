@@ -2,47 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from megalm.model.attention import Attention
+from megalm.model.latent_attention import LatentAttention
 from megalm.parallel import collectives
 from megalm.parallel.mesh import Mesh
-from megalm.parallel.slices import Box, slice_of
+from megalm.parallel.slices import Box, Piece, slice_of
 
-if TYPE_CHECKING:
-    from megalm.model.attention import Attention
+
+@dataclass(frozen=True)
+class _Scaled:
+    """Rows of a master that follow the factors of their heads: each by factor[head] ** exponent."""
+
+    box: Box
+    head: Tensor
+    """Place of each row's head among the heads of all layers."""
+    exponent: Tensor
 
 
 class LogitClip:
     """Scales a head's logits by limit / largest, through its weights: where each query head has its own keys, both
     projections by the square root; where query heads share keys, the query's alone, so that no other head changes.
 
+    Of latent attention, whose heads share the rotated part of the keys: the part of queries and keys that is not rotated
+    by the square root each, the rotated part of the queries by the whole; values, which lie beside the keys, not at all.
     The fp32 masters are scaled, before the update that gives the rounded weights anew; the largest logit is that of
     the forward pass with just these weights.
 
     Source: Kimi K2 2025 (MuonClip, arXiv:2507.20534), sec. 2.1
     """
 
-    def __init__(self, layers: Sequence[Attention], boxes: Sequence[Box], mesh: Mesh) -> None:
-        self.axis = mesh.data_context
-        self._scaled: list[tuple[Box, Tensor, float]] = []  # box, place of each row's head in the factors, exponent
-        by_name = {box.name: [b for b in boxes if b.name == box.name] for box in boxes if ".attention." in box.name}
+    def __init__(self, layers: Sequence[Attention | LatentAttention], boxes: Sequence[Box], mesh: Mesh) -> None:
+        self.axis, self.device = mesh.data_context, mesh.device
+        self._scaled: list[_Scaled] = []
+        by_name: dict[str, list[Box]] = {}
+        for box in boxes:
+            if ".attention." in box.name:
+                by_name.setdefault(box.name, []).append(box)
         first = 0
         for layer in layers:
-            query = slice_of(layer.qkv.weight).pieces[0]
-            prefix = query.name.removesuffix("query.weight")
-            width, heads = layer.spec.head_dim, query.shape[0] // layer.spec.head_dim
-            shared = layer.spec.num_kv_heads != layer.spec.num_heads
-            for kind in ("query",) if shared else ("query", "key"):
-                for name in (f"{prefix}{kind}.weight", f"{prefix}{kind}.bias"):
-                    for box in by_name.get(name, ()):
-                        rows = torch.arange(box.tensor.shape[0], device=mesh.device) + box.offset[0]
-                        head = (rows - query.offset[0]) // width + first
-                        self._scaled.append((box, head, 1.0 if shared else 0.5))
-            first += heads
+            for linear, exponents in _list_scaled(layer):
+                name, start = linear.name.removesuffix(".weight"), linear.offset[0]
+                for each in (f"{name}.weight", f"{name}.bias"):
+                    for box in by_name.get(each, ()):
+                        self._add(box, start, first, exponents)
+            first += layer.local_heads
+
+    def _add(self, box: Box, start: int, first: int, exponents: Sequence[float]) -> None:
+        """start: first row of this rank's heads, of whose rows each has one of the exponents; first: their place."""
+        rows = torch.arange(box.tensor.shape[0], device=self.device) + box.offset[0] - start
+        width = len(exponents)
+        each = torch.tensor(exponents, device=self.device)[rows % width]
+        self._scaled.append(_Scaled(box, rows // width + first, each))
 
     @torch.no_grad()
     def apply(self, largest: Tensor, limit: float) -> None:
@@ -53,6 +69,21 @@ class LogitClip:
         """
         largest = collectives.all_reduce(largest.clone(), self.axis, "max")
         factor = (limit / largest.clamp_min(limit)).nan_to_num(1.0)
-        for box, head, exponent in self._scaled:
-            rows = factor[head].pow(exponent)
-            box.tensor.mul_(rows.view(-1, *[1] * (box.tensor.dim() - 1)))
+        for scaled in self._scaled:
+            rows, tensor = factor[scaled.head].pow(scaled.exponent), scaled.box.tensor
+            tensor.mul_(rows.view(-1, *[1] * (tensor.dim() - 1)))
+
+
+def _list_scaled(layer: Attention | LatentAttention) -> Iterator[tuple[Piece, list[float]]]:
+    """Yield this rank's part of each projection to be scaled, and the exponents of one head's rows."""
+    if isinstance(layer, LatentAttention):
+        latent = layer.spec
+        yield slice_of(layer.query_up.weight).pieces[0], [0.5] * latent.plain_dim + [1.0] * latent.rope_dim
+        yield slice_of(layer.key_value_up.weight).pieces[0], [0.5] * latent.plain_dim + [0.0] * latent.value_dim
+        return
+    spec = layer.spec
+    query, key, _ = slice_of(layer.qkv.weight).pieces
+    shared = spec.num_kv_heads != spec.num_heads
+    yield query, [1.0 if shared else 0.5] * spec.head_dim
+    if not shared:
+        yield key, [0.5] * spec.head_dim

@@ -211,6 +211,7 @@ class ColumnParallelLinear(nn.Module):
                         replicas,
                         owner,
                         over,
+                        unit=output.unit if output.unit > 1 else 0,
                     )
                 )
                 biases.append(

@@ -48,6 +48,7 @@ class Piece:
     `replicas` ranks of the tensor axis hold the same box; `owner` is true on exactly one of them (and on one end of
     the pipeline if tied).
     The local gradient is a partial sum: it must be all-reduced over each axis of `sum_over` before use.
+    unit: rows of the tensor that belong to one head; 0: none do.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Piece:
     replicas: int = 1
     owner: bool = True
     sum_over: tuple[Axis, ...] = ()
+    unit: int = 0
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,11 @@ def count_states(config: Config) -> float:
     return (own * matrices + len(STATES["adamw"]) * (total - matrices)) / total
 
 
+def count_orthogonal_steps(config: Config) -> int:
+    """Newton-Schulz steps of a matrix's update."""
+    return config.optim.muon.steps if config.optim.name == "muon" else 0
+
+
 @dataclass(frozen=True)
 class Narrow:
     """Which part of the layers' products is computed in 8-bit floats, and how."""
@@ -69,6 +74,8 @@ class Layout:
     """How many numbers the update rules keep beside each weight, fp32, on average over the model's weights."""
     expert_rows: int | None = None
     """Rows that a rank's experts compute at a time; None: all, kept for backward."""
+    orthogonal_steps: int = 0
+    """Newton-Schulz steps of every matrix's update (muon); 0: the rule has none."""
     narrow: Narrow = Narrow()
     """What is computed in 8-bit floats."""
     imbalance: float = 1.0
@@ -197,6 +204,7 @@ def layout_of(config: Config, gpus: int) -> Layout:
         global_batch=train.global_batch_size,
         dtype=config.precision.dtype,
         narrow=measure_narrow(config),
+        orthogonal_steps=count_orthogonal_steps(config),
     )
 
 

@@ -1,5 +1,6 @@
 """Seconds of one layer's kernels on one rank: matrix products, attention, and what memory bandwidth decides."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -182,3 +183,17 @@ def estimate_ends_time(model: ModelShape, layout: Layout, roofline: Roofline) ->
 def estimate_optimizer_time(held: float, roofline: Roofline) -> float:
     """Seconds of the update of `held` parameters on one rank."""
     return roofline.moving(OPTIMIZER_BYTES * held)
+
+
+HALF = 9 / 16
+"""Share of a symmetric product that a CPU computes (`megalm.optim.rules.muon`)."""
+
+
+def count_orthogonal_flops(shape: Sequence[int], *, half: bool) -> float:
+    """FLOPs of one Newton-Schulz step of a matrix: X X^T, its square, and their product with X.
+
+    half: the two symmetric ones are computed up to their diagonals.
+    """
+    short, long = sorted(shape)
+    symmetric = 2.0 * short**2 * long + 2.0 * short**3
+    return symmetric * (HALF if half else 1.0) + 2.0 * short**2 * long

@@ -8,7 +8,7 @@ from typing import Any
 from megalm.config import Config, ModelConfig
 from megalm.config.words import take_out_search
 from megalm.plan.fit import format_gib
-from megalm.plan.layout import Layout, explain_indivisible, measure_narrow
+from megalm.plan.layout import Layout, count_orthogonal_steps, explain_indivisible, measure_narrow
 from megalm.plan.machine import Machine
 from megalm.plan.memory import PARTS as MEMORY_PARTS
 from megalm.plan.memory import MemoryEstimate, count_guard_snapshots, estimate_layout
@@ -210,7 +210,7 @@ class _Search:
                         layout = Layout(
                             data=data, tensor=tensor, pipeline=pipeline, context=context, expert=expert,
                             expert_tensor=expert_tensor, sequence=tensor > 1, global_batch=self.batch, dtype=dtype,
-                            narrow=narrow,
+                            narrow=narrow, orthogonal_steps=count_orthogonal_steps(self.config),
                             imbalance=self.config.parallel.expert_imbalance if expert > 1 else 1.0,
                         )  # fmt: skip
                         if "sequence" in self.fixed:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from megalm.architecture.blocks import MixtureSpec
+from megalm.architecture.tensors import is_matrix
 from megalm.config import ModelConfig
 from megalm.config.precision import BYTES
 from megalm.pipeline.schedule import build_schedule
@@ -13,7 +14,14 @@ from megalm.pipeline.timeline import Costs, build_timeline
 from megalm.plan.communication import MeshLinks, make_mesh_links
 from megalm.plan.layout import Layout
 from megalm.plan.machine import Machine
-from megalm.plan.roofline import LayerTime, Roofline, estimate_ends_time, estimate_layer_time, estimate_optimizer_time
+from megalm.plan.roofline import (
+    LayerTime,
+    Roofline,
+    count_orthogonal_flops,
+    estimate_ends_time,
+    estimate_layer_time,
+    estimate_optimizer_time,
+)
 from megalm.plan.stages import Held, Pieces, Stack, count_local_parameters, pieces_of, stacks_of_ranks, take_one
 
 OVERLAP = 0.9
@@ -269,7 +277,23 @@ class _Clock:
         held = self._held(self.stack, layout.pipeline == 1, True)
         split = layout.zero_stage or layout.fully_shard
         own = held.dense / layout.shards + held.experts / layout.expert_shards if split else held.total
-        return estimate_optimizer_time(own, self.roofline)
+        return estimate_optimizer_time(own, self.roofline) + self._orthogonalise()
+
+    def _orthogonalise(self) -> float:
+        """Newton-Schulz steps of a stage's matrices, dealt over the ranks that have parts of them."""
+        layout = self.layout
+        if not layout.orthogonal_steps:
+            return 0.0
+        split = layout.zero_stage or layout.fully_shard
+        dense = layout.tensor * (layout.shards if split else 1)
+        experts = layout.expert * layout.expert_tensor * (layout.expert_shards if split else 1)
+        half, flops = self.roofline.processors == 1, 0.0
+        for layer, times in zip(self.pieces.kinds, self.stack, strict=True):
+            for name, shape in layer.list_tensors("layers.0."):
+                if is_matrix(name, shape):
+                    ranks = experts if ".experts." in name else dense
+                    flops += times * count_orthogonal_flops(shape, half=half) / ranks
+        return layout.orthogonal_steps * flops / self.roofline.rate
 
 
 SIMULATED = 20_000

@@ -12,7 +12,6 @@ from megalm.checkpoint.checkpointer import Checkpointer
 from megalm.config import Config
 from megalm.data.loader import Loader
 from megalm.journal import EventLog
-from megalm.model.attention import Attention
 from megalm.objectives.objective import Objective
 from megalm.optim import build_optimizer
 from megalm.optim.logit_clip import LogitClip
@@ -109,7 +108,7 @@ def build_parts(
         batch_source=batch_source,
         measurement=measurement,
         evaluator=Evaluator(executor, measurement.sums, objective.divisor, mesh, length),
-        logit_clip=LogitClip([m for m in measurement.attention if isinstance(m, Attention)], clipped, mesh),
+        logit_clip=LogitClip(measurement.attention, clipped, mesh),
         balance=Balance(config.model, chunks),
         meters=Meters(choose_fp8_products(config.model, config.precision.fp8), find_meters(chunks)),
         checkpoints=Checkpointer(place, config.checkpoint, mesh, events=events.write),

@@ -1,5 +1,7 @@
 """Muon against torch's, against a singular value decomposition, and against itself on every layout; groups of parameters."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -230,6 +232,38 @@ def test_muon_learns_and_goes_on_from_its_checkpoint_on_any_layout(tmp_path):
         assert all(torch.allclose(whole[n], elsewhere[n], atol=1e-5) for n in whole), layout
     with pytest.raises(ConfigError, match="The weights agree, the optimizer does not"):
         onward(tmp_path, "other", half, "optim=adamw", "optim.lr=1e-3")
+
+
+HEADS = OptimConfig(name="muon", weight_decay=0.3, muon=MuonConfig(coefficients="jordan", split_heads=True))
+
+
+def train_heads(layout, options):
+    return train(layout, **options, optim=HEADS)[:2]
+
+
+@pytest.mark.parametrize(
+    ("world", "layout"),
+    [
+        (2, dict(data=2, zero_stage=1)),
+        (2, dict(tensor=2)),
+        (4, dict(tensor=4)),
+        (2, dict(data=2, data_mode="fully_shard")),
+    ],
+    ids=str,
+)
+def test_heads_that_are_split_move_alike_on_every_layout(world, layout):
+    norms, boxes = train_heads({}, {})
+    check(run_ranks(world, train_heads, layout, {}), (norms, {name: values for name, _, _, values in boxes}))
+
+
+def test_each_head_is_orthogonalised_by_itself_where_that_is_asked_for():
+    piece = Piece("layers.0.attention.query.weight", (24, 16), (0, 0), (24, 16), unit=8)
+    matrix = torch.randn(24, 16, generator=torch.Generator().manual_seed(8))
+    split, whole = Muon(HEADS), Muon(MUON)
+    (found,), (together,) = (rule._transform_tensors([matrix], [piece]) for rule in (split, whole))
+    assert torch.equal(found, torch.cat([split.transform(head) for head in matrix.split(8)]))
+    assert torch.equal(together, whole.transform(matrix)) and (found - together).norm() > 0.2 * together.norm()
+    assert split.count_blocks(replace(piece, unit=0)) == whole.count_blocks(piece) == 1
 
 
 def test_the_heaviest_work_is_dealt_first():

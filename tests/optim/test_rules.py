@@ -165,6 +165,58 @@ def test_logits_stay_below_the_limit(tmp_path):
     assert np.median([s.attention_logit for s in clipped[-10:]]) < 4
 
 
+LATENT = [
+    "model.num_heads=4", "model.num_kv_heads=4", "model.latent.query_rank=16", "model.latent.key_rank=16",
+    "model.latent.plain_dim=8", "model.latent.rope_dim=4", "model.latent.value_dim=8", "model.position=rope",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_heads_of_latent_attention_are_clipped_without_the_keys_that_they_share(tmp_path, world):
+    words = arguments(tmp_path, [*LATENT, "optim=muonclip", "optim.qk_clip=2", "guard=off"], steps=6)
+    if world == 2:
+        words = [*words, "parallel.tensor=2", "run.name=two"]
+    for before, after, own in run_ranks(world, clip_latent, words, world):
+        factor = torch.ones(4)
+        factor[1], factor[3] = 2 / 8, 2 / 3
+        for name, exponents in (("query_up", [0.5] * 8 + [1.0] * 4), ("key_value_up", [0.5] * 8 + [0.0] * 8)):
+            name = f"layers.0.attention.{name}.weight"
+            wanted = torch.stack([factor[h].pow(torch.tensor(exponents)) for h in own]).flatten().unsqueeze(1)
+            torch.testing.assert_close(after[name], before[name] * wanted)
+        for name in before:
+            if "query_up" not in name and "key_value_up" not in name:
+                assert torch.equal(before[name], after[name]), name
+
+
+def clip_latent(words, world):
+    """Masters before and after a clip of the first layer's heads 1 and 3, and this rank's heads."""
+    config = compose_config(words)
+    resolve(config, world)
+    mesh = build_mesh(config.parallel, "cpu")
+    folder = Path(config.run.dir) / config.run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = build_trainer(config, mesh, folder)
+    own = list(range(4))[mesh.tensor.rank * 4 // world : (mesh.tensor.rank + 1) * 4 // world]
+    layers = len(trainer.measurement.attention)
+    largest = torch.tensor(
+        [(8.0 if head == 1 else 3.0 if head == 3 else 1.0) for head in own] + [1.0] * ((layers - 1) * len(own))
+    )
+    before = {box.name: box.tensor.clone() for box in trainer.boxes()}
+    trainer.logit_clip.apply(largest, 2.0)
+    after = {box.name: box.tensor.clone() for box in trainer.boxes()}
+    trainer.checkpoints.close()
+    trainer.batch_source.close()
+    return before, after, own
+
+
+def test_latent_attentions_logits_stay_below_the_limit(tmp_path):
+    (_, free, _), (_, clipped, _) = (
+        train(tmp_path / name, [*LATENT, "optim.lr=5e-2", "optim.min_lr=5e-2", *more], steps=30)
+        for name, more in (("free", []), ("clipped", ["optim.qk_clip=2"]))
+    )
+    assert free[-1].attention_logit > 2 * np.median([s.attention_logit for s in clipped[-10:]])
+
+
 def test_the_learning_rate_comes_back_after_the_moments_started_anew(tmp_path):
     rewarming = Rewarming(OptimConfig(reset_every=500, reset_warmup_steps=150))
     assert rewarming.factor(0) == 1.0 and rewarming.due(500) and not rewarming.due(499)

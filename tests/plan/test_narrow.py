@@ -58,3 +58,27 @@ def test_kept_inputs_take_half_and_kept_weights_two_bytes():
 def test_a_gpu_without_8_bit_products_is_refused():
     with pytest.raises(ConfigError, match="has no figure for dtype 'fp8'"):
         plan("precision=fp8", gpu="a100-80gb")
+
+
+# --------------------------------------------------------------------------------------------------------------- Muon
+def update_of(*words):
+    return plan("model.num_layers=32", *words)[2].optimizer
+
+
+def test_muons_update_takes_the_time_of_its_iteration_whatever_the_batch():
+    adamw, muon = update_of(), update_of("optim=muon")
+    flops = (
+        5
+        * 32
+        * sum(
+            count * (4.0 * m**2 * n + 2.0 * m**3)
+            for count, m, n in ((2, 4096, 4096), (2, 1024, 4096), (3, 4096, 14336))
+        )
+    )
+    rate = make_planned_machine("h100", GPUS).accelerator
+    assert muon - adamw == pytest.approx(flops / 8 / (rate.peak_of("bf16") * rate.matmul_efficiency), rel=1e-6)
+    assert update_of("optim=muon", "train.global_batch_size=1024") == pytest.approx(muon)
+    assert update_of("optim=muon", "optim.muon.steps=3") - adamw == pytest.approx((muon - adamw) * 3 / 5)
+    assert update_of("optim=muon", "parallel.zero_stage=0") - update_of("parallel.zero_stage=0") == pytest.approx(
+        8 * (muon - adamw)
+    )

@@ -11,6 +11,7 @@ from torch import Tensor
 from megalm.config.errors import ConfigError
 from megalm.config.optim import STATES, OptimConfig
 from megalm.optim.rules.whole import WholeMatrixRule
+from megalm.parallel.slices import Piece
 
 JORDAN = ((3.4445, -4.7750, 2.0315),) * 5
 """K. Jordan 2024 (kellerjordan.github.io/posts/muon); torch.optim.Muon's. Singular values end between 0.7 and 1.15."""
@@ -97,7 +98,8 @@ class Muon(WholeMatrixRule):
     """M = mu M + g;  direction = c orthogonalize(g + mu M), or of M (without Nesterov), with c by the shape (SCALES).
 
     For matrices alone: embedding, output matrix, norms, biases and routers take AdamW (`megalm.optim.groups`). Matrices that
-    are stored together (query, key and value; gate and up; the experts) are orthogonalised each by itself.
+    are stored together (query, key and value; gate and up; the experts) are orthogonalised each by itself; with `split_heads`
+    the rows of each head of queries, keys and values, too (of latent attention, of what expands the latents).
 
     Source: K. Jordan 2024; Liu et al. 2025 (Moonlight, arXiv:2502.16982)
     """
@@ -148,6 +150,9 @@ class Muon(WholeMatrixRule):
     def _orthogonalize(self, matrix: Tensor) -> Tensor:
         narrow = matrix.bfloat16() if matrix.is_cuda else matrix
         return orthogonalize(narrow, self.coefficients, self.margin).to(matrix.dtype) * self.scale(*matrix.shape[-2:])
+
+    def count_blocks(self, piece: Piece) -> int:
+        return piece.global_shape[0] // piece.unit if self.optim.muon.split_heads and piece.unit else 1
 
     def cost(self, shape: Sequence[int]) -> float:
         short, long = sorted(shape)

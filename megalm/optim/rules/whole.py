@@ -39,6 +39,10 @@ class WholeMatrixRule(Rule):
         """The same of several, each by itself."""
         return [self.transform(matrix) for matrix in matrices]
 
+    def count_blocks(self, piece: Piece) -> int:
+        """Blocks of equal numbers of rows that a tensor is cut into, each of which is transformed by itself."""
+        return 1
+
     @abstractmethod
     def cost(self, shape: Sequence[int]) -> float:
         """How much work `transform` is, in any unit."""
@@ -51,7 +55,9 @@ class WholeMatrixRule(Rule):
         prepared = self.prepare(part.gradient() * update.grad_scale, part.state)
         direction = torch.zeros_like(part.master)
         if not part.split:
-            moved = self.transform_all([s.view(prepared) for s in part.stretches])
+            moved = self._transform_tensors(
+                [s.view(prepared) for s in part.stretches], [s.piece for s in part.stretches]
+            )
             for s, result in zip(part.stretches, moved, strict=True):
                 s.view(direction).copy_(result)
         else:
@@ -64,9 +70,20 @@ class WholeMatrixRule(Rule):
         for part, where in zip(parts, places, strict=True):
             sizes = torch.zeros_like(part.master)
             for s in part.stretches:
-                sizes[s.start : s.stop] = self.expected_size(s.piece.global_shape)
+                sizes[s.start : s.stop] = self.expected_size(self._find_block(s.piece))
             found.append(sizes[where])
         return torch.cat(found)
+
+    def _find_block(self, piece: Piece) -> tuple[int, ...]:
+        rows, *columns = piece.global_shape
+        return (rows // self.count_blocks(piece), *columns)
+
+    def _transform_tensors(self, tensors: Sequence[Tensor], pieces: Sequence[Piece]) -> list[Tensor]:
+        """Whole tensors, cut into their blocks and put together again."""
+        counts = [self.count_blocks(piece) for piece in pieces]
+        blocks = [block for tensor, n in zip(tensors, counts, strict=True) for block in tensor.chunk(n)]
+        moved = iter(self.transform_all(blocks))
+        return [next(moved) if n == 1 else torch.cat([next(moved) for _ in range(n)]) for n in counts]
 
     def _transform_together(self, part: Part, prepared: Tensor, direction: Tensor) -> None:
         """Fill `direction` with this rank's parts of the transformed matrices."""
@@ -79,12 +96,13 @@ class WholeMatrixRule(Rule):
                 _place_of(s, places[s.piece.name]).copy_(_values_of(s, prepared))
         for axis in part.split:
             collectives.all_reduce(flat, axis)
-        owners = deal([self.cost(piece.global_shape) for piece in part.pieces], part.split[0].size)
-        own = [matrix for matrix, owner in zip(whole, owners, strict=True) if owner == part.split[0].rank]
-        moved = self.transform_all(own)
+        costs = [self.count_blocks(piece) * self.cost(self._find_block(piece)) for piece in part.pieces]
+        owners = deal(costs, part.split[0].size)
+        own = [place for place, owner in enumerate(owners) if owner == part.split[0].rank]
+        moved = self._transform_tensors([whole[place] for place in own], [part.pieces[place] for place in own])
         flat.zero_()
-        for matrix, result in zip(own, moved, strict=True):
-            matrix.copy_(result)
+        for place, result in zip(own, moved, strict=True):
+            whole[place].copy_(result)
         collectives.all_reduce(flat, part.split[0])
         for s in part.stretches:
             _values_of(s, direction).copy_(_place_of(s, places[s.piece.name]))
