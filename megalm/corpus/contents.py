@@ -30,7 +30,7 @@ _OTHER = {
         "a pointer of git-annex and not the file itself",
         "fetch it by `git annex get`",
     ),
-    rb"WARC/\d\.\d+\r?\n|filedesc://": ("a web archive (WARC)", "extract the texts of its pages, as trafilatura does"),
+    rb"WARC/\d\.\d+\r?\n|filedesc://": ("a web archive (WARC)", "give it the ending .warc"),
     rb"<mediawiki\s|<\?xml[^>]*>\s*<mediawiki\s": ("a dump of a wiki", "extract the texts of its pages first"),
     rb"PK(\x03\x04|\x05\x06|\x07\x08)": ("a zip archive", UNPACK),
     rb"7z\xbc\xaf\x27\x1c": ("a 7z archive", UNPACK),

@@ -18,13 +18,14 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from megalm.config.errors import ConfigError
-from megalm.corpus import tables
+from megalm.corpus import tables, web
 from megalm.corpus.archives import COMPRESSIONS, Unreadable, read_some
 from megalm.corpus.fields import names_of, text_of, value_at, why_no_text
 from megalm.corpus.files import (
     ENDINGS,
     LINE_ENDINGS,
     TABLE_ENDINGS,
+    WEB_ENDINGS,
     WHOLE_ENDINGS,
     compression_of,
     ending_of,
@@ -195,6 +196,8 @@ def _documents(piece: Piece, field: str, others: Sequence[str] | None) -> Iterat
         yield from _json(piece, field)
     elif ending in (".csv", ".tsv"):
         yield from _csv(piece, field, "," if ending == ".csv" else "\t")
+    elif ending in WEB_ENDINGS:
+        yield from _web(piece, field)
     elif ending in TABLE_ENDINGS:
         yield from _table(piece, field, others, ending)
     else:
@@ -397,6 +400,13 @@ def _json_values(read: Callable[[int], str]) -> Iterator[Any]:
                 continue
             yield value
             at, least, expected = end, BLOCK, "," if inside else ""
+
+
+def _web(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
+    with open_bytes(piece.path, piece.plain) as file:
+        for page in web.read_pages(file):
+            place = f"item {page.number}"
+            yield BadDocument(place, page.wrong) if page.wrong else _from_record(page.fields, field, place)
 
 
 def _csv(piece: Piece, field: str, delimiter: str) -> Iterator[Document | BadDocument]:

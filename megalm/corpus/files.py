@@ -20,7 +20,14 @@ from megalm.corpus.contents import HEAD, as_documents, find_compression, looks_l
 TEXT_ENDINGS = (".txt", ".md", ".rst", ".py")
 LINE_ENDINGS = (".jsonl", ".ndjson")
 TABLE_ENDINGS = (".parquet", ".arrow", ".feather")
-WHOLE_ENDINGS = (".json", ".csv", ".tsv", *TABLE_ENDINGS)  # of formats that are read from their beginning only
+WEB_ENDINGS = (".warc", ".wet")
+WHOLE_ENDINGS = (
+    ".json",
+    ".csv",
+    ".tsv",
+    *TABLE_ENDINGS,
+    *WEB_ENDINGS,
+)  # of formats that are read from their beginning only
 ENDINGS = (*TEXT_ENDINGS, *LINE_ENDINGS, *WHOLE_ENDINGS)
 BUFFER = 1 << 20
 STREAM_HEAD = 1 << 16  # bytes by which a stream without a name is recognized
@@ -76,6 +83,8 @@ def _content(raw: BinaryIO, path: str) -> BinaryIO:
             head = file.peek(HEAD)[:HEAD]  # type: ignore[attr-defined]
         except Unreadable:
             return file  # which says so again
+    if ending_of(path) in WEB_ENDINGS and head.startswith(b"WARC/"):
+        return file
     return as_documents(file, head, ending_of(path) in TABLE_ENDINGS)
 
 
