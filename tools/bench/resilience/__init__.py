@@ -1,0 +1,1 @@
+"""Runs that are damaged on purpose: what is found, how soon, and what it costs."""
