@@ -77,6 +77,7 @@ class Loader:
         self._fim = make_fill_in_the_middle(data, train.seed, self.vocab_size)
         if self._fim is not None:  # the marks may not fit into the files' type
             self._dtype = np.result_type(self._dtype, np.int32)
+        self._refuse_targets_out_of_place([*self.sources, *self.held_out], data.order)
         self._known: tuple[int, Samples | None] = (0, None)  # first position, and the samples from there on
         self._cold = sys.maxsize if any(source.file.cache for source in self.sources) else COLD_BATCHES
         self._eval_sequences = train.eval_sequences
@@ -111,6 +112,19 @@ class Loader:
             Stream([Source(s.name, s.num_samples, highest[s.name]) for s in sources], seed, window=data.shuffle_window),
             curriculum,
         )
+
+    def _refuse_targets_out_of_place(self, sources: Sequence[TokenSource], order: str) -> None:
+        """Weights of targets stand beside the tokens as they lie in the file."""
+        found = next((source.file for source in sources if source.file.targets is not None), None)
+        if found is None:
+            return
+        if self._fim is not None:
+            raise ConfigError(f"data.fim_rate rearranges documents, and {found.prefix}.targets says which of their tokens count: "
+                              "set data.fim_rate=0.")  # fmt: skip
+        if order == "megatron":
+            raise ConfigError(
+                f"data.order=megatron knows no targets, and there is {found.prefix}.targets: use data.order=keyed."
+            )
 
     def _plan(self) -> None:
         """Lay the rest of the curriculum out over the stream, from here on: each phase gets all its batches, however
@@ -338,12 +352,25 @@ class Loader:
         return raw, starts, filled
 
     def _micro_batch(self, source: np.ndarray, index: np.ndarray, epoch: np.ndarray, length: int) -> Batch:
-        raw, starts, filled = self._read(self._rows_of(source, index), epoch, length)
+        rows = self._rows_of(source, index)
+        raw, starts, filled = self._read(rows, epoch, length)
+        targets = self._read_targets(rows, length)
         batch = replace(_shifted(raw), sources=torch.from_numpy(source) if len(self.sources) > 1 else None)
         if self.packing == "stream":
-            return batch
+            return replace(batch, loss_mask=targets)
         mask, positions, ids = separate_documents(starts, length, filled)
+        if targets is not None:
+            mask *= targets
         return replace(batch, loss_mask=mask, positions=positions, document_ids=ids)
+
+    def _read_targets(self, rows: Sequence[tuple[TokenSource, int]], length: int) -> torch.Tensor | None:
+        """What each label counts in the loss, where a file says it. Shapes: rows [N] -> fp32 [N, length]"""
+        if all(where.file.targets is None for where, _ in rows):
+            return None
+        weights = np.empty((len(rows), length + 1), np.float32)
+        for row, (where, sample) in zip(weights, rows, strict=True):
+            where.read_targets_into(row, sample)
+        return torch.from_numpy(weights[:, 1:].copy())
 
     def _held_out_batch(self, rows: Sequence[tuple[int, int]]) -> Batch:
         """Held-out sequences, (source, number), as one micro-batch; rows that it lacks are padding."""
@@ -355,6 +382,9 @@ class Loader:
         apart = self.packing != "stream"
         starts = [*(starts if apart else [_NOWHERE] * len(rows)), *[_NOWHERE] * missing]
         mask, positions, ids = separate_documents(starts, length, filled)
+        targets = self._read_targets(placed, length)
+        if targets is not None:
+            mask[: len(rows)] *= targets
         batch = replace(batch, loss_mask=mask)
         return replace(batch, positions=positions, document_ids=ids) if apart else batch
 

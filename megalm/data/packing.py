@@ -16,6 +16,7 @@ import hashlib
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -191,11 +192,11 @@ class PackedSource(TokenSource):
         self.read_into(row, index)
         return row
 
-    def read_into(self, row: np.ndarray, index: int) -> None:
+    def _copy(self, row: np.ndarray, index: int, column: Any) -> None:
         """Pieces one after another, then zeros."""
         at = 0
         for start, size in zip(*self._pieces(index), strict=True):
-            row[at : at + size] = self.file.tokens[start : start + size]
+            row[at : at + size] = column[start : start + size]
             at += int(size)
         row[at:] = 0
 

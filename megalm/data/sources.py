@@ -51,6 +51,10 @@ class TokenSource:
             digest.update(
                 np.ascontiguousarray(self.file.read(start, min(count, start + PROBE_TOKENS)), "<i8").tobytes()
             )
+        if self.file.targets is not None:
+            for part in range(PROBES):
+                start = part * max(0, count - PROBE_TOKENS) // (PROBES - 1)
+                digest.update(self.file.targets[start : start + PROBE_TOKENS].tobytes())
         return digest.hexdigest()
 
     def read(self, index: int, length: int | None = None) -> np.ndarray:
@@ -60,8 +64,19 @@ class TokenSource:
 
     def read_into(self, row: np.ndarray, index: int) -> None:
         """Sample `index` of those of the row's length. Shapes: row [length + 1], of a type that holds the tokens"""
+        self._copy(row, index, self.file.tokens)
+
+    def read_targets_into(self, row: np.ndarray, index: int) -> None:
+        """The weight of each of these tokens as a target; ones where the file has none. Shapes: row fp32 [length + 1]"""
+        if self.file.targets is None:
+            row[:] = 1.0
+        else:
+            self._copy(row, index, self.file.targets)
+
+    def _copy(self, row: np.ndarray, index: int, column: Any) -> None:
+        """What a column (the tokens, or what there is of each) holds for a sample; zeros in the padding."""
         start = index * (len(row) - 1)
-        row[:] = self.file.tokens[start : start + len(row)]
+        row[:] = column[start : start + len(row)]
 
     def prefetch(self, index: int, length: int) -> None:
         """The sample will be read soon."""
@@ -116,10 +131,9 @@ class HeldOutSource(TokenSource):
         self.read_into(row, index)
         return row
 
-    def read_into(self, row: np.ndarray, index: int) -> None:
-        """The sample's tokens, then zeros."""
+    def _copy(self, row: np.ndarray, index: int, column: Any) -> None:
         start, end = self._span(index)
-        row[: end - start] = self.file.tokens[start:end]
+        row[: end - start] = column[start:end]
         row[end - start :] = 0
 
     def prefetch(self, index: int, length: int) -> None:

@@ -28,6 +28,7 @@ HEADER = struct.Struct("<9sQBQQ")
 DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16}
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 TOKEN_CODES = (1, 2, 3, 4, 5, 8)
+TARGETS = np.dtype("<f2")
 UINT16_VOCABULARY = 65_500  # Megatron's own bound: it stores larger vocabularies as i32
 ADVICE = "Restore the file from its source, or make the data set again with `megalm tokenize`."
 
@@ -89,6 +90,8 @@ class TokenFile:
     """
 
     prefix: str | Path
+    targets: np.ndarray | None = None
+    """Weight of each token as something to be learned, in fp16; None: all are, alike. Kept in PREFIX.targets, of local pairs."""
     cache: Any = None
     """The Cache that remote data is read through."""
 
@@ -105,6 +108,8 @@ class TokenFile:
         except ConfigError as error:
             raise ConfigError(f"{error} A data set is a pair of .bin and .idx. {ADVICE}") from error
         self._use(index, tokens)
+        if not is_url(prefix):
+            self.targets = self._open_targets(f"{self.prefix}.targets")
 
     @classmethod
     def of(cls, index: Bytes, tokens: Bytes) -> TokenFile:
@@ -172,6 +177,17 @@ class TokenFile:
 
     def _fail(self, path: str, byte: int, what: str) -> None:
         raise ConfigError(f"{path}: byte {byte}: the file {what}. {ADVICE}")
+
+    def _open_targets(self, path: str) -> np.ndarray | None:
+        if not os.path.exists(path):
+            return None
+        size, wanted = os.path.getsize(path), TARGETS.itemsize * self.num_tokens
+        if size != wanted:
+            raise ConfigError(
+                f"{path}: has {size} bytes, and {self.num_tokens} tokens take {wanted}: it is cut off, or of other tokens. Make "
+                "the data set again with `megalm posttrain prepare`, or remove the file to train on every token."
+            )
+        return np.memmap(path, TARGETS, "r")
 
     def prefetch(self, start: int, stop: int) -> None:
         """Tokens [start, stop) will be read soon; begin to fetch them."""
@@ -303,7 +319,8 @@ class TokenWriter:
     The index is renamed last, so that a pair with an index is complete.
     """
 
-    def __init__(self, prefix: str | os.PathLike, dtype: np.dtype | type):
+    def __init__(self, prefix: str | os.PathLike, dtype: np.dtype | type, *, with_targets: bool = False):
+        """with_targets: each document comes with the weights of its tokens as targets."""
         self.prefix = os.fspath(prefix)
         self.dtype = np.dtype(dtype).newbyteorder("<")
         if self.dtype.newbyteorder("=") not in CODES:
@@ -311,16 +328,22 @@ class TokenWriter:
                 f"tokens cannot be stored as {self.dtype}; choose one of {', '.join(str(d) for d in CODES)}."
             )
         Path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
-        self._names = {part: f"{self.prefix}.{part}.partial" for part in ("bin", "lengths", "documents", "idx")}
+        parts = ("bin", "lengths", "documents", "idx", *(["targets"] if with_targets else []))
+        self._names = {part: f"{self.prefix}.{part}.partial" for part in parts}
+        self._targets = open(self._names["targets"], "wb", buffering=1 << 18) if with_targets else None  # noqa: SIM115
         self._bin = open(self._names["bin"], "wb", buffering=1 << 20)  # noqa: SIM115
         self._lengths = open(self._names["lengths"], "wb", buffering=1 << 18)  # noqa: SIM115
         self._documents = open(self._names["documents"], "wb", buffering=1 << 18)  # noqa: SIM115
         self.num_sequences = self.num_documents = self.num_tokens = 0
         self._documents.write(struct.pack("<q", 0))
 
-    def add_document(self, tokens: np.ndarray) -> None:
-        """One document of one sequence; an empty one is refused."""
+    def add_document(self, tokens: np.ndarray, targets: np.ndarray | None = None) -> None:
+        """One document of one sequence, with the weights of its tokens where the pair has them; an empty one is refused."""
+        if (targets is None) != (self._targets is None) or targets is not None and len(targets) != len(tokens):
+            raise ValueError("every document comes with a weight for each token, or none does")
         self.add_documents(np.asarray(tokens), np.array([len(tokens)]))
+        if self._targets is not None:
+            self._targets.write(np.asarray(targets, dtype=TARGETS).tobytes())
 
     def add_documents(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
         """Many documents at once: their tokens one after another, and the length of each."""
@@ -342,7 +365,7 @@ class TokenWriter:
 
     def finish(self) -> None:
         """Writes the index, makes everything durable, and gives both files their names."""
-        for file in (self._bin, self._lengths, self._documents):
+        for file in self._files:
             file.flush()
             os.fsync(file.fileno())
             file.close()
@@ -361,18 +384,25 @@ class TokenWriter:
                 index.write(documents.data)
             index.flush()
             os.fsync(index.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self.prefix}.idx")  # never an old index beside new tokens
+        for part in ("idx", "targets"):  # never an old index, or old weights, beside new tokens
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.prefix}.{part}")
         os.replace(self._names["bin"], f"{self.prefix}.bin")
+        if self._targets is not None:
+            os.replace(self._names["targets"], f"{self.prefix}.targets")
         os.replace(self._names["idx"], f"{self.prefix}.idx")
         self._remove()
 
     def abort(self) -> None:
         """Closes and removes what was written."""
-        for file in (self._bin, self._lengths, self._documents):
+        for file in self._files:
             with contextlib.suppress(OSError):
                 file.close()
         self._remove()
+
+    @property
+    def _files(self) -> list[Any]:
+        return [self._bin, self._lengths, self._documents, *([] if self._targets is None else [self._targets])]
 
     def _chunks(self, part: str, dtype: str, count: int = 1 << 20) -> Iterator[np.ndarray]:
         with open(self._names[part], "rb") as file:

@@ -17,6 +17,9 @@ ROLES = ("system", "user", "assistant", "tool")
 PLAIN_STOP = ("\nUser:", "\nSystem:")
 """What ends an answer in a plain transcript, whose model knows no token for it."""
 
+GENERATED = ("\uf5a0", "\uf5a1")
+"""Around what stands in a generation block, while a template is rendered."""
+
 Message = Mapping[str, Any]
 """{"role": one of ROLES, "content": text}."""
 
@@ -43,25 +46,69 @@ class ChatTemplate:
 
         Errors: ConfigError where the template refuses the messages
         """
+        return self.render_spans(messages, answer=answer)[0]
+
+    def render_spans(self, messages: Sequence[Message], *, answer: bool = True) -> tuple[str, list[tuple[int, int]]]:
+        """The same, and which characters lie in the template's `{% generation %}` blocks: what the assistant says.
+
+        Errors: as `render`; ConfigError for text that holds the two characters of Unicode's private use that mark the blocks
+        """
         if self.template is None:
             lines = [f"{str(one['role']).capitalize()}: {one['content']}" for one in messages]
-            return "\n".join([*lines, *(["Assistant:"] if answer else [])])
+            return "\n".join([*lines, *(["Assistant:"] if answer else [])]), []
+        if any(mark in str(one) for one in messages for mark in GENERATED):
+            raise ConfigError(
+                "a message holds the characters U+F5A0 or U+F5A1, which mark what the assistant says: remove them"
+            )
+        text, spans = "", []
+        for part in self._render(messages, answer).split(GENERATED[0]):
+            inside, mark, behind = part.partition(GENERATED[1])
+            if mark:
+                spans.append((len(text), len(text) + len(inside)))
+            text += inside + behind
+        return text, spans
+
+    def _render(self, messages: Sequence[Message], answer: bool) -> str:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         def refuse(text: str) -> str:
             raise ValueError(text)
 
+        assert self.template is not None
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", make_generation_tag()]
         )
         environment.filters["tojson"] = _write_json
         environment.globals["raise_exception"] = refuse
         environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
         try:
             template = environment.from_string(self.template)
-            return template.render(messages=list(messages), add_generation_prompt=answer, **self.tokens)
+            return str(template.render(messages=list(messages), add_generation_prompt=answer, **self.tokens))
         except Exception as error:
             raise ConfigError(f"the model's chat template cannot render this conversation: {error}") from None
+
+
+def make_generation_tag() -> type:
+    """Make Jinja's tag `{% generation %} ... {% endgeneration %}`, which some templates put around what the assistant says.
+
+    Source: transformers' chat templates (return_assistant_tokens_mask)
+    """
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+    from jinja2.parser import Parser
+
+    class Generation(Extension):
+        tags = {"generation"}
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+        def _mark(self, caller: Any) -> str:
+            return f"{GENERATED[0]}{caller()}{GENERATED[1]}"
+
+    return Generation
 
 
 def check_messages(messages: Any) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,12 +219,24 @@ class Tokenizer:
         them), and names of control tokens in the text are those tokens: a prompt is written by whoever asks, not by a
         document.
         """
-        ids = [int(token) for token in self._encode_with_names(text)]
+        ids = self.encode_with_names(text)
         begin = [self.control.begin] if self.control.add_begin and self.control.begin is not None else []
         end = [self.control.end] if self.control.add_end and self.control.end is not None else []
         if ids[:1] == begin:
             begin = []
         return Prompt([*begin, *ids, *end], len(begin))
+
+    def encode_with_names(self, text: str) -> list[int]:
+        """Ids of a text that spells its control tokens itself, as a chat template's does; nothing is added to it."""
+        return [int(token) for token in self._encode_with_names(text)]
+
+    def control_names(self) -> list[str]:
+        """Names of the control tokens, longest first."""
+        names = set()
+        for number in self.control_ids():
+            with suppress(ValueError):  # a number without a name, which no text can spell
+                names.add(self.name_of(number))
+        return sorted(names - {""}, key=len, reverse=True)
 
     def _encode_with_names(self, text: str) -> Any:
         """The ids of a text whose names of control tokens are those tokens, where the format's library can read them."""

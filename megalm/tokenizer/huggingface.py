@@ -152,6 +152,12 @@ class HuggingFaceTokenizer(Tokenizer):
         fast = library.Tokenizer.from_json_str(content)
         return lambda text: fast.encode(text, add_special_tokens=False).ids
 
+    def _encode_with_names(self, text: str) -> list[int]:
+        try:
+            return self._whole.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises bare Exception
+            raise self._cannot_encode(text, error) from error
+
     def encode_prompt(self, text: str) -> Prompt:
         try:
             encoded = self._whole.encode(text)

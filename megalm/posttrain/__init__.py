@@ -1,0 +1,1 @@
+"""After pretraining: conversations and instructions as something to be learned."""
