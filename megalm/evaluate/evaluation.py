@@ -17,7 +17,8 @@ from megalm.evaluate.measure import TaskResult, evaluate_task
 from megalm.evaluate.protocols import Protocol, find_protocol
 from megalm.evaluate.request import Request
 from megalm.evaluate.results import Identity, ResultFolder, digest_model
-from megalm.evaluate.scoring import TOKENS, Scorer, score_alone
+from megalm.evaluate.scoring import TOKENS, Scorer
+from megalm.evaluate.sharing import SharingScorer
 from megalm.evaluate.tasks.suite import Suite
 from megalm.generate.batch import ROWS
 from megalm.generate.model import load_model, stop_tokens, tokenizer_of
@@ -55,7 +56,7 @@ class Model:
         source, transformer = load_model(path, device=device, dtype=DTYPES[dtype], accept=accept)
         length = source.model.seq_length
         return cls(
-            source, transformer, tokenizer_of(source, tokenizer), score_alone(transformer, tokens=tokens), length
+            source, transformer, tokenizer_of(source, tokenizer), SharingScorer(transformer, tokens=tokens), length
         )
 
     @property

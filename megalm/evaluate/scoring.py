@@ -159,11 +159,10 @@ class Scorer:
                 chunk.train(training)
 
 
-def score_alone(model: Transformer, *, tokens: int = TOKENS) -> Scorer:
-    """A scorer of a whole model in one process."""
+def make_executor(model: Transformer, mesh: Mesh) -> Executor:
+    """An executor of a whole model in one process."""
     weight = model.embedding.weight
-    mesh = Mesh.single(weight.device)
-    executor = Executor(
+    return Executor(
         [model],
         build_schedule("1f1b", 1, 1, 1),
         mesh.pipeline,
@@ -173,4 +172,3 @@ def score_alone(model: Transformer, *, tokens: int = TOKENS) -> Scorer:
         dtype=weight.dtype,
         device=weight.device,
     )
-    return Scorer(executor, mesh, model.config.seq_length, tokens=tokens)

@@ -1,6 +1,8 @@
 """What each protocol asks, against plain references, and what its scores decide."""
 
 import random
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,3 +125,30 @@ def test_too_many_examples_are_refused(model):
     task = Task("few", "choice", TASK.items, num_fewshot=9)
     with pytest.raises(ConfigError, match="few: 9 examples are asked for, and there are 6 rows"):
         list(PROTOCOLS["core"].prompts(task, model.tokenizer, 64))
+
+
+@pytest.mark.parametrize("family", ["llama2", "gpt2", "gemma2"])
+def test_what_begins_alike_is_read_once_and_scores_are_the_same(family):
+    from megalm.evaluate.scoring import Scorer
+    from megalm.evaluate.sharing import SharingScorer, find_groups
+    from megalm.generate.model import load_model
+    from tests.convert.architectures import build
+
+    random_ids = random.Random(4)
+    requests = []
+    for size in (30, 12, 50, 21):
+        context = [random_ids.randrange(90) for _ in range(size)]
+        same = [random_ids.randrange(90)]
+        for extra in (1, 4, 9):
+            tail = [*same, *(random_ids.randrange(90) for _ in range(extra))]
+            requests.append(Request((*context, *tail), len(tail)))
+    requests.append(Request((1, 2, 3), 2))
+    assert [len(group.prefix) for group in find_groups(requests)] == [29, 11, 49, 20]
+    with tempfile.TemporaryDirectory() as folder:
+        build(family).save_pretrained(folder)
+        _, transformer = load_model(Path(folder))
+    shared = SharingScorer(transformer, tokens=200)
+    found, plain = shared.score(requests), Scorer.score(shared, requests)
+    for one, other in zip(found, plain, strict=True):
+        assert one.log_probability == pytest.approx(other.log_probability, abs=1e-4)
+        assert (one.likeliest, one.tokens) == (other.likeliest, other.tokens)
