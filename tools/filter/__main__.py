@@ -15,6 +15,7 @@ from ..corpus_options import corpus_of, print_some
 from ..engine_options import add_worker_arguments
 from ..interruption import INTERRUPTED, prompt_interruption
 from ..subcommands import run_reporting
+from ._train import make_training_parser, train
 
 if TYPE_CHECKING:
     from megalm.corpus.dedup.corpus import Corpus
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 wrong input, 130 interrupted (the same command goes on)."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the workers are the parallelism
-    args = make_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["train"]:
+        training = make_training_parser().parse_args(words[1:])
+        return run_reporting(lambda: train(training))
+    args = make_parser().parse_args(words)
     with prompt_interruption():
         status = run_reporting(lambda: run(args))
     if status == INTERRUPTED and (args.output or args.removed):
@@ -37,7 +42,8 @@ def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
         prog="megalm filter",
-        description="Keep the documents that rules let through, with their scores. `--list` shows presets and scores.",
+        description="Keep the documents that rules let through, with their scores. `--list` shows presets and scores; "
+        "`megalm filter train` trains a classifier.",
     )
     parser.add_argument(
         "inputs", nargs="*", metavar="INPUT", help="files, folders, globs or URLs, as megalm tokenize takes them"

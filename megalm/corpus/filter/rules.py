@@ -1,12 +1,13 @@
 """Rules as data: yaml into steps and bounds, in their order.
 
 A rule is a mapping. `score` names a number that is counted of the text, `field` a number or word of the document's own,
-`words`, `address`, `pii`, `language` and `function` look for something and give a number; `at_least`, `at_most` and
+`words`, `address`, `pii`, `language`, `classifier` and `function` look for something and give a number; `at_least`, `at_most` and
 `one_of` say what stays. `edit` changes the text for the rules behind it. `include` is another set of rules.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import os
@@ -22,12 +23,13 @@ import yaml
 
 from megalm.config.errors import ConfigError
 from megalm.corpus.filter.batch import Batch, Bound, Step
+from megalm.corpus.filter.classifier import Classified, load_classifier
 from megalm.corpus.filter.edits import CleanLines, Normalize, Repair
 from megalm.corpus.filter.language import LIBRARIES, Language
 from megalm.corpus.filter.lists import Address, FieldValue, ListedWords, PersonalData, UserFunction
 from megalm.corpus.filter.scores import SCORES, SHORT_LINE, STOP_WORDS, CountSettings
 
-KINDS = ("score", "field", "words", "address", "pii", "language", "function", "edit", "include")
+KINDS = ("score", "field", "words", "address", "pii", "language", "classifier", "function", "edit", "include")
 _LIMITS = ("at_least", "at_most", "name")
 _EDITS: dict[str, tuple[Callable[..., Step], tuple[str, ...]]] = {
     "clean_lines": (CleanLines, ("max_word_length", "min_words", "terminal")),
@@ -145,7 +147,14 @@ def _filled(content: dict[str, Any], name: str, above: tuple[str, ...]) -> dict[
 
 
 def _listed(key: str, value: Any, folder: str, name: str) -> Any:
-    """What a list that stands in a file (`file: PATH`) holds: a line an entry, `#` begins a remark."""
+    """What a list that stands in a file (`file: PATH`) holds: a line an entry, `#` begins a remark. Of a classifier its path,
+    and what changes when it is trained again."""
+    if key == "classifier" and isinstance(value, str):
+        path = os.path.join(folder, value)
+        with contextlib.suppress(OSError):  # who loads it says so
+            status = os.stat(path)
+            return {"path": path, "stamp": [status.st_size, status.st_mtime_ns]}
+        return {"path": path, "stamp": []}
     if not isinstance(value, dict) or set(value) != {"file"}:
         return value
     path = os.path.join(folder, str(value["file"]))
@@ -270,6 +279,14 @@ class _Maker:
         _refuse_unknown(rule, ("language", "by", *_LIMITS))
         self._step(Language(_strings(rule, "language"), str(rule.get("by", LIBRARIES[0]))))
         self._bound(rule, "language")
+
+    def _add_classifier(self, rule: dict[str, Any]) -> None:
+        _refuse_unknown(rule, ("classifier", "score_name", *_LIMITS))
+        path = rule["classifier"]["path"] if isinstance(rule["classifier"], dict) else str(rule["classifier"])
+        load_classifier(path)  # what is wrong with it is told before anything is read
+        step = Classified(path, str(rule.get("score_name", "quality")))
+        self._step(step)
+        self._bound(rule, step.score)
 
     def _add_function(self, rule: dict[str, Any]) -> None:
         _refuse_unknown(rule, ("function", *_LIMITS))
