@@ -42,6 +42,8 @@ class Fp8Product(Product):
 
     Keeps for backward the largest magnitudes of x and W, and where it is `keeping`, x in the form that dW needs. Each operand is
     read once for both of its products where their scales allow that, and weights once a step (`keep_weights`).
+    Numbers of rows that devices do not serve are multiplied in the operands' dtype: no batch of training has one
+    (`megalm.launch.resolve` sees to it), texts that are written on the way do.
     """
 
     recipe: Recipe
@@ -54,9 +56,9 @@ class Fp8Product(Product):
     weights: KeptWeight = field(default_factory=KeptWeight)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, keep: bool = False) -> Forward:
-        if self.meter.wide:
-            return PLAIN.forward(x, weight, bias)
         rows, how, later = x.reshape(-1, x.shape[-1]), self.recipe.forward, self.recipe.weight_gradient
+        if self.meter.wide or rows.shape[0] % find_multiple(self.recipe.name):
+            return PLAIN.forward(x, weight, bias)
         largest, stored = find_largest(rows, self.over_x), self.quantize_weight(weight)
         kept: tuple[Tensor, ...] = (largest, stored.largest)
         if has_x := keep and self.keeps_x and later is not None:

@@ -164,6 +164,17 @@ def test_a_value_that_is_not_finite_is_seen_though_the_cast_would_hide_it(recipe
     assert not any(bool(found.isfinite().all()) for found in spoilt)
 
 
+def test_a_number_of_rows_that_no_device_serves_is_multiplied_as_it_is():
+    x, weight, grad = example()
+    x, grad = x[:5], grad[:5]
+    for got, want in zip(
+        compute(Fp8Product(RECIPES["rowwise"], Meter("")), x, weight, grad),
+        (x @ weight.t(), grad @ weight, grad.t() @ x),
+        strict=True,
+    ):
+        assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("recipe", WORDS)
 def test_zeros_stay_zeros(recipe):
     zeros = torch.zeros(32, 32)
