@@ -22,7 +22,7 @@ setup(
         "megalm.conf": ["**/*.yaml"],
         "megalm.corpus": ["filter/presets/*.yaml"],
         "megalm.generate": ["*.html"],
-        "megalm.evaluate": ["suites/*.yaml", "suites/smoke/*"],
+        "megalm.evaluate": ["*.html", "suites/*.yaml", "suites/smoke/*"],
         "megalm.plan": ["mixtures/*"],
     },
     ext_modules=[extension()],
