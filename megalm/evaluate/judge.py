@@ -31,7 +31,7 @@ from megalm.evaluate.statistics import wilson_interval
 from megalm.evaluate.strengths import Strengths, Vote, fit_strengths
 
 QUESTION = """Two assistants answered the same question. Decide which answer serves the person who asked better: is it right, \
-does it answer what was asked, is it complete and clear? Do not reward length, and do not mind the order in which the answers stand.
+does it answer what was asked, is it complete and clear? Do not reward length; do not mind the order of the answers.
 
 [Question]
 {prompt}
