@@ -140,12 +140,16 @@ class HashTable {
     values_.reserve(room);
     memset(keys_.data(), 0, size_t(room) * sizeof(uint64_t));
     mask_ = uint64_t(room - 1);
+    shift_ = 64;
+    while (room > 1) {
+      room /= 2;
+      --shift_;
+    }
   }
   // The value that the key has, which is `value` if it is new.
   MEGALM_INLINE int32_t* find(uint64_t hash, int64_t length, int32_t value) {
-    uint64_t key = mix_bits(hash ^ (uint64_t(length) * 0xD6E8FEB86659FD93u));
-    key += key == 0;
-    uint64_t slot = key & mask_;
+    const uint64_t key = key_of(hash, length);
+    uint64_t slot = place_of(key);
     while (keys_[int64_t(slot)] != key) {
       if (keys_[int64_t(slot)] == 0) {
         keys_[int64_t(slot)] = key;
@@ -158,18 +162,23 @@ class HashTable {
   }
   // The value, or -1.
   MEGALM_INLINE int32_t look(uint64_t hash, int64_t length) const {
-    uint64_t key = mix_bits(hash ^ (uint64_t(length) * 0xD6E8FEB86659FD93u));
-    key += key == 0;
-    for (uint64_t slot = key & mask_;; slot = (slot + 1) & mask_) {
+    const uint64_t key = key_of(hash, length);
+    for (uint64_t slot = place_of(key);; slot = (slot + 1) & mask_) {
       if (keys_[int64_t(slot)] == key) return values_[int64_t(slot)];
       if (keys_[int64_t(slot)] == 0) return -1;
     }
   }
+  MEGALM_INLINE bool has(uint64_t hash, int64_t length) const {
+    const uint64_t key = key_of(hash, length);
+    for (uint64_t slot = place_of(key);; slot = (slot + 1) & mask_) {
+      if (keys_[int64_t(slot)] == key) return true;
+      if (keys_[int64_t(slot)] == 0) return false;
+    }
+  }
   // Whether it was not there before.
   MEGALM_INLINE bool add(uint64_t hash, int64_t length) {
-    uint64_t key = mix_bits(hash ^ (uint64_t(length) * 0xD6E8FEB86659FD93u));
-    key += key == 0;
-    uint64_t slot = key & mask_;
+    const uint64_t key = key_of(hash, length);
+    uint64_t slot = place_of(key);
     while (keys_[int64_t(slot)] != key) {
       if (keys_[int64_t(slot)] == 0) {
         keys_[int64_t(slot)] = key;
@@ -181,9 +190,17 @@ class HashTable {
   }
 
  private:
+  static MEGALM_INLINE uint64_t key_of(uint64_t hash, int64_t length) {
+    const uint64_t key = hash ^ (uint64_t(length) * 0xD6E8FEB86659FD93u);
+    return key + (key == 0);
+  }
+  // By the first bits of a product, which depend on all of the key's.
+  MEGALM_INLINE uint64_t place_of(uint64_t key) const { return ((key ^ (key >> 32)) * kGolden) >> shift_; }
+
   Buffer<uint64_t> keys_;
   Buffer<int32_t> values_;
   uint64_t mask_ = 0;
+  int shift_ = 64;
 };
 
 }  // namespace megalm::MEGALM_ISA

@@ -18,6 +18,7 @@ class English {
       if (rules.unit_ends[unit] - first > longest_unit_) longest_unit_ = rules.unit_ends[unit] - first;
       first = rules.unit_ends[unit];
     }
+    starts_.begin(rules.exceptions + 1);
     // An exception that would be split is looked for among the words, too; as how many words it would be found there.
     for (int64_t i = 0; i < rules.exceptions; ++i) {
       put(i);
@@ -25,6 +26,7 @@ class English {
       const bool split = take(own_, {0, own_.size()}, false);
       const int64_t count = split ? words_.size : 0;
       joined_.push(int32_t(patterns_.size));
+      if (count > 0) starts_.add(own_.hash(0, words_[0].end), words_[0].end);
       for (int64_t word = 0; word < count; ++word) patterns_.push(uint8_t(words_[word].size()));
       if (count > most_words_) most_words_ = count;
     }
@@ -327,6 +329,7 @@ class English {
       int64_t i = odd_[run] - most_words_ + 1;
       if (i < next) i = next;
       for (; i < odd_[run + 1]; ++i) {
+        if (!starts_.has(t.hash(words_[i].begin, words_[i].end), words_[i].size())) continue;
         uint64_t hash = 0;
         int64_t length = 0;
         for (int64_t j = i; j < words_.size && j - i < most_words_; ++j) {
@@ -416,6 +419,7 @@ class English {
   WordRules rules_;
   Characters own_;
   HashTable table_;
+  HashTable starts_;  // the first words of exceptions that are split elsewhere
   int64_t longest_ = 0, most_words_ = 0, longest_unit_ = 0;
   Buffer<int32_t> joined_, seen_;
   Buffer<int64_t> odd_;  // where runs of such words begin and end

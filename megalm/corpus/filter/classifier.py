@@ -99,7 +99,7 @@ class Quality:
     auc: float
     accuracy: float
     calibration_error: float
-    """Mean distance of what is predicted and what is so, over the bins, weighted by their texts."""
+    """Mean distance of what is predicted and what is so, over the bins, weighted by their texts; both sets count alike."""
     bins: list[Bin]
     thresholds: list[tuple[float, float, float]]
     """(share of the second set that stays, probability that keeps it, share of the first set that stays with it)"""
@@ -207,12 +207,14 @@ def _measure(good: np.ndarray, bad: np.ndarray) -> Quality:
     below = (np.searchsorted(ordered, good) + np.searchsorted(ordered, good, side="right")) / 2
     accuracy = ((good >= 0.5).mean() + (bad < 0.5).mean()) / 2
     place = np.minimum((both * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    bins = []
+    weight = np.where(is_good, 0.5 / len(good), 0.5 / len(bad))  # both sets count alike, as they did in training
+    bins, error = [], 0.0
     for number in range(CALIBRATION_BINS):
         here = place == number
         if here.any():
-            bins.append(Bin(int(here.sum()), float(both[here].mean()), float(is_good[here].mean())))
-    error = sum(one.texts * abs(one.predicted - one.good) for one in bins) / len(both)
+            share = weight[here] / weight[here].sum()
+            bins.append(Bin(int(here.sum()), float(share @ both[here]), float(share @ is_good[here])))
+            error += float(weight[here].sum()) * abs(bins[-1].predicted - bins[-1].good)
     limits = [(rate, float(np.quantile(bad, 1 - rate))) for rate in RATES]
     thresholds = [(rate, limit, float((good >= limit).mean())) for rate, limit in limits]
     return Quality(len(both), float(below.mean() / len(bad)), float(accuracy), error, bins, thresholds)
