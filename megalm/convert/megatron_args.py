@@ -9,6 +9,7 @@ from typing import Any
 from megalm.config import ModelConfig, RopeScalingConfig
 from megalm.config.errors import ConfigError
 from megalm.convert.huggingface_config import function_of
+from megalm.convert.megatron_mixture import read_mixture, write_mixture
 
 # Megatron's Llama 3 stretching has these numbers built in.
 ROPE_SCALING = RopeScalingConfig(
@@ -30,7 +31,6 @@ def read_args(args: Namespace, vocab_size: int | None = None) -> ModelConfig:
         return default if value is None else value
 
     for key, allowed in (
-        ("num_experts", None),
         ("apply_layernorm_1p", False),
         ("squared_relu", False),
         ("multi_latent_attention", False),
@@ -79,6 +79,8 @@ def read_args(args: Namespace, vocab_size: int | None = None) -> ModelConfig:
         tie_embeddings=not get("untie_embeddings_and_output_weights", False),
         init_std=float(get("init_method_std", 0.02)),
     )
+    if get("num_experts"):
+        model.moe = read_mixture(get, args.num_layers, int(model.ffn_hidden_size or 0))
     if get("use_rope_scaling", False):
         model.rope_scaling = dataclasses.replace(ROPE_SCALING, factor=float(get("rope_scaling_factor", 8.0)))
     if model.vocab_size > args.padded_vocab_size:
@@ -126,7 +128,7 @@ def write_args(model: ModelConfig, *, tensor: int, pipeline: int, virtual: int, 
         init_method_std=model.init_std,
         hidden_dropout=model.dropout,
         attention_dropout=0.0,
-        num_experts=None,
+        **(vars(write_mixture(model)) if model.moe.num_experts else {"num_experts": None}),
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,

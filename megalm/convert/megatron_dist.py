@@ -35,8 +35,9 @@ from megalm.config.errors import ConfigError
 from megalm.convert import megatron_names, restricted
 from megalm.convert.huggingface_tokenizer import read_json
 from megalm.convert.megatron_args import read_args, write_args
+from megalm.convert.megatron_keys import Place, find_place, list_extra_states, list_places, list_plain_names
 from megalm.convert.megatron_legacy import TRACKER
-from megalm.convert.megatron_names import EMBEDDING, OUTPUT, canonical, padded_vocabulary, spell
+from megalm.convert.megatron_names import EMBEDDING, OUTPUT, padded_vocabulary
 from megalm.convert.rules import Rule
 from megalm.convert.source import OptimizerState, RuleReader, Source, check_none_left, check_shapes
 
@@ -48,13 +49,6 @@ RESHARDABLE = {
 """What Megatron keeps of how the optimizer's state was saved, and asks for before it loads it."""
 COMMON_FILE = "common.pt"
 COMMON_OBJECT = "common_state/shard_0_1"
-_STACK = "decoder.layers."
-_WITH_STATE = (
-    *("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2"),
-    *("self_attention.core_attention", "self_attention.q_layernorm", "self_attention.k_layernorm"),
-)
-"""Modules of a layer that have a state beside their weights: Megatron's own linear ones, and those of Transformer Engine."""
-_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 # Not weights: what only Megatron's own trainer reads.
 KINDS = ("param", "exp_avg", "exp_avg_sq")
 _OPTIMIZER = re.compile(rf"^optimizer\.state\.({'|'.join(KINDS)})\.(.+)$")
@@ -89,8 +83,8 @@ class DistributedFiles:
                 self._places[index.fqn, tuple(index.offset)] = place
         self.recomputed: list[str] = []
         self.other_state: list[str] = []
-        # kind ("" for weights) -> plain name -> (stored key, layer or None where the key is not a stack)
-        self._origin: dict[str, dict[str, tuple[str, int | None]]] = {kind: {} for kind in ("", *KINDS)}
+        # kind ("" for weights) -> plain name -> (stored key, index in its first axes)
+        self._origin: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {kind: {} for kind in ("", *KINDS)}
         self.optimizer_keys: list[str] = []
         for key, entry in metadata.state_dict_metadata.items():
             match = _OPTIMIZER.match(key)
@@ -119,13 +113,7 @@ class DistributedFiles:
 
     def _add(self, key: str, entry: TensorStorageMetadata, name: str, kind: str) -> None:
         name = re.sub(r"^(module\.|model\.)+", "", name)
-        stacked = name.startswith("decoder.layers.") and not _LAYER.match(name)
-        if not stacked:
-            self._origin[kind][canonical(name)] = (key, None)
-            return
-        for layer in range(entry.size[0]):
-            numbered = canonical(f"decoder.layers.{layer}.{name.removeprefix('decoder.layers.')}")
-            self._origin[kind][numbered] = (key, layer)
+        self._origin[kind].update({plain: (key, index) for plain, index in list_plain_names(name, entry.size)})
 
     def _common(self) -> Any:
         if (self.folder / COMMON_FILE).is_file():
@@ -149,20 +137,18 @@ class DistributedFiles:
         return list(self._origin[kind])
 
     def shape(self, name: str, kind: str = "") -> tuple[int, ...]:
-        key, layer = self._origin[kind][name]
-        size = tuple(self._stored[key].size)
-        return size if layer is None else size[1:]
+        key, index = self._origin[kind][name]
+        return tuple(self._stored[key].size)[len(index) :]
 
     def dtype(self, name: str, kind: str = "") -> torch.dtype:
         return self._stored[self._origin[kind][name][0]].properties.dtype
 
     def read(self, name: str, kind: str = "") -> Tensor:
         """Read the tensor from those stored chunks that hold a part of it."""
-        key, layer = self._origin[kind][name]
+        key, index = self._origin[kind][name]
         size = list(self._stored[key].size)
-        begin, end = [0] * len(size), list(size)
-        if layer is not None:
-            begin[0], end[0] = layer, layer + 1
+        begin = [*index, *[0] * (len(size) - len(index))]
+        end = [*(place + 1 for place in index), *size[len(index) :]]
         result = torch.empty([e - b for b, e in zip(begin, end, strict=True)], dtype=self.dtype(name, kind))
         filled = 0
         for chunk in self._stored[key].chunks:
@@ -179,7 +165,7 @@ class DistributedFiles:
             filled += target.numel()
         if filled != result.numel():
             raise ConfigError(f"{self.folder}: only {filled} of the {result.numel()} elements of {name} are there")
-        return result if layer is None else result[0]
+        return result[(0,) * len(index)] if index else result
 
     def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
         place = self._places.get((key, tuple(chunk.offsets)))
@@ -267,7 +253,8 @@ def open_dist(folder: Path, vocab_size: int | None = None) -> Source:
     check_shapes(folder, files, {rule.foreign: rule.shape for rule in table})
     ignored = dict.fromkeys(files.recomputed, "follows from the configuration")
     ignored |= dict.fromkeys(files.other_state, "is not a weight")
-    optimizer = _optimizer_state(files, table, model.seq_length)
+    # Two optimizers chained have a mixture's, of the experts and of the rest.
+    optimizer = None if model.moe.num_experts else _optimizer_state(files, table, model.seq_length)
     ignored |= dict.fromkeys(files.optimizer_keys, OPTIMIZER_REASON if optimizer else "is not a weight")
     left = set(files.names()) - {rule.foreign for rule in table}
     if model.tie_embeddings and OUTPUT in left:
@@ -307,6 +294,11 @@ def write_dist(
     if spelling != "te":
         raise ConfigError(f"--names {spelling} is not what torch_dist uses: Megatron core stores its names there, te.")
     model = source.model
+    if optimizer is not None and model.moe.num_experts:
+        raise ConfigError(
+            f"model.moe.num_experts={model.moe.num_experts}: the optimizer's state of a mixture cannot be written for Megatron, "
+            "which chains two optimizers there; write the weights alone."
+        )
     padded = padded_vocabulary(model.vocab_size, pad_vocabulary, 1)
     args = write_args(model, tensor=1, pipeline=1, virtual=1, padded_vocab_size=padded)
     table = megatron_names.rules(model, tensor=1, padded_vocab_size=padded)
@@ -322,15 +314,16 @@ def write_dist(
         for rule in table:
             tensor = rule.join([source.weights.read(part.name) for part in rule.parts])
             tensor = tensor.to(dtype or tensor.dtype)
-            _write_chunk(stream, entries, places, spell(rule.foreign, spelling), tensor, model.num_layers)
+            for place in list_places(model, rule.foreign):
+                _write_chunk(stream, entries, places, place, tensor)
             progress(rule.foreign, tensor.nbytes)
-        objects = _write_extra_states(stream, places, model.num_layers)
+        objects = _write_extra_states(stream, places, list_extra_states(model))
         for kind, part in zip(KINDS, optimizer.parts().values() if optimizer else (), strict=False):
             for rule in table:
                 tensor = rule.join([part.read(piece.name) for piece in rule.parts])
-                name = f"optimizer.state.{kind}.", spell(rule.foreign, spelling)
-                _write_chunk(stream, entries, places, name[1], tensor, model.num_layers, prefix=name[0])
-                progress("".join(name), tensor.nbytes)
+                prefix = f"optimizer.state.{kind}."
+                _write_chunk(stream, entries, places, find_place(model, rule.foreign), tensor, prefix)
+                progress(prefix + rule.foreign, tensor.nbytes)
         stream.flush()
         os.fsync(stream.fileno())
     common: dict[str, Any] = {"args": args, "checkpoint_version": 3.0, "iteration": source.step}
@@ -354,13 +347,11 @@ def write_dist(
 
 
 def _write_extra_states(
-    stream: IO[bytes], places: dict[MetadataIndex, _StorageInfo], layers: int
+    stream: IO[bytes], places: dict[MetadataIndex, _StorageInfo], names: Sequence[str]
 ) -> dict[str, BytesStorageMetadata]:
-    """Appends the states, empty without fp8, that Megatron's modules ask for by name when they are loaded."""
-    names = [f"{_STACK}{module}._extra_state/shard_{i}_{layers}" for module in _WITH_STATE for i in range(layers)]
+    """Append an empty state under each name."""
     data = io.BytesIO()
     torch.save([None], data)
-    names.append("decoder.final_layernorm._extra_state/shard_0_1")
     for name in names:
         places[MetadataIndex(name)] = _StorageInfo("__0_0.distcp", stream.tell(), data.tell())
         stream.write(data.getbuffer())
@@ -371,22 +362,17 @@ def _write_chunk(
     stream: IO[bytes],
     entries: dict[str, TensorStorageMetadata],
     places: dict[MetadataIndex, _StorageInfo],
-    name: str,
+    place: Place,
     tensor: Tensor,
-    num_layers: int,
     prefix: str = "",
 ) -> None:
-    """Appends one tensor, a layer's one as its row of the stack over the layers, under `prefix` + `name`."""
-    offsets: Sequence[int] = [0] * tensor.dim()
-    size: Sequence[int] = tensor.shape
-    match = _LAYER.match(name)
-    if match:
-        name = f"decoder.layers.{name[match.end() :]}"
-        offsets, size = [int(match[1]), *offsets], [num_layers, *size]
-        tensor = tensor.unsqueeze(0)
-    name = prefix + name
+    """Append one tensor at its place in what is stored under `prefix` + its key."""
+    name = prefix + place.key
+    size = torch.Size([*place.sizes, *tensor.shape])
+    offsets = [*place.index, *[0] * tensor.dim()]
+    tensor = tensor.view([1] * len(place.index) + list(tensor.shape))
     if name not in entries:
-        entries[name] = TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(size), [])
+        entries[name] = TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), size, [])
     entries[name].chunks.append(ChunkStorageMetadata(torch.Size(offsets), tensor.shape))
     data = io.BytesIO()
     torch.save(tensor.clone(), data)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
 from megalm.convert import megatron_names, restricted
 from megalm.convert.megatron_args import read_args, write_args
@@ -177,10 +178,19 @@ def _shift_layer(name: str, before: int) -> tuple[str, int]:
     return f"decoder.layers.{before + number}.{name[match.end() :]}", number + 1
 
 
+def _refuse_mixture(model: ModelConfig) -> None:
+    if model.moe.num_experts:
+        raise ConfigError(
+            f"a mixture of {model.moe.num_experts} experts in Megatron's rank files (mp_rank_*) is not supported: use its "
+            "torch_dist format, to which Megatron-LM converts rank files by --ckpt-convert-format torch_dist"
+        )
+
+
 def open_legacy(folder: Path, vocab_size: int | None = None) -> Source:
     """Open an iteration's folder of `mp_rank_*` files as a Source."""
     files = RankFiles(folder)
     model = read_args(files.args, vocab_size)
+    _refuse_mixture(model)
     table = megatron_names.rules(
         model, tensor=files.tensor, padded_vocab_size=files.args.padded_vocab_size, version=files.version
     )
@@ -225,6 +235,7 @@ def write_legacy(
     The format has one pickle a rank, so memory holds one rank's share of the model at a time.
     """
     model = source.model
+    _refuse_mixture(model)
     if model.num_layers % (pipeline * virtual):
         raise ConfigError(
             f"{model.num_layers} layers cannot be divided over {pipeline} stages x {virtual} chunks evenly"

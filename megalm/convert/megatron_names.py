@@ -18,6 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from megalm.architecture.layers import name_layer
 from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
 from megalm.convert.huggingface_names import Shapes
@@ -120,12 +121,35 @@ def _rules(model: ModelConfig, shapes: Shapes, tensor: int, padded: int, version
             yield Rule(f"{prefix}.self_attention.{name[0]}_layernorm.weight", (part,))
         yield from _divided(f"{prefix}.self_attention.linear_proj", [shapes.attention(layer, "output")], 1)
         yield from _norm(f"{prefix}.pre_mlp_layernorm", shapes.norm(layer, "mlp"))
-        first = [shapes.mlp(layer, name) for name in (("gate", "up") if model.gated else ("up",))]
-        yield from _divided(f"{prefix}.mlp.linear_fc1", first, 0, fc1_rows)
-        yield from _divided(f"{prefix}.mlp.linear_fc2", [shapes.mlp(layer, "down")], 1)
+        if model.moe.is_dense(layer):
+            yield from _mlp(f"{prefix}.mlp", f"{name_layer(layer)}.mlp", shapes, fc1_rows)
+        else:
+            yield from _mixture(f"{prefix}.mlp", f"{name_layer(layer)}.mlp", shapes)
     yield from _norm("decoder.final_layernorm", shapes.parts("final_norm"))
     if not model.tie_embeddings:
         yield Rule(OUTPUT, (shapes.weight("output"),), pad_to=padded, dim=0)
+
+
+def _mlp(foreign: str, own: str, shapes: Shapes, rows: Callable[[], Tensor] | None = None) -> Iterator[Rule]:
+    """Yield the rules of an MLP, an expert or the shared expert: gate and up together, and down."""
+    first = [shapes.parts(f"{own}.{name}") for name in (("gate", "up") if shapes.model.gated else ("up",))]
+    yield from _divided(f"{foreign}.linear_fc1", first, 0, rows)
+    yield from _divided(f"{foreign}.linear_fc2", [shapes.parts(f"{own}.down")], 1)
+
+
+def _mixture(foreign: str, own: str, shapes: Shapes) -> Iterator[Rule]:
+    """Yield the rules of a layer's router, its experts by number, and what every token passes through."""
+    moe = shapes.model.moe
+    yield Rule(f"{foreign}.router.weight", (shapes.weight(f"{own}.router"),))
+    selection = shapes.find(f"{own}.router.selection_bias")
+    if selection is not None:
+        yield Rule(f"{foreign}.router.expert_bias", (selection,))
+    for expert in range(moe.num_experts):
+        yield from _mlp(f"{foreign}.experts.{expert}", f"{own}.experts.{expert}", shapes)
+    if moe.shared_ffn_hidden_size:
+        yield from _mlp(f"{foreign}.shared_experts", f"{own}.shared_expert", shapes)
+    if moe.shared_gate:
+        yield Rule(f"{foreign}.shared_experts.gate_weight", (shapes.weight(f"{own}.shared_gate"),))
 
 
 def _norm(foreign: str, parts: dict[str, Part]) -> Iterator[Rule]:
