@@ -18,10 +18,12 @@ _DIGITS = str.maketrans("", "", string.digits)
 def match_answer(text: str, answers: Sequence[str], compare: Mapping[str, Any]) -> dict[str, float]:
     """Name of each measure -> 1.0 where the text is right by it.
 
-    compare: `normalize` for the gauntlet's way; else lm-eval's options of `exact_match`, and its `filters`, of each of which
-    the measure is `exact_match,NAME`.
+    compare: `math` where values count, however they are written; `normalize` for the gauntlet's way; else lm-eval's options of
+    `exact_match`, and its `filters`, of each of which the measure is `exact_match,NAME`.
     Source: exact_match and filters of lm-eval 0.4.13; InContextLearningGenerationExactMatchAccuracy of llm-foundry
     """
+    if compare.get("math"):
+        return {"math": float(any(is_same_number(text, answer) for answer in answers))}
     if compare.get("normalize"):
         written = normalize(text)
         return {"exact_match": float(any(written.startswith(normalize(answer)) for answer in answers))}
@@ -34,6 +36,19 @@ def match_answer(text: str, answers: Sequence[str], compare: Mapping[str, Any]) 
         filtered = apply_filters(text, one.get("filter") or [])
         found[f"exact_match,{one['name']}"] = float(any(_equal(filtered, answer, options) for answer in answers))
     return found
+
+
+def is_same_number(text: str, answer: str) -> bool:
+    """Whether the text's last mathematical expression has the answer's value: 1/2 is 0.5, and $29.00 is 29.
+
+    Errors: ConfigError where math-verify is not installed
+    """
+    try:
+        from math_verify import parse, verify
+    except ModuleNotFoundError:
+        raise ConfigError("answers are compared as mathematics by math-verify: pip install megalm[eval]") from None
+    right, found = parse(answer, parsing_timeout=None), parse(text, parsing_timeout=None)
+    return bool(right and found and verify(right, found, timeout_seconds=None))
 
 
 def normalize(text: str) -> str:

@@ -16,6 +16,7 @@ from megalm.parallel.mesh import build_mesh
 from megalm.train.parts import build_trainer
 from tests.distributed import run_ranks
 from tests.evaluate.models import make_model
+from tests.mixtures import KINDS
 from tests.small_run import small_run
 
 
@@ -78,11 +79,26 @@ def test_every_layout_decides_alike(layout, tmp_path, tokenizer):
             assert (own_chosen, own_right) == (chosen, right)
 
 
+@pytest.mark.parametrize(
+    "layout", [["parallel.data=2", "parallel.expert=2"], ["parallel.tensor=2"]], ids=["expert", "tensor"]
+)
+def test_a_mixture_decides_alike(layout, tmp_path, tokenizer):
+    words = [*words_of(tmp_path, tokenizer), *KINDS["mixtral"], "model.init_std=0.1"]
+    (alone,) = run_ranks(1, score_suite, 1, words, tmp_path)
+    for found in run_ranks(2, score_suite, 2, [*words, *layout], tmp_path):
+        for (numbers, chosen, right), (own_numbers, own_chosen, own_right) in zip(alone, found, strict=True):
+            assert own_numbers == pytest.approx(numbers, abs=1e-4)
+            assert (own_chosen, own_right) == (chosen, right)
+
+
 def train(words):
     assert main(["train", *words]) == 0
 
 
-@pytest.mark.parametrize("layout", [[], ["parallel.pipeline=2"]], ids=["one", "pipeline"])
+MIXTURE = [*KINDS["deepseek"], "model.init_std=0.1"]
+
+
+@pytest.mark.parametrize("layout", [[], ["parallel.pipeline=2"], MIXTURE], ids=["one", "pipeline", "mixture"])
 def test_training_is_the_same_to_the_bit(layout, tmp_path, tokenizer):
     for name, every in (("with", 2), ("without", 0)):
         train([*words_of(tmp_path, tokenizer, *layout, f"run.name={name}", f"evaluate.every={every}")])

@@ -115,6 +115,10 @@ GENERATED: dict[str, Any] = {"stop": ("\n",), "compare": {"normalize": True}}
 """How rows that are written on from are judged where a suite says nothing: one line, by the gauntlet's comparison."""
 
 
+COMPARED: dict[str, dict[str, bool]] = {"text": {"normalize": True}, "math": {"math": True}}
+"""How a suite may have what is written compared with the answers."""
+
+
 def make_task(entry: Mapping[str, Any], suite: Path, data: Path) -> Task:
     """A task of a suite's entry in the gauntlet's form."""
     label = str(entry.get("label"))
@@ -134,6 +138,9 @@ def make_task(entry: Mapping[str, Any], suite: Path, data: Path) -> Task:
         if "early_stopping_criteria" in entry:
             settings["stop"] = tuple(entry["early_stopping_criteria"])
         settings["max_tokens"] = int(entry.get("max_tokens", 64))
+        if (how := entry.get("compare", "text")) not in COMPARED:
+            raise ConfigError(f"{suite}: {label}: compare {how!r}; there are {', '.join(COMPARED)}")
+        settings["compare"] = COMPARED[entry.get("compare", "text")]
     chance = entry.get("random_baseline", entry.get("chance"))
     return Task(
         name=label,
