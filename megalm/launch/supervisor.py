@@ -73,8 +73,6 @@ class Loss:
     culprit: Failure
     step: int
     """Last step that was complete on any rank."""
-    own_step: int
-    """... and on the culprit."""
     durable: int
     where: str
     """What the culprit was at."""
@@ -158,23 +156,21 @@ class Supervisor:
         deadline = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline and len(group.failures()) < self.world_size:
             group.wait(max(0.0, deadline - time.monotonic()))
-        refusals = [p.refusal for p in group.processes if p.refusal is not None]
-        if refusals and self.attempt == 0:
-            group.kill()
-            raise ConfigError(refusals[0])
         failures = [
             Failure(f.rank, f.exit, f.error or group.processes[f.rank].refusal, f.moment_ns) for f in group.failures()
         ]
         positions = self.page.positions()
         culprit = find_culprit(failures, dict(enumerate(positions)))
+        refusal = group.processes[culprit.rank].refusal
+        if refusal is not None and self.attempt == 0:
+            group.kill()
+            raise ConfigError(refusal)
         position = positions[culprit.rank]
         fault = max(position.alive_ns, position.mark_ns)
         pid = group.processes[culprit.rank].process.pid
         group.kill()
         durable = self._find_durable(positions)
-        loss = Loss(
-            culprit, latest_step(positions), position.step, durable, position.describe(), min(fault, seen), seen
-        )
+        loss = Loss(culprit, latest_step(positions), durable, position.describe(), min(fault, seen), seen)
         if not self.heard:
             self._tell_loss(loss, pid)
         return loss
@@ -196,9 +192,7 @@ class Supervisor:
         culprit = Failure(silence.rank, None, None, seen, frozen=silence.frozen)
         durable = self._find_durable(positions)
         fault = max(position.alive_ns if silence.frozen else position.mark_ns, 0)
-        return Loss(
-            culprit, latest_step(positions), position.step, durable, position.describe(), min(fault, seen), seen
-        )
+        return Loss(culprit, latest_step(positions), durable, position.describe(), min(fault, seen), seen)
 
     # -------------------------------------------------------------------------------------------------------- deciding
     def _answer(self, loss: Loss) -> Restart | None:
@@ -206,7 +200,7 @@ class Supervisor:
         stopped = time.monotonic_ns()
         if self.heard:
             return None
-        answer = self.policy.answer(loss.culprit, loss.own_step, loss.durable)
+        answer = self.policy.answer(loss.culprit, loss.where, loss.durable)
         if answer.reason is not None:
             self._give_up(loss, answer.reason)
             return None

@@ -31,18 +31,18 @@ class RestartPolicy:
         self.spent = 0
         """Restarts since the last new durable step."""
         self.durable: int | None = None
-        self._raised: set[tuple[int, int, str]] = set()
-        """(rank, step, error) of each exception that a restart did not see through yet."""
+        self._raised: set[tuple[int, str, str]] = set()
+        """(rank, what it was at, error) of each exception that a restart did not see through yet."""
 
-    def answer(self, failure: Failure, step: int, durable: int) -> Answer:
-        """Decide after a failure. step: the last that the rank completed; durable: of the newest durable checkpoint, -1: none."""
+    def answer(self, failure: Failure, where: str, durable: int) -> Answer:
+        """Decide after a failure. where: what the rank was at, step and all; durable: of the newest durable checkpoint, -1: none."""
         if self.durable is not None and durable > self.durable:
             self.spent = 0
         self.durable = max(durable, self.durable if self.durable is not None else durable)
         if failure.error is not None and not is_communication_error(failure.error):
-            key = (failure.rank, step, failure.error)
+            key = (failure.rank, where, failure.error)
             if key in self._raised:
-                return Answer(reason=f"rank {failure.rank} {failure.describe()}, in step {step + 1} for the second time: "
+                return Answer(reason=f"rank {failure.rank} {failure.describe()}, in {where} for the second time: "
                                      "a restart does not help")  # fmt: skip
             self._raised.add(key)
         if self.spent >= self.most:

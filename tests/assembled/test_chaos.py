@@ -39,7 +39,7 @@ def test_the_same_error_in_the_same_step_twice_is_not_tried_again(tmp_path):
     fault = "resilience.chaos.faults=[{kind: exception, phase: update, step: 12, rank: 1, attempts: 9}]"
     run = train(tmp_path, *WORDS, fault, ranks=2).ended_well(3)
     assert len(run.of("rank_lost")) == 2 and len(run.of("restart")) == 1
-    assert "in step 12 for the second time: a restart does not help" in run.of("give_up")[0]["reason"]
+    assert "in update of step 12 for the second time: a restart does not help" in run.of("give_up")[0]["reason"]
     assert "give_up" in run.report
 
 

@@ -69,22 +69,25 @@ def killed(rank=0):
 
 def test_waits_grow_without_progress_and_a_checkpoint_gives_all_restarts_back():
     policy = RestartPolicy(3)
-    assert [policy.answer(killed(), 5, 2).wait_s for _ in range(3)] == list(BACKOFF_S[:3])
+    assert [policy.answer(killed(), "data of step 6", 2).wait_s for _ in range(3)] == list(BACKOFF_S[:3])
     assert (
         "after 3 restarts without a new durable step (resilience.max_restarts=3)"
-        in policy.answer(killed(), 5, 2).reason
+        in policy.answer(killed(), "data of step 6", 2).reason
     )
-    assert policy.answer(killed(), 7, 4).wait_s == 0.0, "step 4 is durable, and was not before"
+    assert policy.answer(killed(), "data of step 8", 4).wait_s == 0.0, "step 4 is durable, and was not before"
 
 
 def test_the_same_exception_in_the_same_step_twice_is_not_tried_a_third_time():
     policy = RestartPolicy(9)
     error = Failure(1, 1, "ValueError: bad record", 0)
-    assert policy.answer(error, 5, 2).reason is None
-    assert "in step 6 for the second time: a restart does not help" in policy.answer(error, 5, 4).reason
+    assert policy.answer(error, "data of step 6", 2).reason is None
+    assert (
+        "in data of step 6 for the second time: a restart does not help"
+        in policy.answer(error, "data of step 6", 4).reason
+    )
 
 
-def test_other_steps_other_ranks_and_victims_errors_are_tried_again():
+def test_other_steps_other_ranks_other_phases_and_victims_errors_are_tried_again():
     policy = RestartPolicy(9)
     for failure, step in (
         (Failure(1, 1, "ValueError: bad", 0), 5),
@@ -95,8 +98,10 @@ def test_other_steps_other_ranks_and_victims_errors_are_tried_again():
         (killed(), 5),
         (killed(), 5),
     ):
-        assert policy.answer(failure, step, 2).reason is None
+        assert policy.answer(failure, f"data of step {step}", 2).reason is None
 
 
 def test_no_restart_where_none_is_allowed():
-    assert "resilience.max_restarts=0 allows no restart" in RestartPolicy(0).answer(killed(), 5, 2).reason
+    assert (
+        "resilience.max_restarts=0 allows no restart" in RestartPolicy(0).answer(killed(), "data of step 6", 2).reason
+    )
