@@ -35,7 +35,7 @@ class RestartPolicy:
         """(rank, what it was at, error) of each exception that a restart did not see through yet."""
 
     def answer(self, failure: Failure, where: str, durable: int) -> Answer:
-        """Decide after a failure. where: what the rank was at, step and all; durable: of the newest durable checkpoint, -1: none."""
+        """Decide after a failure. where: what the rank was at, step and all; durable: step of the newest checkpoint, -1: none."""
         if self.durable is not None and durable > self.durable:
             self.spent = 0
         self.durable = max(durable, self.durable if self.durable is not None else durable)
