@@ -150,16 +150,16 @@ class FullyShardedOptimizer(Optimizer):
                 split = (*rows, *split_axes(slices[name].reduce_over, self.mesh))
             self.shards.append(_Shard(parameter, slices[name], group, first, local, state, split))
 
-    def begin_step(self, num_micro_batches: int) -> None:
-        """Start accumulating. Comm: two numbers over the data axis: every pass gathers weights, so all ranks must run
-        equally many."""
-        counts = torch.tensor([num_micro_batches, -num_micro_batches], device=self.mesh.device)
-        most, least = collectives.all_reduce(counts, self.axis, "max").tolist()
-        if most != -least:
+    def begin_step(self, num_micro_batches: int, *, even: bool = True) -> None:
+        """Start accumulating. even: every data rank runs as many backward passes; each of them gathers weights, so they must.
+
+        Errors: ConfigError where they do not
+        """
+        if not even:
             raise ConfigError(
-                f"parallel.data_mode=fully_shard needs as many micro-batches on every data rank, and they have {-least} to "
-                f"{most}: choose train.global_batch_size divisible by "
-                "data x micro_batch_size, or data_mode=replicate with zero_stage=2."
+                f"parallel.data_mode=fully_shard needs as many micro-batches on every data rank, and this one has "
+                f"{num_micro_batches}, others one more or less: choose train.global_batch_size divisible by data x "
+                "micro_batch_size, or data_mode=replicate with zero_stage=2."
             )
         for shard in self.shards:
             shard.parameter.grad = None

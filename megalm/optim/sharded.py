@@ -103,17 +103,13 @@ class ShardedOptimizer(Optimizer):
         self.rules = TensorRules(optim, self._parts, mesh)
 
     # ------------------------------------------------------------------------------------------------------- gradients
-    def begin_step(self, num_micro_batches: int) -> None:
+    def begin_step(self, num_micro_batches: int, *, even: bool = True) -> None:
         """Start accumulating: this rank will run `num_micro_batches` backward passes through each of its chunks.
 
-        Comm: ZeRO-2 only: two numbers over the data axis, to learn whether all ranks run equally many.
+        even: every data rank runs as many, so that ZeRO-2 may reduce after each of them.
         """
         self.wait_weights()
-        self._every_micro_batch = False
-        if self.zero_stage == 2:
-            counts = torch.tensor([num_micro_batches, -num_micro_batches], device=self.mesh.device)
-            most, least = collectives.all_reduce(counts, self.mesh.data_context, "max").tolist()
-            self._every_micro_batch = most == -least
+        self._every_micro_batch = self.zero_stage == 2 and even
         for bucket in self.buckets:
             bucket.reset()
             one = sum(self._uses[id(entry.parameter)] for entry in bucket.entries)

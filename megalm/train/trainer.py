@@ -137,7 +137,8 @@ class Trainer:
         expected = self.objective.expect(phase.global_batch_size, phase.seq_length)
 
         self.measurement.begin()
-        self.optimizer.begin_step(len(micro_batches))
+        in_all = phase.global_batch_size // self.config.train.micro_batch_size
+        self.optimizer.begin_step(len(micro_batches), even=in_all % self.mesh.data.size == 0)
         scale = (1.0 / expected) * self.control.gradient_factor
         reports = self.executor.run(micro_batches, scale, self.pulse.begin_micro_batch)
         self.pulse.enter("reduce")

@@ -127,7 +127,7 @@ def train(layout, sequence=False, uneven=False, split_backward=False, bucket_mb=
             mine = data[step * PER_STEP : (step + 1) * PER_STEP]
             replicas = mesh.data.size
             mine = (mine[:1] if mesh.data.rank == 0 else mine[1:]) if uneven else mine[mesh.data.rank :: replicas]
-            optimizer.begin_step(len(mine))
+            optimizer.begin_step(len(mine), even=not uneven)
             queues = []
             for tokens, labels in mine:
                 queue = deferred.Queue()
