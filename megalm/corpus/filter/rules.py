@@ -1,8 +1,9 @@
 """Rules as data: yaml into steps and bounds, in their order.
 
 A rule is a mapping. `score` names a number that is counted of the text, `field` a number or word of the document's own,
-`words`, `address`, `pii`, `language`, `classifier` and `function` look for something and give a number; `at_least`, `at_most` and
-`one_of` say what stays. `edit` changes the text for the rules behind it. `include` is another set of rules.
+`words`, `address`, `pii`, `language`, `classifier`, `fasttext` and `function` look for something and give a number;
+`at_least`, `at_most` and `one_of` say what stays. `edit` changes the text for the rules behind it. `include` is another set
+of rules.
 """
 
 from __future__ import annotations
@@ -25,11 +26,24 @@ from megalm.config.errors import ConfigError
 from megalm.corpus.filter.batch import Batch, Bound, Step
 from megalm.corpus.filter.classifier import Classified, load_classifier
 from megalm.corpus.filter.edits import CleanLines, Normalize, Repair
+from megalm.corpus.filter.fasttext_model import PREFIX, FastText
 from megalm.corpus.filter.language import LIBRARIES, Language
 from megalm.corpus.filter.lists import Address, FieldValue, ListedWords, PersonalData, UserFunction
 from megalm.corpus.filter.scores import SCORES, SHORT_LINE, STOP_WORDS, CountSettings
 
-KINDS = ("score", "field", "words", "address", "pii", "language", "classifier", "function", "edit", "include")
+KINDS = (
+    "score",
+    "field",
+    "words",
+    "address",
+    "pii",
+    "language",
+    "classifier",
+    "fasttext",
+    "function",
+    "edit",
+    "include",
+)
 _LIMITS = ("at_least", "at_most", "name")
 _EDITS: dict[str, tuple[Callable[..., Step], tuple[str, ...]]] = {
     "clean_lines": (CleanLines, ("max_word_length", "min_words", "terminal")),
@@ -149,7 +163,7 @@ def _filled(content: dict[str, Any], name: str, above: tuple[str, ...]) -> dict[
 def _listed(key: str, value: Any, folder: str, name: str) -> Any:
     """What a list that stands in a file (`file: PATH`) holds: a line an entry, `#` begins a remark. Of a classifier its path,
     and what changes when it is trained again."""
-    if key == "classifier" and isinstance(value, str):
+    if key in ("classifier", "fasttext") and isinstance(value, str):
         path = os.path.join(folder, value)
         with contextlib.suppress(OSError):  # who loads it says so
             status = os.stat(path)
@@ -285,6 +299,17 @@ class _Maker:
         path = rule["classifier"]["path"] if isinstance(rule["classifier"], dict) else str(rule["classifier"])
         load_classifier(path)  # what is wrong with it is told before anything is read
         step = Classified(path, str(rule.get("score_name", "quality")))
+        self._step(step)
+        self._bound(rule, step.score)
+
+    def _add_fasttext(self, rule: dict[str, Any]) -> None:
+        _refuse_unknown(rule, ("fasttext", "label", "score_name", *_LIMITS))
+        if "label" not in rule:
+            raise ConfigError(f"rule {rule!r}: give the label whose probability is asked for.")
+        path = rule["fasttext"]["path"] if isinstance(rule["fasttext"], dict) else str(rule["fasttext"])
+        label = str(rule["label"])
+        step = FastText(path, label, str(rule.get("score_name", label.removeprefix(PREFIX))))
+        step.check()
         self._step(step)
         self._bound(rule, step.score)
 
