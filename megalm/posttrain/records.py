@@ -43,16 +43,27 @@ def read_records(path: str | Path) -> Iterator[Record | BadRecord]:
 
     Errors: ConfigError for a file that cannot be read at all.
     """
+    for place, value in read_values(path):
+        if isinstance(value, BadRecord):
+            yield value
+            continue
+        try:
+            yield parse_record(value, place)
+        except ConfigError as error:
+            yield BadRecord(str(error) if str(error).startswith(place) else f"{place}: {error}")
+
+
+def read_values(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """Read a file's records as JSON values, each with its place; a `BadRecord` stands for a line that is no JSON.
+
+    Errors: as `read_records`
+    """
     path = str(path)
     try:
-        for place, value in _read_values(path):
-            if isinstance(value, BadRecord):
-                yield value
-                continue
-            try:
-                yield parse_record(value, place)
-            except ConfigError as error:
-                yield BadRecord(str(error) if str(error).startswith(place) else f"{place}: {error}")
+        if ending_of(path) == ".parquet":
+            yield from _read_parquet(path)
+        else:
+            yield from _read_json(path)
     except FileNotFoundError:
         raise ConfigError(f"{path} is not there: give a file of JSON lines (.jsonl), JSON or Parquet.") from None
     except IsADirectoryError:
@@ -61,10 +72,7 @@ def read_records(path: str | Path) -> Iterator[Record | BadRecord]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _read_values(path: str) -> Iterator[tuple[str, Any]]:
-    if ending_of(path) == ".parquet":
-        yield from _read_parquet(path)
-        return
+def _read_json(path: str) -> Iterator[tuple[str, Any]]:
     with open_bytes(path) as file:
         if ending_of(path) == ".json":
             try:
