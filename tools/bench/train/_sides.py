@@ -3,7 +3,7 @@
 import multiprocessing
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ SIDES = {
     "transformers": "Hugging Face transformers, eager, torch's fused AdamW",
     "megalm": "this engine",
     "transformers-compiled": "the same as transformers, model and loss through torch.compile",
+    "megalm-dense": "with --model moe: this engine with a dense MLP of the chosen experts' width, the same active FLOPs",
     "reference": "this engine with ops.backend=reference: plain PyTorch in place of its kernels",
 }
+EXPERTS, TOP_K = 8, 2
+"""Of Mixtral, which is the peer of a mixture."""
 WARM_UP = {"cpu": 1, "cuda": 3}
 """Steps before the first that counts; on a GPU libraries choose and load their kernels in them."""
 
@@ -30,6 +33,8 @@ class Job:
     folder: str
     shared_weights: bool
     """Whether transformers' weights are written to the folder and the others start from them."""
+    mixture: bool = False
+    """Whether the MLP is a mixture, of EXPERTS experts that are as wide together as the shape's where TOP_K are chosen."""
 
     @property
     def tokens(self) -> int:
@@ -132,28 +137,32 @@ def _batch(job: Job) -> tuple[Any, Any]:
 
 
 def _peer(job: Job) -> Any:
-    """LlamaForCausalLM with random weights, the same in every process."""
+    """LlamaForCausalLM or MixtralForCausalLM with random weights, the same in every process."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     torch.manual_seed(0)
+    shape = {
+        "hidden_size": job.shape["hidden_size"],
+        "num_hidden_layers": job.shape["num_layers"],
+        "num_attention_heads": job.shape["num_heads"],
+        "num_key_value_heads": job.shape["num_heads"],
+        "vocab_size": job.shape["vocab_size"],
+        "max_position_embeddings": job.shape["seq_length"],
+        "attn_implementation": "sdpa",
+        "use_cache": False,
+        "tie_word_embeddings": False,
+    }
+    width = job.shape["ffn_hidden_size"]
+    model: Any
     with torch.device("cpu" if job.shared_weights else job.device):
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=job.shape["hidden_size"],
-                intermediate_size=job.shape["ffn_hidden_size"],
-                num_hidden_layers=job.shape["num_layers"],
-                num_attention_heads=job.shape["num_heads"],
-                num_key_value_heads=job.shape["num_heads"],
-                vocab_size=job.shape["vocab_size"],
-                max_position_embeddings=job.shape["seq_length"],
-                attn_implementation="sdpa",
-                use_cache=False,
-                tie_word_embeddings=False,
-            )
-        )
+        if job.mixture:
+            experts = {"num_local_experts": EXPERTS, "num_experts_per_tok": TOP_K, "rms_norm_eps": 1e-6}
+            model = MixtralForCausalLM(MixtralConfig(intermediate_size=width // TOP_K, **experts, **shape))
+        else:
+            model = LlamaForCausalLM(LlamaConfig(intermediate_size=width, **shape))
     model = model.to(job.device)
     if job.shared_weights:
         model.save_pretrained(job.folder)
@@ -198,18 +207,34 @@ def _peer_step(job: Job, compiled: bool) -> Callable[[], Any]:
 def our_config(job: Job) -> Any:
     """The engine's configuration of the shape."""
     from megalm.config import Config, ModelConfig
+    from megalm.config.model import MoEConfig
+
+    moe = MoEConfig()
+    if job.mixture:
+        width = job.shape["ffn_hidden_size"] // TOP_K
+        moe = MoEConfig(
+            num_experts=EXPERTS,
+            top_k=TOP_K,
+            ffn_hidden_size=width,
+            score="softmax",
+            selection_bias=False,
+            balance_loss=0.0,
+        )
 
     model = ModelConfig(
         name="bench",
         **job.shape,
         norm="rmsnorm",
         norm_eps=1e-6,
+        rope_theta=1e6 if job.mixture else 1e4,  # their classes' own
         activation="swiglu",
         position="rope",
         tie_embeddings=False,
         num_kv_heads=job.shape["num_heads"],
         head_dim=job.shape["hidden_size"] // job.shape["num_heads"],
+        moe=moe,
     )
+    model.fill_in()
     config = Config(model=model)
     config.train.global_batch_size = config.train.micro_batch_size = job.micro_batch
     config.precision.dtype = job.dtype
@@ -234,6 +259,8 @@ def _our_step(job: Job, name: str) -> Callable[[], float]:
         ops.set_backend("reference")
     if job.device == "cpu":
         ops.keep_freed_memory()  # as each rank of a run does
+    if name == "megalm-dense":
+        job = replace(job, mixture=False, shared_weights=False)
     config = our_config(job)
     mesh = Mesh.single(torch.device(job.device, 0) if job.device == "cuda" else job.device)
     chunks = build_chunks(config, mesh)

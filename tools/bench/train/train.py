@@ -14,11 +14,11 @@ from typing import Any
 from megalm.config.errors import ConfigError
 
 from . import _matrix
-from ._sides import SIDES, Job, Side, SideEnded, our_config
+from ._sides import EXPERTS, SIDES, TOP_K, Job, Side, SideEnded, our_config
 
 HELP = (
-    "train a Llama shape in Hugging Face transformers and in megalm, in turns: tokens/s, their share of the matmul rate "
-    "(on a GPU MFU), memory, and the ratio"
+    "train a Llama or Mixtral shape in Hugging Face transformers and in megalm, in turns: tokens/s, their share of the matmul "
+    "rate (on a GPU MFU), memory, and the ratio"
 )
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -40,11 +40,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 MICRO_BATCH = {("50m", "cpu"): 4, ("50m", "cuda"): 32, ("1b", "cpu"): 1, ("1b", "cuda"): 4}
-DEFAULT_SIDES = {"cpu": ("transformers", "megalm"), "cuda": tuple(SIDES)}
+DENSE_SIDE = "megalm-dense"
+DEFAULT_SIDES = {"cpu": ("transformers", "megalm"), "cuda": tuple(name for name in SIDES if name != DENSE_SIDE)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", choices=SHAPES, default="50m", help="50M or 1.26G parameters (default 50m)")
+    parser.add_argument(
+        "--model",
+        choices=("dense", "moe"),
+        default="dense",
+        help=f"moe: a mixture of {EXPERTS} experts, of which a token goes to {TOP_K}, at the shape's active size (default dense)",
+    )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
     )
@@ -65,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     device = args.device if args.device != "auto" else "cuda" if _sees_gpu() else "cpu"
     if device == "cuda" and not _sees_gpu():
         raise ConfigError("--device cuda, but torch sees no GPU here.")
-    names, left_out = _choose(args.sides, device)
+    names, left_out = _choose(args.sides, device, args.model)
     with tempfile.TemporaryDirectory(prefix="megalm-bench-") as folder:
         job = Job(
             shape=SHAPES[args.shape],
@@ -74,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
             device=device,
             threads=args.threads,
             folder=folder,
+            mixture=args.model == "moe",
             # Of the large shape they would be gigabytes on a disk.
             shared_weights=args.shape == "50m" and "transformers" in names,
         )
@@ -87,11 +95,14 @@ def run(args: argparse.Namespace) -> int:
     return 1 if race.result["failed"] else 0
 
 
-def _choose(wanted: str | None, device: str) -> tuple[list[str], dict[str, str]]:
+def _choose(wanted: str | None, device: str, model: str = "dense") -> tuple[list[str], dict[str, str]]:
     """The sides in the order in which they begin, and those that cannot run here, with the reason."""
-    names = list(DEFAULT_SIDES[device]) if wanted is None else [name.strip() for name in wanted.split(",")]
+    default = [*DEFAULT_SIDES[device], *([DENSE_SIDE] if model == "moe" else [])]
+    names = default if wanted is None else [name.strip() for name in wanted.split(",")]
     if unknown := [name for name in names if name not in SIDES]:
         raise ConfigError(f"--sides {','.join(unknown)}: choose of {', '.join(SIDES)}.")
+    if DENSE_SIDE in names and model != "moe":
+        raise ConfigError(f"--sides {DENSE_SIDE} stands beside a mixture: add --model moe, or leave it out.")
     left_out = {}
     if importlib.util.find_spec("transformers") is None:
         left_out = {name: "transformers is not installed" for name in names if name.startswith("transformers")}
@@ -109,6 +120,7 @@ class _Race:
         self.times: dict[str, list[float]] = {}
         self.result: dict[str, Any] = {
             "shape": job.shape | {"name": args.shape, "micro_batch_size": job.micro_batch, "dtype": job.dtype},
+            "model": args.model,
             "device": job.device,
             "threads": job.threads,
             "rounds": args.rounds,
