@@ -108,11 +108,13 @@ def test_the_endpoints_write_what_the_model_writes(server, speaker):
     assert status == 200 and answer["object"] == "chat.completion" and answer["model"] == "small-chat"
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": expected.text.removeprefix(" ")}
     assert answer["usage"]["prompt_tokens"] == len(speaker.prompt_of(TALK[:1], 8))
-    status, text = post(server, "/v1/completions", prompt=["the of", "to and"], n=2, logprobs=1, **asked)
+    status, text = post(
+        server, "/v1/completions", prompt=["the of", "to and"], n=2, logprobs=1, max_tokens=8, temperature=0
+    )
     found = json.loads(text)["choices"]
     assert [choice["index"] for choice in found] == [0, 1, 2, 3]
     ids = speaker.encode("to and")
-    (alone,) = speaker.write([ids], [Sampling(8, 0.9, 0, 1.0, 6)])
+    (alone,) = speaker.write([ids], [Sampling(8, 0.0)])  # drawn, nearly equal logits would be told apart by rounding
     assert found[3]["text"] == alone.text
     assert found[3]["logprobs"]["token_logprobs"] == pytest.approx(alone.written.log_probabilities, abs=1e-4)
 
