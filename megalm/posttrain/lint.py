@@ -12,6 +12,7 @@ from typing import Any
 
 from megalm.config.errors import ConfigError
 from megalm.evaluate.statistics import wilson_interval
+from megalm.plan.cost import price_human_data
 from megalm.posttrain.records import BadRecord, Record, parse_record, read_values
 from megalm.posttrain.render import Renderer
 
@@ -53,12 +54,21 @@ class Linted:
 
     records: int = 0
     pairs: int = 0
+    kinds: dict[str, float] = field(default_factory=dict)
+    """Readable records by what people are paid for (conf/prices.yaml); plain texts are none of it."""
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def dollars(self) -> float:
+        """What people would be paid for as many, at the planner's prices."""
+        return float(sum(entry["dollars"] for entry in price_human_data(self.kinds).values()))
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "records": self.records,
             "pairs": self.pairs,
+            "kinds": self.kinds,
+            "dollars": self.dollars,
             "findings": [finding.as_dict() for finding in self.findings],
         }
 
@@ -83,11 +93,13 @@ def lint_files(files: Sequence[str], renderer: Renderer | None = None) -> Linted
             if isinstance(value, dict) and ("chosen" in value or "rejected" in value):
                 pair = parse_pair(value, place)
                 linted.pairs += 1
+                kind = "comparison"
                 longer.append((len(pair.chosen) > len(pair.rejected)) - (len(pair.chosen) < len(pair.rejected)))
                 names = list(_check_pair(pair))
                 repeats.add(place, pair.prompt, f"{pair.chosen}\0{pair.rejected}")
             else:
                 record = parse_record(value, place)
+                kind = _kind_of(record)
                 names = list(_check_record(record))
                 if renderer is not None and not _comes_back(record, renderer):
                     names.append("words lost by the template")
@@ -95,6 +107,8 @@ def lint_files(files: Sequence[str], renderer: Renderer | None = None) -> Linted
                 answers += len(said)
                 refusals += sum(bool(REFUSAL.match(text)) for text in said)
                 repeats.add(place, *_split(record))
+            if kind:
+                linted.kinds[kind] = linted.kinds.get(kind, 0) + 1
         except ConfigError as error:
             names = ["broken record"]
             reasons.setdefault("broken record", str(error).removeprefix(f"{place}: "))
@@ -167,6 +181,12 @@ def _answers(record: Record) -> list[str]:
     if record.messages:
         return [m["content"] for m in record.messages if m["role"] == "assistant"]
     return [record.completion] if record.completion is not None else []
+
+
+def _kind_of(record: Record) -> str:
+    """The entry of the planner's prices that a record is; empty for a plain text."""
+    answers = len(_answers(record))
+    return "multi_turn_chat" if answers > 1 else "instruction_pair" if answers else ""
 
 
 def _split(record: Record) -> tuple[str, str]:

@@ -97,10 +97,19 @@ def test_words_that_a_template_drops_are_told(tmp_path):
     assert lint(tmp_path, records, Renderer(ChatTemplate(TEMPLATE), tokenizer)) == {}
 
 
+def test_what_people_would_be_paid_for_it_is_the_planners_price(tmp_path):
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    file = write(tmp_path, [CLEAN, talk("a", "b", ("user", "c"), ("assistant", "d")), pair, pair, {"text": "t"}, "{"])
+    linted = lint_files([file])
+    assert linted.kinds == {"instruction_pair": 1, "multi_turn_chat": 1, "comparison": 2}
+    assert linted.dollars == 30 + 130 + 2 * 8
+
+
 def test_the_tool_prints_findings_and_refuses_what_cannot_be_read(tmp_path, capsys):
     file = write(tmp_path, [CLEAN, CLEAN, *({"prompt": "a", "completion": str(n)} for n in range(9))])
     assert run_tool(tools.posttrain, ["lint", file]) == 0
     said = capsys.readouterr().out
+    assert "made by people: $330 (11 x instruction pair" in said
     assert "11 records" in said and "repeated record" in said and f"{file} line 2" in said and "and 3 more" in said
     assert run_tool(tools.posttrain, ["lint", file, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["findings"][0]["count"] == 1

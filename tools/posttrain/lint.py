@@ -37,6 +37,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     pairs = f", {linted.pairs:,} of them pairs" if linted.pairs else ""
     print(f"{linted.records:,} records{pairs}" + ("" if linted.findings else ": nothing found"))
+    if linted.kinds:
+        counted = ", ".join(f"{count:,.0f} x {kind.replace('_', ' ')}" for kind, count in linted.kinds.items())
+        print(f"  made by people: ${linted.dollars:,.0f} ({counted}; prices of `megalm plan cost`)")
     for finding in linted.findings:
         print(f"  {finding.check:<30} {finding.text}")
         for place in finding.places[:SHOWN]:
