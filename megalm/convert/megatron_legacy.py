@@ -182,7 +182,7 @@ def _refuse_mixture(model: ModelConfig) -> None:
     if model.moe.num_experts:
         raise ConfigError(
             f"a mixture of {model.moe.num_experts} experts in Megatron's rank files (mp_rank_*) is not supported: use its "
-            "torch_dist format (megalm convert --torch-dist), to which Megatron-LM converts rank files by --ckpt-convert-format torch_dist"
+            "torch_dist format (--torch-dist), to which Megatron-LM converts rank files by --ckpt-convert-format torch_dist"
         )
 
 
