@@ -36,14 +36,14 @@ def values_of(column: Any) -> Values:
     anywhere would be followed."""
     try:
         column.validate(full=True)
-        return Values(column.to_pylist(), {}, {})
+        return Values(_in_microseconds(column).to_pylist(), {}, {})
     except Exception:  # pyarrow, zoneinfo and datetime have kinds of their own
         found = Values([], {}, {})
     for row in range(len(column)):
         value, one = None, column.slice(row, 1)
         try:
             one.validate(full=True)
-            value = one.to_pylist()[0]
+            value = _in_microseconds(one).to_pylist()[0]
         except Exception as error:
             try:
                 value, found.restored[row] = _restored(one), str(error)
@@ -51,6 +51,41 @@ def values_of(column: Any) -> Values:
                 found.lost[row] = str(worse)
         found.values.append(value)
     return found
+
+
+def _in_microseconds(column: Any) -> Any:
+    """The same moments in the unit that Python's types have. Where pandas is installed, pyarrow would make pandas' own of
+    nanoseconds, and drop those of a time of day.
+
+    Errors: pyarrow's, where a value has nanoseconds that would be lost
+    """
+    kind = _kind_in_microseconds(column.type)
+    return column if kind == column.type else column.cast(kind)
+
+
+def _kind_in_microseconds(kind: Any) -> Any:
+    import pyarrow
+
+    types = pyarrow.types
+
+    def inside(field: Any) -> Any:
+        return field.with_type(_kind_in_microseconds(field.type))
+
+    if getattr(kind, "unit", None) == "ns":
+        if types.is_timestamp(kind):
+            return pyarrow.timestamp("us", kind.tz)
+        return pyarrow.time64("us") if types.is_time(kind) else pyarrow.duration("us")
+    if types.is_dictionary(kind):
+        return pyarrow.dictionary(kind.index_type, _kind_in_microseconds(kind.value_type), kind.ordered)
+    if types.is_struct(kind):
+        return pyarrow.struct([inside(field) for field in kind])
+    if types.is_list(kind):
+        return pyarrow.list_(inside(kind.value_field))
+    if types.is_large_list(kind):
+        return pyarrow.large_list(inside(kind.value_field))
+    if types.is_map(kind):
+        return pyarrow.map_(inside(kind.key_field), inside(kind.item_field))
+    return kind
 
 
 def _restored(one: Any) -> Any:
@@ -118,7 +153,7 @@ def _moment(number: int, kind: Any) -> Any:
 
     types = pyarrow.types
     try:
-        return pyarrow.array([number], _bare(kind)).view(kind)[0].as_py()
+        return _in_microseconds(pyarrow.array([number], _bare(kind)).view(kind))[0].as_py()
     except Exception:  # as above
         if types.is_duration(kind):
             return Moment(str(np.timedelta64(number, kind.unit)))

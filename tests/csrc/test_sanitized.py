@@ -29,7 +29,20 @@ def test_kernels_under_the_emulator_and_the_sanitizer(tmp_path):
         "ASAN_OPTIONS": f"detect_leaks=0:log_path={tmp_path}/report",
         "MEGALM_TEST_SANITIZED_LIBRARY": str(module),
     }
-    command = [sys.executable, "-m", "pytest", "tests/ops", "-x", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
+    # Attention is torch's, and traced by it: nothing of ours would run there.
+    left_out = ["--ignore=tests/ops/test_attention.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests/ops",
+        *left_out,
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:faulthandler",
+    ]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     reports = "\n".join(path.read_text()[:3000] for path in tmp_path.glob("report*"))
     assert result.returncode == 0, f"{result.stdout[-6000:]}\n{result.stderr[-3000:]}\n{reports}"
