@@ -37,8 +37,10 @@ OPS = {
     "the texts of JSON lines": "json_lines",
     "a document's shingles": "shingle",
     "a checkpoint's copy and checksum": "digest",
+    "what rules count in a text": "text_counts",
+    "C4's lines of a text": "clean_lines",
 }
-_HOST_ONLY = ("digest", "index", "json_lines", "minhash", "shingle", "suffix")
+_HOST_ONLY = ("clean_lines", "digest", "index", "json_lines", "minhash", "shingle", "suffix", "text_counts")
 _FP32_ONLY = ("adamw",)
 _ISA_NAMES = ("baseline", "avx2", "avx512")
 
