@@ -27,7 +27,7 @@ _OURS = {
     "optim.betas": "adam_beta1 adam_beta2 beta1 beta2",
     "optim.clip_grad_norm": "max_grad_norm grad_clip clip_grad gradient_clip_val gradient_clipping grad_norm",
     "optim.eps": "adam_eps adam_epsilon epsilon",
-    "optim.lr": "learning_rate max_lr peak_lr lr_max learningrate",
+    "optim.lr": "learning_rate learnrate max_lr peak_lr lr_max learningrate",
     "optim.min_lr": "min_learning_rate lr_min end_lr",
     "optim.min_lr_ratio": "min_lr_rate alpha_f lr_min_ratio",
     "optim.name": "optimizer",

@@ -185,3 +185,15 @@ def test_growing_attention_logits_are_told_once_and_at_each_doubling(tmp_path):
     assert sizes[-1] > max(seen) / 2, "none was left out"
     told = describe_event(warned[-1])
     assert f"attention logits reach {sizes[-1]:.0f}" in told and "model.qk_norm=true or optim.qk_clip=100" in told
+
+
+@pytest.mark.parametrize(("determinism", "told"), [("strict", 0), ("fast", 1)])
+def test_a_run_whose_steps_differ_when_made_again_says_that_it_is_not_replayed(folder, determinism, told):
+    words = (f"train.determinism={determinism}", f"run.name=said-{determinism}", "guard.provoke.kind=none")
+    run = train(overrides(folder, "second_moment", *words, steps=3))
+    assert len([event for event in run.of("warning") if event["what"] == "replay"]) == told
+
+
+def test_a_run_whose_steps_differ_when_made_again_goes_back_at_once(folder):
+    run = train(overrides(folder, "second_moment", "train.determinism=fast", "run.name=fast", steps=70))
+    assert "replay" not in run.kinds() and run.kinds()[-1] == "rollback"

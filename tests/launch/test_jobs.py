@@ -118,7 +118,13 @@ def test_a_jobset_starts_again_all_but_what_was_refused_or_given_up(capsys):
     assert pod["terminationGracePeriodSeconds"] == 60 and pod["restartPolicy"] == "Never"
     (container,) = pod["containers"]
     assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}}
-    assert {"name": "runs", "mountPath": "/work/runs"} in container["volumeMounts"]
+    assert {"name": "runs", "mountPath": "/workspace/runs"} in container["volumeMounts"]
+
+
+def test_a_claim_is_mounted_where_the_runs_are_also_if_that_is_elsewhere(capsys):
+    document = jobset(capsys, "--claim", "disk", "+model=tiny", "run.name=mine", "run.dir=/mnt/runs")
+    (container,) = document["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    assert {"name": "runs", "mountPath": "/mnt/runs"} in container["volumeMounts"]
 
 
 @pytest.mark.parametrize(

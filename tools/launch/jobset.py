@@ -1,10 +1,13 @@
 """A JobSet for Kubernetes."""
 
 import argparse
+from pathlib import PurePosixPath
 from typing import Any
 
 from ._job import Job, add_job_arguments, make_node_script, read_job, write_job, write_yaml
 
+WORKSPACE = "/workspace"
+"""Where a container works; a run.dir that is relative lies in it."""
 HELP = "a JobSet for kubectl apply: all pods start again together, but not what was refused or given up"
 
 
@@ -33,8 +36,10 @@ def make_jobset(job: Job, image: str, queue: str | None, claim: str | None) -> d
     container["volumeMounts"] = [{"name": "shm", "mountPath": "/dev/shm"}]
     volumes = [memory]
     if claim:
-        container["workingDir"] = "/work"
-        container["volumeMounts"].append({"name": "runs", "mountPath": f"/work/{job.config.run.dir}"})
+        container["workingDir"] = WORKSPACE
+        container["volumeMounts"].append(
+            {"name": "runs", "mountPath": str(PurePosixPath(WORKSPACE, job.config.run.dir))}
+        )
         volumes.append({"name": "runs", "persistentVolumeClaim": {"claimName": claim}})
     pod = {
         "restartPolicy": "Never",
