@@ -59,10 +59,6 @@ class Decision:
     products: tuple[str, ...] = ()
     """Patterns of the 8-bit products that are computed in precision.dtype from then on."""
 
-    @property
-    def goes_back(self) -> bool:
-        return self.action in GO_BACK
-
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -112,11 +112,6 @@ class AttentionChoice:
         """The same wishes for other kernels: those of context parallelism."""
         return AttentionChoice(self.asked, self.determinism, kernels=kernels, trial=trial)
 
-    @property
-    def chosen(self) -> list[Choice]:
-        """What has been chosen so far."""
-        return list(self._chosen.values())
-
     def choose(self, case: Case) -> Choice:
         """The kernel that serves a case. ConfigError where one was asked for that does not."""
         choice = self._chosen.get(case)

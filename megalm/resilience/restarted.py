@@ -30,8 +30,6 @@ class Restart:
     """No process of the former attempt is left."""
     started_ns: int
     """The new ones were asked for, after the wait."""
-    excluded: tuple[int, ...] = ()
-    """Local ranks that are left out from now on."""
 
 
 class TellRestart(Hook):
@@ -62,7 +60,6 @@ class TellRestart(Hook):
             attempt=restart.attempt,
             reason=restart.reason,
             world_size=trainer.mesh.world_size,
-            excluded=list(restart.excluded),
             source=source,
             lost_steps=max(0, restart.last_step - trainer.step),
             seconds=round((now - restart.fault_ns) / 1e9, 3),

@@ -206,7 +206,7 @@ def test_the_first_of_the_order_that_can_be_trusted_serves(determinism, case, fa
     choice = AttentionChoice("auto", determinism, kernels=[*kernels, Scores()], trial=trial)
     made = choice.choose(case)
     assert made.kernel.name == chosen
-    assert choice.choose(case) is made and choice.chosen == [made], "a case is asked about once"
+    assert choice.choose(case) is made, "a case is asked about once"
     assert [name for name, _ in made.passed_over] == list(faults), str(made)
 
 
