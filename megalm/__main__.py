@@ -48,7 +48,7 @@ def load_tools() -> str | None:
     return next(iter(package.__path__), None)
 
 
-def usage(tools: dict[str, str]) -> str:
+def describe_usage(tools: dict[str, str]) -> str:
     """What `megalm --help` prints."""
     width = max(len(name) for name in ("train", *tools))
     lines = [f"  {name:<{width}}  {text}" for name, text in {"train": TRAIN, **tools}.items()]
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     tools = find_tools()
     if command in ("-h", "--help", "help"):
-        print(usage(tools))
+        print(describe_usage(tools))
         return 0
     if command not in tools:
         print(f"error: there is no command {command!r}{_nearest(command, tools)}", file=sys.stderr)

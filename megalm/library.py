@@ -127,14 +127,14 @@ def tokenize(
     `megalm.corpus.tokenize_corpus.Settings` (skip_bad=True, append_eos=False, ...).
     Errors: ConfigError for input that cannot be read, and for both or neither of tokenizer and train_bpe.
     """
-    from megalm.corpus.fields import from_command_line
+    from megalm.corpus.fields import unescape_template
     from megalm.corpus.tokenize_corpus import Settings
     from megalm.corpus.tokenize_job import Job, run_job
 
     if (tokenizer is None) == (train_bpe is None):
         raise ConfigError("give tokenizer=FILE, or train_bpe=SIZE to train one on the texts: one of them.")
     places = [inputs] if isinstance(inputs, str | PathLike) else list(inputs)
-    made = Settings(tokenizer="" if tokenizer is None else str(tokenizer), field=from_command_line(field), **settings)
+    made = Settings(tokenizer="" if tokenizer is None else str(tokenizer), field=unescape_template(field), **settings)
     return run_job(Job(tuple(map(str, places)), str(output), made, train_bpe=train_bpe, workers=workers))
 
 
@@ -163,9 +163,9 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that came with it. Errors: ConfigError where none did."""
-        from megalm.generate.model import tokenizer_of
+        from megalm.generate.model import open_tokenizer
 
-        return tokenizer_of(self.source)
+        return open_tokenizer(self.source)
 
     @overload
     def generate(self, prompt: str, *, details: Literal[False] = False, **sampling: Any) -> str: ...
@@ -189,7 +189,7 @@ class Model:
         details: return the tokens with their log-probabilities and the reason for the end as well.
         Errors: ConfigError for settings that no text can be drawn with.
         """
-        from megalm.generate.generate import prompt_ids
+        from megalm.generate.generate import tokenize_prompt
         from megalm.generate.model import stop_tokens
         from megalm.generate.sampling import Sampling
         from megalm.generate.text import check_stop, write_texts
@@ -204,7 +204,7 @@ class Model:
         found = write_texts(
             self.transformer,
             self.tokenizer,
-            [prompt_ids(self.tokenizer, text).ids for text in prompts],
+            [tokenize_prompt(self.tokenizer, text).ids for text in prompts],
             how,
             stop_tokens=stop_tokens(self.source, self.tokenizer),
             stop=stop,
@@ -221,10 +221,10 @@ class Model:
         """
         import torch
 
-        from megalm.generate.generate import prompt_ids
+        from megalm.generate.generate import tokenize_prompt
         from megalm.generate.model import compute_logits
 
-        ids = prompt_ids(self.tokenizer, text).ids if isinstance(text, str) else list(text)
+        ids = tokenize_prompt(self.tokenizer, text).ids if isinstance(text, str) else list(text)
         if not 0 < len(ids) <= self.source.model.seq_length:
             raise ConfigError(f"{len(ids)} tokens: the model sees between 1 and {self.source.model.seq_length}.")
         return compute_logits(self.transformer, torch.tensor([ids], device=self.device))[0]

@@ -106,7 +106,7 @@ within() {
 
 build() {
   within 3600 "$python" -m scripts.build_extension &&
-    "$python" -c "from megalm.ops.backend import find_library, why_missing; m = find_library(); assert m and m.has_cuda, why_missing() or 'built without CUDA'"
+    "$python" -c "from megalm.ops.backend import find_library, explain_missing; m = find_library(); assert m and m.has_cuda, explain_missing() or 'built without CUDA'"
 }
 
 # What is left of the time over $1: the share of one of so many that are to come.

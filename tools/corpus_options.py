@@ -14,7 +14,7 @@ from megalm.corpus.dedup.corpus import Corpus
 from megalm.corpus.dedup.removal import Removals, Written, write_lists
 from megalm.corpus.dedup.stages import Progress
 from megalm.corpus.engine import make_engine
-from megalm.corpus.fields import from_command_line
+from megalm.corpus.fields import unescape_template
 from megalm.corpus.results import Results
 
 from .engine_options import add_worker_arguments
@@ -98,7 +98,7 @@ def check_targets(args: argparse.Namespace) -> None:
     Errors: ConfigError if a result would be written over an input that is named itself, over the other one, or cannot be
     written there.
     """
-    results_of(args).refuse_inputs(filter(os.path.isfile, args.inputs))
+    list_results(args).refuse_inputs(filter(os.path.isfile, args.inputs))
     for name in filter(None, (args.output, args.removed)):
         if "://" in name:
             raise ConfigError(f"{name}: results are written to files of this machine. Write them there, and copy them.")
@@ -115,19 +115,19 @@ def check_targets(args: argparse.Namespace) -> None:
         raise ConfigError(f"--output and --removed are both {args.output}: give two files.")
 
 
-def results_of(args: argparse.Namespace) -> Results:
+def list_results(args: argparse.Namespace) -> Results:
     """What the command writes."""
     target = args.output or args.removed
     return Results(tuple(filter(None, (args.output, args.removed))), (f"{target}.parts",) if target else ())
 
 
-def memory_of(args: argparse.Namespace) -> int | None:
+def parse_memory(args: argparse.Namespace) -> int | None:
     """`--memory` in bytes."""
     return None if args.memory is None else int(args.memory * 1e6)
 
 
 @contextlib.contextmanager
-def corpus_of(args: argparse.Namespace, command: str, **options: Any) -> Iterator[Corpus]:
+def open_corpus(args: argparse.Namespace, command: str, **options: Any) -> Iterator[Corpus]:
     """The input, and what runs the stages over it; their files lie beside the result until the end. `options`: what
     else decides what the stages leave."""
     check_targets(args)
@@ -136,14 +136,14 @@ def corpus_of(args: argparse.Namespace, command: str, **options: Any) -> Iterato
         make_engine(args.engine, args.workers, args.engine_address) as engine,
         Corpus(
             args.inputs,
-            from_command_line(args.field),
+            unescape_template(args.field),
             args.skip_bad,
             engine,
             f"{target}.parts" if target else None,
             (command, {"output": bool(args.output), "removed": bool(args.removed), **options}),
             ConsoleProgress(),
-            memory_of(args),
-            results_of(args),
+            parse_memory(args),
+            list_results(args),
         ) as corpus,
     ):
         yield corpus
@@ -153,7 +153,7 @@ def finish(args: argparse.Namespace, corpus: Corpus, removals: Removals, more: d
     counts = write_lists(corpus, removals, args.output, args.removed)
     result = {"documents": counts.documents, "removed": counts.removed, "bad": counts.bad, **(more or {})}
     if args.json:
-        print(json.dumps({**result, **unusual(counts.bad, counts.listed, counts.written)}))
+        print(json.dumps({**result, **report_unusual(counts.bad, counts.listed, counts.written)}))
         return 0
     share = counts.removed / max(counts.documents, 1)
     print(f"{counts.documents} documents, {counts.removed} to remove ({share:.1%})")
@@ -164,7 +164,7 @@ def finish(args: argparse.Namespace, corpus: Corpus, removals: Removals, more: d
     return 0
 
 
-def unusual(bad: int, listed: Sequence[str], written: Written) -> dict[str, Any]:
+def report_unusual(bad: int, listed: Sequence[str], written: Written) -> dict[str, Any]:
     """What --json says besides, where there is something to say: what was skipped, and what was not written as it is."""
     found: dict[str, Any] = {"skipped": listed} if bad else {}
     if written.escaped:

@@ -12,7 +12,7 @@ INTERRUPTED = 130
 
 
 @contextlib.contextmanager
-def prompt_interruption() -> Iterator[None]:
+def interrupt_promptly() -> Iterator[None]:
     """Inside, Ctrl-C and SIGTERM raise KeyboardInterrupt; if the program is not over GRACE seconds later, or at the
     second signal, it ends as if killed, after which the same command goes on all the same."""
     if threading.current_thread() is not threading.main_thread():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from megalm.architecture.blocks import AttentionSpec
-from megalm.architecture.layers import layers_of
+from megalm.architecture.layers import specify_layers
 from megalm.architecture.tensors import count_parameters
 from megalm.config.model import ModelConfig
 
@@ -42,7 +42,7 @@ class ForwardFlops:
 def count_forward_flops(model: ModelConfig, seq_length: int | None = None, causal: bool = True) -> ForwardFlops:
     """Forward FLOPs of one token of a sequence of `seq_length` (default: the model's)."""
     length = seq_length or model.seq_length
-    blocks = [block for layer in layers_of(model) for block in layer.blocks]
+    blocks = [block for layer in specify_layers(model) for block in layer.blocks]
     attention = [block for block in blocks if isinstance(block, AttentionSpec)]
     return ForwardFlops(
         attention_projections=sum(block.matrix_flops for block in attention),
@@ -52,12 +52,12 @@ def count_forward_flops(model: ModelConfig, seq_length: int | None = None, causa
     )
 
 
-def flops_per_token(model: ModelConfig, seq_length: int | None = None, causal: bool = True) -> float:
+def count_flops_per_token(model: ModelConfig, seq_length: int | None = None, causal: bool = True) -> float:
     """Exact training FLOPs of one token: three times the forward's (backward: two products for each forward one)."""
     return 3.0 * count_forward_flops(model, seq_length, causal).total
 
 
-def flops_by_definition(model: ModelConfig, definition: str, seq_length: int | None = None) -> float:
+def count_flops_by_definition(model: ModelConfig, definition: str, seq_length: int | None = None) -> float:
     """Training FLOPs of one token by one of DEFINITIONS."""
     length = seq_length or model.seq_length
     if definition == "6nd":
@@ -66,10 +66,10 @@ def flops_by_definition(model: ModelConfig, definition: str, seq_length: int | N
         return 3.0 * (
             2.0 * count_parameters(model).active + count_forward_flops(model, length, causal=False).attention_core
         )
-    return flops_per_token(model, length, causal=definition == "causal")
+    return count_flops_per_token(model, length, causal=definition == "causal")
 
 
-def hardware_flops_per_token(
+def count_hardware_flops_per_token(
     model: ModelConfig, seq_length: int | None = None, recompute: str = "none", causal: bool = True
 ) -> float:
     """FLOPs that are executed for one training token with activation recomputation.
@@ -86,7 +86,7 @@ def hardware_flops_per_token(
     return 3.0 * forward.total + extra
 
 
-def narayanan_batch_flops(model: ModelConfig, batch: int, recompute: bool = True) -> float:
+def count_narayanan_batch_flops(model: ModelConfig, batch: int, recompute: bool = True) -> float:
     """The closed form of Narayanan et al. 2021, eq. 3 (GPT: ungated MLP of 4h): 96 or 72 B s L h^2 (...).
 
     With full recompute 96 B s L h^2 (1 + s/(6h) + V/(16Lh)); without 72 B s L h^2 (1 + s/(6h) + V/(12Lh)).
@@ -103,11 +103,11 @@ def narayanan_batch_flops(model: ModelConfig, batch: int, recompute: bool = True
     )
 
 
-def utilisation(flops_per_token: float, tokens_per_second: float, gpus: int, peak: float) -> float:
+def compute_utilisation(flops_per_token: float, tokens_per_second: float, gpus: int, peak: float) -> float:
     """Share (0..1) of the GPUs' peak: MFU with model FLOPs, HFU with hardware FLOPs."""
     return flops_per_token * tokens_per_second / (gpus * peak)
 
 
-def mosaic_hfu_factor(recompute: str) -> float:
+def compute_mosaic_hfu_factor(recompute: str) -> float:
     """MosaicML's tables count a full recompute as four forwards in place of three, logits included."""
     return 4 / 3 if recompute == "full" else 1.0

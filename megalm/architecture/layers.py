@@ -17,7 +17,7 @@ from megalm.architecture.blocks import (
 )
 from megalm.architecture.kept import cache_by_model
 from megalm.architecture.positions import specify_rope
-from megalm.architecture.shape import ModelShape, shape_of
+from megalm.architecture.shape import ModelShape, resolve_shape
 from megalm.config.model import ModelConfig
 
 
@@ -101,9 +101,9 @@ def name_layer(index: int) -> str:
 
 
 @cache_by_model
-def layers_of(model: ModelConfig) -> tuple[LayerSpec, ...]:
+def specify_layers(model: ModelConfig) -> tuple[LayerSpec, ...]:
     """A spec for each layer of the model."""
-    shape = shape_of(model)
+    shape = resolve_shape(model)
     made: dict[tuple[str, bool], LayerSpec] = {}
     layers = []
     for index in range(shape.num_layers):
@@ -127,9 +127,9 @@ def _specify_sublayer(model: ModelConfig, shape: ModelShape, name: str, block: B
 @cache_by_model
 def find_shared_layer(model: ModelConfig) -> LayerSpec:
     """The spec that all layers share, for who prices one layer and multiplies. Errors: ValueError where they differ."""
-    first, *others = layers_of(model)
+    first, *others = specify_layers(model)
     if any(other != first for other in others):
-        raise ValueError("the layers of this model differ: ask for layers_of and add them up")
+        raise ValueError("the layers of this model differ: ask for specify_layers and add them up")
     return first
 
 

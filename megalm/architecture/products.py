@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from megalm.architecture.blocks import ProductSpec
-from megalm.architecture.layers import layers_of, name_layer
+from megalm.architecture.layers import name_layer, specify_layers
 from megalm.config.errors import ConfigError
 from megalm.config.model import ModelConfig
 from megalm.config.precision import Fp8Config
@@ -12,7 +12,7 @@ from megalm.config.precision import Fp8Config
 
 def list_products(model: ModelConfig) -> Iterator[tuple[int, ProductSpec]]:
     """Yield (layer, product) of all layers."""
-    for index, layer in enumerate(layers_of(model)):
+    for index, layer in enumerate(specify_layers(model)):
         for sublayer in layer.sublayers:
             for product in sublayer.block.list_products(f"{name_layer(index)}.{sublayer.name}"):
                 yield index, product

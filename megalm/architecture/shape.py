@@ -35,7 +35,7 @@ class ModelShape:
 
 
 @cache_by_model
-def shape_of(model: ModelConfig) -> ModelShape:
+def resolve_shape(model: ModelConfig) -> ModelShape:
     """Resolve a model's configuration, which is left as it was."""
     full = replace(model, moe=replace(model.moe))
     full.fill_in()

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from math import prod
 
 from megalm.architecture.blocks import Tensors
-from megalm.architecture.layers import layers_of, name_layer
-from megalm.architecture.shape import ModelShape, shape_of
+from megalm.architecture.layers import name_layer, specify_layers
+from megalm.architecture.shape import ModelShape, resolve_shape
 from megalm.config.model import ModelConfig
 
 
@@ -33,16 +33,16 @@ class ParameterCounts:
 
 def list_tensors(model: ModelConfig) -> Tensors:
     """Yield (global name, shape) of each parameter in the order in which a token meets them."""
-    shape = shape_of(model)
+    shape = resolve_shape(model)
     yield from list_front_tensors(shape)
-    for index, layer in enumerate(layers_of(model)):
+    for index, layer in enumerate(specify_layers(model)):
         yield from layer.list_tensors(name_layer(index) + ".")
     yield from list_back_tensors(shape)
 
 
 def list_states(model: ModelConfig) -> Tensors:
     """Yield (global name, shape) of what is kept in a checkpoint beside the parameters."""
-    for index, layer in enumerate(layers_of(model)):
+    for index, layer in enumerate(specify_layers(model)):
         yield from layer.list_states(name_layer(index) + ".")
 
 
@@ -69,7 +69,7 @@ def list_back_tensors(shape: ModelShape) -> Tensors:
 
 def count_parameters(model: ModelConfig) -> ParameterCounts:
     """Count a model's parameters exactly, tensor by tensor."""
-    every, layers = list(list_tensors(model)), layers_of(model)
+    every, layers = list(list_tensors(model)), specify_layers(model)
     idle = sum(
         count_elements(block.list_tensors("")) - count_elements(block.list_used_tensors(""))
         for one in layers

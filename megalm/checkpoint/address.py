@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 
-def as_url(path: Path | str) -> str | None:
+def read_url(path: Path | str) -> str | None:
     """`path` if it is a URL (also one that went through `Path`, which makes `s3://b` into `s3:/b`); None for a folder."""
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))
     if match is None:

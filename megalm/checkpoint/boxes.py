@@ -34,12 +34,12 @@ class BoxIndex:
     region: Region
 
 
-def region_of(box: Box) -> Region:
+def find_region(box: Box) -> Region:
     return Region(tuple(box.offset), tuple(box.tensor.shape))
 
 
 def index_of(box: Box) -> BoxIndex:
-    return BoxIndex(box.name, tuple(box.global_shape), name_dtype(box.tensor.dtype), region_of(box))
+    return BoxIndex(box.name, tuple(box.global_shape), name_dtype(box.tensor.dtype), find_region(box))
 
 
 def bytes_of(box: Box) -> int:
@@ -91,7 +91,7 @@ def cut(region: Region, limit: int) -> list[Region]:
 def view(box: Box, region: Region) -> torch.Tensor:
     """The part of the box's tensor that is `region` of the global tensor (a view; errors if it reaches outside)."""
     tensor = box.tensor
-    if region == region_of(box):
+    if region == find_region(box):
         return tensor
     for dim, (start, size) in enumerate(zip(region.offset, region.shape, strict=True)):
         tensor = tensor.narrow(dim, start - box.offset[dim], size)
@@ -103,7 +103,7 @@ def name_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def dtype_of(name: str) -> torch.dtype:
+def look_up_dtype(name: str) -> torch.dtype:
     """The torch dtype called `name`; ValueError for anything else that torch has under that name."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
@@ -111,7 +111,7 @@ def dtype_of(name: str) -> torch.dtype:
     return dtype
 
 
-def memory_of(box: Box) -> tuple[Any, ...]:
+def describe_memory(box: Box) -> tuple[Any, ...]:
     """What a save needs to know of a box, and where its values lie: equal to the last save's, nothing is planned again."""
     tensor = box.tensor
     return box.name, box.global_shape, box.offset, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
-from megalm.checkpoint.address import as_url
-from megalm.checkpoint.boxes import BoxIndex, bytes_of, index_of, memory_of
-from megalm.checkpoint.commit import step_name
+from megalm.checkpoint.address import read_url
+from megalm.checkpoint.boxes import BoxIndex, bytes_of, describe_memory, index_of
+from megalm.checkpoint.commit import name_step
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError, NoSpaceError
 from megalm.checkpoint.load import (
     OPTIMIZER_PREFIX,
@@ -26,7 +26,7 @@ from megalm.checkpoint.load import (
 from megalm.checkpoint.manifest import Manifest
 from megalm.checkpoint.place import Place
 from megalm.checkpoint.planner import BoxSavePlanner
-from megalm.checkpoint.ranks import Ranks, agree_on, from_rank_0, problem_of, ranks_of
+from megalm.checkpoint.ranks import Ranks, agree_on, catch_problem, find_ranks, run_on_rank_0
 from megalm.checkpoint.remote import RemoteStore
 from megalm.checkpoint.retention import Retention
 from megalm.checkpoint.save import SaveRequest, encode_json, write_and_commit, write_aside
@@ -78,7 +78,7 @@ class Checkpointer:
     ) -> None:
         self.config = config
         self.layout = {axis: int(getattr(mesh, axis).size) for axis in _AXES}
-        self.ranks = ranks if ranks is not None else ranks_of(mesh.world_size, timeout_s)
+        self.ranks = ranks if ranks is not None else find_ranks(mesh.world_size, timeout_s)
         self.store: Store = open_store(folder)
         self.place = Place(self.store, self.ranks)
         self.retention = Retention(self.store, config)
@@ -90,7 +90,7 @@ class Checkpointer:
         if isinstance(self.store, RemoteStore):
             self.folder = find_waiting_room(config, self.store.where)
             self._take_up(self.store)
-            talk = upload_ranks if upload_ranks is not None else ranks_of(mesh.world_size, timeout_s)
+            talk = upload_ranks if upload_ranks is not None else find_ranks(mesh.world_size, timeout_s)
             self._uploader = Uploader(self.store, talk, config.upload_queue, self.retention.apply)
         self._events = events
         self._staging = Staging()
@@ -113,7 +113,7 @@ class Checkpointer:
         parts = self.ranks.all_gather({box.name: bytes_of(box) for box in boxes})
         self.place.prepare(sum({name: size for part in parts for name, size in part.items()}.values()), self.retention)
         if self._uploader is not None:
-            agree_on(self.ranks, problem_of(LocalStore(self.folder).try_writing))
+            agree_on(self.ranks, catch_problem(LocalStore(self.folder).try_writing))
 
     def trust(self, step: int) -> None:
         """What was saved up to this step has proved good, and counts for retention; what comes later deletes nothing yet.
@@ -165,7 +165,7 @@ class Checkpointer:
         if problem is not None:
             raise problem
         if (uploader := self._uploader) is not None:
-            problem = problem_of(lambda: uploader.drain(self.config.upload_timeout_s))
+            problem = catch_problem(lambda: uploader.drain(self.config.upload_timeout_s))
             self._report_uploads()
             agree_on(self.ranks, problem)
 
@@ -262,7 +262,7 @@ class Checkpointer:
         damage = None
         while True:
             # Listed again after each failure: a run that is still saving may have deleted what was just being read.
-            names = from_rank_0(self.ranks, lambda: self._candidates(path))
+            names = run_on_rank_0(self.ranks, lambda: self._candidates(path))
             name = next((name for name in names if name not in tried), None)
             if name is None:
                 raise damage or ConfigError(
@@ -307,12 +307,12 @@ class Checkpointer:
             self._uploader.settle(_DELETION_PATIENCE_S)
             return deleted
 
-        return from_rank_0(self.ranks, discard if self._uploader is None else discard_in_store)
+        return run_on_rank_0(self.ranks, discard if self._uploader is None else discard_in_store)
 
     def _stage(
         self, step: int, boxes: Sequence[Box], state: dict[str, Any], rank_state: dict[str, Any], only_finite: bool
     ) -> SaveRequest:
-        memory = tuple(memory_of(box) for box in boxes)
+        memory = tuple(describe_memory(box) for box in boxes)
         if memory != self._arranged:
             self._arranged = None  # whatever fails below is done again at the next save
             planner = BoxSavePlanner(boxes)
@@ -334,7 +334,7 @@ class Checkpointer:
     def _agree(self, planner: BoxSavePlanner) -> list[WriteItem]:
         """Which pieces this rank writes. Collective, and needed only when the boxes changed: at the first save."""
         plans = self.ranks.gather(planner.create_local_plan())
-        made: list[SavePlan] = from_rank_0(self.ranks, lambda: planner.create_global_plan(plans or [])[0])
+        made: list[SavePlan] = run_on_rank_0(self.ranks, lambda: planner.create_global_plan(plans or [])[0])
         return made[self.ranks.rank].items
 
     def _write(self, request: SaveRequest) -> Manifest:
@@ -364,7 +364,7 @@ class Checkpointer:
         def upload() -> None:
             take_up(store, self.folder)
 
-        from_rank_0(self.ranks, upload)
+        run_on_rank_0(self.ranks, upload)
 
     def _finish(self) -> None:
         """Wait for the save under way and report it; `_failure` keeps what it failed with."""
@@ -381,7 +381,7 @@ class Checkpointer:
                 self._event(
                     "checkpoint",
                     step=manifest.step,
-                    path=str(self.folder / step_name(manifest.step)),
+                    path=str(self.folder / name_step(manifest.step)),
                     bytes=manifest.bytes,
                     seconds=round(time.monotonic() - self._started, 3),
                     stall_s=round(self.stall_s, 4),
@@ -407,7 +407,7 @@ class Checkpointer:
             manifest = source.manifest()
             return manifest, read_state(source, manifest), read_ranks(source, manifest)
 
-        manifest, state, saved = from_rank_0(self.ranks, read)
+        manifest, state, saved = run_on_rank_0(self.ranks, read)
         if check is not None:
             check(state, source.name)
         check_same_model(wanted, manifest, source.name)
@@ -442,7 +442,7 @@ class Checkpointer:
         return -1
 
     def _path(self, source: CheckpointSource) -> Path | str:
-        return source.name if as_url(source.name) else Path(source.name)
+        return source.name if read_url(source.name) else Path(source.name)
 
     def _event(self, kind: str, *, step: int, **fields: Any) -> None:
         if self._events is not None and self.ranks.rank == 0:

@@ -31,7 +31,7 @@ WRITE_BYTES = 1 << 20
 WRITEBACK_BYTES = 32 << 20
 
 
-def step_name(step: int) -> str:
+def name_step(step: int) -> str:
     """`step-00000100`"""
     return f"step-{step:08d}"
 
@@ -135,7 +135,7 @@ def set_aside(folder: Path, names: Sequence[str]) -> Path:
     return aside
 
 
-def committed(folder: Path) -> list[Path]:
+def list_committed(folder: Path) -> list[Path]:
     """Folders under their final names, newest step first. Whether each is good is `read_manifest`'s to say.
 
     Errors: CheckpointError if the folder is there and cannot be read.
@@ -169,20 +169,20 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def left_over(folder: Path) -> list[Path]:
+def list_left_over(folder: Path) -> list[Path]:
     """What interrupted saves and deletions left behind."""
     if not folder.is_dir():
         return []
     return [folder / name for name in sorted(os.listdir(folder)) if _LEFT_OVER.fullmatch(name)]
 
 
-def sweep(folder: Path) -> None:
+def remove_left_over(folder: Path) -> None:
     """Remove what interrupted saves and deletions left behind."""
-    for path in left_over(folder):
+    for path in list_left_over(folder):
         _delete(path)
 
 
-def superseded(
+def list_superseded(
     found: Sequence[tuple[int, str]], is_good: Callable[[str], bool], keep: int, keep_every: int
 ) -> list[str]:
     """The checkpoints that retention gives up.
@@ -211,8 +211,8 @@ def superseded(
     return gone
 
 
-def retain(folder: Path, keep: int, keep_every: int, up_to: int | None = None) -> list[str]:
-    """Delete what `superseded` says of the steps up to `up_to` (None: of all); returns the names of the deleted."""
+def delete_superseded(folder: Path, keep: int, keep_every: int, up_to: int | None = None) -> list[str]:
+    """Delete what `list_superseded` says of the steps up to `up_to` (None: of all); returns the names of the deleted."""
 
     def is_good(name: str) -> bool:
         try:
@@ -221,15 +221,15 @@ def retain(folder: Path, keep: int, keep_every: int, up_to: int | None = None) -
         except CorruptCheckpointError:
             return False
 
-    found = [(step_of(path), path.name) for path in committed(folder)]
+    found = [(parse_step(path), path.name) for path in list_committed(folder)]
     found = [(step, name) for step, name in found if up_to is None or step <= up_to]
-    doomed = superseded(found, is_good, keep, keep_every)
+    doomed = list_superseded(found, is_good, keep, keep_every)
     for name in doomed:
         remove(folder / name)
     return doomed
 
 
-def step_of(path: Path) -> int:
+def parse_step(path: Path) -> int:
     """The step in a checkpoint folder's name; CheckpointError for other names."""
     match = _COMMITTED.fullmatch(path.name)
     if match is None:

@@ -15,9 +15,17 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import ReadItem
 
-from megalm.checkpoint.boxes import dtype_of
+from megalm.checkpoint.boxes import look_up_dtype
 from megalm.checkpoint.errors import CorruptCheckpointError
-from megalm.checkpoint.manifest import RANKS, STATE, ChunkRecord, Manifest, TensorRecord, compute_checksum, natural_key
+from megalm.checkpoint.manifest import (
+    RANKS,
+    STATE,
+    ChunkRecord,
+    Manifest,
+    TensorRecord,
+    compute_checksum,
+    sort_naturally,
+)
 from megalm.checkpoint.planner import BoxLoadPlanner
 from megalm.checkpoint.source import CheckpointSource, read_checked
 from megalm.config.errors import ConfigError
@@ -64,7 +72,7 @@ def read_chunk(source: CheckpointSource, name: str, tensor: TensorRecord, chunk:
             "(its checksum differs)"
         )
     raw = torch.from_numpy(np.frombuffer(data, dtype=np.uint8))
-    return raw.view(dtype_of(tensor.dtype)).view(chunk.region.shape)
+    return raw.view(look_up_dtype(tensor.dtype)).view(chunk.region.shape)
 
 
 def read_state(source: CheckpointSource, manifest: Manifest) -> dict[str, Any]:
@@ -102,7 +110,9 @@ def describe_differing_shapes(stored: dict[str, tuple[int, ...]], wanted: dict[s
     """How many tensors differ, and the first of them a line each; None where all are the same."""
     differing = [
         f"\n  {name}: {_shape(stored.get(name))} in the checkpoint, {_shape(wanted.get(name))} in the model"
-        for name in sorted({*wanted, *stored}, key=lambda name: (name.startswith(OPTIMIZER_PREFIX), natural_key(name)))
+        for name in sorted(
+            {*wanted, *stored}, key=lambda name: (name.startswith(OPTIMIZER_PREFIX), sort_naturally(name))
+        )
         if stored.get(name) != wanted.get(name)
     ]
     if not differing:
@@ -121,7 +131,7 @@ def make_torch_metadata(manifest: Manifest) -> Metadata:
     return Metadata(
         {
             name: TensorStorageMetadata(
-                TensorProperties(dtype=dtype_of(tensor.dtype)),
+                TensorProperties(dtype=look_up_dtype(tensor.dtype)),
                 torch.Size(tensor.shape),
                 [ChunkStorageMetadata(torch.Size(c.region.offset), torch.Size(c.region.shape)) for c in tensor.chunks],
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 import xxhash
 
-from megalm.checkpoint.boxes import Region, dtype_of
+from megalm.checkpoint.boxes import Region, look_up_dtype
 from megalm.checkpoint.errors import CorruptCheckpointError
 
 MANIFEST = "manifest.json"
@@ -49,7 +49,7 @@ class TensorRecord:
 
     @property
     def itemsize(self) -> int:
-        return dtype_of(self.dtype).itemsize
+        return look_up_dtype(self.dtype).itemsize
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Manifest:
         return sum(record.bytes for record in self.files.values())
 
 
-def natural_key(name: str) -> list[Any]:
+def sort_naturally(name: str) -> list[Any]:
     """Sorting by it puts layers.2 before layers.10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError, NoSpaceError
 from megalm.checkpoint.load import read_state
-from megalm.checkpoint.ranks import Ranks, from_rank_0
+from megalm.checkpoint.ranks import Ranks, run_on_rank_0
 from megalm.checkpoint.retention import Retention
 from megalm.checkpoint.store import Store, place_of
 from megalm.config.errors import ConfigError
@@ -33,11 +33,11 @@ class Place:
 
     def claim(self, run: str) -> None:
         """Write down whose checkpoints these are. Errors: ConfigError if they are another run's."""
-        from_rank_0(self.ranks, lambda: claim(self.store, run))
+        run_on_rank_0(self.ranks, lambda: claim(self.store, run))
 
     def holds(self, path: Path | str) -> bool:
         """Whether `path` is this place, or a checkpoint in it."""
-        return bool(from_rank_0(self.ranks, lambda: place_of(path) == place_of(self.store.where)))
+        return bool(run_on_rank_0(self.ranks, lambda: place_of(path) == place_of(self.store.where)))
 
     def prepare(self, needed: int, retention: Retention) -> None:
         """Clear what crashes left, and see that `needed` bytes can be saved. Errors: CheckpointError if they cannot."""
@@ -52,7 +52,7 @@ class Place:
                 self.store.try_writing()
             check_room(self.store, needed, frees=retention.config.keep > 0)
 
-        from_rank_0(self.ranks, try_store)
+        run_on_rank_0(self.ranks, try_store)
 
     def set_aside_after(self, step: int) -> SetAside | None:
         """Move checkpoints of later steps to where they are never counted, resumed or deleted; None if there are none.
@@ -66,7 +66,7 @@ class Place:
                 return None
             return SetAside(sorted({self.store.step(name) for name in names}), self.store.set_aside(names))
 
-        return from_rank_0(self.ranks, move)
+        return run_on_rank_0(self.ranks, move)
 
 
 def claim(store: Store, run: str) -> None:
@@ -74,7 +74,7 @@ def claim(store: Store, run: str) -> None:
 
     Two runs in one place would take up each other's checkpoints, and each would delete the other's.
     """
-    owner = owner_of(store)
+    owner = find_owner(store)
     if owner == run:
         return
     if owner is not None:
@@ -88,7 +88,7 @@ def claim(store: Store, run: str) -> None:
         store.write_note(OWNER, json.dumps({"name": run}) + "\n")
 
 
-def owner_of(store: Store) -> str | None:
+def find_owner(store: Store) -> str | None:
     """Name of the run that saves in the store: as written there, else in its newest good checkpoint; None: nobody's."""
     note = store.read_note(OWNER)
     if note is not None:

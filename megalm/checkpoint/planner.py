@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megalm.checkpoint.boxes import Region, cut, intersect, region_of, subtract, view
+from megalm.checkpoint.boxes import Region, cut, find_region, intersect, subtract, view
 from megalm.checkpoint.errors import CheckpointError
 from megalm.parallel.slices import Box
 
@@ -46,14 +46,14 @@ def write_item(name: str, global_shape: Sequence[int], dtype: torch.dtype, regio
     return WriteItem(MetadataIndex(name, region.offset), WriteItemType.SHARD, tensor_data=data)
 
 
-def item_region(item: WriteItem) -> Region:
+def find_item_region(item: WriteItem) -> Region:
     assert item.tensor_data is not None
     return Region(tuple(item.tensor_data.chunk.offsets), tuple(item.tensor_data.chunk.sizes))
 
 
-def item_bytes(item: WriteItem) -> int:
+def count_item_bytes(item: WriteItem) -> int:
     assert item.tensor_data is not None
-    return item_region(item).numel * item.tensor_data.properties.dtype.itemsize
+    return find_item_region(item).numel * item.tensor_data.properties.dtype.itemsize
 
 
 class BoxSavePlanner(SavePlanner):
@@ -78,7 +78,7 @@ class BoxSavePlanner(SavePlanner):
         items = []
         for box in self.boxes:
             limit = max(1, self.chunk_bytes // box.tensor.dtype.itemsize)
-            for region in cut(region_of(box), limit):
+            for region in cut(find_region(box), limit):
                 items.append(write_item(box.name, box.global_shape, box.tensor.dtype, region))
         return SavePlan(items)
 
@@ -93,7 +93,7 @@ class BoxSavePlanner(SavePlanner):
                     raise CheckpointError(
                         f"{item.index.fqn}: rank {rank} holds it as {kind}, another rank as {kinds[item.index.fqn]}"
                     )
-                holders[item.index.fqn].setdefault(item_region(item), []).append(rank)
+                holders[item.index.fqn].setdefault(find_item_region(item), []).append(rank)
 
         pieces: list[tuple[int, str, Region, list[int]]] = []
         for name, regions in holders.items():
@@ -109,17 +109,17 @@ class BoxSavePlanner(SavePlanner):
             load[rank] += size
             chosen[rank].append(write_item(name, *kinds[name], region))
         for items in chosen:
-            items.sort(key=lambda item: (item.index.fqn, item_region(item)))
+            items.sort(key=lambda item: (item.index.fqn, find_item_region(item)))
         plans = [replace(plan, items=items) for plan, items in zip(all_plans, chosen, strict=True)]
-        return plans, metadata_of(item for items in chosen for item in items)
+        return plans, describe_checkpoint(item for items in chosen for item in items)
 
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
         return new_plan
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
-        region = item_region(write_item)
+        region = find_item_region(write_item)
         for box in self.by_name[write_item.index.fqn]:
-            if intersect(region_of(box), region) == region:
+            if intersect(find_region(box), region) == region:
                 return view(box, region).detach()
         raise CheckpointError(f"{write_item.index.fqn}: this rank was asked for {region}, which it does not hold")
 
@@ -165,7 +165,7 @@ class BoxLoadPlanner(LoadPlanner):
         """Nothing to do: `resolve_tensor` gave a view of the box itself."""
 
 
-def metadata_of(items: Any) -> Metadata:
+def describe_checkpoint(items: Any) -> Metadata:
     """torch's description of a whole checkpoint from all of its write items."""
     tensors: dict[str, TensorStorageMetadata] = {}
     for item in items:

@@ -75,12 +75,12 @@ class GroupRanks:
         return box[0]
 
 
-def ranks_of(world_size: int, timeout_s: float) -> Ranks:
+def find_ranks(world_size: int, timeout_s: float) -> Ranks:
     """The ranks to save and load with: one process, or all ranks of the default process group."""
     return SingleRank() if world_size == 1 else GroupRanks(timeout_s)
 
 
-def from_rank_0(ranks: Ranks, action: Callable[[], Any]) -> Any:
+def run_on_rank_0(ranks: Ranks, action: Callable[[], Any]) -> Any:
     """The result of `action()` on rank 0, on every rank; so is a CheckpointError or ConfigError that it raises."""
     result: Any = None
     if ranks.rank == 0:
@@ -101,7 +101,7 @@ def agree_on(ranks: Ranks, problem: CheckpointError | None) -> None:
             raise found
 
 
-def problem_of(action: Callable[[], object]) -> CheckpointError | None:
+def catch_problem(action: Callable[[], object]) -> CheckpointError | None:
     """What `action()` fails with; None where it does not."""
     try:
         action()

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from megalm.checkpoint.boxes import dtype_of
+from megalm.checkpoint.boxes import look_up_dtype
 from megalm.checkpoint.errors import CorruptCheckpointError
 from megalm.checkpoint.load import OPTIMIZER_PREFIX, read_chunk, read_state
-from megalm.checkpoint.manifest import natural_key
+from megalm.checkpoint.manifest import sort_naturally
 from megalm.checkpoint.store import open_checkpoint
 from megalm.config.errors import ConfigError
 
@@ -36,7 +36,7 @@ class CheckpointReader:
 
     def names(self, *, optimizer: bool = False) -> list[str]:
         """The names of the weights, or of everything; layers in the order of their numbers."""
-        names = sorted(self.manifest.tensors, key=natural_key)
+        names = sorted(self.manifest.tensors, key=sort_naturally)
         return [name for name in names if optimizer or not name.startswith(OPTIMIZER_PREFIX)]
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -44,7 +44,7 @@ class CheckpointReader:
         record = self.manifest.tensors.get(name)
         if record is None:
             raise ConfigError(f"{self.path}: holds no tensor {name}; megalm inspect lists those it holds.")
-        result = torch.empty(record.shape, dtype=dtype_of(record.dtype))
+        result = torch.empty(record.shape, dtype=look_up_dtype(record.dtype))
         filled = 0
         for chunk in record.chunks:
             target = result

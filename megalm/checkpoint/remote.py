@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from megalm.checkpoint.commit import free_name, step_name, superseded
+from megalm.checkpoint.commit import free_name, list_superseded, name_step
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError
 from megalm.checkpoint.manifest import MANIFEST, Manifest, check_sizes, decode
 from megalm.checkpoint.source import CheckpointSource
@@ -61,7 +61,7 @@ def try_persistently(action: Callable[[], T], what: str) -> T:
 
 def name_attempt(manifest: Manifest) -> str:
     """`step-00000100.<attempt>`"""
-    return f"{step_name(manifest.step)}.{manifest.attempt}"
+    return f"{name_step(manifest.step)}.{manifest.attempt}"
 
 
 class RemoteSource:
@@ -146,7 +146,7 @@ class RemoteStore:
     def retain(self, keep: int, keep_every: int, up_to: int | None = None) -> list[str]:
         """Also removes what uploads of earlier steps left without a manifest."""
         names = [name for name in self.names() if up_to is None or self.step(name) <= up_to]
-        doomed = superseded([(self.step(name), name) for name in names], self._is_good, keep, keep_every)
+        doomed = list_superseded([(self.step(name), name) for name in names], self._is_good, keep, keep_every)
         newest = next((self.step(name) for name in names if self._is_good(name)), -1)
         for entry in try_persistently(lambda: self.files.ls(self.root, detail=False), self.where) if names else []:
             name = str(entry).rstrip("/").rpartition("/")[2]

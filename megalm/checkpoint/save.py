@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import WriteItem
 
 from megalm.checkpoint.boxes import name_dtype
-from megalm.checkpoint.commit import publish, read_manifest, step_name, sync_folder, write_file
+from megalm.checkpoint.commit import name_step, publish, read_manifest, sync_folder, write_file
 from megalm.checkpoint.container import ALIGNMENT, make_frame
 from megalm.checkpoint.errors import CheckpointError, NoSpaceError, wants_space
 from megalm.checkpoint.manifest import (
@@ -32,7 +32,7 @@ from megalm.checkpoint.manifest import (
     TensorRecord,
     encode,
 )
-from megalm.checkpoint.planner import item_region, metadata_of
+from megalm.checkpoint.planner import describe_checkpoint, find_item_region
 from megalm.checkpoint.ranks import Ranks
 from megalm.checkpoint.staging import StagedChunk
 
@@ -140,7 +140,7 @@ def _check_keys(value: Any) -> None:
 
 def _begin(request: SaveRequest) -> tuple[str, int] | _Failure:
     """Rank 0 makes the folder aside: (its name, the step), or what went wrong."""
-    name = f"{step_name(request.step)}.tmp-{os.urandom(6).hex()}"
+    name = f"{name_step(request.step)}.tmp-{os.urandom(6).hex()}"
     try:
         request.folder.mkdir(parents=True, exist_ok=True)
         (request.folder / name).mkdir()
@@ -217,7 +217,7 @@ def _archives(
     at = 0
     for chunk in chunks:
         assert chunk.item.tensor_data is not None
-        head, tail = make_frame(chunk.item.tensor_data.properties.dtype, item_region(chunk.item).shape)
+        head, tail = make_frame(chunk.item.tensor_data.properties.dtype, find_item_region(chunk.item).shape)
         length = len(head) + chunk.values.nbytes + len(tail)
         placed.append((chunk.item, at, length, at + len(head), chunk.xxh3))
         yield head
@@ -258,8 +258,8 @@ def _finish(request: SaveRequest, aside: Path, written: list[_Written], *, share
     write_file(aside / MANIFEST, [encode(manifest)])
     sync_folder(aside)
     if shared:
-        publish(aside, request.folder / step_name(request.step))
-        read_manifest(request.folder / step_name(request.step))
+        publish(aside, request.folder / name_step(request.step))
+        read_manifest(request.folder / name_step(request.step))
     return manifest
 
 
@@ -272,13 +272,13 @@ def _tensors(written: list[_Written]) -> dict[str, TensorRecord]:
             record = tensors.setdefault(
                 item.index.fqn, TensorRecord(name_dtype(data.properties.dtype), tuple(data.size))
             )
-            record.chunks.append(ChunkRecord(item_region(item), entry.name, position, xxh3))
+            record.chunks.append(ChunkRecord(find_item_region(item), entry.name, position, xxh3))
     return tensors
 
 
 def _torch_metadata(written: list[_Written]) -> bytes:
     """The `.metadata` file that torch's own tools read; megalm never does, because reading a pickle can run code."""
-    metadata = metadata_of(item for entry in written for item, *_ in entry.chunks)
+    metadata = describe_checkpoint(item for entry in written for item, *_ in entry.chunks)
     metadata.version = CURRENT_DCP_VERSION
     metadata.storage_data = {
         MetadataIndex(item.index.fqn, item.index.offset): _StorageInfo(entry.name, start, length)

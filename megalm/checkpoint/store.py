@@ -7,8 +7,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from megalm.checkpoint.address import as_url
-from megalm.checkpoint.commit import committed, remove, retain, set_aside, step_name, step_of, sweep, write_file
+from megalm.checkpoint.address import read_url
+from megalm.checkpoint.commit import (
+    delete_superseded,
+    list_committed,
+    name_step,
+    parse_step,
+    remove,
+    remove_left_over,
+    set_aside,
+    write_file,
+)
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError, NoSpaceError, wants_space
 from megalm.checkpoint.manifest import MANIFEST
 from megalm.checkpoint.source import CheckpointSource, LocalSource
@@ -76,10 +85,10 @@ class LocalStore:
         self.where = str(folder)
 
     def names(self) -> list[str]:
-        return [path.name for path in committed(self.folder)]
+        return [path.name for path in list_committed(self.folder)]
 
     def step(self, name: str) -> int:
-        return step_of(self.folder / name)
+        return parse_step(self.folder / name)
 
     def source(self, name: str) -> CheckpointSource:
         return LocalSource(self.folder / name)
@@ -88,13 +97,13 @@ class LocalStore:
         remove(self.folder / name)
 
     def retain(self, keep: int, keep_every: int, up_to: int | None = None) -> list[str]:
-        return retain(self.folder, keep, keep_every, up_to)
+        return delete_superseded(self.folder, keep, keep_every, up_to)
 
     def set_aside(self, names: Sequence[str]) -> str:
         return self._on_disk(lambda: str(set_aside(self.folder, names)))
 
     def clear(self) -> None:
-        sweep(self.folder)
+        remove_left_over(self.folder)
 
     def try_writing(self) -> None:
         def write() -> None:
@@ -102,7 +111,7 @@ class LocalStore:
                 raise CheckpointError(f"{self.folder} is a link to {os.readlink(self.folder)}, which is not there")
             self.folder.mkdir(parents=True, exist_ok=True)
             # As a save does it, and with a name that the next start clears away, should this one be killed here.
-            aside = self.folder / f"{step_name(0)}.tmp-{os.urandom(6).hex()}"
+            aside = self.folder / f"{name_step(0)}.tmp-{os.urandom(6).hex()}"
             try:
                 aside.mkdir()
                 write_file(aside / "trial", [bytes(4096)])
@@ -144,12 +153,12 @@ def place_of(path: Path | str) -> str:
     """Where the checkpoint, or the checkpoints, that `path` means lie: two paths into the same place give the same."""
     named = find_named_checkpoint(path)
     where = named.name.rstrip("/").rpartition("/")[0] or "." if named is not None else find_store(path).where
-    return where if as_url(where) else str(Path(where).resolve())
+    return where if read_url(where) else str(Path(where).resolve())
 
 
 def open_store(path: Path | str) -> Store:
     """The store at a folder or a fsspec URL."""
-    url = as_url(path)
+    url = read_url(path)
     if url is None:
         return LocalStore(Path(path))
     from megalm.checkpoint.remote import RemoteStore
@@ -184,7 +193,7 @@ def open_checkpoint(path: Path | str) -> CheckpointSource:
 
 def find_named_checkpoint(path: Path | str) -> CheckpointSource | None:
     """`path` as a checkpoint, if it holds a manifest; None if it does not (it may be a folder of checkpoints)."""
-    url = as_url(path)
+    url = read_url(path)
     if url is None:
         return LocalSource(Path(path)) if (Path(path) / MANIFEST).exists() else None
     from megalm.checkpoint.remote import RemoteSource, open_url

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from megalm.checkpoint.commit import left_over, read_manifest
+from megalm.checkpoint.commit import list_left_over, read_manifest
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError
 from megalm.checkpoint.manifest import MANIFEST, compute_checksum
 from megalm.checkpoint.ranks import Ranks
@@ -253,7 +253,7 @@ def take_up(store: RemoteStore, folder: Path) -> list[int]:
     """
     steps: list[int] = []
     newest = max((store.step(name) for name in store.names()), default=-1)
-    for path in left_over(folder):
+    for path in list_left_over(folder):
         try:
             manifest = read_manifest(path)
         except CorruptCheckpointError:

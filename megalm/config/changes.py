@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
-from megalm.config.effects import Effect, effects_of
+from megalm.config.effects import Effect, list_effects
 from megalm.config.errors import ConfigError
 from megalm.config.root import Config
 
@@ -34,8 +34,10 @@ def compare(before: Config, now: Config) -> list[Change]:
     """Every setting that differs and is of interest to whoever goes on with the run, in the order of the keys."""
     return [
         Change(key, old, new, effect)
-        for key, effect in effects_of(now)
-        if effect is not None and not effect.silent and (old := value_of(before, key)) != (new := value_of(now, key))
+        for key, effect in list_effects(now)
+        if effect is not None
+        and not effect.silent
+        and (old := read_value(before, key)) != (new := read_value(now, key))
     ]
 
 
@@ -62,7 +64,7 @@ def check_changes(changes: Sequence[Change], allowed: Iterable[str], where: str,
 
 def check_allowed_keys(config: Config) -> None:
     """Errors: ConfigError for an entry of `checkpoint.allow_changes` that names no setting and no group of them."""
-    keys = [key for key, _ in effects_of(config)]
+    keys = [key for key, _ in list_effects(config)]
     known = sorted({*keys, *(key.rpartition(".")[0] for key in keys if "." in key)})
     for name in config.checkpoint.allow_changes:
         if name not in known:
@@ -85,7 +87,7 @@ def describe_changes(changes: Sequence[Change]) -> str:
     return ", ".join(change.describe() for change in changes[:_NAMED]) + more
 
 
-def value_of(config: Config, key: str) -> Any:
+def read_value(config: Config, key: str) -> Any:
     """The value of a dotted key, as plain JSON has it."""
     value: Any = config
     for part in key.split("."):

@@ -22,7 +22,7 @@ from megalm.config.model_file import read_model_file
 from megalm.config.ranges import check_fields
 from megalm.config.root import Config
 from megalm.config.saved import build_config, fill_in
-from megalm.config.typed import Kind, keys_of, show
+from megalm.config.typed import Kind, list_fields, show
 from megalm.config.validate import validate
 from megalm.config.words import Setting, Words, read_words, take_out_search
 from megalm.config.yaml_text import read_yaml_file
@@ -168,7 +168,7 @@ def _set(values: dict[str, Any], setting: Setting) -> None:
     """Put one value into its place; a mapping joins what is there."""
     path, place, kind = setting.path, values, Kind(Config)
     for number, part in enumerate(path[:-1]):
-        kind = keys_of(kind.type)[part] if kind.is_group else kind.part()
+        kind = list_fields(kind.type)[part] if kind.is_group else kind.part()
         if kind.is_mapping:
             path = [*path[: number + 1], ".".join(path[number + 1 :])]
         if isinstance(place, list):
@@ -239,7 +239,7 @@ def _defaults(group: type) -> dict[str, Any]:
     """The fields' defaults, for references to what nobody set."""
     found: dict[str, Any] = {}
     for field in fields(group):
-        kind = keys_of(group)[field.name]
+        kind = list_fields(group)[field.name]
         if kind.is_group:
             found[field.name] = _defaults(kind.type)
         elif not (kind.is_list and is_dataclass(kind.part().type)):

@@ -47,12 +47,12 @@ Start = Annotated[T, Effect.START]
 Aside = Annotated[T, Effect.ASIDE]
 
 
-def effects_of(config: Any, prefix: str = "", inherited: Effect | None = None) -> Iterator[tuple[str, Effect | None]]:
+def list_effects(config: Any, prefix: str = "", inherited: Effect | None = None) -> Iterator[tuple[str, Effect | None]]:
     """(dotted key, what it decides) of every setting in a configuration; None where nobody has said it."""
     for field in fields(config):
         own = next((word for word in get_args(field.type)[1:] if isinstance(word, Effect)), inherited)
         value, key = getattr(config, field.name), f"{prefix}{field.name}"
         if is_dataclass(value):
-            yield from effects_of(value, f"{key}.", own)
+            yield from list_effects(value, f"{key}.", own)
         else:
             yield key, own

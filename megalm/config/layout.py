@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from megalm.config.errors import ConfigError
-from megalm.config.mixture import near_divisors
+from megalm.config.mixture import name_near_divisors
 from megalm.config.model import ModelConfig
 from megalm.config.parallel import ParallelConfig
 
@@ -89,13 +89,13 @@ def _expert_problem(model: ModelConfig, parallel: ParallelConfig) -> str | None:
     if moe.num_experts % expert:
         return (
             f"parallel.expert={expert} does not divide model.moe.num_experts={moe.num_experts}: "
-            f"{near_divisors(moe.num_experts, expert)} would."
+            f"{name_near_divisors(moe.num_experts, expert)} would."
         )
     width = moe.ffn_hidden_size or model.ffn_hidden_size
     if width and width % parts:
         return (
             f"parallel.expert_tensor={parts} does not divide an expert's hidden size, {width}: "
-            f"{near_divisors(width, parts)} would."
+            f"{name_near_divisors(width, parts)} would."
         )
     return None
 

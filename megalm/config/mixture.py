@@ -17,7 +17,7 @@ def check_mixture(model: ModelConfig) -> None:
         )
 
 
-def near_divisors(number: int, wanted: int, count: int = 2) -> str:
+def name_near_divisors(number: int, wanted: int, count: int = 2) -> str:
     """The divisors of a number that lie nearest to the wanted one, as a text."""
     divisors = [d for d in range(1, number + 1) if number % d == 0]
     return " or ".join(map(str, sorted(sorted(divisors, key=lambda d: abs(d - wanted))[:count])))
@@ -42,7 +42,7 @@ def _check_groups(moe: MoEConfig) -> None:
     if moe.num_experts % moe.groups:
         raise ConfigError(
             f"model.moe.groups={moe.groups} does not divide model.moe.num_experts={moe.num_experts}: "
-            f"model.moe.groups={near_divisors(moe.num_experts, moe.groups)} would."
+            f"model.moe.groups={name_near_divisors(moe.num_experts, moe.groups)} would."
         )
     run = moe.num_experts // moe.groups
     least = -(-moe.top_k // run)

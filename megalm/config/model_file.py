@@ -7,7 +7,7 @@ from typing import Any
 
 from megalm.config.errors import ConfigError
 from megalm.config.model import ModelConfig
-from megalm.config.typed import keys_of
+from megalm.config.typed import list_fields
 from megalm.config.yaml_text import read_yaml_file, write_yaml
 
 
@@ -33,7 +33,7 @@ def read_model_file(path: Path) -> dict[str, Any]:
 
 
 def _check_keys(where: str, values: dict[str, Any], known: type, prefix: str) -> None:
-    kinds = keys_of(known)
+    kinds = list_fields(known)
     for key, value in values.items():
         if key not in kinds:
             close = difflib.get_close_matches(key, kinds, n=1)

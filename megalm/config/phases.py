@@ -152,7 +152,7 @@ def _check_rate(where: str, phase: PhaseConfig, steps: int) -> None:
         )
 
 
-def spans_of(config: Any) -> list[Span]:
+def list_configured_spans(config: Any) -> list[Span]:
     """`list_spans` of a whole configuration; empty for a run without phases."""
     return list_spans(
         config.data.phases,

@@ -14,7 +14,7 @@ from megalm.config.errors import ConfigError
 from megalm.config.fields import MISSING, Range
 from megalm.config.groups import list_groups
 from megalm.config.root import Config
-from megalm.config.typed import Kind, find_kind, keys_of, show
+from megalm.config.typed import Kind, find_kind, list_fields, show
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def describe(name: str) -> str:
     return "\n".join([*head, *(f"{key.name:<{width}}  {key.default:<12}  {_first_line(key.text)}" for key in within)])
 
 
-def reference_page() -> str:
+def write_reference_page() -> str:
     """All keys as a page in Markdown: what docs/reference.md holds."""
     lines = [
         "# Every key",
@@ -86,7 +86,7 @@ def reference_page() -> str:
 
 
 def _keys(group: type, prefix: str, inherited: Effect | None) -> Iterator[Key]:
-    texts, kinds = _texts(group), keys_of(group)
+    texts, kinds = _texts(group), list_fields(group)
     for field in fields(group):
         effect = next((word for word in get_args(field.type)[1:] if isinstance(word, Effect)), inherited)
         kind, name = kinds[field.name], f"{prefix}{field.name}"

@@ -9,7 +9,7 @@ from megalm.config.fields import MISSING
 from megalm.config.groups import list_groups
 from megalm.config.model import ModelConfig
 from megalm.config.root import Config
-from megalm.config.typed import Kind, build, keys_of
+from megalm.config.typed import Kind, build, list_fields
 from megalm.config.yaml_text import read_yaml_file, write_yaml
 
 
@@ -17,7 +17,7 @@ def build_config(values: dict[str, Any]) -> Config:
     """The configuration that nested words stand for."""
     config = build(Kind(Config), values)
     assert isinstance(config, Config)
-    missing = [name for name in keys_of(ModelConfig) if getattr(config.model, name) == MISSING]
+    missing = [name for name in list_fields(ModelConfig) if getattr(config.model, name) == MISSING]
     if missing:
         raise ConfigError(
             f"model.{missing[0]} must be given: choose a model with +model=NAME ({', '.join(list_groups()['model'])})."

@@ -50,14 +50,14 @@ class Kind:
 
     def part(self) -> "Kind":
         """Of a list, tuple or mapping: what each of its values is."""
-        return kind_of(get_args(self.type)[1 if self.is_mapping else 0])
+        return classify_type(get_args(self.type)[1 if self.is_mapping else 0])
 
     def describe(self) -> str:
         """In words, with an example."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         if self.is_group:
-            return f"keys in braces ({', '.join(list(keys_of(self.type))[:3])}, ...)"
+            return f"keys in braces ({', '.join(list(list_fields(self.type))[:3])}, ...)"
         if self.origin is tuple:
             count = len(get_args(self.type))
             example = f", such as [{', '.join(map(str, self.default))}]" if isinstance(self.default, tuple) else ""
@@ -72,7 +72,7 @@ class Kind:
         return words.get(self.type, "a whole number or a word" if self.origin is Union else "a value")
 
 
-def kind_of(hint: Any, field: Field[Any] | None = None) -> Kind:
+def classify_type(hint: Any, field: Field[Any] | None = None) -> Kind:
     """The kind that a type hint, and with it a field, stands for."""
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
     optional = type(None) in members or hint is Any
@@ -88,10 +88,10 @@ def kind_of(hint: Any, field: Field[Any] | None = None) -> Kind:
 
 
 @cache
-def keys_of(group: type) -> dict[str, Kind]:
+def list_fields(group: type) -> dict[str, Kind]:
     """The fields of a dataclass."""
     hints = get_type_hints(group)
-    return {field.name: kind_of(hints[field.name], field) for field in fields(group)}
+    return {field.name: classify_type(hints[field.name], field) for field in fields(group)}
 
 
 def find_kind(root: type, path: Sequence[str]) -> Kind:
@@ -102,7 +102,7 @@ def find_kind(root: type, path: Sequence[str]) -> Kind:
     kind = Kind(root)
     for number, part in enumerate(path):
         if kind.is_group:
-            known = keys_of(kind.type)
+            known = list_fields(kind.type)
             if part not in known:
                 raise explain_unknown_key(root, path[:number], ".".join(path[number:]), known)
             kind = known[part]
@@ -129,7 +129,7 @@ def explain_unknown_key(root: type, parents: Sequence[str], name: str, known: di
 
 def _meant(root: type, name: str, known: dict[str, Kind]) -> str:
     leaf = name.rpartition(".")[2]
-    everywhere = sorted(paths_of(root), key=lambda path: (path.count("."), path))
+    everywhere = sorted(list_paths(root), key=lambda path: (path.count("."), path))
     candidate = find_our_key(name) or find_our_key(leaf)
     if candidate is None:  # a letter too few or too many
         candidate = next(iter(difflib.get_close_matches(leaf, list(known), n=1, cutoff=0.85)), None)
@@ -144,11 +144,11 @@ def _meant(root: type, name: str, known: dict[str, Kind]) -> str:
 
 
 @cache
-def paths_of(root: type) -> tuple[str, ...]:
+def list_paths(root: type) -> tuple[str, ...]:
     """The dotted path of every field that is no group itself; what lies in lists is left out."""
     found: list[str] = []
-    for name, kind in keys_of(root).items():
-        found += [f"{name}.{inner}" for inner in paths_of(kind.type)] if kind.is_group else [name]
+    for name, kind in list_fields(root).items():
+        found += [f"{name}.{inner}" for inner in list_paths(kind.type)] if kind.is_group else [name]
     return tuple(found)
 
 
@@ -196,7 +196,7 @@ def _read(kind: Kind, value: Any, where: str) -> Any:
 
 
 def _build_group(kind: Kind, value: Any, where: str, root: type) -> Any:
-    known = keys_of(kind.type)
+    known = list_fields(kind.type)
     if not isinstance(value, dict):
         first = next(iter(known))
         raise ConfigError(

@@ -8,7 +8,7 @@ from megalm.config.guard import check_guard
 from megalm.config.mixture import check_mixture
 from megalm.config.model import ModelConfig
 from megalm.config.optim import READS, STATES, OptimConfig
-from megalm.config.phases import spans_of
+from megalm.config.phases import list_configured_spans
 from megalm.config.precision import RECIPES, Fp8Config
 from megalm.config.ranges import check_fields
 from megalm.config.root import Config
@@ -29,7 +29,7 @@ def validate(config: Config) -> None:
 
 
 def _check_phases(config: Config) -> None:
-    spans_of(config)
+    list_configured_spans(config)
     _require(
         not config.data.phases or config.data.order == "keyed",
         f"data.phases needs data.order=keyed: data.order={config.data.order} fixes one order for the whole run.",

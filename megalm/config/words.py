@@ -16,7 +16,7 @@ from typing import Any
 from megalm.config.errors import ConfigError
 from megalm.config.names import find_our_key
 from megalm.config.root import Config
-from megalm.config.typed import Kind, explain_unknown_key, find_kind, keys_of, paths_of, show
+from megalm.config.typed import Kind, explain_unknown_key, find_kind, list_fields, list_paths, show
 
 _WORD = re.compile(r"(?P<sign>\+{0,2}|~)(?P<key>[^=\s]*)\s*=\s*(?P<value>.*)", re.DOTALL)
 _KEY = re.compile(r"[A-Za-z_][\w-]*([./][\w-]+)*")
@@ -141,7 +141,7 @@ def _our_key(name: str) -> str | None:
     name = name.replace("-", "_")
     if name in _RENAMED or _is_key(name):
         return name
-    ends = sorted((p for p in paths_of(Config) if p.endswith(f".{name}")), key=lambda path: (path.count("."), path))
+    ends = sorted((p for p in list_paths(Config) if p.endswith(f".{name}")), key=lambda path: (path.count("."), path))
     return find_our_key(name) or next(iter(ends), None)
 
 
@@ -225,9 +225,9 @@ def _parse_mapping(kind: Kind, value: str, key: str) -> dict[str, Any]:
         if name in found:
             raise ConfigError(f"{key}={value}: {name} stands twice.")
         where = f"{key}.{name}" if key else name
-        if kind.is_group and name not in keys_of(kind.type):
-            raise explain_unknown_key(Config, key.split("."), name, keys_of(kind.type))
-        inner_kind = keys_of(kind.type)[name] if kind.is_group else kind if kind.type is Any else kind.part()
+        if kind.is_group and name not in list_fields(kind.type):
+            raise explain_unknown_key(Config, key.split("."), name, list_fields(kind.type))
+        inner_kind = list_fields(kind.type)[name] if kind.is_group else kind if kind.type is Any else kind.part()
         found[name] = parse(inner_kind, inner, where)
     return found
 

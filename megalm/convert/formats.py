@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from megalm.checkpoint.commit import committed
+from megalm.checkpoint.commit import list_committed
 from megalm.checkpoint.manifest import MANIFEST
 from megalm.config.errors import ConfigError
 from megalm.convert.source import Source
@@ -19,7 +19,7 @@ def detect(path: Path) -> str:
 
     if not path.is_dir():
         raise ConfigError(f"{path}: no such folder")
-    if (path / MANIFEST).is_file() or committed(path) or (path / "config.yaml").is_file():
+    if (path / MANIFEST).is_file() or list_committed(path) or (path / "config.yaml").is_file():
         return "megalm"
     if (path / TRACKER).is_file() or any(path.glob("mp_rank_*")) or (path / ".metadata").is_file():
         return "megatron"
@@ -50,9 +50,9 @@ def open_source(
         return open_folder(path, accept)
     if format == "megatron":
         from megalm.convert.megatron_dist import is_torch_dist, open_dist
-        from megalm.convert.megatron_legacy import iteration_folder, open_legacy
+        from megalm.convert.megatron_legacy import find_iteration_folder, open_legacy
 
-        folder = iteration_folder(path)
+        folder = find_iteration_folder(path)
         return (open_dist if is_torch_dist(folder) else open_legacy)(folder, vocab_size)
     if format == "megalm":
         from megalm.convert.native import open_native

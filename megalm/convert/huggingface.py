@@ -21,11 +21,17 @@ from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
 from megalm.convert import huggingface_names
 from megalm.convert.block_fp8 import BlockFp8Reader, read_fp8_block
-from megalm.convert.huggingface_config import function_of, read_config, read_settings, write_config
+from megalm.convert.huggingface_config import collect_function, read_config, read_settings, write_config
 from megalm.convert.huggingface_settings import EVERYTHING
 from megalm.convert.huggingface_tokenizer import has_chat_template, read_json, write_tokenizer
 from megalm.convert.model_card import write_card
-from megalm.convert.model_files import CARD, belonging_files, files_of_tokenizer, same_tokenizer, tokenizer_in
+from megalm.convert.model_files import (
+    CARD,
+    find_belonging_files,
+    find_tokenizer,
+    find_tokenizer_files,
+    is_same_tokenizer,
+)
 from megalm.convert.rules import Rule
 from megalm.convert.source import RuleReader, Source, check_none_left, check_shapes
 from megalm.convert.weight_files import choose_weight_files
@@ -52,7 +58,9 @@ def open_folder(folder: Path, accept: Collection[str] = ()) -> Source:
     if block is not None:
         stored = BlockFp8Reader(stored, block)
         reading.notes.append(f"config.json: weights in fp8, with scales of blocks {list(block)}, are read as bfloat16")
-    table, ignored = match_names(folder, stored, huggingface_names.rules(model, config_json["model_type"]), model)
+    table, ignored = match_names(
+        folder, stored, huggingface_names.make_huggingface_rules(model, config_json["model_type"]), model
+    )
     return Source(
         path=folder,
         format="huggingface",
@@ -60,8 +68,8 @@ def open_folder(folder: Path, accept: Collection[str] = ()) -> Source:
         weights=RuleReader(stored, table),
         foreign_count=len(stored.names()),
         ignored=ignored,
-        files=belonging_files(folder, card=True),
-        tokenizer=tokenizer_in(folder),
+        files=find_belonging_files(folder, card=True),
+        tokenizer=find_tokenizer(folder),
         config_json=config_json,
         notes=[*reading.notes, *chosen.notes],
     )
@@ -115,7 +123,7 @@ _PREDICTION = re.compile(r"model\.layers\.(\d+)\.")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def config_json_for(source: Source, dtype: torch.dtype, control: ControlTokens | None) -> dict[str, Any]:
+def choose_config_json(source: Source, dtype: torch.dtype, control: ControlTokens | None) -> dict[str, Any]:
     """Choose the config.json to write: the one the model came with where it still describes it, else a new one.
 
     control: the tokens of another tokenizer than the model came with; None: config.json's own numbers are right, and go
@@ -124,7 +132,7 @@ def config_json_for(source: Source, dtype: torch.dtype, control: ControlTokens |
     """
     name = str(dtype).removeprefix("torch.")
     before = source.config_json
-    if before is not None and function_of(read_config(before, EVERYTHING)) == function_of(source.model):
+    if before is not None and collect_function(read_config(before, EVERYTHING)) == collect_function(source.model):
         result = {key: value for key, value in before.items() if key not in ("dtype", "torch_dtype")}
     else:
         preferred = before["model_type"] if before else None
@@ -152,7 +160,7 @@ def write_folder(
     """
     if tokenizer is not None and not tokenizer.exists():
         raise ConfigError(f"{tokenizer}: no tokenizer here; give a tokenizer.json or a folder that has one")
-    files = files_of_tokenizer(tokenizer) if tokenizer is not None else source.files
+    files = find_tokenizer_files(tokenizer) if tokenizer is not None else source.files
     if source.training is not None:
         files = [path for path in files if path.name != CARD]  # the card of the model that it was before
     # The embedding's dtype stands for the whole model's.
@@ -160,8 +168,8 @@ def write_folder(
     folder.mkdir(parents=True, exist_ok=True)
     control = write_tokenizer(folder, files, source.model.seq_length)
     own = source.config_json is not None and (tokenizer is None or _came_with(source, tokenizer))
-    config_json = config_json_for(source, main_dtype, None if own else control)
-    table = huggingface_names.rules(source.model, config_json["model_type"])
+    config_json = choose_config_json(source, main_dtype, None if own else control)
+    table = huggingface_names.make_huggingface_rules(source.model, config_json["model_type"])
     left = set(source.weights.names()) - {part.name for rule in table for part in rule.parts}
     check_none_left(source.path, sorted(name for name in left if not name.endswith(_OF_TRAINING)))
     check_shapes(source.path, source.weights, {part.name: part.shape for rule in table for part in rule.parts})
@@ -186,4 +194,4 @@ def write_folder(
 
 def _came_with(source: Source, tokenizer: Path) -> bool:
     """True where a tokenizer that was given is the one that the model has anyway."""
-    return source.tokenizer is not None and same_tokenizer(tokenizer, source.tokenizer)
+    return source.tokenizer is not None and is_same_tokenizer(tokenizer, source.tokenizer)

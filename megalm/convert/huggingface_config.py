@@ -25,12 +25,12 @@ class Reading:
     notes: list[str]
 
 
-def function_of(model: ModelConfig) -> Json:
+def collect_function(model: ModelConfig) -> Json:
     """Collect the settings that decide the function the model computes; those without effect are left out."""
     fields = dataclasses.asdict(model)
     for key in ("name", "init_std", "scaled_init", "z_loss", "dropout"):
         fields.pop(key)
-    fields.pop("rope_interleaved")  # rows are reordered on the way: see half_split_rows
+    fields.pop("rope_interleaved")  # rows are reordered on the way: see order_half_split_rows
     rotated = model.position == "rope"
     windows = model.window is not None and any(
         w.startswith("window") for w in map(model.attends, range(model.num_layers))
@@ -93,15 +93,15 @@ def _attended(model: ModelConfig, index: int) -> str:
     return word if model.position == "rope" else word.removesuffix("_no_rope")
 
 
-def differences(model: ModelConfig, architecture: Family) -> list[str]:
+def list_unexpressed(model: ModelConfig, architecture: Family) -> list[str]:
     """List what the architecture cannot express of the model: `key=value` of each setting; empty if it fits."""
     try:
-        back = function_of(
+        back = collect_function(
             architecture.read(Config({"model_type": architecture.model_type, **architecture.write(model)}))
         )
     except ConfigError as error:
         return [str(error)]
-    ours = function_of(model)
+    ours = collect_function(model)
     return [f"model.{key}={ours[key]!r}" for key in ours if ours[key] != back.get(key)]
 
 
@@ -111,7 +111,7 @@ def choose_architecture(model: ModelConfig, preferred: str | None = None) -> Fam
     Raises ConfigError that says, for the nearest architectures, which settings stand in the way.
     """
     candidates = sorted(FAMILIES.values(), key=lambda architecture: architecture.model_type != preferred)
-    obstacles = [(differences(model, architecture), architecture) for architecture in candidates]
+    obstacles = [(list_unexpressed(model, architecture), architecture) for architecture in candidates]
     for found, architecture in obstacles:
         if not found:
             return architecture

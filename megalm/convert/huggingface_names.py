@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from megalm.architecture.layers import name_layer
-from megalm.architecture.shape import shape_of
+from megalm.architecture.shape import resolve_shape
 from megalm.architecture.tensors import list_states, list_tensors
 from megalm.config import ModelConfig
 from megalm.convert.families import FAMILIES
 from megalm.convert.families.family import Experts, Family, Names
-from megalm.convert.rules import Part, Rule, grouped_rows, half_split_rows
+from megalm.convert.rules import Part, Rule, order_grouped_rows, order_half_split_rows
 
 # Buffers that old versions of transformers stored and that follow from the configuration.
 RECOMPUTED = re.compile(
@@ -27,7 +27,7 @@ class Shapes:
     """The global tensors of a model by the layer that they belong to, and the sizes that their rows are ordered by."""
 
     def __init__(self, model: ModelConfig):
-        shape = shape_of(model)
+        shape = resolve_shape(model)
         self.model = model
         self.ffn, self.head_dim = shape.ffn_hidden_size, shape.head_dim
         self.heads, self.kv_heads = shape.num_heads, shape.num_kv_heads
@@ -88,8 +88,8 @@ class Shapes:
             heads = 1
         rotated = int(self.head_dim * self.model.rope_fraction)
         if interleaved:
-            return lambda: torch.argsort(half_split_rows(heads, self.head_dim, rotated))
-        return partial(half_split_rows, heads, self.head_dim, rotated)
+            return lambda: torch.argsort(order_half_split_rows(heads, self.head_dim, rotated))
+        return partial(order_half_split_rows, heads, self.head_dim, rotated)
 
     def _turn_latent(self, name: str, interleaved: bool) -> Callable[[], Tensor] | None:
         """The same of latent attention: each query head's last features, and the last rows of what makes the latent."""
@@ -103,7 +103,7 @@ class Shapes:
             return None
 
         def rows() -> Tensor:
-            turned = half_split_rows(1, latent.rope_dim, latent.rope_dim)
+            turned = order_half_split_rows(1, latent.rope_dim, latent.rope_dim)
             turned = torch.argsort(turned) if interleaved else turned
             one = torch.cat([torch.arange(kept), kept + turned])
             return (torch.arange(heads)[:, None] * len(one) + one).reshape(-1)
@@ -111,7 +111,7 @@ class Shapes:
         return rows
 
 
-def rules(model: ModelConfig, model_type: str) -> list[Rule]:
+def make_huggingface_rules(model: ModelConfig, model_type: str) -> list[Rule]:
     """Make the table of a family, layer after layer."""
     family, shapes = FAMILIES[model_type], Shapes(model)
     names = family.names
@@ -185,7 +185,7 @@ def _order(shapes: Shapes, parts: tuple[Part, ...], grouped: bool, interleaved: 
         ]
         starts = [sum(part.shape[0] for part in parts[:index]) for index in range(len(parts))]
         stacked = torch.cat([order + start for order, start in zip(orders, starts, strict=True)])
-        return stacked[grouped_rows(shapes.heads, shapes.kv_heads, shapes.head_dim)] if grouped else stacked
+        return stacked[order_grouped_rows(shapes.heads, shapes.kv_heads, shapes.head_dim)] if grouped else stacked
 
     return rows
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.convert.model_files import copy_files, tokenizer_in
+from megalm.convert.model_files import copy_files, find_tokenizer
 from megalm.tokenizer.control_tokens import ControlTokens, parse_json, read_optional_json
 from megalm.tokenizer.tokenizer import load_tokenizer
 
@@ -30,7 +30,7 @@ def write_tokenizer(folder: Path, files: Sequence[Path], max_length: int) -> Con
     Returns the control tokens of the tokenizer that is then there, none of them where there is no tokenizer.
     """
     copy_files(files, folder)
-    path = tokenizer_in(folder)
+    path = find_tokenizer(folder)
     if path is None:
         return ControlTokens()
     tokenizer = load_tokenizer(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from megalm.config import ModelConfig, RopeScalingConfig
 from megalm.config.errors import ConfigError
-from megalm.convert.huggingface_config import function_of
+from megalm.convert.huggingface_config import collect_function
 from megalm.convert.megatron_mixture import read_mixture, write_mixture
 
 # Megatron's Llama 3 stretching has these numbers built in.
@@ -133,7 +133,7 @@ def write_args(model: ModelConfig, *, tensor: int, pipeline: int, virtual: int, 
         pipeline_model_parallel_size=pipeline,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
     )
-    ours, theirs = ({**function_of(m), "rope_interleaved": m.rope_interleaved} for m in (model, read_args(args)))
+    ours, theirs = ({**collect_function(m), "rope_interleaved": m.rope_interleaved} for m in (model, read_args(args)))
     lost = [f"model.{key}={value!r}" for key, value in ours.items() if value != theirs.get(key)]
     if lost:
         raise ConfigError(

@@ -37,7 +37,7 @@ from megalm.convert.huggingface_tokenizer import read_json
 from megalm.convert.megatron_args import read_args, write_args
 from megalm.convert.megatron_keys import Place, find_place, list_extra_states, list_places, list_plain_names
 from megalm.convert.megatron_legacy import TRACKER
-from megalm.convert.megatron_names import EMBEDDING, OUTPUT, padded_vocabulary
+from megalm.convert.megatron_names import EMBEDDING, OUTPUT, count_padded_rows
 from megalm.convert.rules import Rule
 from megalm.convert.source import OptimizerState, RuleReader, Source, check_none_left, check_shapes
 
@@ -249,7 +249,7 @@ def open_dist(folder: Path, vocab_size: int | None = None) -> Source:
     model = read_args(files.args, vocab_size)
     # The rows of a stored embedding follow the layout that it was first saved on.
     rows = files.shape(EMBEDDING)[0] if EMBEDDING in files.names() else files.args.padded_vocab_size
-    table = megatron_names.rules(model, tensor=1, padded_vocab_size=rows)
+    table = megatron_names.make_megatron_rules(model, tensor=1, padded_vocab_size=rows)
     check_shapes(folder, files, {rule.foreign: rule.shape for rule in table})
     ignored = dict.fromkeys(files.recomputed, "follows from the configuration")
     ignored |= dict.fromkeys(files.other_state, "is not a weight")
@@ -299,9 +299,9 @@ def write_dist(
             f"model.moe.num_experts={model.moe.num_experts}: the optimizer's state of a mixture cannot be written for Megatron, "
             "which chains two optimizers there; write the weights alone."
         )
-    padded = padded_vocabulary(model.vocab_size, pad_vocabulary, 1)
+    padded = count_padded_rows(model.vocab_size, pad_vocabulary, 1)
     args = write_args(model, tensor=1, pipeline=1, virtual=1, padded_vocab_size=padded)
-    table = megatron_names.rules(model, tensor=1, padded_vocab_size=padded)
+    table = megatron_names.make_megatron_rules(model, tensor=1, padded_vocab_size=padded)
     check_none_left(
         source.path, sorted(set(source.weights.names()) - {part.name for rule in table for part in rule.parts})
     )

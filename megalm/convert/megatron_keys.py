@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from megalm.config import ModelConfig
-from megalm.convert.megatron_names import canonical, spell
+from megalm.convert.megatron_names import spell, spell_plainly
 
 STACK = "decoder.layers."
 _NUMBERED = re.compile(r"^decoder\.layers\.(\d+)\.(.+)$")
@@ -82,7 +82,7 @@ def list_plain_names(name: str, size: Sequence[int]) -> Iterator[tuple[str, tupl
     `name` is the key without what stands in front of `decoder`, `size` the stored tensor's.
     """
     if not name.startswith(STACK):
-        yield canonical(name), ()
+        yield spell_plainly(name), ()
         return
     match = _NUMBERED.match(name)
     rest = match[2] if match else name.removeprefix(STACK)
@@ -90,7 +90,7 @@ def list_plain_names(name: str, size: Sequence[int]) -> Iterator[tuple[str, tupl
     layers = [int(match[1])] if match else list(range(size[0]))
     if not rest.startswith(_EXPERTS):
         for layer in layers:
-            yield canonical(f"{STACK}{layer}.{rest}"), () if match else (layer,)
+            yield spell_plainly(f"{STACK}{layer}.{rest}"), () if match else (layer,)
         return
     rest = rest.removeprefix(_EXPERTS)
     for layer, expert in itertools.product(layers, range(size[axes])):

@@ -18,7 +18,7 @@ from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
 from megalm.convert import megatron_names, restricted
 from megalm.convert.megatron_args import read_args, write_args
-from megalm.convert.megatron_names import EMBEDDING, OUTPUT, canonical, padded_vocabulary, spell
+from megalm.convert.megatron_names import EMBEDDING, OUTPUT, count_padded_rows, spell, spell_plainly
 from megalm.convert.rules import Rule
 from megalm.convert.source import RuleReader, Source, check_none_left, check_shapes
 
@@ -27,7 +27,7 @@ _RANK_FOLDER = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?(?:_(\d{3}))?")
 _RANK_FILES = ("model_optim_rng.pt", "model_rng.pt")
 
 
-def iteration_folder(path: Path) -> Path:
+def find_iteration_folder(path: Path) -> Path:
     """Find the folder of the iteration that the tracker file names, or `path` itself where it is one."""
     tracker = path / TRACKER
     if not tracker.is_file():
@@ -114,7 +114,7 @@ class RankFiles:
                         )
                 count = 0
                 for stored in flat[0]:
-                    name, here = _shift_layer(canonical(stored), before)
+                    name, here = _shift_layer(spell_plainly(stored), before)
                     count = max(count, here)
                     tensors = [state[stored] for state in flat]
                     if megatron_names.RECOMPUTED.search(name):
@@ -191,7 +191,7 @@ def open_legacy(folder: Path, vocab_size: int | None = None) -> Source:
     files = RankFiles(folder)
     model = read_args(files.args, vocab_size)
     _refuse_mixture(model)
-    table = megatron_names.rules(
+    table = megatron_names.make_megatron_rules(
         model, tensor=files.tensor, padded_vocab_size=files.args.padded_vocab_size, version=files.version
     )
     files.use([*table, Rule(OUTPUT, table[0].parts, pad_to=table[0].pad_to, dim=0)])
@@ -240,9 +240,9 @@ def write_legacy(
         raise ConfigError(
             f"{model.num_layers} layers cannot be divided over {pipeline} stages x {virtual} chunks evenly"
         )
-    padded = padded_vocabulary(model.vocab_size, pad_vocabulary, tensor)
+    padded = count_padded_rows(model.vocab_size, pad_vocabulary, tensor)
     args = write_args(model, tensor=tensor, pipeline=pipeline, virtual=virtual, padded_vocab_size=padded)
-    table = megatron_names.rules(model, tensor=tensor, padded_vocab_size=padded)
+    table = megatron_names.make_megatron_rules(model, tensor=tensor, padded_vocab_size=padded)
     check_none_left(
         source.path, sorted(set(source.weights.names()) - {part.name for rule in table for part in rule.parts})
     )

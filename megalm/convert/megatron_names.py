@@ -1,7 +1,7 @@
 """The tensors of Megatron-LM models, as rules over megalm's global names, and the generations of their spelling.
 
 The table uses one spelling, `plain`: Megatron core's names with norms as layers of their own. What is read is brought
-to it by `canonical`; what is written is brought from it by `spell`.
+to it by `spell_plainly`; what is written is brought from it by `spell`.
 
     te              core with Transformer Engine: a norm's weights lie in the linear layer it feeds
     plain           core without
@@ -22,7 +22,7 @@ from megalm.architecture.layers import name_layer
 from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
 from megalm.convert.huggingface_names import Shapes
-from megalm.convert.rules import Part, Rule, gated_rows, grouped_rows
+from megalm.convert.rules import Part, Rule, order_gated_rows, order_grouped_rows
 
 SPELLINGS = ("te", "plain", "legacy", "legacy-2.6")
 
@@ -72,7 +72,7 @@ _FROM_PLAIN = {
 _FROM_PLAIN["legacy-2.6"] = (*_FROM_PLAIN["legacy"][:5], (r"\.pre_mlp_layernorm\.", ".post_attention_layernorm."))
 
 
-def canonical(name: str) -> str:
+def spell_plainly(name: str) -> str:
     """Turn a stored name of any generation into the plain spelling."""
     for pattern, replacement in _TO_PLAIN:
         name = pattern.sub(replacement, name)
@@ -86,13 +86,13 @@ def spell(name: str, spelling: str) -> str:
     return name
 
 
-def padded_vocabulary(vocab_size: int, multiple: int, tensor: int) -> int:
+def count_padded_rows(vocab_size: int, multiple: int, tensor: int) -> int:
     """Work out the embedding's rows: the next multiple of `multiple` x tensor-parallel ranks."""
     step = multiple * tensor
     return -(-vocab_size // step) * step
 
 
-def rules(model: ModelConfig, *, tensor: int, padded_vocab_size: int, version: float = 3.0) -> list[Rule]:
+def make_megatron_rules(model: ModelConfig, *, tensor: int, padded_vocab_size: int, version: float = 3.0) -> list[Rule]:
     """Make the table for `tensor` tensor-parallel ranks. Each rank holds its equal part of a foreign tensor's `dim`.
 
     `version` is the checkpoint_version: below 2 the rows of query, key and value lie in another order.
@@ -112,7 +112,7 @@ def _rules(model: ModelConfig, shapes: Shapes, tensor: int, padded: int, version
         positions = shapes.weight("position_embedding")
         yield Rule("embedding.position_embeddings.weight", (positions,))
     qkv_rows = partial(_qkv_rows, shapes, tensor, version)
-    fc1_rows = partial(gated_rows, shapes.ffn, tensor) if model.gated and tensor > 1 else None
+    fc1_rows = partial(order_gated_rows, shapes.ffn, tensor) if model.gated and tensor > 1 else None
     for layer in range(model.num_layers):
         prefix = f"decoder.layers.{layer}"
         yield from _norm(f"{prefix}.input_layernorm", shapes.norm(layer, "attention"))
@@ -173,7 +173,7 @@ def _divided(
 def _qkv_rows(shapes: Shapes, tensor: int, version: float) -> Tensor:
     """Order the rows of the fused projection, all ranks' parts one after the other."""
     if version >= 2:
-        return grouped_rows(shapes.heads, shapes.kv_heads, shapes.head_dim)
+        return order_grouped_rows(shapes.heads, shapes.kv_heads, shapes.head_dim)
     if shapes.heads != shapes.kv_heads:
         raise ConfigError(f"checkpoint_version {version} has no grouped-query attention")
     rows = torch.arange(3 * shapes.heads * shapes.head_dim).view(3, tensor, shapes.heads // tensor, shapes.head_dim)

@@ -10,7 +10,7 @@ from megalm.convert.source import TrainingFacts
 from megalm.journal.lines import read_json_lines
 
 
-def training_facts(config: Config, run: Path, step: int, tokens: int) -> TrainingFacts | None:
+def collect_training_facts(config: Config, run: Path, step: int, tokens: int) -> TrainingFacts | None:
     """Collect what is known of a run's training; None for one that has not trained (an import)."""
     records = [record for record in read_json_lines(run / "metrics.jsonl") if record.get("step", 0) <= step]
     if not records and not tokens:

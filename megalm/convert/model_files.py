@@ -13,7 +13,7 @@ from pathlib import Path
 from megalm.config.errors import ConfigError
 from megalm.tokenizer.control_tokens import TOKENIZER_NAMES
 from megalm.tokenizer.damage import describe_damage
-from megalm.tokenizer.tokenizer import fingerprint_of
+from megalm.tokenizer.tokenizer import compute_fingerprint
 
 NAMES = (
     *TOKENIZER_NAMES,
@@ -35,7 +35,7 @@ CARD = "README.md"
 GENERATION = "generation_config.json"
 
 
-def belonging_files(folder: Path, *, card: bool = False) -> list[Path]:
+def find_belonging_files(folder: Path, *, card: bool = False) -> list[Path]:
     """Find a folder's files that travel with its model. ConfigError for one that is not what its name says."""
     found = [folder / name for name in (*NAMES, *([CARD] if card else [])) if (folder / name).exists()]
     for pattern in PATTERNS:
@@ -61,31 +61,31 @@ def copy_files(files: Iterable[Path], folder: Path) -> None:
             shutil.copyfile(path, folder / name)
 
 
-def tokenizer_in(folder: Path) -> Path | None:
+def find_tokenizer(folder: Path) -> Path | None:
     """Find what the tokenizer of a folder is loaded from: the folder, or its .tiktoken file; None where there is none."""
     if any((folder / name).is_file() for name in TOKENIZER_NAMES):
         return folder
     return next(iter(sorted(folder.glob("*.tiktoken"))), None)
 
 
-def files_of_tokenizer(path: Path) -> list[Path]:
+def find_tokenizer_files(path: Path) -> list[Path]:
     """Find the files of a tokenizer that is given as a folder, as the standard file in a folder, or as a file of its own."""
     if path.is_dir():
-        return belonging_files(path)
+        return find_belonging_files(path)
     if path.name in TOKENIZER_NAMES:
-        return belonging_files(path.parent)
+        return find_belonging_files(path.parent)
     return [path]
 
 
-def config_beside(path: Path) -> Path | None:
+def find_config_beside(path: Path) -> Path | None:
     """Find the config.json of the folder that a tokenizer belongs to, where it has one."""
     folder = path if path.is_dir() else path.parent if path.name in TOKENIZER_NAMES else None
     return folder / "config.json" if folder is not None and (folder / "config.json").is_file() else None
 
 
-def same_tokenizer(first: Path, second: Path) -> bool:
+def is_same_tokenizer(first: Path, second: Path) -> bool:
     """True where two tokenizers are the same file, byte for byte."""
-    return fingerprint_of(str(first)) == fingerprint_of(str(second))
+    return compute_fingerprint(str(first)) == compute_fingerprint(str(second))
 
 
 def find_again(name: str, folders: Sequence[Path]) -> Path | None:

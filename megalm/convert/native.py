@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.planner import WriteItem
 
-from megalm.checkpoint.boxes import Region, cut, dtype_of
+from megalm.checkpoint.boxes import Region, cut, look_up_dtype
 from megalm.checkpoint.manifest import compute_checksum
 from megalm.checkpoint.planner import CHUNK_BYTES, write_item
 from megalm.checkpoint.ranks import SingleRank
@@ -26,15 +26,15 @@ from megalm.config.errors import ConfigError
 from megalm.config.model_file import write_model_yaml
 from megalm.config.saved import load_config, make_config, write_config_yaml
 from megalm.convert.huggingface_tokenizer import read_json
-from megalm.convert.model_card import training_facts
+from megalm.convert.model_card import collect_training_facts
 from megalm.convert.model_files import (
-    belonging_files,
-    config_beside,
     copy_files,
-    files_of_tokenizer,
     find_again,
-    same_tokenizer,
-    tokenizer_in,
+    find_belonging_files,
+    find_config_beside,
+    find_tokenizer,
+    find_tokenizer_files,
+    is_same_tokenizer,
 )
 from megalm.convert.source import OptimizerState, Source, StateWeights
 from megalm.convert.weights import SafetensorsWriter, WeightReader
@@ -66,7 +66,7 @@ class CheckpointWeights:
         return tuple(self._tensors[self._prefix + name].shape)
 
     def dtype(self, name: str) -> torch.dtype:
-        return dtype_of(self._tensors[self._prefix + name].dtype)
+        return look_up_dtype(self._tensors[self._prefix + name].dtype)
 
     def read(self, name: str) -> Tensor:
         return self._reader.tensor(self._prefix + name)
@@ -105,7 +105,7 @@ def open_native(path: Path) -> Source:
         step=reader.step,
         optimizer=_optimizer_state(reader, config),
         notes=belongings.notes,
-        training=training_facts(config, config_file.parent, reader.step, reader.state().get("tokens", 0)),
+        training=collect_training_facts(config, config_file.parent, reader.step, reader.state().get("tokens", 0)),
     )
 
 
@@ -135,9 +135,9 @@ def find_belongings(config: Config, run: Path) -> Belongings:
     named = find_again(config.data.tokenizer, above) if config.data.tokenizer else None
     notes = []
     if named is not None:
-        if origin is None or tokenizer_in(origin) is None or not same_tokenizer(named, origin):
-            tokenizer = tokenizer_in(named) if named.is_dir() else named
-            return Belongings(files_of_tokenizer(named), tokenizer, config_beside(named))
+        if origin is None or find_tokenizer(origin) is None or not is_same_tokenizer(named, origin):
+            tokenizer = find_tokenizer(named) if named.is_dir() else named
+            return Belongings(find_tokenizer_files(named), tokenizer, find_config_beside(named))
     elif config.data.tokenizer:
         instead = f"; that of {origin} is taken" if origin is not None else "; give it with --tokenizer"
         notes.append(f"the run's tokenizer {config.data.tokenizer} is not there any more{instead}")
@@ -145,7 +145,7 @@ def find_belongings(config: Config, run: Path) -> Belongings:
         return Belongings(notes=notes)
     settings = origin / "config.json"
     return Belongings(
-        belonging_files(origin, card=True), tokenizer_in(origin), settings if settings.is_file() else None, notes
+        find_belonging_files(origin, card=True), find_tokenizer(origin), settings if settings.is_file() else None, notes
     )
 
 
@@ -198,7 +198,7 @@ def write_native(
         if source.config_json is not None:
             (kept / "config.json").write_text(json.dumps(source.config_json, indent=2) + "\n")
         copy_files(source.files, kept)
-        tokenizer = tokenizer_in(kept)
+        tokenizer = find_tokenizer(kept)
         if tokenizer is not None:
             config.data.tokenizer = str(tokenizer)
     (folder / CONFIG).write_text(write_config_yaml(config))

@@ -102,7 +102,7 @@ class Rule:
         return math.prod(self.shape)
 
 
-def grouped_rows(num_heads: int, num_kv_heads: int, head_dim: int) -> Tensor:
+def order_grouped_rows(num_heads: int, num_kv_heads: int, head_dim: int) -> Tensor:
     """Row order of a fused projection that keeps, for each key/value group, [its query heads, key, value] together.
 
     The stack is [query; key; value] with [num_heads, num_kv_heads, num_kv_heads] heads. Megatron and GPT-NeoX store it
@@ -114,12 +114,12 @@ def grouped_rows(num_heads: int, num_kv_heads: int, head_dim: int) -> Tensor:
     return groups.reshape(-1)
 
 
-def gated_rows(features: int, ranks: int) -> Tensor:
+def order_gated_rows(features: int, ranks: int) -> Tensor:
     """Row order of [gate; up], `features` rows each, where each tensor-parallel rank holds its own [gate; up]."""
     return torch.arange(2 * features).view(2, ranks, features // ranks).transpose(0, 1).reshape(-1)
 
 
-def half_split_rows(num_heads: int, head_dim: int, rotary_dim: int) -> Tensor:
+def order_half_split_rows(num_heads: int, head_dim: int, rotary_dim: int) -> Tensor:
     """Row order that turns rotary pairs (0, 1), (2, 3).. into (0, r/2), (1, r/2+1).. within each head."""
     rotary = torch.cat([torch.arange(0, rotary_dim, 2), torch.arange(1, rotary_dim, 2)])
     head = torch.cat([rotary, torch.arange(rotary_dim, head_dim)])

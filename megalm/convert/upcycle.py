@@ -20,7 +20,7 @@ from megalm.config.mixture import check_mixture
 from megalm.config.model import MoEConfig
 from megalm.convert.source import Source
 from megalm.convert.weights import WeightReader
-from megalm.parallel.initialize import values
+from megalm.parallel.initialize import draw_values
 from megalm.parallel.slices import Piece
 
 EXPERTS = ".mlp.experts."
@@ -68,7 +68,7 @@ class UpcycledWeights:
         if not name.endswith(".weight"):
             return torch.zeros(shape)
         piece = Piece(name, shape, (0,) * len(shape), shape)
-        return torch.from_numpy(np.concatenate([part for _, part in values(SEED, piece, self._std)])).view(shape)
+        return torch.from_numpy(np.concatenate([part for _, part in draw_values(SEED, piece, self._std)])).view(shape)
 
 
 def _find_dense(name: str) -> str:

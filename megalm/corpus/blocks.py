@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from megalm.corpus.archives import Unreadable, read_some
 from megalm.corpus.documents import Piece, cut_text, describe_damage, explain_failed_reads
-from megalm.corpus.files import LINE_ENDINGS, ending_of, open_bytes
+from megalm.corpus.files import LINE_ENDINGS, find_ending, open_bytes
 
 PART = 1 << 20  # bytes copied at a time
 
@@ -39,7 +39,7 @@ class Blocks:
 
     def __init__(self, piece: Piece, size: int | None = None):
         self._piece, self._size = piece, size
-        self._ending = ending_of(piece.path)
+        self._ending = find_ending(piece.path)
         self._ends = contextlib.ExitStack()
         with explain_failed_reads(piece.label):
             self._file = self._ends.enter_context(open_bytes(piece.path, piece.plain))

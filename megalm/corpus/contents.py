@@ -81,7 +81,7 @@ def find_encoding(head: bytes) -> str | None:
     return next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)
 
 
-def looks_like_text(head: bytes) -> bool:
+def is_like_text(head: bytes) -> bool:
     """Whether these bytes are the beginning of a text in UTF-8."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
@@ -90,7 +90,7 @@ def looks_like_text(head: bytes) -> bool:
     return bool(head) and b"\0" not in head
 
 
-def why_no_documents(head: bytes, table: bool) -> str:
+def explain_no_documents(head: bytes, table: bool) -> str:
     """What a file is that begins so and cannot be read, and what to do; empty for any other. `table`: whether it is read as
     Parquet or Arrow."""
     kind = find_compression(head)
@@ -163,9 +163,9 @@ class Recoded(Stream):
         return count
 
 
-def as_documents(file: BinaryIO, head: bytes, table: bool) -> BinaryIO:
+def open_as_documents(file: BinaryIO, head: bytes, table: bool) -> BinaryIO:
     """The file, decompressed already, which begins so: as it is, in UTF-8, or as one that says why it cannot be read."""
-    reason = why_no_documents(head, table)
+    reason = explain_no_documents(head, table)
     if reason:
         return io.BufferedReader(Refused(reason))
     encoding = None if table else find_encoding(head)

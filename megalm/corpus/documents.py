@@ -20,16 +20,16 @@ from typing import Any, BinaryIO
 from megalm.config.errors import ConfigError
 from megalm.corpus import tables, web
 from megalm.corpus.archives import COMPRESSIONS, Unreadable, read_some
-from megalm.corpus.fields import names_of, text_of, value_at, why_no_text
+from megalm.corpus.fields import explain_no_text, list_names, look_up_value, take_text
 from megalm.corpus.files import (
     ENDINGS,
     LINE_ENDINGS,
     TABLE_ENDINGS,
     WEB_ENDINGS,
     WHOLE_ENDINGS,
-    compression_of,
-    ending_of,
+    find_ending,
     is_plain,
+    name_compression,
     open_bytes,
 )
 from megalm.corpus.finding import LeftOut, list_files
@@ -88,7 +88,7 @@ class Document:
 
     def field(self, name: str) -> Any:
         """The value of a key or column, or of a path such as meta.language; None where there is none."""
-        return value_at(self.fields, name)
+        return look_up_value(self.fields, name)
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,17 @@ def cut_into_pieces(files: Sequence[Piece]) -> list[Piece]:
     pieces = []
     each = choose_piece_bytes(files)
     share = max(sum(file.size for file in files) // DEALT, SMALLEST_PIECE)
-    parquet = [f.path for f in files if ending_of(f.path) == ".parquet" and not compression_of(f.path)]
+    parquet = [f.path for f in files if find_ending(f.path) == ".parquet" and not name_compression(f.path)]
     row_groups = tables.count_row_groups(parquet) if parquet else {}
     for file in files:
-        ending = ending_of(file.path)
+        ending = find_ending(file.path)
         lines = ending in LINE_ENDINGS
         if groups := row_groups.get(file.path, 0):
             pieces += [replace(file, size=file.size // groups, start=g, stop=g + 1) for g in range(groups)]
         elif (
-            ending in WHOLE_ENDINGS or file.size <= (each if lines else LONGEST_TEXT) and not compression_of(file.path)
+            ending in WHOLE_ENDINGS
+            or file.size <= (each if lines else LONGEST_TEXT)
+            and not name_compression(file.path)
         ):
             pieces.append(file)
         elif file.plain or _is_plain(file):
@@ -189,7 +191,7 @@ def describe_damage(error: Unreadable) -> BadDocument:
 
 
 def _documents(piece: Piece, field: str, others: Sequence[str] | None) -> Iterator[Document | BadDocument]:
-    ending = ending_of(piece.path)
+    ending = find_ending(piece.path)
     if ending in LINE_ENDINGS:
         yield from _json_lines(piece, field)
     elif ending == ".json":
@@ -324,9 +326,9 @@ def read_json_line(line: bytes, offset: int, field: str) -> Document | BadDocume
 
 def _from_record(record: Any, field: str, place: str) -> Document | BadDocument:
     if isinstance(record, str):
-        text, wrong, fields = record, why_no_text(record), {}
+        text, wrong, fields = record, explain_no_text(record), {}
     elif isinstance(record, dict):
-        (text, wrong), fields = text_of(record, field), record
+        (text, wrong), fields = take_text(record, field), record
     else:
         return BadDocument(place, f"is {type(record).__name__}, not an object or a string")
     return BadDocument(place, wrong) if wrong else Document(text, place, fields)
@@ -438,7 +440,7 @@ def _from_row(header: list[str], row: list[str], field: str, place: str) -> Docu
 
 def _table(piece: Piece, field: str, others: Sequence[str] | None, ending: str) -> Iterator[Document | BadDocument]:
     stop = None if piece.stop < 0 else piece.stop
-    names = names_of(field)
+    names = list_names(field)
     if field not in names:  # a column may be called what looks like a template
         names, others = ([*names, field], None) if others is None else (names, [*others, field])
     for row in tables.read_records(piece.path, ending, piece.start, stop, names, others):

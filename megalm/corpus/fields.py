@@ -27,7 +27,7 @@ class Template(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def template_of(field: str) -> Template | None:
+def parse_template(field: str) -> Template | None:
     """The parts of a template; None for the name of a key, which is also what has braces that do not match."""
     literals, names = [""], []
     at = 0
@@ -60,9 +60,9 @@ def _braced(field: str, at: int) -> tuple[str, int]:
     return (match.group(1), match.end()) if match else ("", at)
 
 
-def from_command_line(field: str) -> str:
+def unescape_template(field: str) -> str:
     """In the text of a template, a backslash and an n stand for a line end; names are as they are."""
-    template = template_of(field)
+    template = parse_template(field)
     if template is None:
         return field
     literals = [_escaped(literal.replace("\\n", "\n")) for literal in template.literals]
@@ -74,18 +74,18 @@ def _escaped(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def names_of(field: str) -> list[str]:
+def list_names(field: str) -> list[str]:
     """The keys, columns or paths that it needs."""
-    template = template_of(field)
+    template = parse_template(field)
     return [field] if template is None else list(template.names)
 
 
 def is_one_text(field: str) -> bool:
     """Whether it names a single text that could be replaced by another one: no template, no list."""
-    return template_of(field) is None and "*" not in field.split(".")
+    return parse_template(field) is None and "*" not in field.split(".")
 
 
-def column_of(name: str, columns: Any) -> str | None:
+def find_column(name: str, columns: Any) -> str | None:
     """The column that a name is of, or a path into; None where there is none."""
     heads = (name[:end] for end in (len(name), *_dots(name)))
     return next((head for head in heads if head in columns), None)
@@ -96,7 +96,7 @@ def _dots(name: str) -> list[int]:
     return [match.start() for match in re.finditer(r"\.", name)][::-1]
 
 
-def value_at(record: Any, name: str) -> Any:
+def look_up_value(record: Any, name: str) -> Any:
     """What a key or path names; None where there is nothing."""
     found = _find(record, name)
     return None if found is _MISSING else found
@@ -121,33 +121,33 @@ def _find(value: Any, name: str) -> Any:
     return _find(item, rest) if rest else item
 
 
-def with_text(fields: Any, field: str, text: str) -> Any:
+def replace_text(fields: Any, field: str, text: str) -> Any:
     """The fields with another text in this key or path; of a text alone, an object."""
     if not fields:
         return {"text": text}
     if isinstance(fields, list):
         head, _, rest = field.partition(".")
         return [
-            (with_text(item, rest, text) if rest else text) if at == int(head) % len(fields) else item
+            (replace_text(item, rest, text) if rest else text) if at == int(head) % len(fields) else item
             for at, item in enumerate(fields)
         ]
     dots = [] if field in fields else _dots(field)
     dot = next((at for at in dots if _find(fields.get(field[:at]), field[at + 1 :]) is not _MISSING), -1)
     if dot < 0:
         return {**fields, field: text}
-    return {**fields, field[:dot]: with_text(fields[field[:dot]], field[dot + 1 :], text)}
+    return {**fields, field[:dot]: replace_text(fields[field[:dot]], field[dot + 1 :], text)}
 
 
-def text_of(record: dict[str, Any], field: str) -> tuple[str, str]:
+def take_text(record: dict[str, Any], field: str) -> tuple[str, str]:
     """(text, "") that a record holds under this field, or ("", why there is none)."""
     value = record.get(field)
-    template = None if field in record else template_of(field)
+    template = None if field in record else parse_template(field)
     if template is None:
         if not isinstance(value, str):
             value, wrong = _text_at(record, field)
             if wrong:
                 return "", wrong
-        return value, why_no_text(value)
+        return value, explain_no_text(value)
     parts = [template.literals[0]]
     for name, literal in zip(template.names, template.literals[1:], strict=True):
         value, wrong = _text_at(record, name)
@@ -155,11 +155,11 @@ def text_of(record: dict[str, Any], field: str) -> tuple[str, str]:
             return "", wrong
         parts += [value, literal]
     text = "".join(parts)
-    return text, why_no_text(text)
+    return text, explain_no_text(text)
 
 
 def _text_at(record: dict[str, Any], name: str) -> tuple[str, str]:
-    value = value_at(record, name)
+    value = look_up_value(record, name)
     if isinstance(value, str):
         return value, ""
     if value is None:
@@ -177,7 +177,7 @@ def _text_at(record: dict[str, Any], name: str) -> tuple[str, str]:
 def _names_near(record: dict[str, Any], name: str, value: Any) -> list[str]:
     """What a person may have meant: the names inside of what the path leads to, as far as it does."""
     inside, prefix = record, ""
-    while column := column_of(name[len(prefix) :], inside):
+    while column := find_column(name[len(prefix) :], inside):
         below = inside[column]
         if isinstance(below, list) and below and isinstance(below[0], dict):
             below, column = below[0], f"{column}.0"
@@ -190,7 +190,7 @@ def _names_near(record: dict[str, Any], name: str, value: Any) -> list[str]:
     return shown + (["..."] if len(inside) > SHOWN else [])
 
 
-def why_no_text(text: str) -> str:
+def explain_no_text(text: str) -> str:
     """Why a string is not text that can be written, where it is none."""
     if text.isascii():
         return ""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from megalm.corpus.archives import COMPRESSIONS, Unreadable, unpack
-from megalm.corpus.contents import HEAD, as_documents, find_compression, looks_like_text
+from megalm.corpus.contents import HEAD, find_compression, is_like_text, open_as_documents
 
 TEXT_ENDINGS = (".txt", ".md", ".rst", ".py")
 LINE_ENDINGS = (".jsonl", ".ndjson")
@@ -42,13 +42,13 @@ class Found:
     stamp: str
 
 
-def ending_of(path: str) -> str:
+def find_ending(path: str) -> str:
     """The ending that tells the format, in small letters, without that of a compression."""
     stem, ending = os.path.splitext(path.lower())
     return os.path.splitext(stem)[1] if ending in COMPRESSIONS else ending
 
 
-def compression_of(path: str) -> str | None:
+def name_compression(path: str) -> str | None:
     """How a file of this name is compressed."""
     return COMPRESSIONS.get(os.path.splitext(path.lower())[1])
 
@@ -74,8 +74,8 @@ def open_bytes(path: str, plain: bool = False) -> Iterator[BinaryIO]:
 def _content(raw: BinaryIO, path: str) -> BinaryIO:
     head = raw.peek(HEAD)[:HEAD]  # type: ignore[attr-defined]
     kind = find_compression(head)
-    if kind is None and not looks_like_text(head):
-        kind = compression_of(path)  # it is damaged, or empty
+    if kind is None and not is_like_text(head):
+        kind = name_compression(path)  # it is damaged, or empty
     file: BinaryIO = raw
     if kind is not None:
         file = unpack(raw, kind)
@@ -83,9 +83,9 @@ def _content(raw: BinaryIO, path: str) -> BinaryIO:
             head = file.peek(HEAD)[:HEAD]  # type: ignore[attr-defined]
         except Unreadable:
             return file  # which says so again
-    if ending_of(path) in WEB_ENDINGS and head.startswith(b"WARC/"):
+    if find_ending(path) in WEB_ENDINGS and head.startswith(b"WARC/"):
         return file
-    return as_documents(file, head, ending_of(path) in TABLE_ENDINGS)
+    return open_as_documents(file, head, find_ending(path) in TABLE_ENDINGS)
 
 
 def is_plain(path: str) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.corpus.files import ENDINGS, TEXT_ENDINGS, Found, ending_of
+from megalm.corpus.files import ENDINGS, TEXT_ENDINGS, Found, find_ending
 
 HIDDEN, UNKNOWN, OWN = "hidden or temporary", "of no known format", "results of these tools"
 NOTES, PIPES = "notes beside a data set", "pipes, sockets or devices"
@@ -132,7 +132,7 @@ def _walk(folder: str, left_out: LeftOut, own: set[str]) -> Iterator[str]:
         for name in names:
             if not _passed_over(inside, name, "", left_out, own):
                 path = os.path.join(inside, name)
-                if ending_of(path) not in ENDINGS and os.path.islink(path):
+                if find_ending(path) not in ENDINGS and os.path.islink(path):
                     _status(path)  # it may have been a folder
                 yield path
 
@@ -224,7 +224,7 @@ def _sorted_out(
     folders_of_shards = {_folder(path) for path in there if ".mds" in os.path.basename(path)}
     kept = []
     for path in there:
-        if endings is not None and ending_of(path) not in endings:
+        if endings is not None and find_ending(path) not in endings:
             left_out.add(UNKNOWN, path)
         elif _is_own(path, exists):
             left_out.add(OWN, path)
@@ -274,7 +274,7 @@ def _read_first(paths: Sequence[str]) -> set[str]:
     """README and the like, where all else at and below their folder is tables and JSON: they are about the data."""
 
     def is_one(path: str) -> bool:
-        return os.path.basename(path).lower().split(".")[0] in READ_FIRST and ending_of(path) in TEXT_ENDINGS
+        return os.path.basename(path).lower().split(".")[0] in READ_FIRST and find_ending(path) in TEXT_ENDINGS
 
     candidates = {path for path in paths if is_one(path)}
     if not candidates:
@@ -284,7 +284,7 @@ def _read_first(paths: Sequence[str]) -> set[str]:
     for path in paths:
         if path in candidates:
             continue
-        count, folder = texts if ending_of(path) in TEXT_ENDINGS else others, _folder(path)
+        count, folder = texts if find_ending(path) in TEXT_ENDINGS else others, _folder(path)
         while True:
             count[folder] += 1
             if not folder:

@@ -33,7 +33,7 @@ def make_shards(pieces: Sequence[Piece]) -> list[list[Piece]]:
     return shards
 
 
-def digest(value: Any) -> str:
+def hash_json(value: Any) -> str:
     """A short hash of any JSON value."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=12).hexdigest()
 
@@ -71,7 +71,7 @@ class WorkFolder:
         mark = Path(self.path, "recipe")
         try:
             self._lock = self._locked()
-            wanted = None if recipe is None else digest(recipe)
+            wanted = None if recipe is None else hash_json(recipe)
             there = mark.read_text() if mark.exists() else None
             if there is None and wanted is not None and (foreign := next(os.scandir(self.path), None)) is not None:
                 os.close(self._lock)

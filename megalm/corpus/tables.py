@@ -11,9 +11,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 from megalm.config.errors import ConfigError
 from megalm.corpus.archives import Unreadable
-from megalm.corpus.fields import column_of
+from megalm.corpus.fields import find_column
 from megalm.corpus.files import open_seekable
-from megalm.corpus.values import values_of
+from megalm.corpus.values import list_values
 
 ROWS = 128  # that are held as Python objects
 BUFFER = 1 << 20  # bytes of a column that are read at a time; without it whole columns are held
@@ -116,7 +116,7 @@ def _batches_of_group(
             raise
         damage = error
     there = list(dict.fromkeys(table.schema_arrow.names))
-    kept = {column_of(name, there) for name in needed}
+    kept = {find_column(name, there) for name in needed}
     whole, missing = [], []
     for name in there:
         why = None if name in kept else _damage(table, group, name)
@@ -159,14 +159,14 @@ def _columns(there: Sequence[str], names: Sequence[str], others: Sequence[str] |
     """Those that are needed; None, all, where one is missing: the message then tells which there are."""
     if others is None:
         return None
-    wanted = [column_of(name, there) for name in (*names, *others)]
+    wanted = [find_column(name, there) for name in (*names, *others)]
     return None if None in wanted[: len(names)] else sorted({name for name in wanted if name is not None})
 
 
 def _rows(batch: Any, needed: Sequence[str]) -> list[tuple[Any, str, str]]:
     """(record, what is wrong, what is lost) of a batch's rows."""
-    columns = {name: values_of(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
-    inside = {column_of(name, list(columns)) for name in needed}
+    columns = {name: list_values(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+    inside = {find_column(name, list(columns)) for name in needed}
     wrong: dict[int, str] = {}
     lost: dict[int, str] = {}
     for name, column in columns.items():

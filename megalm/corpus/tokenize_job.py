@@ -21,7 +21,7 @@ from megalm.corpus.files import is_stream, spool
 from megalm.corpus.losses import Losses, RoundTrips
 from megalm.corpus.merge import merge
 from megalm.corpus.results import Results
-from megalm.corpus.shards import WorkFolder, check_unchanged, digest, make_shards, stamp_files
+from megalm.corpus.shards import WorkFolder, check_unchanged, hash_json, make_shards, stamp_files
 from megalm.corpus.tokenize_corpus import (
     Settings,
     ShardResult,
@@ -30,7 +30,7 @@ from megalm.corpus.tokenize_corpus import (
 )
 from megalm.corpus.tokenizer_training import TRAINING_MEGABYTES, sample_texts, train_byte_level_bpe
 from megalm.data.tokens import TokenFile
-from megalm.tokenizer.tokenizer import fingerprint_of
+from megalm.tokenizer.tokenizer import compute_fingerprint
 
 _OF_MDS = re.compile(r"index\.json|tokens\.idx|shard\.[0-9]+\.mds(\.[a-z0-9]+)?")  # files of a folder of shards
 RECIPE_FORMAT = 3  # raised when the same request would give other tokens
@@ -139,8 +139,8 @@ def _run(
         _train(job, pieces, tokenizer_path, recipe, progress)
     settings = replace(job.settings, tokenizer=tokenizer_path)
     shards = make_shards(pieces)
-    cut = digest([[len(shard), shard[0].block] for shard in shards])
-    work = WorkFolder(f"{output}.parts", {**recipe, "tokenizer": fingerprint_of(tokenizer_path), "cut": cut})
+    cut = hash_json([[len(shard), shard[0].block] for shard in shards])
+    work = WorkFolder(f"{output}.parts", {**recipe, "tokenizer": compute_fingerprint(tokenizer_path), "cut": cut})
     whole = ends.enter_context(contextlib.ExitStack())
     whole.callback(work.close, keep=True)
     if work.kept:
@@ -183,11 +183,11 @@ def replace_prefix(outcome: Outcome, prefix: str | None) -> Outcome:
 def _train(job: Job, pieces: Sequence[Piece], path: str, recipe: dict[str, Any], progress: Progress) -> None:
     assert job.train_bpe is not None
     mark = Path(f"{path}.recipe")
-    if os.path.exists(path) and mark.exists() and mark.read_text() == digest(recipe):
+    if os.path.exists(path) and mark.exists() and mark.read_text() == hash_json(recipe):
         return  # trained by an interrupted run
     progress.say(f"training a byte-level BPE of {job.train_bpe} on up to {job.training_megabytes:g} MB")
     size = train_byte_level_bpe(sample_texts(pieces, job.settings.field, job.training_megabytes), job.train_bpe, path)
-    mark.write_text(digest(recipe))
+    mark.write_text(hash_json(recipe))
     if size < job.train_bpe:
         progress.say(f"the text was only enough for {size} tokens")
 
@@ -203,13 +203,13 @@ def _recipe(job: Job, files: Sequence[Piece]) -> dict[str, Any]:
         "max_documents": job.max_documents,
     }
     if job.settings.tokenizer:
-        recipe["fingerprint"] = fingerprint_of(job.settings.tokenizer)
+        recipe["fingerprint"] = compute_fingerprint(job.settings.tokenizer)
     else:
         recipe["train_bpe"], recipe["training_megabytes"] = job.train_bpe, job.training_megabytes
     if job.mds:
         recipe["mds"] = f"{job.output}_mds"
     if files:
-        recipe["files"] = digest(stamp_files(files))
+        recipe["files"] = hash_json(stamp_files(files))
     else:
         recipe["corpus_megabytes"] = job.corpus_megabytes
     return recipe

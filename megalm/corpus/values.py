@@ -31,7 +31,7 @@ class Values:
     lost: dict[int, str]
 
 
-def values_of(column: Any) -> Values:
+def list_values(column: Any) -> Values:
     """The values of a pyarrow array, each by itself where not all can be had at once. Unchecked, offsets that point
     anywhere would be followed."""
     try:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def along(*dims: str, optional: bool = True) -> Any:
+def declare_dims(*dims: str, optional: bool = True) -> Any:
     """A field of a batch and what its dims are: `batch`, `sequence` (cut over the context ranks), `whole_sequence` (each of
     them needs all of it), or any other name."""
     metadata = {"dims": dims}
@@ -22,18 +22,18 @@ class Batch:
     knowing them. A batch with further fields is a subclass that declares them.
     """
 
-    tokens: Tensor = along("batch", "sequence", optional=False)
+    tokens: Tensor = declare_dims("batch", "sequence", optional=False)
     """int64: the input."""
-    labels: Tensor = along("batch", "sequence", optional=False)
+    labels: Tensor = declare_dims("batch", "sequence", optional=False)
     """int64: the token that follows each position."""
-    loss_mask: Tensor | None = along("batch", "sequence")
+    loss_mask: Tensor | None = declare_dims("batch", "sequence")
     """float32: weight of each position in the loss; None: all ones."""
-    positions: Tensor | None = along("batch", "sequence")
+    positions: Tensor | None = declare_dims("batch", "sequence")
     """int64: position of each token in its document; None: 0 .. S-1."""
-    document_ids: Tensor | None = along("batch", "whole_sequence")
+    document_ids: Tensor | None = declare_dims("batch", "whole_sequence")
     """int32: which document each token is of; attention stays within one. None: one document. Whole, [B, S], on every
     context rank."""
-    sources: Tensor | None = along("batch")
+    sources: Tensor | None = declare_dims("batch")
     """int64 [B]: number of the source that each row is of; given where there is more than one source."""
 
     def to(self, device: torch.device | str) -> "Batch":

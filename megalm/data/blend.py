@@ -63,7 +63,7 @@ def _checked(weights: Sequence[float]) -> list[float]:
     return weights
 
 
-def whole_shares(weights: Sequence[float]) -> np.ndarray:
+def round_shares(weights: Sequence[float]) -> np.ndarray:
     """Shares in units of 2^-30 that sum to 1: the nearest, by largest remainder; none that was positive becomes 0.
 
     Shapes: -> int64 [sources]
@@ -90,13 +90,13 @@ class Chairman:
     def __init__(self, weights: Sequence[float]):
         weights = _checked(weights)
         self.size = len(weights)
-        shares = whole_shares(weights)
+        shares = round_shares(weights)
         self._common = np.flatnonzero(shares >= RARE)
         self._rare = np.flatnonzero((shares > 0) & (shares < RARE))
         self._common_share = int(shares[self._common].sum())
         self._tree = Tree([weights[i] for i in self._rare]) if len(self._rare) else None
         if len(self._common):
-            self._shares = whole_shares([weights[i] for i in self._common])
+            self._shares = round_shares([weights[i] for i in self._common])
             number = len(self._common)
             self._slack = UNIT // (2 * number - 2) if number > 1 else 0
         self._known = (0, np.zeros(len(self._common), np.int64))  # a slot and how many of each came before it

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from megalm.config.errors import ConfigError
-from megalm.config.phases import spans_of
+from megalm.config.phases import list_configured_spans
 from megalm.config.root import Config
 from megalm.data.batch import Batch
 from megalm.data.blend import Tree
@@ -103,7 +103,9 @@ class Loader:
         sources = open_sources(data, self.seq_length)
         weights = {source.name: source.weight for source in sources}
         if data.phases:
-            curriculum = make_curriculum(spans_of(config), weights, {s.name: s.train_tokens for s in sources})
+            curriculum = make_curriculum(
+                list_configured_spans(config), weights, {s.name: s.train_tokens for s in sources}
+            )
         else:
             curriculum = make_single_phase(weights, self.seq_length, self.global_batch_size)
         highest = {name: max(phase.weights.get(name, 0.0) for phase in curriculum.phases) for name in weights}

@@ -62,7 +62,7 @@ def permute(index: np.ndarray, size: int, key: int | np.ndarray) -> np.ndarray:
     return out.astype(np.int64)
 
 
-def shuffled(index: np.ndarray, size: int, keys: np.ndarray, window: int) -> np.ndarray:
+def shuffle_indices(index: np.ndarray, size: int, keys: np.ndarray, window: int) -> np.ndarray:
     """Shapes: index int64 [N] in [0, size), keys uint64 [N] -> int64 [N]"""
     if not 0 < window < size:
         return _permute(index, size, keys)
@@ -160,6 +160,6 @@ def resolve(
         if shuffle:
             base = np.uint64(derive_key(seed, item.name))
             keys = mix(base + epoch[where].astype(np.uint64) * np.uint64(_GOLDEN))
-            inside = shuffled(inside, item.samples, keys, window)
+            inside = shuffle_indices(inside, item.samples, keys, window)
         index[where] = inside
     return Samples(source, index, epoch)

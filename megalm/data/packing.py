@@ -75,7 +75,7 @@ def pack_best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     return bins, number
 
 
-def pieces_of(lengths: np.ndarray, seq_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cut_pieces(lengths: np.ndarray, seq_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Documents cut to at most seq_length + 1 tokens; neighbours share a token, so that each but the first is predicted.
 
     A document of a single token predicts nothing and is left out.
@@ -160,7 +160,7 @@ class PackedSource(TokenSource):
         if self.end > self.first:
             inside = self.file.document_starts(self.first, self.end)[1]
             starts = np.concatenate((starts, inside, [self.end]))
-        document, first, size = pieces_of(np.diff(starts), self.seq_length)
+        document, first, size = cut_pieces(np.diff(starts), self.seq_length)
         bins, samples = pack_best_fit(size, self.seq_length + 1)
         order = np.argsort(bins, kind="stable")
         offsets = np.concatenate(([0], np.cumsum(np.bincount(bins, minlength=samples))))

@@ -14,7 +14,7 @@ import numpy as np
 
 from megalm.config.errors import ConfigError
 from megalm.data.blend import make_blend
-from megalm.data.order import Samples, Source, check_sources, derive_key, resolve, shuffled
+from megalm.data.order import Samples, Source, check_sources, derive_key, resolve, shuffle_indices
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Stream:
                     first = max(given, int(epoch) * item.samples)
                     left = (int(epoch) + 1) * item.samples - first
                     keys = np.full(len(inside), derive_key(reseed.seed, item.name, epoch), np.uint64)
-                    rank[inside] = first + shuffled(rank[inside] - first, left, keys, self.window)
+                    rank[inside] = first + shuffle_indices(rank[inside] - first, left, keys, self.window)
         return rank
 
     def counts(self, position: int) -> dict[str, int]:

@@ -18,7 +18,7 @@ from megalm.architecture.tensors import count_parameters
 from megalm.config.attempts import CONFIG
 from megalm.config.errors import ConfigError
 from megalm.config.saved import load_config
-from megalm.journal import as_number, read_course
+from megalm.journal import read_course, read_number
 
 LAST = 5
 """Evaluations at a run's end whose spread is its noise."""
@@ -77,7 +77,7 @@ def read_run(folder: Path) -> LadderRun:
     errors: dict[str, float] = {}
     for step in steps:
         for key, value in step.items():
-            number = as_number(value)
+            number = read_number(value)
             if not key.startswith("eval/") or key in ("eval/seconds", "eval/loss") or number is None:
                 continue
             name = key.removeprefix("eval/")

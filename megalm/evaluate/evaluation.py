@@ -21,7 +21,7 @@ from megalm.evaluate.scoring import TOKENS, Scorer
 from megalm.evaluate.sharing import SharingScorer
 from megalm.evaluate.tasks.suite import Suite
 from megalm.generate.batch import ROWS
-from megalm.generate.model import load_model, stop_tokens, tokenizer_of
+from megalm.generate.model import load_model, open_tokenizer, stop_tokens
 from megalm.generate.sampling import Sampling
 from megalm.generate.text import write_texts
 from megalm.model.transformer import Transformer
@@ -56,7 +56,7 @@ class Model:
         source, transformer = load_model(path, device=device, dtype=DTYPES[dtype], accept=accept)
         length = source.model.seq_length
         return cls(
-            source, transformer, tokenizer_of(source, tokenizer), SharingScorer(transformer, tokens=tokens), length
+            source, transformer, open_tokenizer(source, tokenizer), SharingScorer(transformer, tokens=tokens), length
         )
 
     @property

@@ -20,7 +20,7 @@ from megalm.config.errors import ConfigError
 from megalm.config.writing import explain_failed_writes, write_whole
 from megalm.evaluate.measure import Outcome, TaskResult, summarize
 from megalm.evaluate.statistics import Estimate
-from megalm.parallel.slices import boxes_of
+from megalm.parallel.slices import list_boxes
 
 RESULTS = "results.json"
 
@@ -28,7 +28,7 @@ RESULTS = "results.json"
 def digest_model(model: nn.Module) -> str:
     """xxh3-128 of all weights by name, as they are computed with."""
     state = xxhash.xxh3_128()
-    for box in sorted(boxes_of(model), key=lambda box: box.name):
+    for box in sorted(list_boxes(model), key=lambda box: box.name):
         state.update(f"{box.name} {tuple(box.global_shape)} {box.tensor.dtype}".encode())
         state.update(box.tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return state.hexdigest()

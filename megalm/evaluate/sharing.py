@@ -17,7 +17,7 @@ from torch import Tensor
 from megalm.data.batch import Batch
 from megalm.evaluate.request import Request, Score
 from megalm.evaluate.scoring import TOKENS, LabelScores, Scorer, make_executor
-from megalm.model.cache import cached, select_rows
+from megalm.model.cache import keep_cache, select_rows
 from megalm.model.transformer import Transformer
 from megalm.parallel.mesh import Mesh
 
@@ -86,7 +86,7 @@ class SharingScorer(Scorer):
             end = len(ids) - 1
             tokens[row, :end], labels[row, :end] = torch.tensor(ids[:-1]), torch.tensor(ids[1:])
             mask[row, end - requests[number].count : end] = 1.0
-        with cached(self.model, longest + size):
+        with keep_cache(self.model, longest + size):
             self._read(Batch(tokens=prefixes, labels=prefixes).to(device), begin, 0)
             select_rows(self.model, rows)
             batch = Batch(tokens=tokens, labels=labels, loss_mask=mask).to(device)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from megalm.data.batch import Batch
 from megalm.generate.sampling import Sampling, sample
-from megalm.model.cache import cached, select_rows
+from megalm.model.cache import keep_cache, select_rows
 from megalm.model.transformer import Transformer
 from megalm.parallel.collectives import all_gather
 
@@ -126,13 +126,13 @@ def _write(
     while rows:
         for row in rows:
             row.forget(window)
-        with cached(model, window):
+        with keep_cache(model, window):
             longest = max(len(row.seen) for row in rows)
             begin = torch.tensor([longest - len(row.seen) for row in rows], device=device)
             tokens = torch.tensor([[0] * (longest - len(row.seen)) + row.seen for row in rows], device=device)
             used = 0
             while True:
-                logits = next_logits(model, tokens, used, begin)
+                logits = compute_next_logits(model, tokens, used, begin)
                 used += tokens.shape[1]
                 going = [i for i, row in enumerate(rows) if _take(row, logits[i].cpu(), unwritable, stop, on_token)]
                 if len(going) < len(rows):
@@ -163,7 +163,7 @@ def _take(row: _Row, logits: Tensor, unwritable: Tensor, stop: frozenset[int], o
     return len(written.tokens) < settings.max_tokens
 
 
-def next_logits(model: Transformer, tokens: Tensor, position: int, begin: Tensor | None = None) -> Tensor:
+def compute_next_logits(model: Transformer, tokens: Tensor, position: int, begin: Tensor | None = None) -> Tensor:
     """Logits fp32 [B, V] of the token after `tokens` [B, S], whose first one stands at index `position` of the cache.
 
     begin [B]: the index that each row's text begins at; None: all at 0.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megalm.config.errors import ConfigError
 from megalm.convert.source import Source
-from megalm.generate.generate import prompt_ids
+from megalm.generate.generate import tokenize_prompt
 from megalm.generate.model import stop_tokens
 from megalm.generate.sampling import Sampling
 from megalm.generate.text import WrittenText, check_stop, write_texts
@@ -60,7 +60,7 @@ class Speaker:
                 del kept[first]
 
     def _encode(self, text: str) -> list[int]:
-        ids = prompt_ids(self.tokenizer, text).ids
+        ids = tokenize_prompt(self.tokenizer, text).ids
         control = self.tokenizer.control
         return ids[:-1] if control.add_end and len(ids) > 1 and ids[-1] == control.end else ids
 

@@ -39,7 +39,7 @@ def generate(
     return generate_batch(model, [prompt], sampling, stop=stop, never=never, on_token=tell)[0].tokens
 
 
-def prompt_ids(tokenizer: Tokenizer, text: str) -> Prompt:
+def tokenize_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
     """The prompt's ids, at least one: an empty text begins with the token that begins texts, or that ends the one before.
 
     ConfigError where there is no such token, or the text is not one that can be encoded.

@@ -16,7 +16,7 @@ from megalm.data.batch import Batch
 from megalm.model.transformer import Transformer
 from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh
-from megalm.parallel.slices import boxes_of
+from megalm.parallel.slices import list_boxes
 from megalm.precision.policy import PrecisionPolicy
 from megalm.tokenizer.control_tokens import read_folder_settings, read_settings_beside
 from megalm.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -41,7 +41,7 @@ def fill_weights(model: Transformer, weights: WeightReader) -> None:
 
     ConfigError where a weight is missing, has another shape, or (for a whole model) has no place in it.
     """
-    boxes = boxes_of(model)
+    boxes = list_boxes(model)
     left = set(weights.names()) - {box.name for box in boxes}
     if left and model.first and model.last and len(model.layers) == model.config.num_layers:
         raise ConfigError(
@@ -86,7 +86,7 @@ def load_model(
     return source, build_model(source.model, source.weights, device=device, dtype=dtype)
 
 
-def tokenizer_of(source: Source, given: Path | None = None) -> Tokenizer:
+def open_tokenizer(source: Source, given: Path | None = None) -> Tokenizer:
     """The tokenizer that came with the model, or the one that is given; ConfigError where there is none, or it is another's."""
     path = given or source.tokenizer
     if path is None:

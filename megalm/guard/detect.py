@@ -28,7 +28,7 @@ import numpy as np
 from megalm.config.guard import DetectorConfig
 
 
-def config_for_stride(stride: float) -> DetectorConfig:
+def adapt_to_stride(stride: float) -> DetectorConfig:
     """The detector's constants for a curve that holds only every `stride`-th step.
 
     There a sample stands for many steps: three in a row are already a lasting shift.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from megalm.config.guard import GuardConfig
 from megalm.guard.detect import Observation, SpikeDetector
 from megalm.guard.policy import Decision, Policy
-from megalm.guard.probe import reach_verdict, weights_are_broken
+from megalm.guard.probe import has_broken_weights, reach_verdict
 from megalm.guard.recover import Recovery, list_measured, write_decision
 from megalm.guard.reference import Reference
 from megalm.guard.replay import History, gather_fingerprints, list_differing
@@ -67,7 +67,7 @@ class Judge:
             return True
         excess = self.reference.excess(trainer, seen.onset if seen.onset >= 0 else step)
         found = reach_verdict(seen.kind, excess, self.config.probe_excess)
-        if seen.kind == "nonfinite" and seen.lasting or weights_are_broken(trainer.model_chunks, trainer.mesh):
+        if seen.kind == "nonfinite" and seen.lasting or has_broken_weights(trainer.model_chunks, trainer.mesh):
             found = "weights"
         if found == "data" and "fall" in seen.why:
             found = "unknown"  # too easy to be true, or simply learned: a few updates are refused, no data is left out

@@ -28,7 +28,7 @@ _ANSWERS = {
 }
 
 
-def unprobed_action(kind: str, lasting: bool) -> str:
+def choose_unprobed_action(kind: str, lasting: bool) -> str:
     """What the default ladder does when there is only the curve to judge by: none, skip or rollback."""
     if kind == "none":
         return "none"

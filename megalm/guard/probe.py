@@ -74,7 +74,7 @@ BROKEN_WEIGHT = 1e6
 """No healthy weight is larger; a flipped high exponent bit makes one of 1e30, whose forward pass may look normal."""
 
 
-def weights_are_broken(chunks: Sequence[torch.nn.Module], mesh: Any) -> bool:
+def has_broken_weights(chunks: Sequence[torch.nn.Module], mesh: Any) -> bool:
     """Whether some weight on some rank is not finite, or absurdly large.
 
     Comm: all-reduce (max) of 1 number over the world.

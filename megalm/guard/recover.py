@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from megalm.checkpoint.commit import committed, step_of
+from megalm.checkpoint.commit import list_committed, parse_step
 from megalm.checkpoint.random_state import restore_random_state
 from megalm.config.guard import GuardConfig
 from megalm.guard.advice import list_advice
@@ -158,12 +158,14 @@ class Recovery:
         """The newest checkpoint of at most this step. Comm: a broadcast from rank 0."""
         checkpoints = trainer.checkpoints
         checkpoints.settle()
-        fitting = [p for p in committed(checkpoints.folder) if step_of(p) <= latest] if trainer.is_writer else []
+        fitting = (
+            [p for p in list_committed(checkpoints.folder) if parse_step(p) <= latest] if trainer.is_writer else []
+        )
         return checkpoints.broadcast(fitting[0] if fitting else None)
 
     def plan(self, trainer: Trainer, decision: Decision, source: Snapshot | Path) -> ReturnPlan:
         """What will be done, complete: enough for another process to do it."""
-        target = source.step if isinstance(source, Snapshot) else step_of(source)
+        target = source.step if isinstance(source, Snapshot) else parse_step(source)
         plan = ReturnPlan(
             target=target,
             source="memory" if isinstance(source, Snapshot) else "checkpoint",
@@ -222,8 +224,8 @@ class Recovery:
         """
         checkpoints = trainer.checkpoints
         checkpoints.discard_after(trainer.step)
-        newest = committed(checkpoints.folder) if trainer.is_writer else []
-        if not checkpoints.broadcast(bool(newest) and step_of(newest[0]) > trainer.step):
+        newest = list_committed(checkpoints.folder) if trainer.is_writer else []
+        if not checkpoints.broadcast(bool(newest) and parse_step(newest[0]) > trainer.step):
             return
         trainer.save(wait=True)  # retention leaves it alone: later ones count for nothing since the run went back
         checkpoints.discard_after(trainer.step)

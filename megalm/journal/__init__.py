@@ -2,8 +2,8 @@
 
 from megalm.journal.events import EventLog, read_events
 from megalm.journal.lines import AppendedFile, parse_json_lines, read_json_lines
-from megalm.journal.numbers import as_number, encode_json, format_number
-from megalm.journal.steps import Course, course_of, read_course, read_steps
+from megalm.journal.numbers import encode_json, format_number, read_number
+from megalm.journal.steps import Course, choose_course, read_course, read_steps
 from megalm.journal.words import QUIET, describe_event, describe_event_details
 
 __all__ = [
@@ -11,8 +11,8 @@ __all__ = [
     "AppendedFile",
     "Course",
     "EventLog",
-    "as_number",
-    "course_of",
+    "read_number",
+    "choose_course",
     "describe_event",
     "describe_event_details",
     "encode_json",

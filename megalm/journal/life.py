@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from megalm.journal.lines import Row
-from megalm.journal.steps import course_of
+from megalm.journal.steps import choose_course
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Life:
 
 def tell_life(events: Sequence[Row], made: Sequence[Row]) -> Life:
     """Sum up a run. made: every line of metrics.jsonl."""
-    steps = course_of(made).steps
+    steps = choose_course(made).steps
     times = [row["step_time_s"] for row in steps if row.get("step_time_s") is not None]
     step_s = statistics.median(times) if times else None
     restarts = [event for event in events if event["kind"] == "restart"]

@@ -2,7 +2,7 @@
 
 JSON has no NaN and no infinity. A file of ours holds them as the texts "nan", "inf" and "-inf", which `float` of any
 language reads; older files hold Python's words NaN and Infinity, which its json reads. Whoever computes with what a file
-holds asks `as_number` first, and whoever shows it asks `format_number`, so that no value from a file can break a format.
+holds asks `read_number` first, and whoever shows it asks `format_number`, so that no value from a file can break a format.
 """
 
 import json
@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 
-def as_number(value: Any) -> float | None:
+def read_number(value: Any) -> float | None:
     """Give the value as a number, finite or not; None for what is no number, and for what is not there."""
     if value is None or isinstance(value, bool):
         return None
@@ -24,14 +24,14 @@ def as_number(value: Any) -> float | None:
 
 def is_finite(value: Any) -> bool:
     """True for a number that one can go on computing with."""
-    number = as_number(value)
+    number = read_number(value)
     return number is not None and math.isfinite(number)
 
 
 def format_number(value: Any, form: str = "g") -> str:
     """Write the number in a format of Python's, as 12.3457 with ".4f"; NaN, inf or -inf where it is that; other values as they
     are, and "-" for none."""
-    number = as_number(value)
+    number = read_number(value)
     if number is None:
         return "-" if value is None else str(value)
     if math.isnan(number):

@@ -33,10 +33,10 @@ def read_steps(path: Path) -> list[Row]:
 
 def read_course(path: Path) -> Course:
     """Read a metrics.jsonl: the steps that count, and those that the run went back on."""
-    return course_of(read_steps(path))
+    return choose_course(read_steps(path))
 
 
-def course_of(made: Sequence[Row]) -> Course:
+def choose_course(made: Sequence[Row]) -> Course:
     """Choose the steps that count: of a step made twice the last, and none that the run went back on."""
     steps: list[Row] = []
     abandoned: list[list[Row]] = []

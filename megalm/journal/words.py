@@ -7,7 +7,7 @@ or not there. Every event has words; none raises.
 from collections.abc import Sequence
 from typing import Any
 
-from megalm.journal.numbers import as_number, format_number, is_finite
+from megalm.journal.numbers import format_number, is_finite, read_number
 
 QUIET = {"checkpoint", "start", "end", "observe"}
 """Kinds that tell of an undisturbed run: not shown on curves."""
@@ -53,7 +53,7 @@ def describe_event_details(event: dict[str, Any]) -> str:
         parts.append(f"out of line: {', '.join(map(str, why)) if isinstance(why, list | tuple) else why}")
     if (samples := _range(event.get("samples"))) and event.get("kind") != "spike":
         parts.append(f"samples {samples[0]} to {samples[1] - 1} skipped")
-    if event.get("lr_scale") is not None and as_number(event["lr_scale"]) != 1.0:
+    if event.get("lr_scale") is not None and read_number(event["lr_scale"]) != 1.0:
         parts.append(f"learning rate x {format_number(event['lr_scale'])}")
     if event.get("silent_s") is not None:
         parts.append(f"silent for {format_number(event['silent_s'], '.3g')} s")
@@ -76,7 +76,7 @@ def _measured(event: dict[str, Any]) -> list[str]:
         beside = f" where {format_number(expected, '.4f')} was expected" if is_finite(expected) else ""
         parts.append(f"loss {format_number(loss, '.4f')}{beside}")
     norm = event.get("grad_norm")
-    if as_number(norm) is not None and not is_finite(norm):
+    if read_number(norm) is not None and not is_finite(norm):
         parts.append(f"gradient norm {format_number(norm)}")
     return parts
 

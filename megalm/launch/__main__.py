@@ -148,7 +148,7 @@ def launch(arguments: Sequence[str]) -> int:
         check_fits(config, machine)
     except ConfigError as error:
         console.print(plan_screen(planned))
-        raise ConfigError(f"{error}\n\n{what_it_takes(config)}") from None
+        raise ConfigError(f"{error}\n\n{describe_what_it_takes(config)}") from None
     for note in [*notes, *_own(arguments)]:
         console.print(note, highlight=False)
     _check_data(config)
@@ -169,7 +169,7 @@ def _own(words: Sequence[str]) -> list[str]:
     ]
 
 
-def what_it_takes(config: Config) -> str:
+def describe_what_it_takes(config: Config) -> str:
     """Say how many H100s hold the run at least, and how long it takes and what it costs on more of them."""
     from megalm.plan.machine import make_planned_machine
     from megalm.plan.render import format_duration
@@ -229,7 +229,7 @@ def _choose_a_model() -> str:
 
 def _check_data(config: Config) -> None:
     """Open every data set once, so that a missing or broken file is reported before any process starts."""
-    from megalm.config.phases import spans_of
+    from megalm.config.phases import list_configured_spans
     from megalm.data.fim import make_fill_in_the_middle
     from megalm.data.openers import open_sources
     from megalm.data.phases import make_curriculum
@@ -239,7 +239,9 @@ def _check_data(config: Config) -> None:
     make_fill_in_the_middle(config.data, config.train.seed, config.model.vocab_size)
     if config.data.phases:
         weights = {source.name: source.weight for source in sources}
-        make_curriculum(spans_of(config), weights, {source.name: source.train_tokens for source in sources})
+        make_curriculum(
+            list_configured_spans(config), weights, {source.name: source.train_tokens for source in sources}
+        )
     if config.data.tokenizer is not None:
         size = load_tokenizer(config.data.tokenizer).vocab_size
         if size > config.model.vocab_size:

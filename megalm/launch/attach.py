@@ -26,7 +26,7 @@ from megalm.resilience.chaos.provoke import make_provoke_hooks
 from megalm.train.hooks import Hook
 
 
-def hooks_of(
+def list_hooks(
     config: Config,
     folder: Path,
     plan: dict[str, Any],

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megalm.checkpoint.address import as_url
+from megalm.checkpoint.address import read_url
 from megalm.config import Config
 from megalm.launch.lock import FolderLock, Holder
 from megalm.launch.world import World
@@ -63,6 +63,6 @@ def _locks(config: Config, folder: Path) -> list[FolderLock]:
     """
     locks = [FolderLock(folder, config.run.name)]
     place = config.checkpoint.path or folder / "checkpoints"
-    if as_url(place) is None and Path(place).resolve() != folder.resolve():
+    if read_url(place) is None and Path(place).resolve() != folder.resolve():
         locks.append(FolderLock(Path(place), config.run.name, key="checkpoint.path"))
     return locks

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from megalm.config.chaos import check_chaos
 from megalm.config.errors import ConfigError
-from megalm.config.phases import spans_of
+from megalm.config.phases import list_configured_spans
 from megalm.config.root import Config
 
 TOKENS_PER_PARAMETER = 20
@@ -31,12 +31,12 @@ def resolve(config: Config, world_size: int) -> list[str]:
 
 def resolve_warmup(config: Config) -> list[str]:
     """Fit the warm-up into the run; returns a sentence where those asked for, or the usual ones, are too many."""
-    from megalm.optim.lr import USUAL_WARMUP, warmup_steps
+    from megalm.optim.lr import USUAL_WARMUP, count_warmup_steps
 
-    optim, found = config.optim, spans_of(config)
+    optim, found = config.optim, list_configured_spans(config)
     total = found[-1].end_step if found else config.train.steps
     assert total is not None
-    asked, optim.warmup_steps = optim.warmup_steps, warmup_steps(optim, total)
+    asked, optim.warmup_steps = optim.warmup_steps, count_warmup_steps(optim, total)
     if optim.warmup_steps == (USUAL_WARMUP if asked is None else asked):
         return []
     what = f"the usual {USUAL_WARMUP} steps" if asked is None else f"optim.warmup_steps={asked}"
@@ -93,7 +93,9 @@ def check_fp8(config: Config) -> None:
     if not choose_fp8_products(config.model, fp8):
         return
     multiple, context = find_multiple(fp8.recipe), config.parallel.context
-    for length in dict.fromkeys([config.model.seq_length, *(span.seq_length for span in spans_of(config))]):
+    for length in dict.fromkeys(
+        [config.model.seq_length, *(span.seq_length for span in list_configured_spans(config))]
+    ):
         tokens = length // context * train.micro_batch_size
         if tokens % multiple:
             over = f" over parallel.context={context} ranks" if context > 1 else ""
@@ -124,7 +126,7 @@ def _resolve_phases(config: Config) -> None:
     """Take the curriculum's length, or what `train.steps` leaves of it; check that its batches and sequences fit the layout."""
     from megalm.config.layout import check_layout
 
-    train, found = config.train, spans_of(config)
+    train, found = config.train, list_configured_spans(config)
     for span in found:
         if span.seq_length != config.model.seq_length:
             check_layout(replace(config.model, seq_length=span.seq_length), config.parallel, config.world_size or 1)

@@ -34,7 +34,7 @@ from megalm.launch.rank_process import Assignment
 from megalm.launch.ranks import RankGroup
 from megalm.launch.run_folder import log_file, write_stacks
 from megalm.launch.world import World
-from megalm.resilience.page import NONE, Position, RunPage, latest_step
+from megalm.resilience.page import NONE, Position, RunPage, find_latest_step
 from megalm.resilience.restarted import Restart
 from megalm.resilience.restarts import RestartPolicy
 from megalm.resilience.silence import Limits, Silence, Watch
@@ -170,7 +170,7 @@ class Supervisor:
         pid = group.processes[culprit.rank].process.pid
         group.kill()
         durable = self._find_durable(positions)
-        loss = Loss(culprit, latest_step(positions), durable, position.describe(), min(fault, seen), seen)
+        loss = Loss(culprit, find_latest_step(positions), durable, position.describe(), min(fault, seen), seen)
         if not self.heard:
             self._tell_loss(loss, pid)
         return loss
@@ -185,14 +185,14 @@ class Supervisor:
         files = write_stacks(self.folder, self.attempt, stacks)
         position = positions[silence.rank]
         self._write(
-            "hang", latest_step(positions), rank=silence.rank, frozen=silence.frozen, phase=position.describe(),
+            "hang", find_latest_step(positions), rank=silence.rank, frozen=silence.frozen, phase=position.describe(),
             ranks={str(rank): positions[rank].describe() for rank in ranks}, silent_s=round(silence.silent_s, 1),
             stacks=[str(file) for file in files], attempt=self.attempt,
         )  # fmt: skip
         culprit = Failure(silence.rank, None, None, seen, frozen=silence.frozen)
         durable = self._find_durable(positions)
         fault = max(position.alive_ns if silence.frozen else position.mark_ns, 0)
-        return Loss(culprit, latest_step(positions), durable, position.describe(), min(fault, seen), seen)
+        return Loss(culprit, find_latest_step(positions), durable, position.describe(), min(fault, seen), seen)
 
     # -------------------------------------------------------------------------------------------------------- deciding
     def _answer(self, loss: Loss) -> Restart | None:
@@ -231,7 +231,7 @@ class Supervisor:
     def _stopped_short(self) -> int:
         """End before the ranks could save, and say what is lost; 130 where nothing is."""
         positions = self.page.positions()
-        step, durable = latest_step(positions), self._find_durable(positions)
+        step, durable = find_latest_step(positions), self._find_durable(positions)
         name = signal.Signals(self.heard[0]).name
         if step <= max(durable, 0):
             return 130

@@ -18,7 +18,7 @@ from typing import Any
 from megalm.config import ConfigError
 from megalm.config.compose import compose_config
 from megalm.config.writing import explain_failed_writes, write_whole
-from megalm.journal import as_number, encode_json, read_course
+from megalm.journal import encode_json, read_course, read_number
 from megalm.launch.options import Options
 from megalm.launch.run_folder import make_run_folder
 
@@ -93,13 +93,13 @@ def sweep(options: Options, command: Callable[[list[str]], list[str]]) -> int:
         write_whole(folder / RECORD, encode_json(record, indent=2) + "\n")
     print(f"{len(runs)} runs in {folder}/, {options.jobs} at a time; each prints into its own {LOG}")
     statuses = _run_all(runs, folder, shared, options.jobs, command)
-    print(outcome_table(runs, folder, statuses))
+    print(tabulate_outcomes(runs, folder, statuses))
     print(f"compare them: megalm compare {folder}")
     failed = [status for status in statuses.values() if status]
     return INTERRUPTED if INTERRUPTED in failed else next(iter(failed), 0)
 
 
-def outcome_table(runs: Sequence[SweptRun], folder: Path, statuses: dict[str, int]) -> str:
+def tabulate_outcomes(runs: Sequence[SweptRun], folder: Path, statuses: dict[str, int]) -> str:
     """What each run came to, the best held-out loss first (the training loss where nothing was held out)."""
     keys = list(runs[0].differing)
     rows = []
@@ -180,7 +180,7 @@ def _assigned(run: SweptRun) -> list[str]:
 
 
 def _last(steps: Sequence[dict[str, Any]], key: str) -> float | None:
-    return next((number for step in reversed(steps) if (number := as_number(step.get(key))) is not None), None)
+    return next((number for step in reversed(steps) if (number := read_number(step.get(key))) is not None), None)
 
 
 def _loss(value: float | None) -> str:

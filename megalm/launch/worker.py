@@ -16,16 +16,16 @@ import torch.distributed as dist
 from megalm import __version__, ops
 from megalm.config import Config, ConfigError
 from megalm.data.loader import Loader
-from megalm.launch.attach import hooks_of
+from megalm.launch.attach import list_hooks
 from megalm.launch.forkserver import SIGNALS
 from megalm.launch.hold import hold_run
 from megalm.launch.meeting import join
 from megalm.launch.rank_log import RankLog
 from megalm.launch.run_folder import log_file, make_run_folder
-from megalm.launch.world import World, device_type
+from megalm.launch.world import World, choose_device_type
 from megalm.observe.comparison import PeakMemory
 from megalm.ops.backend import find_library
-from megalm.parallel.mesh import build_mesh, local_device
+from megalm.parallel.mesh import build_mesh, choose_local_device
 from megalm.plan.machine import find_machine
 from megalm.resilience.chaos.faults import add_faults, find_attempt
 from megalm.resilience.chaos.provoke import provoke_source
@@ -105,12 +105,12 @@ def _run(
     rank_log: RankLog,
     pulse: Pulse,
 ) -> int:
-    kind = device_type(config)
+    kind = choose_device_type(config)
     log.info("megalm %s, torch %s, python %s, rank %d of %d on %s", __version__, torch.__version__,
              platform.python_version(), world.rank, world.size, kind)  # fmt: skip
     ops.set_backend(config.ops.backend)
     if kind == "cuda":
-        torch.cuda.set_device(local_device(kind, world.local_rank))
+        torch.cuda.set_device(choose_local_device(kind, world.local_rank))
     else:
         ops.keep_freed_memory()
     if world.size > 1 or world.external:
@@ -134,7 +134,7 @@ def _train(
     supervised: Supervised | None = None,
 ) -> int:
     pulse.enter("load")
-    kind = device_type(config)
+    kind = choose_device_type(config)
     mesh = build_mesh(config.parallel, kind, _timeout(config))
     memory = PeakMemory(kind)
     environment = _environment(config, world, kind)
@@ -145,7 +145,7 @@ def _train(
         mesh,
         folder,
         batch_source=provoke_source(config, Loader(config, mesh.data), mesh),
-        hooks=hooks_of(config, folder, plan, memory, rank_log, _told_by(supervised), writer=mesh.rank == 0),
+        hooks=list_hooks(config, folder, plan, memory, rank_log, _told_by(supervised), writer=mesh.rank == 0),
         peak_flops=find_machine(config).peak(config.precision.dtype),
         environment=environment,
         pulse=pulse,

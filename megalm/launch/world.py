@@ -50,7 +50,7 @@ def find_world(config: Config, environment: Mapping[str, str]) -> World:
 
 def _local_size(config: Config) -> int:
     """Count the ranks to start on this machine."""
-    gpus = accelerator_count(config)
+    gpus = count_accelerators(config)
     if gpus and config.world_size is not None and config.world_size > gpus:
         raise ConfigError(
             f"world_size={config.world_size}, but torch sees {gpus} GPU{'s' * (gpus > 1)} here, and each rank needs one of its "
@@ -59,7 +59,7 @@ def _local_size(config: Config) -> int:
     return config.world_size or gpus or _product(config)
 
 
-def accelerator_count(config: Config) -> int:
+def count_accelerators(config: Config) -> int:
     """Count the GPUs that the run may use here."""
     if config.device == "cpu":
         return 0
@@ -71,9 +71,9 @@ def accelerator_count(config: Config) -> int:
     return count
 
 
-def device_type(config: Config) -> str:
+def choose_device_type(config: Config) -> str:
     """Choose cpu or cuda."""
-    return "cuda" if accelerator_count(config) else "cpu"
+    return "cuda" if count_accelerators(config) else "cpu"
 
 
 def _product(config: Config) -> int:

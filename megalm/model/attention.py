@@ -9,7 +9,7 @@ from megalm.architecture.blocks import AttentionSpec, NormSpec
 from megalm.model.attention_core import attend
 from megalm.model.cache import KeyValueCache
 from megalm.model.head_norm import AllHeadsNorm, EachHeadNorm, HeadNorm
-from megalm.model.heads import head_parameter, key_value_heads, query_heads
+from megalm.model.heads import locate_key_value_heads, make_head_parameter, query_heads
 from megalm.model.positions import Where
 from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
@@ -34,8 +34,8 @@ class Attention(nn.Module):
             spec.hidden_size,
             [
                 queries,
-                key_value_heads(spec, tensor, f"{name}.key"),
-                key_value_heads(spec, tensor, f"{name}.value"),
+                locate_key_value_heads(spec, tensor, f"{name}.key"),
+                locate_key_value_heads(spec, tensor, f"{name}.value"),
             ],
             tensor,
             bias=spec.qkv_bias,
@@ -61,11 +61,11 @@ class Attention(nn.Module):
             heads = query_heads(spec, tensor, f"{name}.query_norm")
             self.query_norm = _head_norm(spec.query_norm, heads, spec.head_dim, context)
         if spec.key_norm is not None:
-            heads = key_value_heads(spec, tensor, f"{name}.key_norm")
+            heads = locate_key_value_heads(spec, tensor, f"{name}.key_norm")
             self.key_norm = _head_norm(spec.key_norm, heads, spec.head_dim, context)
         self.sinks: nn.Parameter | None = None
         if spec.sinks:
-            self.sinks = head_parameter(spec, tensor, f"{name}.sinks", **context.of_parameters)
+            self.sinks = make_head_parameter(spec, tensor, f"{name}.sinks", **context.of_parameters)
         self.recompute_core = context.recompute_parts
         self.kernels = context.attention_kernels
         self.cache: KeyValueCache | None = None  # set while text is generated: see megalm.model.cache

@@ -12,7 +12,7 @@ from megalm.model.auxiliary import Auxiliary
 from megalm.model.router import Router
 from megalm.parallel import collectives
 from megalm.parallel.mesh import Mesh
-from megalm.parallel.slices import Role, attach, replicated, slice_of
+from megalm.parallel.slices import Role, attach, make_replicated, slice_of
 
 
 class Loads(NamedTuple):
@@ -56,7 +56,7 @@ class BalanceLoss(nn.Module):
         for part, state in (("selection_bias", bias), ("load_shares", shares)):
             self.register_buffer(part, state, persistent=False)
             if state is not None:
-                slice_ = replicated(
+                slice_ = make_replicated(
                     f"{name}.router.{part}",
                     (experts,),
                     mesh.tensor,

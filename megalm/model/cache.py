@@ -48,7 +48,7 @@ class KeyValueCache:
 
 
 def select_rows(model: nn.Module, rows: Tensor) -> None:
-    """Within `cached`: what was kept goes on for these rows of the batch alone. Shapes: rows int64 [B']"""
+    """Within `keep_cache`: what was kept goes on for these rows of the batch alone. Shapes: rows int64 [B']"""
     for module in model.modules():
         cache = getattr(module, "cache", None)
         if cache is not None:
@@ -56,7 +56,7 @@ def select_rows(model: nn.Module, rows: Tensor) -> None:
 
 
 @contextmanager
-def cached(model: nn.Module, capacity: int) -> Iterator[None]:
+def keep_cache(model: nn.Module, capacity: int) -> Iterator[None]:
     """Within, each attention layer of the model keeps keys and values, and a forward pass takes only the next tokens."""
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "cache")]
     for layer in layers:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from megalm.architecture.shape import shape_of
+from megalm.architecture.shape import resolve_shape
 from megalm.config import ModelConfig
 from megalm.model.norm import make_norm
 from megalm.parallel import collectives
@@ -42,7 +42,7 @@ class Head(nn.Module):
         self.vocab_size, self.parallel = config.vocab_size, context.parallel
         self.scale, self.softcap = config.logit_scale, config.logit_softcap
         self.tensor, self.sequence = context.tensor, context.sequence
-        self.final_norm = make_norm(shape_of(config).norm, context, name="final_norm")
+        self.final_norm = make_norm(resolve_shape(config).norm, context, name="final_norm")
         self._tied = (embedding,)  # a tuple, so that its parameters are counted where the embedding stands
         if embedding is None:
             self.output = ColumnParallelLinear(

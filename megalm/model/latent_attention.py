@@ -10,7 +10,7 @@ from megalm import ops
 from megalm.architecture.blocks import LatentAttentionSpec
 from megalm.model.attention_core import attend
 from megalm.model.cache import KeyValueCache
-from megalm.model.heads import head_parameter
+from megalm.model.heads import make_head_parameter
 from megalm.model.norm import make_norm
 from megalm.model.positions import Where
 from megalm.parallel import collectives
@@ -64,7 +64,7 @@ class LatentAttention(nn.Module):
         )
         self.sinks: nn.Parameter | None = None
         if spec.sinks:
-            self.sinks = head_parameter(spec, context.tensor, f"{name}.sinks", **context.of_parameters)
+            self.sinks = make_head_parameter(spec, context.tensor, f"{name}.sinks", **context.of_parameters)
         self.recompute_core = context.recompute_parts
         self.kernels = context.attention_kernels
         self.cache: KeyValueCache | None = None  # set while text is generated: see megalm.model.cache

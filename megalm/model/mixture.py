@@ -15,7 +15,7 @@ from megalm.model.router import Router
 from megalm.parallel.experts import Experts, all_tokens, own_tokens
 from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Axis
-from megalm.parallel.slices import Role, attach, replicated
+from megalm.parallel.slices import Role, attach, make_replicated
 
 
 class Mixture(nn.Module):
@@ -45,7 +45,7 @@ class Mixture(nn.Module):
         self.shared_gate: nn.Parameter | None = None
         if spec.shared_gate:
             self.shared_gate = nn.Parameter(torch.empty(1, spec.expert.hidden_size, **made))
-            slice_ = replicated(
+            slice_ = make_replicated(
                 f"{name}.shared_gate.weight",
                 (1, spec.expert.hidden_size),
                 tensor,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from megalm import ops
 from megalm.architecture.blocks import MLPSpec
 from megalm.model.positions import Where
-from megalm.model.recompute import recomputed
+from megalm.model.recompute import keep_function_of
 from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
 
@@ -75,5 +75,5 @@ class MLP(nn.Module):
         hidden = activate(self.activation, projected, self.limit)
         if not self.recompute_activation:
             return self.down(hidden)
-        with recomputed(hidden, lambda: activate(self.activation, projected, self.limit)):
+        with keep_function_of(hidden, lambda: activate(self.activation, projected, self.limit)):
             return self.down(hidden)

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from megalm.architecture.blocks import AttentionSpec
-from megalm.architecture.layers import layers_of
+from megalm.architecture.layers import specify_layers
 from megalm.architecture.positions import RopeSpec
 from megalm.config import ModelConfig
 from megalm.data.batch import Batch
 from megalm.model.auxiliary import Auxiliary
-from megalm.model.heads import local_query_heads
+from megalm.model.heads import locate_query_heads
 from megalm.ops.attention import Mask
 from megalm.parallel.mesh import Axis
-from megalm.parallel.slices import Role, attach, replicated
+from megalm.parallel.slices import Role, attach, make_replicated
 
 
-def rotary_frequencies(rope: RopeSpec, seq_length: int) -> Tensor:
+def compute_rotary_frequencies(rope: RopeSpec, seq_length: int) -> Tensor:
     """Angular frequency of each rotated pair, radians per position, [rope.size / 2] fp32.
 
     seq_length: of the sequences that are computed with them; those that stretch by length look at it.
@@ -75,18 +75,18 @@ _STRETCHED: dict[str, Callable[[RopeSpec, Tensor, int], Tensor]] = {
 """How a kind of model.rope_scaling changes the frequencies."""
 
 
-def rotary_tables(
+def compute_rotary_tables(
     rope: RopeSpec, positions: int, seq_length: int, device: torch.device | str | None
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the first `positions` positions' angles, each [positions, rope.size / 2] fp32."""
-    angles = torch.outer(torch.arange(positions, dtype=torch.float32), rotary_frequencies(rope, seq_length))
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), compute_rotary_frequencies(rope, seq_length))
     cos, sin = angles.cos(), angles.sin()
     if rope.attention_factor != 1.0:
         cos, sin = cos * rope.attention_factor, sin * rope.attention_factor
     return cos.to(device), sin.to(device)
 
 
-def alibi_slopes(num_heads: int, max_bias: float = 8.0) -> Tensor:
+def compute_alibi_slopes(num_heads: int, max_bias: float = 8.0) -> Tensor:
     """Slope of each head's linear bias, [num_heads] fp32; for a head count that is no power of two, as MPT does.
 
     Source:  Press et al. 2021 (arXiv:2108.12409).
@@ -130,17 +130,19 @@ class Positions(nn.Module):
         super().__init__()
         self.alibi = config.position == "alibi"
         self._masks: dict[tuple[int, int | None], Mask] = {}
-        blocks = [block for layer in layers_of(config) for block in layer.blocks]
+        blocks = [block for layer in specify_layers(config) for block in layer.blocks]
         attention = [block for block in blocks if isinstance(block, AttentionSpec)]
         self.windows = list(dict.fromkeys(block.window for block in attention))
         self.ropes = list(dict.fromkeys(block.rope for block in attention if block.rope is not None))
         for number, rope in enumerate(self.ropes):
             for name, length in self._lengths(rope, config.seq_length).items():
-                cos, sin = rotary_tables(rope, config.seq_length, length, device)
+                cos, sin = compute_rotary_tables(rope, config.seq_length, length, device)
                 self.register_buffer(f"cos{number}{name}", cos, persistent=False)
                 self.register_buffer(f"sin{number}{name}", sin, persistent=False)
         if self.alibi:
-            slopes = alibi_slopes(config.num_heads, config.alibi_max_bias)[local_query_heads(attention[0], axis)]
+            slopes = compute_alibi_slopes(config.num_heads, config.alibi_max_bias)[
+                locate_query_heads(attention[0], axis)
+            ]
             self.register_buffer("slopes", slopes.to(device), persistent=False)
 
     def forward(self, batch: Batch, *, context: int = 1, seen: int = 0) -> Where:
@@ -208,7 +210,7 @@ class LearnedPositions(nn.Module):
         super().__init__()
         self.axis = axis if sequence_parallel else Axis(axis.name)
         self.weight = nn.Parameter(torch.empty(seq_length, hidden, device=device, dtype=dtype))
-        slice_ = replicated(
+        slice_ = make_replicated(
             f"{name}.weight",
             (seq_length, hidden),
             axis,

@@ -19,7 +19,7 @@ class _Recipe:
 
 
 @contextmanager
-def recomputed(tensor: Tensor, function: Callable[[], Tensor]) -> Iterator[None]:
+def keep_function_of(tensor: Tensor, function: Callable[[], Tensor]) -> Iterator[None]:
     """Operations inside that would keep `tensor` for their backward keep `function`, which makes it again.
 
     Meant for a cheap producer (a norm, an activation) whose own input is kept anyway, in front of an expensive consumer

@@ -12,7 +12,7 @@ from megalm import ops
 from megalm.architecture.blocks import RouterSpec
 from megalm.ops import Routing
 from megalm.parallel.mesh import Axis
-from megalm.parallel.slices import Role, attach, replicated
+from megalm.parallel.slices import Role, attach, make_replicated
 
 
 class Router(nn.Module):
@@ -45,7 +45,9 @@ class Router(nn.Module):
             parameter = getattr(self, part)
             if parameter is not None:
                 shape = tuple(parameter.shape)
-                slice_ = replicated(f"{name}.{part}", shape, axis, partial_gradient=True, role=role, initial=initial)
+                slice_ = make_replicated(
+                    f"{name}.{part}", shape, axis, partial_gradient=True, role=role, initial=initial
+                )
                 attach(parameter, slice_)
 
     def logits(self, x: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from megalm.architecture.blocks import AttentionSpec, BlockSpec, LatentAttentionSpec, MixtureSpec, MLPSpec
-from megalm.architecture.layers import LayerSpec, SublayerSpec, layers_of, name_layer
-from megalm.architecture.shape import shape_of
+from megalm.architecture.layers import LayerSpec, SublayerSpec, name_layer, specify_layers
+from megalm.architecture.shape import resolve_shape
 from megalm.config import ModelConfig
 from megalm.data.batch import Batch
 from megalm.model.attention import Attention
@@ -22,10 +22,10 @@ from megalm.model.mixture import Mixture
 from megalm.model.mlp import MLP
 from megalm.model.norm import make_norm
 from megalm.model.positions import LearnedPositions, Positions, Where
-from megalm.model.recompute import recomputed
+from megalm.model.recompute import keep_function_of
 from megalm.parallel.embedding import VocabularyParallelEmbedding
 from megalm.parallel.layer_context import LayerContext
-from megalm.parallel.random import dropout
+from megalm.parallel.random import apply_dropout
 
 if TYPE_CHECKING:
     from megalm.objectives.objective import Objective
@@ -116,7 +116,7 @@ class Layer(nn.Module):
         block = getattr(self, sublayer.name)
         if self.recompute_norms:
             norm = sublayer.norm_name if sublayer.norm is not None else self.spec.sublayers[0].norm_name
-            with recomputed(normed, partial(getattr(self, norm), hidden)):
+            with keep_function_of(normed, partial(getattr(self, norm), hidden)):
                 output = block(normed, where)
         else:
             output = block(normed, where)
@@ -128,7 +128,7 @@ class Layer(nn.Module):
         return x if self.spec.residual_scale == 1.0 else x * self.spec.residual_scale
 
     def _drop(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return dropout(x, self.dropout, self.training, self.tensor, sharded=self.sequence, residual=residual)
+        return apply_dropout(x, self.dropout, self.training, self.tensor, sharded=self.sequence, residual=residual)
 
 
 class Transformer(nn.Module):
@@ -178,9 +178,9 @@ class Transformer(nn.Module):
                     **context.of_layers,
                 )
             if config.embedding_norm:
-                self.embedding_norm = make_norm(shape_of(config).norm, context, name="embedding_norm")
+                self.embedding_norm = make_norm(resolve_shape(config).norm, context, name="embedding_norm")
         self.positions = Positions(config, context.tensor, context.device)
-        specs = layers_of(config)
+        specs = specify_layers(config)
         self.layers = nn.ModuleList(
             Layer(specs[index], context, index=index, dropout=config.dropout)
             for index in (layers if layers is not None else range(config.num_layers))
@@ -221,7 +221,7 @@ class Transformer(nn.Module):
     def reported(self) -> dict[str, int]:
         """Names of the sums that the layers of the whole model report, alike on all ranks, with their numbers of values."""
         sums: dict[str, int] = {}
-        for index, layer in enumerate(layers_of(self.config)):
+        for index, layer in enumerate(specify_layers(self.config)):
             sums.update(layer.list_sums(name_layer(index) + "."))
         return sums
 
@@ -234,4 +234,4 @@ class Transformer(nn.Module):
             hidden = hidden + self.position_embedding(batch)
         if self.config.embedding_norm:
             hidden = self.embedding_norm(hidden)
-        return dropout(hidden, self.config.dropout, self.training, self.tensor, sharded=self.sequence)
+        return apply_dropout(hidden, self.config.dropout, self.training, self.tensor, sharded=self.sequence)

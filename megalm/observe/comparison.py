@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from megalm.journal import as_number, course_of, encode_json, format_number
+from megalm.journal import choose_course, encode_json, format_number, read_number
 from megalm.observe.kept import KeptSteps
 from megalm.train.hooks import Hook
 
@@ -38,7 +38,7 @@ class ComparisonHook(Hook):
         self._made.add(record)
 
     def on_train_end(self, trainer: Trainer, status: int) -> None:
-        steps = course_of(self._made.rows(WARM_UP_STEPS) or self._made.rows()).steps
+        steps = choose_course(self._made.rows(WARM_UP_STEPS) or self._made.rows()).steps
         if not steps or not self.file.exists():
             return
         measured: dict[str, Any] = {"step_seconds": median(step["step_time_s"] for step in steps)}
@@ -95,7 +95,7 @@ def list_comparison_rows(plan: dict[str, Any]) -> list[tuple[str, str, str, str]
     if not isinstance(found, dict):
         return []
     for key, (label, factor) in units.items():
-        planned, measured = (as_number(values.get(key)) for values in (plan, found))
+        planned, measured = (read_number(values.get(key)) for values in (plan, found))
         if planned and measured is not None:
             ratio = format_number(measured / planned, ".2f")
             rows.append((label, _shown(planned * factor), _shown(measured * factor), ratio))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megalm.journal import QUIET, as_number, course_of, describe_event, format_number
+from megalm.journal import QUIET, choose_course, describe_event, format_number, read_number
 from megalm.observe.kept import KeptSteps
 from megalm.observe.plot import draw_text_plot
 from megalm.train.hooks import Hook
@@ -68,7 +68,7 @@ class ConsoleHook(Hook):
         if record["step"] <= self._made.last_step:  # the run went back: what is made again counts
             self._since_line.clear()
         self._made.add(record)
-        loss = as_number(record["loss"])
+        loss = read_number(record["loss"])
         self._since_line += [loss] if loss is not None and math.isfinite(loss) else []
         if self._progress is not None:
             room = self.console.width - BESIDE_THE_NUMBERS
@@ -105,7 +105,7 @@ class ConsoleHook(Hook):
         if self._progress is not None:
             self._progress.stop()
         if len(self._made) > 1:
-            course = course_of(self._made.rows())
+            course = choose_course(self._made.rows())
             line, *abandoned = ([(r["step"], r["loss"]) for r in each] for each in (course.steps, *course.abandoned))
             picture = draw_text_plot(line, abandoned=abandoned, title="loss (nats a token) over steps")
             self.console.print(picture, highlight=False)

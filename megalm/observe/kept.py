@@ -4,7 +4,7 @@ import math
 from array import array
 from typing import Any
 
-from megalm.journal import as_number
+from megalm.journal import read_number
 
 
 class KeptSteps:
@@ -25,7 +25,7 @@ class KeptSteps:
     def add(self, record: dict[str, Any]) -> None:
         """Keep the numbers of a step; NaN stands for what was not measured."""
         for key, column in self._columns.items():
-            value = as_number(record.get(key))
+            value = read_number(record.get(key))
             column.append(math.nan if value is None else value)
 
     def rows(self, first: int = 0) -> list[dict[str, Any]]:

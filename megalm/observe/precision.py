@@ -13,7 +13,7 @@ from megalm.config.attempts import CONFIG
 from megalm.config.saved import load_config
 from megalm.data.loader import Loader
 from megalm.parallel.mesh import Mesh
-from megalm.parallel.slices import boxes_of
+from megalm.parallel.slices import list_boxes
 from megalm.precision.compare import Errors, compare_products
 from megalm.precision.fp8 import find_meters
 from megalm.precision.meter import Meters
@@ -69,7 +69,7 @@ def _load_weights(config: Config, run: Path, chunk: Any) -> tuple[int, list[str]
         reader = CheckpointReader(config.checkpoint.path or run)
     except CheckpointError:
         return 0, []
-    boxes = {box.name: box for box in boxes_of(chunk)}
+    boxes = {box.name: box for box in list_boxes(chunk)}
     for name, value in reader.tensors():
         if name in boxes:
             boxes[name].tensor.copy_(value)

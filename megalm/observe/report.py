@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from megalm.journal import (
     QUIET,
-    as_number,
-    course_of,
+    choose_course,
     describe_event,
     describe_event_details,
     encode_json,
     format_number,
     read_events,
+    read_number,
     read_steps,
 )
 from megalm.observe.comparison import COLUMNS, TITLE, list_comparison_rows
@@ -88,7 +88,7 @@ def _text_of(path: Path) -> str:
 
 def render(name: str, metrics: list[dict[str, Any]], events: list[dict[str, Any]], texts: dict[str, str]) -> str:
     """Make the page's text. `texts`: contents of sample.txt, plan.json and config.yaml, as far as they are there."""
-    course = course_of(metrics)
+    course = choose_course(metrics)
     blocks: list[Block] = [Facts(summarize(course.steps))]
     rows = list_comparison_rows(_plan(texts.get("plan.json", "")))
     blocks += [Table(TITLE, COLUMNS, rows)] if rows else []
@@ -119,7 +119,9 @@ def draw_plots(
     """Plot loss (with held-out loss), gradient norm, learning rate, ... over steps; pale what the run went back on."""
 
     def line(label: str, key: str, records: list[dict[str, Any]] = metrics, pale: bool = False) -> Line:
-        return Line(label, [(r["step"], value) for r in records if (value := as_number(r.get(key))) is not None], pale)
+        return Line(
+            label, [(r["step"], value) for r in records if (value := read_number(r.get(key))) is not None], pale
+        )
 
     def plot(title: str, unit: str, lines: list[Line], *keys: str, log: str = "") -> Lines:
         left = [line("", key, stretch, pale=True) for key in keys for stretch in abandoned]
@@ -170,7 +172,7 @@ def summarize(metrics: list[dict[str, Any]]) -> dict[str, str]:
         return {"steps": "0"}
     last = metrics[-1]
     evaluated = [record["eval/loss"] for record in metrics if record.get("eval/loss") is not None]
-    times = sorted(value for record in metrics if (value := as_number(record.get("step_time_s"))) is not None)
+    times = sorted(value for record in metrics if (value := read_number(record.get("step_time_s"))) is not None)
     numbers = {
         "steps": format_number(last["step"], ",.0f"),
         "tokens": format_number(last.get("tokens"), ",.0f"),

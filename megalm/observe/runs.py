@@ -12,7 +12,7 @@ from megalm.config.errors import ConfigError
 from megalm.config.scalars import read_any
 from megalm.config.typed import show
 from megalm.config.yaml_text import read_yaml_file
-from megalm.journal import as_number, read_course, read_events
+from megalm.journal import read_course, read_events, read_number
 from megalm.page.document import Block, Facts, Table, render_page
 from megalm.page.plots import Line, Lines
 
@@ -78,20 +78,20 @@ def summarize(folder: Path) -> RunSummary:
     events = read_events(folder / "events.jsonl")
     run = RunSummary(folder, settings, steps, sum(event.get("kind") == "spike" for event in events))
     for key in dict.fromkeys(key for step in steps for key in step):
-        numbers = [number for step in steps if (number := as_number(step.get(key))) is not None]
+        numbers = [number for step in steps if (number := read_number(step.get(key))) is not None]
         if not numbers:
             continue
         run.values[key] = numbers[-1]
         if key == "eval/loss" or (key.startswith("eval/") and key.endswith("/bits_per_byte")):
             run.values[f"best {key}"] = min(numbers)
-    losses = [number for step in steps[-50:] if (number := as_number(step.get("loss"))) is not None]
+    losses = [number for step in steps[-50:] if (number := read_number(step.get("loss"))) is not None]
     run.values["loss (mean of 50)"] = statistics.fmean(losses) if losses else None
-    speeds = [number for step in steps[3:] if (number := as_number(step.get("tokens_per_s"))) is not None]
+    speeds = [number for step in steps[3:] if (number := read_number(step.get("tokens_per_s"))) is not None]
     run.values["tokens_per_s (median)"] = statistics.median(speeds) if speeds else None
     return run
 
 
-def differing_settings(runs: Sequence[RunSummary]) -> list[str]:
+def list_differing_settings(runs: Sequence[RunSummary]) -> list[str]:
     """The keys in which the runs' settings differ."""
     keys = dict.fromkeys(key for run in runs for key in run.settings if key not in UNIMPORTANT)
     return [key for key in keys if len({show(run.settings.get(key)) for run in runs}) > 1]
@@ -116,9 +116,9 @@ def rank(runs: Sequence[RunSummary], metric: str | None, highest: bool = False) 
     return metric, sorted(runs, key=place)
 
 
-def comparison(runs: Sequence[RunSummary], metric: str) -> tuple[list[str], list[list[str]]]:
+def tabulate_comparison(runs: Sequence[RunSummary], metric: str) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of the table: name, what differs, steps, the metric, losses, speed, spikes."""
-    keys = differing_settings(runs)
+    keys = list_differing_settings(runs)
     metrics = dict.fromkeys([metric, "loss (mean of 50)", "eval/loss", "tokens_per_s (median)"])
     shown_metrics = [key for key in metrics if any(run.values.get(key) is not None for run in runs)]
     headers = ["run", *keys, "steps", *shown_metrics, "spikes"]
@@ -127,7 +127,7 @@ def comparison(runs: Sequence[RunSummary], metric: str) -> tuple[list[str], list
             run.name,
             *(show(run.settings.get(key)) for key in keys),
             str(run.last_step),
-            *(number_words(run.values.get(key)) for key in shown_metrics),
+            *(format_number(run.values.get(key)) for key in shown_metrics),
             str(run.spikes),
         ]
         for run in runs
@@ -135,16 +135,16 @@ def comparison(runs: Sequence[RunSummary], metric: str) -> tuple[list[str], list
     return headers, rows
 
 
-def comparison_page(runs: Sequence[RunSummary], metric: str, highest: bool = False) -> str:
+def write_comparison_page(runs: Sequence[RunSummary], metric: str, highest: bool = False) -> str:
     """One page with the table and the curves of all runs over each other: smooth, the measured points pale behind."""
-    headers, rows = comparison(runs, metric)
+    headers, rows = tabulate_comparison(runs, metric)
     best = runs[0]
     blocks: list[Block] = [
         Facts(
             {
                 "runs": str(len(runs)),
                 f"best ({'highest' if highest else 'lowest'} {metric})": best.name,
-                metric: number_words(best.values.get(metric)),
+                metric: format_number(best.values.get(metric)),
                 "model": str(best.settings.get("model.name", "")),
             }
         ),
@@ -153,7 +153,7 @@ def comparison_page(runs: Sequence[RunSummary], metric: str, highest: bool = Fal
     for key, title in CURVES:
         lines = []
         for run in runs:
-            points = [(step["step"], y) for step in run.steps if (y := as_number(step.get(key))) is not None]
+            points = [(step["step"], y) for step in run.steps if (y := read_number(step.get(key))) is not None]
             if key in ("loss", "grad_norm") and len(points) > 1:
                 lines += [Line(run.name, points, pale=True), Line(run.name, smooth(points))]
             elif points:
@@ -174,16 +174,16 @@ def smooth(points: Sequence[tuple[float, float]], share: float = SMOOTH) -> list
     return found
 
 
-def number_words(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """A number as a table shows it."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def as_json(runs: Sequence[RunSummary], metric: str) -> str:
+def write_comparison_json(runs: Sequence[RunSummary], metric: str) -> str:
     """The comparison for a program: the best first."""
-    keys = differing_settings(runs)
+    keys = list_differing_settings(runs)
     rows = [
         {
             "run": str(run.folder),

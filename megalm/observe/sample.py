@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from megalm.config.errors import ConfigError
-from megalm.generate.generate import generate, prompt_ids
+from megalm.generate.generate import generate, tokenize_prompt
 from megalm.tokenizer.tokenizer import load_tokenizer
 from megalm.train.hooks import Hook
 
@@ -38,7 +38,7 @@ class SampleHook(Hook):
         trainer.optimizer.wait_weights()
         tokenizer = load_tokenizer(config.data.tokenizer)
         try:
-            prompt = prompt_ids(tokenizer, config.train.sample_prompt)
+            prompt = tokenize_prompt(tokenizer, config.train.sample_prompt)
             written = generate(
                 trainer.model_chunks[0],
                 prompt.ids,

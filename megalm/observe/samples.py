@@ -11,7 +11,7 @@ import numpy as np
 from megalm.checkpoint.errors import CheckpointError
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import Config
-from megalm.config.attempts import CONFIG, config_of_step
+from megalm.config.attempts import CONFIG, find_config_of_step
 from megalm.config.errors import ConfigError
 from megalm.config.saved import load_config
 from megalm.data.loader import Loader
@@ -49,9 +49,9 @@ def look_at_step(run: Path, step: int) -> dict[str, Any]:
     """
     if step < 1:
         raise ConfigError(f"--step is {step}: steps count from 1.")
-    newest, file = load_config(run / CONFIG), config_of_step(run, step)
+    newest, file = load_config(run / CONFIG), find_config_of_step(run, step)
     config = load_config(file)
-    earlier = file != config_of_step(run, NEVER)
+    earlier = file != find_config_of_step(run, NEVER)
     _follow_moved_files(config, newest)
     config.data.prefetch = 0
     state = _saved(newest.checkpoint.path or run)

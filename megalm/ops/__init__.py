@@ -21,7 +21,7 @@ from megalm.ops.quantize import DelayedScale, Quantized, fp8_dequantize, fp8_qua
 from megalm.ops.rope import rotary, rotary_
 from megalm.ops.scaled_mm import Scaled, scaled_mm
 from megalm.ops.sequence import sequence_join, sequence_pack, sequence_part, sum_parts
-from megalm.ops.softmax import causal_softmax, document_starts
+from megalm.ops.softmax import causal_softmax, find_document_starts
 
 __all__ = [
     "DelayedScale",
@@ -40,7 +40,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_gradient",
     "cross_entropy_statistics",
-    "document_starts",
+    "find_document_starts",
     "fp8_dequantize",
     "fp8_quantize",
     "geglu",

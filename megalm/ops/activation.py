@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address_of, get_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, find_address, get_library, place, require, use_native
 from megalm.ops.custom import CustomOp
 
 _SILU, _GELU, _GELU_TANH = 0, 1, 2
@@ -39,9 +39,9 @@ def _forward(x: Tensor, bias: Tensor | None, kind: int, gated: bool, inplace_bac
         gated,
         rows,
         size,
-        address_of(x),
-        address_of(bias),
-        address_of(y),
+        find_address(x),
+        find_address(bias),
+        find_address(y),
     )
     return y
 
@@ -65,13 +65,13 @@ def _backward_into(
         gated,
         rows,
         size,
-        address_of(dy),
-        address_of(x),
-        address_of(bias),
-        address_of(dx),
-        address_of(dbias),
+        find_address(dy),
+        find_address(x),
+        find_address(bias),
+        find_address(dx),
+        find_address(dbias),
         row_blocks,
-        address_of(partial),
+        find_address(partial),
     )
     return dx, dbias
 

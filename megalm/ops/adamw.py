@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address_of, find_vendor, get_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, find_address, find_vendor, get_library, place, require, use_native
 
 
 class Segments(NamedTuple):
@@ -154,7 +154,7 @@ def _update(
 ) -> None:
     size = master.numel()
     out_dtype = 0 if out is None else DTYPE_CODES[out.dtype]
-    segments, segment_ends, segment_rates = 0 if ends is None else ends.numel(), address_of(ends), address_of(rates)
+    segments, segment_ends, segment_rates = 0 if ends is None else ends.numel(), find_address(ends), find_address(rates)
     get_library().adamw(
         *place(master),
         size,
@@ -166,14 +166,14 @@ def _update(
         correction1,
         correction2,
         grad_scale,
-        address_of(grad_scale_pointer),
-        address_of(skip),
-        address_of(master),
-        address_of(grad),
-        address_of(exp_avg),
-        address_of(exp_avg_sq),
+        find_address(grad_scale_pointer),
+        find_address(skip),
+        find_address(master),
+        find_address(grad),
+        find_address(exp_avg),
+        find_address(exp_avg_sq),
         out_dtype,
-        address_of(out),
+        find_address(out),
         segments,
         segment_ends,
         segment_rates,
@@ -275,14 +275,14 @@ def _squares(
         eps,
         correction2,
         grad_scale,
-        address_of(grad_scale_pointer),
-        address_of(grad),
-        address_of(exp_avg_sq),
-        address_of(segment_ends),
-        address_of(block_starts),
+        find_address(grad_scale_pointer),
+        find_address(grad),
+        find_address(exp_avg_sq),
+        find_address(segment_ends),
+        find_address(block_starts),
         blocks,
-        address_of(partial),
-        address_of(result),
+        find_address(partial),
+        find_address(result),
     )
     return result
 

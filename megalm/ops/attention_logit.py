@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address_of, get_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, find_address, get_library, place, require, use_native
 
 QUERIES = 8
 """Queries of each sequence that are looked at: evenly spaced, the last one among them."""
@@ -97,15 +97,15 @@ def _native(largest: Tensor, q: Tensor, k: Tensor, scale: float, mask: Tensor | 
         queries,
         every,
         scale,
-        address_of(q),
-        address_of(k),
+        find_address(q),
+        find_address(k),
         q_step,
         q_batch,
         k_step,
         k_batch,
-        address_of(mask),
+        find_address(mask),
         mask_step,
         mask_batch,
-        address_of(largest),
+        find_address(largest),
     )
     return True

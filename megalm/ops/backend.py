@@ -101,7 +101,7 @@ def set_backend(choice: str) -> None:
     if choice not in CHOICES:
         raise ConfigError(f"ops.backend={choice}: not one of {', '.join(CHOICES)}.")
     if choice == "native" and _library is None:
-        raise ConfigError(f"ops.backend=native, but {why_missing()}. Or set ops.backend=auto.")
+        raise ConfigError(f"ops.backend=native, but {explain_missing()}. Or set ops.backend=auto.")
     found: tuple[Vendor, ...] = ()
     if choice in ("apex", "te"):
         found = (vendors.load(choice),)
@@ -125,7 +125,7 @@ def get_vendors() -> tuple[Vendor, ...]:
     return _vendors
 
 
-def why_missing() -> str:
+def explain_missing() -> str:
     """Why there is no extension; empty where there is."""
     return "" if _library is not None else _missing or "the extension megalm._C is not built: run `make build`"
 
@@ -173,7 +173,7 @@ def _unserved(tensors: dict[str, Tensor | None]) -> str | None:
     """Why the kernel does not serve these tensors, None if it does."""
     library = _library
     if library is None:
-        return why_missing()
+        return explain_missing()
     first = None
     for name, tensor in tensors.items():
         if tensor is None:
@@ -226,7 +226,7 @@ def place(tensor: Tensor) -> tuple[int, int]:
     return (0, 0) if _library is not None and _library.emulated else (-1, 0)
 
 
-def address_of(tensor: Tensor | None) -> int:
+def find_address(tensor: Tensor | None) -> int:
     """A tensor's address, 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megalm.ops.backend import DTYPE_CODES, address_of, get_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, find_address, get_library, place, require, use_native
 
 # Elements that the reference handles at a time in fp32.
 _BLOCK = 1 << 20
@@ -66,8 +66,8 @@ def _statistics(logits: Tensor, labels: Tensor, first: int, columns: int, with_s
     parts = _statistics_fake(logits, labels, first, columns, with_sum)
     labels = labels.contiguous()
     rows, stride = logits.shape[0], logits.stride(0)
-    peak, total, target = map(address_of, parts[:3].unbind())
-    sum_ = address_of(parts[3]) if with_sum else 0
+    peak, total, target = map(find_address, parts[:3].unbind())
+    sum_ = find_address(parts[3]) if with_sum else 0
     get_library().cross_entropy_forward(
         *place(logits),
         DTYPE_CODES[logits.dtype],
@@ -75,8 +75,8 @@ def _statistics(logits: Tensor, labels: Tensor, first: int, columns: int, with_s
         columns,
         stride,
         first,
-        address_of(logits),
-        address_of(labels),
+        find_address(logits),
+        find_address(labels),
         peak,
         total,
         target,
@@ -171,7 +171,7 @@ def _gradient_into(
 ) -> None:
     # Held by name: a copy that nobody holds is gone, or another's, before the kernel reads it.
     labels, log_z, scale, weight = (t.contiguous() for t in (labels, log_z, scale, weight))
-    (rows, stride), gradient = logits.shape, address_of(result)
+    (rows, stride), gradient = logits.shape, find_address(result)
     get_library().cross_entropy_backward(
         *place(logits),
         DTYPE_CODES[logits.dtype],
@@ -181,11 +181,11 @@ def _gradient_into(
         first,
         smoothing,
         uniform,
-        address_of(logits),
-        address_of(labels),
-        address_of(log_z),
-        address_of(scale),
-        address_of(weight),
+        find_address(logits),
+        find_address(labels),
+        find_address(log_z),
+        find_address(scale),
+        find_address(weight),
         gradient,
     )
 

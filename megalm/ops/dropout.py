@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address_of, get_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, find_address, get_library, place, require, use_native
 from megalm.ops.custom import CustomOp
 
 _GOLDEN, _COLUMN = 0x9E3779B97F4A7C15, 0x9E3779B1
@@ -93,11 +93,11 @@ def _run(
         threshold,
         scale,
         first_column & _LOW,
-        address_of(row_ids),
-        address_of(x),
-        address_of(bias),
-        address_of(residual),
-        address_of(y),
+        find_address(row_ids),
+        find_address(x),
+        find_address(bias),
+        find_address(residual),
+        find_address(y),
     )
     return y
 

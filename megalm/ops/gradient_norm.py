@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address_of, find_vendor, get_library, place, use_native
+from megalm.ops.backend import DTYPE_CODES, find_address, find_vendor, get_library, place, use_native
 
 
 def l2_norm_nonfinite_reference(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
@@ -24,7 +24,9 @@ def _add(result: Tensor, x: Tensor) -> None:
     size = x.numel()
     blocks = -(-size // library.GRADIENT_NORM_BLOCK)
     partial = torch.empty(2 * blocks, dtype=torch.float64, device=result.device)
-    library.gradient_norm(*place(x), DTYPE_CODES[x.dtype], size, address_of(x), address_of(partial), address_of(result))
+    library.gradient_norm(
+        *place(x), DTYPE_CODES[x.dtype], size, find_address(x), find_address(partial), find_address(result)
+    )
 
 
 _ADD = torch.library.custom_op("megalm::l2_norm_nonfinite_", _add, mutates_args=("result",))

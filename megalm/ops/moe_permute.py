@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megalm.ops.backend import (
     DTYPE_CODES,
-    address_of,
+    find_address,
     find_library,
     get_backend,
     get_library,
@@ -55,11 +55,11 @@ def _row_map(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
         slots,
         experts,
         chunks,
-        address_of(chosen),
-        address_of(rows),
-        address_of(sources),
-        address_of(counts),
-        address_of(partial),
+        find_address(chosen),
+        find_address(rows),
+        find_address(sources),
+        find_address(counts),
+        find_address(partial),
     )
     return rows, sources, counts
 
@@ -115,12 +115,12 @@ def _spread(x: Tensor, rows: Tensor, weights: Tensor | None, y: Tensor | None) -
         tokens,
         top_k,
         size,
-        address_of(x),
-        address_of(y),
-        address_of(rows),
-        address_of(weights),
-        address_of(out),
-        address_of(dweights),
+        find_address(x),
+        find_address(y),
+        find_address(rows),
+        find_address(weights),
+        find_address(out),
+        find_address(dweights),
     )
     return out, dweights
 
@@ -139,10 +139,10 @@ def _collect(x: Tensor, rows: Tensor, weights: Tensor | None) -> Tensor:
         tokens,
         top_k,
         size,
-        address_of(x),
-        address_of(rows),
-        address_of(weights),
-        address_of(out),
+        find_address(x),
+        find_address(rows),
+        find_address(weights),
+        find_address(out),
     )
     return out
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address_of, find_library, get_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, find_address, find_library, get_library, place, require, use_native
 from megalm.ops.custom import CustomOp
 
 _SCORES = {"softmax": 0, "sigmoid": 1}
@@ -103,15 +103,15 @@ def _forward(
         group_scores,
         row_blocks,
         scale,
-        address_of(logits),
-        address_of(bias),
-        address_of(weights),
-        address_of(chosen),
-        address_of(log_z),
-        address_of(probability),
-        address_of(counts),
-        address_of(partial),
-        address_of(partial_counts),
+        find_address(logits),
+        find_address(bias),
+        find_address(weights),
+        find_address(chosen),
+        find_address(log_z),
+        find_address(probability),
+        find_address(counts),
+        find_address(partial),
+        find_address(partial_counts),
     )
     return outputs
 
@@ -159,13 +159,13 @@ def _backward(
         experts,
         top_k,
         scale,
-        address_of(dweights),
-        address_of(dprobability),
-        address_of(dlog_z),
-        address_of(logits),
-        address_of(chosen),
-        address_of(log_z),
-        address_of(dlogits),
+        find_address(dweights),
+        find_address(dprobability),
+        find_address(dlog_z),
+        find_address(logits),
+        find_address(chosen),
+        find_address(log_z),
+        find_address(dlogits),
     )
     return dlogits
 

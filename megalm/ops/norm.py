@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megalm.config.errors import ConfigError
-from megalm.ops.backend import DTYPE_CODES, address_of, find_vendor, get_library, place, use_native
+from megalm.ops.backend import DTYPE_CODES, find_address, find_vendor, get_library, place, use_native
 from megalm.ops.custom import CustomOp
 
 
@@ -32,7 +32,7 @@ def _run_forward(
     h = torch.empty_like(x) if residual is not None else None
     statistics = _statistics(x, layer_norm)
     rows, size = statistics.shape[1], x.shape[-1]
-    mean, rstd = address_of(statistics[1]) if layer_norm else 0, address_of(statistics)
+    mean, rstd = find_address(statistics[1]) if layer_norm else 0, find_address(statistics)
     get_library().norm_forward(
         *place(x),
         DTYPE_CODES[x.dtype],
@@ -40,12 +40,12 @@ def _run_forward(
         rows,
         size,
         eps,
-        address_of(x),
-        address_of(residual),
-        address_of(weight),
-        address_of(bias),
-        address_of(h),
-        address_of(y),
+        find_address(x),
+        find_address(residual),
+        find_address(weight),
+        find_address(bias),
+        find_address(h),
+        find_address(y),
         mean,
         rstd,
     )
@@ -82,7 +82,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     library = get_library()
     rows, size = statistics.shape[1], h.shape[-1]
-    mean, rstd = address_of(statistics[1]) if layer_norm else 0, address_of(statistics)
+    mean, rstd = find_address(statistics[1]) if layer_norm else 0, find_address(statistics)
     dx, dweight, dbias = _backward_fake(dy, dh, h, weight, statistics, layer_norm, has_bias)
     where = place(h)
     row_blocks = library.NORM_ROW_BLOCKS if where[0] < 0 else library.NORM_ROW_BLOCKS_CUDA
@@ -94,16 +94,16 @@ def _backward(
         rows,
         size,
         row_blocks,
-        address_of(dy),
-        address_of(dh),
-        address_of(h),
-        address_of(weight),
+        find_address(dy),
+        find_address(dh),
+        find_address(h),
+        find_address(weight),
         mean,
         rstd,
-        address_of(dx),
-        address_of(dweight),
-        address_of(dbias) if has_bias else 0,
-        address_of(partial),
+        find_address(dx),
+        find_address(dweight),
+        find_address(dbias) if has_bias else 0,
+        find_address(partial),
     )
     return dx, dweight, dbias
 

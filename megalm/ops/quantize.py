@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address_of, get_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, find_address, get_library, place, require, use_native
 
 TILE = 128
 _FORMATS = {torch.float8_e4m3fn: 0, torch.float8_e5m2: 1}
@@ -140,10 +140,10 @@ def _quantize(
                 format_,
                 power_of_two,
                 count,
-                address_of(x),
-                address_of(amax),
-                address_of(scale),
-                address_of(partial),
+                find_address(x),
+                find_address(amax),
+                find_address(scale),
+                find_address(partial),
             )
         partial = x.new_empty(-(-rows // TILE) * -(-columns // TILE), dtype=torch.int32)
         torch.reciprocal(scale, out=scale_inv)
@@ -155,21 +155,21 @@ def _quantize(
         power_of_two,
         rows,
         columns,
-        address_of(x),
-        address_of(scale),
-        address_of(out),
-        address_of(out_t) if transpose else 0,
-        address_of(scale_inv),
-        address_of(scale_inv_t),
-        address_of(amax),
-        address_of(partial),
+        find_address(x),
+        find_address(scale),
+        find_address(out),
+        find_address(out_t) if transpose else 0,
+        find_address(scale_inv),
+        find_address(scale_inv_t),
+        find_address(amax),
+        find_address(partial),
     )
     return outputs
 
 
 def _dequantize(data: Tensor, scale_inv: Tensor, kind: int, dtype: torch.dtype) -> Tensor:
     out = _dequantize_fake(data, scale_inv, kind, dtype)
-    (rows, columns), q, format_, block = data.shape, address_of(data), _FORMATS[data.dtype], kind
+    (rows, columns), q, format_, block = data.shape, find_address(data), _FORMATS[data.dtype], kind
     get_library().fp8_dequantize(
         *place(data),
         DTYPE_CODES[dtype],
@@ -178,8 +178,8 @@ def _dequantize(data: Tensor, scale_inv: Tensor, kind: int, dtype: torch.dtype) 
         rows,
         columns,
         q,
-        address_of(scale_inv),
-        address_of(out),
+        find_address(scale_inv),
+        find_address(out),
     )
     return out
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megalm.ops.backend import DTYPE_CODES, address_of, get_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, find_address, get_library, place, require, use_native
 from megalm.ops.custom import CustomOp
 
 
@@ -55,10 +55,10 @@ def _rotate_into(y: Tensor, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bo
         y_head_stride,
         table_sequence_stride,
         table_batch_stride,
-        address_of(x),
-        address_of(cos),
-        address_of(sin),
-        address_of(y),
+        find_address(x),
+        find_address(cos),
+        find_address(sin),
+        find_address(y),
     )
     return y
 

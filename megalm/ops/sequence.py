@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megalm.ops.backend import (
     DTYPE_CODES,
-    address_of,
+    find_address,
     find_library,
     get_backend,
     get_library,
@@ -235,7 +235,7 @@ def sum_parts(x: Tensor) -> Tensor:
 def _sum_parts(x: Tensor) -> Tensor:
     out = _sum_parts_fake(x)
     parts, count = x.shape[0], out.numel()
-    get_library().sum_parts(*place(x), DTYPE_CODES[x.dtype], parts, count, address_of(x), address_of(out))
+    get_library().sum_parts(*place(x), DTYPE_CODES[x.dtype], parts, count, find_address(x), find_address(out))
     return out
 
 

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megalm.ops.backend import DTYPE_CODES, address_of, get_library, place, require, use_native
+from megalm.ops.backend import DTYPE_CODES, find_address, get_library, place, require, use_native
 from megalm.ops.custom import CustomOp
 
 
-def document_starts(document_ids: Tensor) -> Tensor:
+def find_document_starts(document_ids: Tensor) -> Tensor:
     """The first position of the document that each position is in: equal neighbours are one document.
 
     Shapes: document_ids [B, S] integers -> int32 [B, S]
     """
     require(
         document_ids.dim() == 2,
-        f"document_starts: document_ids has shape {tuple(document_ids.shape)}; it must be [batch, positions].",
+        f"find_document_starts: document_ids has shape {tuple(document_ids.shape)}; it must be [batch, positions].",
     )
     positions = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
     changes = torch.zeros_like(document_ids, dtype=torch.bool)
@@ -48,7 +48,7 @@ def causal_softmax_reference(
 def _forward(scores: Tensor, scale: float, slopes: Tensor | None, starts: Tensor | None) -> Tensor:
     y = torch.empty_like(scores)
     batch, heads, queries, keys = scores.shape
-    x = address_of(scores)
+    x = find_address(scores)
     get_library().softmax_forward(
         *place(scores),
         DTYPE_CODES[scores.dtype],
@@ -58,9 +58,9 @@ def _forward(scores: Tensor, scale: float, slopes: Tensor | None, starts: Tensor
         keys,
         scale,
         x,
-        address_of(slopes),
-        address_of(starts),
-        address_of(y),
+        find_address(slopes),
+        find_address(starts),
+        find_address(y),
     )
     return y
 
@@ -80,10 +80,10 @@ def _backward(dy: Tensor, y: Tensor, scale: float, starts: Tensor | None) -> Ten
         queries,
         keys,
         scale,
-        address_of(dy),
-        address_of(y),
-        address_of(starts),
-        address_of(dx),
+        find_address(dy),
+        find_address(y),
+        find_address(starts),
+        find_address(dx),
     )
     return dx
 
@@ -121,7 +121,7 @@ def causal_softmax(
     """softmax over the keys k with starts <= k <= position of scale * scores - slope * (position - k), else 0.
 
     The queries are the last of the keys' positions. starts: the first key that each position sees
-    (`document_starts`); slopes: ALiBi's, one for each head. Neither gets a gradient.
+    (`find_document_starts`); slopes: ALiBi's, one for each head. Neither gets a gradient.
 
     Shapes: scores [B, A, Q, K] with Q <= K, slopes fp32 [A], starts int32 [B, K] -> [B, A, Q, K]
     Source: Press et al. 2021 (arXiv:2108.12409)

@@ -51,7 +51,7 @@ class FixedClip:
 class ZClip:
     """Norms more than `threshold` deviations above their moving average are brought to mean + threshold^2 / z deviations.
 
-    The averages are of clipped norms, and begin with the plain ones of the first `warmup_steps` norms. The fixed limit
+    The averages are of clipped norms, and begin with the plain ones of the first `count_warmup_steps` norms. The fixed limit
     applies as well.
     Source: Kumar et al. 2025 (ZClip, arXiv:2504.02507)
     """
@@ -86,7 +86,7 @@ class ZClip:
 class AdaGC:
     """Each tensor's gradient down to `threshold` times the moving average of its own clipped norms.
 
-    In the first `warmup_steps` updates the whole gradient is clipped to the fixed limit, and a tensor's reference is the
+    In the first `count_warmup_steps` updates the whole gradient is clipped to the fixed limit, and a tensor's reference is the
     smallest norm that it had.
     Source: Wang et al. 2025 (AdaGC, arXiv:2502.11034), algorithm 1
     """

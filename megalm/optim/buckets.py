@@ -13,7 +13,7 @@ from megalm.optim.groups import Group, Groups
 from megalm.optim.stretches import Part, Stretch
 from megalm.parallel import collectives
 from megalm.parallel.mesh import Axis, Mesh
-from megalm.parallel.slices import Box, Piece, range_boxes, slice_of
+from megalm.parallel.slices import Box, Piece, cut_range, slice_of
 
 # Every parameter starts at a multiple of this many elements: 64 bytes of fp32, the widest vector load.
 _ALIGN = 16
@@ -216,7 +216,7 @@ class Bucket:
             for entry in self.entries:
                 for piece, start, stop in entry.segments():
                     low, high = max(start, self.low), min(stop, self.high)
-                    for offset, shape, element in range_boxes(piece, low - start, high - start):
+                    for offset, shape, element in cut_range(piece, low - start, high - start):
                         at = start + element - self.low
                         count = torch.Size(shape).numel()
                         yield Box(prefix + piece.name, piece.global_shape, offset, flat[at : at + count].view(shape))

@@ -21,7 +21,7 @@ class Passenger(Protocol):
     def take(self, summed: Tensor) -> None: ...
 
 
-def global_statistics(
+def sum_global_statistics(
     own: Sequence[Tensor], mesh: Mesh, extra: Tensor | None, passenger: Passenger | None = None
 ) -> tuple[Tensor, ...]:
     """(norm, non-finite elements[, extra]) over the world, fp64, from gradients that this rank alone contributes.

@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor
 from megalm.config.errors import ConfigError
 from megalm.config.optim import OptimConfig
 from megalm.optim.buckets import split_axes
-from megalm.optim.clip import global_statistics
-from megalm.optim.groups import Group, Groups, usual_choices
+from megalm.optim.clip import sum_global_statistics
+from megalm.optim.groups import Group, Groups, list_usual_choices
 from megalm.optim.optimizer import Optimizer
 from megalm.optim.rules import Update
 from megalm.optim.stretches import Part, Stretch
@@ -94,7 +94,7 @@ class FullyShardedOptimizer(Optimizer):
         super().__init__(optim, mesh)
         self.axis = mesh.data_context
         self.shards: list[_Shard] = []
-        self._groups = Groups(usual_choices(optim))
+        self._groups = Groups(list_usual_choices(optim))
         seen: set[int] = set()
         for chunk in chunks:
             own = {id(parameter) for parameter in chunk.parameters()}
@@ -192,7 +192,7 @@ class FullyShardedOptimizer(Optimizer):
         for shard in self.shards:
             assert shard.gradient is not None
             own += [shard.gradient[start:stop].flatten() for piece, start, stop in shard.segments() if piece.owner]
-        return global_statistics(own, self.mesh, extra, self.rules)
+        return sum_global_statistics(own, self.mesh, extra, self.rules)
 
     @torch.no_grad()
     def step(self, lr: float, grad_scale: float | Tensor = 1.0) -> None:

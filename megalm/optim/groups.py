@@ -53,17 +53,17 @@ class Choice:
         return all(matched.values())
 
 
-def rule_of(optim: OptimConfig) -> Rule:
+def choose_rule(optim: OptimConfig) -> Rule:
     """The rule that `optim.name` asks for."""
     if optim.name not in RULES:
         raise ConfigError(f"optim.name={optim.name}: there is no such update rule. Known: {', '.join(sorted(RULES))}.")
     return RULES[optim.name](optim)
 
 
-def usual_choices(optim: OptimConfig) -> tuple[Choice, ...]:
+def list_usual_choices(optim: OptimConfig) -> tuple[Choice, ...]:
     """The configured rule for all parameters, or, where it is one for matrices, AdamW for the others; decay for those that
     need it; before all `optim.groups`."""
-    rule = rule_of(optim)
+    rule = choose_rule(optim)
     usual: tuple[Choice, ...] = (Choice(Group(rule), NEVER_DECAYED), Choice(Group(rule, decay=optim.weight_decay)))
     if rule.whole_matrices:
         adamw, rate = AdamW(optim), optim.muon.adamw_rate

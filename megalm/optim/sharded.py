@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from megalm.config.optim import OptimConfig
 from megalm.optim.buckets import Bucket, plan_buckets
-from megalm.optim.clip import global_statistics
-from megalm.optim.groups import Groups, usual_choices
+from megalm.optim.clip import sum_global_statistics
+from megalm.optim.groups import Groups, list_usual_choices
 from megalm.optim.optimizer import Optimizer
 from megalm.optim.rules import Update
 from megalm.optim.stretches import Part
@@ -83,7 +83,7 @@ class ShardedOptimizer(Optimizer):
         self.zero_stage = parallel.zero_stage
         self.buckets, self._uses = plan_buckets(
             chunks,
-            Groups(usual_choices(optim)),
+            Groups(list_usual_choices(optim)),
             mesh,
             zero_stage=self.zero_stage,
             bucket_bytes=parallel.bucket_mb * 2**20,
@@ -192,7 +192,7 @@ class ShardedOptimizer(Optimizer):
         Comm: one all-reduce of 2 + len(extra) numbers over the world.
         """
         own = [part for bucket in self.buckets for part in bucket.own_gradients()]
-        return global_statistics(own, self.mesh, extra, self.rules)
+        return sum_global_statistics(own, self.mesh, extra, self.rules)
 
     # ---------------------------------------------------------------------------------------------------------- update
     @torch.no_grad()

@@ -91,7 +91,7 @@ class TensorIndex:
         return sums
 
 
-def squares(parts: Iterable[Part], index: TensorIndex) -> Tensor:
+def sum_squares(parts: Iterable[Part], index: TensorIndex) -> Tensor:
     """This rank's share of each tensor's squared gradient norm. Shapes: -> fp64 [tensors]"""
     counted = [(part, s) for part in parts for s in part.stretches if s.last > s.first]
     norms = torch._foreach_norm([part.gradient()[s.first : s.last] for part, s in counted]) if counted else []

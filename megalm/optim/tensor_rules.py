@@ -11,7 +11,7 @@ from torch import Tensor
 from megalm.config.optim import OptimConfig
 from megalm.ops import Segments, update_clipping_rates
 from megalm.optim.adaptive_clip import AdaGC, make_clip
-from megalm.optim.stretches import Part, TensorIndex, squares
+from megalm.optim.stretches import Part, TensorIndex, sum_squares
 from megalm.parallel import collectives
 from megalm.parallel.mesh import Mesh
 
@@ -34,7 +34,7 @@ class TensorRules:
 
     def message(self) -> Tensor | None:
         """What is to be summed over the world with the gradient norm. Shapes: -> fp64 [tensors]"""
-        return squares(self.parts, self.index) if self.index and isinstance(self.clip, AdaGC) else None
+        return sum_squares(self.parts, self.index) if self.index and isinstance(self.clip, AdaGC) else None
 
     def take(self, summed: Tensor) -> None:
         """The sums of `message`."""

@@ -306,7 +306,7 @@ def choose_among_blocks(choice: AttentionChoice, kernels: Iterable[BlockKernel] 
     return choice.among(kernels, try_blocks)
 
 
-def case_of(q: Tensor, bounds: Bounds, softcap: float | None) -> Case:
+def describe_case(q: Tensor, bounds: Bounds, softcap: float | None) -> Case:
     """What decides which kernels serve blocks of these queries, [S, B, h, d]; keys have as many heads, and as wide ones."""
     heads, width = q.shape[2], q.shape[3]
     return Case(q.device.type, q.dtype, heads, heads, width, width, bounds.kind, softcap is not None, False)

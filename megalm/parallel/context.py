@@ -30,19 +30,19 @@ from torch.autograd.function import once_differentiable
 from megalm.config.errors import ConfigError
 from megalm.ops.attention_choice import AttentionChoice
 from megalm.parallel import collectives
-from megalm.parallel.block_attention import BlockKernel, Blocks, Bounds, Pair, Row, case_of, choose_among_blocks
+from megalm.parallel.block_attention import BlockKernel, Blocks, Bounds, Pair, Row, choose_among_blocks, describe_case
 from megalm.parallel.mesh import Axis
 
 AnyBatch = TypeVar("AnyBatch")
 
 
 # ------------------------------------------------------------------------------------------------------------- sharding
-def zigzag_blocks(axis: Axis) -> tuple[int, int]:
+def number_zigzag_blocks(axis: Axis) -> tuple[int, int]:
     """The two of 2c blocks that this rank holds."""
     return axis.rank, 2 * axis.size - 1 - axis.rank
 
 
-def zigzag_positions(length: int, axis: Axis, device: torch.device | str | None = None) -> Tensor:
+def number_zigzag_positions(length: int, axis: Axis, device: torch.device | str | None = None) -> Tensor:
     """Positions in the whole sequence of this rank's tokens, [S/c] int64. ConfigError if 2c does not divide the
     length."""
     if axis.size == 1:
@@ -54,14 +54,14 @@ def zigzag_positions(length: int, axis: Axis, device: torch.device | str | None 
             f"a sequence of {length} tokens cannot be cut into 2 x {axis.size} equal blocks for parallel.context={axis.size}. "
             f"Lengths near it that can: {lower or 2 * axis.size}, {lower + 2 * axis.size}."
         )
-    return torch.cat([torch.arange(b * block, (b + 1) * block, device=device) for b in zigzag_blocks(axis)])
+    return torch.cat([torch.arange(b * block, (b + 1) * block, device=device) for b in number_zigzag_blocks(axis)])
 
 
 def shard_sequence(tensor: Tensor, axis: Axis, dim: int = 1) -> Tensor:
     """This rank's part of a tensor whose dimension `dim` is the sequence. Shapes: [B, S] -> [B, S/c]"""
     if axis.size == 1:
         return tensor
-    return tensor.index_select(dim, zigzag_positions(tensor.shape[dim], axis, tensor.device))
+    return tensor.index_select(dim, number_zigzag_positions(tensor.shape[dim], axis, tensor.device))
 
 
 def shard_batch(batch: AnyBatch, axis: Axis) -> AnyBatch:
@@ -79,7 +79,7 @@ def shard_batch(batch: AnyBatch, axis: Axis) -> AnyBatch:
             cut[field.name] = shard_sequence(value, axis, dim=dims.index("sequence"))
     tokens = getattr(batch, "tokens")  # noqa: B009
     if getattr(batch, "positions", None) is None:
-        positions = zigzag_positions(tokens.shape[1], axis, tokens.device)
+        positions = number_zigzag_positions(tokens.shape[1], axis, tokens.device)
         cut["positions"] = positions.expand(tokens.shape[0], -1)
     return replace(batch, **cut)  # type: ignore[type-var]
 
@@ -87,7 +87,7 @@ def shard_batch(batch: AnyBatch, axis: Axis) -> AnyBatch:
 # --------------------------------------------------------------------------------------------- pairs of blocks to be do
 def _pairs(axis: Axis, source: int, bounds: Bounds, block: int) -> Iterator[Pair]:
     """What this rank's queries do with the keys of axis rank `source`."""
-    mine = zigzag_blocks(axis)
+    mine = number_zigzag_blocks(axis)
     theirs = (source, 2 * axis.size - 1 - source)
     for i, query_block in enumerate(mine):
         for j, key_block in enumerate(theirs):
@@ -294,6 +294,6 @@ def context_attention(
             f"choose model.seq_length divisible by {2 * axis.size}."
         )
     bounds = Bounds(alibi_slopes, document_ids, window)
-    kernel = (kernels or choose_among_blocks(AttentionChoice())).choose(case_of(q, bounds, softcap)).kernel
+    kernel = (kernels or choose_among_blocks(AttentionChoice())).choose(describe_case(q, bounds, softcap)).kernel
     options = _Options(axis, scale, softcap, bounds, kernel, mode)
     return _ContextAttention.apply(q, k, v, sinks, options)

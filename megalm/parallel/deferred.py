@@ -1,7 +1,7 @@
 """Weight gradients put off until later, for pipeline schedules that split backward in two.
 
-A layer whose weight gradient is a matrix product asks `weight_gradient` for it in its backward pass. Usually that
-computes it at once. Inside `deferring(queue)` the product is queued and None is returned, so that autograd goes on with
+A layer whose weight gradient is a matrix product asks `compute_or_defer` for it in its backward pass. Usually that
+computes it at once. Inside `defer_weight_gradients(queue)` the product is queued and None is returned: autograd goes on with
 the input's gradient only; `queue.run()` later computes the products and accumulates them into the parameters, through
 the same AccumulateGrad nodes (and so the same post-accumulate hooks) as backward would have.
 
@@ -59,7 +59,7 @@ _active: list[Queue] = []
 
 
 @contextmanager
-def deferring(queue: Queue) -> Iterator[None]:
+def defer_weight_gradients(queue: Queue) -> Iterator[None]:
     """Weight gradients of backward passes inside this block go to `queue`."""
     _active.append(queue)
     try:
@@ -68,7 +68,7 @@ def deferring(queue: Queue) -> Iterator[None]:
         _active.pop()
 
 
-def weight_gradient(parameter: Tensor, product: Callable[[], Tensor | None]) -> Tensor | None:
+def compute_or_defer(parameter: Tensor, product: Callable[[], Tensor | None]) -> Tensor | None:
     """product(), or None where it is put off. For the backward of an autograd function.
 
     `parameter` is the leaf whose gradient it is; anything else (a view, a cast copy) is never put off.

@@ -174,7 +174,7 @@ class _ExpertMLP(torch.autograd.Function):
             found = [room.finish() for room in rooms]
         else:
             found = [
-                deferred.weight_gradient(
+                deferred.compute_or_defer(
                     weight, _sum(weight, ctx.products[place], n, [operands[place] for operands in later])
                 )
                 for place, weight in enumerate((ctx.up, ctx.down))

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from megalm.ops import index
-from megalm.parallel.slices import Piece, piece_tensor, slice_of
+from megalm.parallel.slices import Piece, slice_of, view_piece
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9
@@ -33,7 +33,7 @@ _SCALE = 1.0 / math.sqrt(8 * (2**32 - 1) / 3)
 _CHUNK = 1 << 14
 
 
-def key_of(seed: int, name: str) -> int:
+def derive_key(seed: int, name: str) -> int:
     """The 64-bit key of a global tensor's values."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
 
@@ -74,9 +74,9 @@ def _centred(key: int, index: np.ndarray) -> np.ndarray:
     return centred
 
 
-def values(seed: int, piece: Piece, std: float) -> Iterator[tuple[int, np.ndarray]]:
+def draw_values(seed: int, piece: Piece, std: float) -> Iterator[tuple[int, np.ndarray]]:
     """The piece's initial values in row-major order, as (first element, float32 values) chunks."""
-    key, scale = key_of(seed, piece.name), std * _SCALE
+    key, scale = derive_key(seed, piece.name), std * _SCALE
     total = prod(piece.shape)
     if not total:
         return
@@ -118,7 +118,7 @@ def fill(parameter: nn.Parameter, seed: int, std: float | str | None = None) -> 
     for piece in slice_.pieces:
         host = torch.empty(piece.shape, dtype=torch.float32)
         _write(host.view(piece.shape[0], -1).numpy(), seed, piece, float(std))
-        piece_tensor(parameter, piece).copy_(host)
+        view_piece(parameter, piece).copy_(host)
 
 
 def _write(out: np.ndarray, seed: int, piece: Piece, std: float) -> None:
@@ -128,10 +128,10 @@ def _write(out: np.ndarray, seed: int, piece: Piece, std: float) -> None:
     if index.is_available() and piece.shape[2:] == piece.global_shape[2:] and out.size:
         stride = prod(piece.global_shape[1:])
         first = piece.offset[0] * stride + (piece.offset[1] * inner if len(piece.offset) > 1 else 0)
-        index.fill(out, key_of(seed, piece.name), std * _SCALE, first=first, stride=stride)
+        index.fill(out, derive_key(seed, piece.name), std * _SCALE, first=first, stride=stride)
         return
     flat = out.reshape(-1)
-    for start, chunk in values(seed, piece, std):
+    for start, chunk in draw_values(seed, piece, std):
         flat[start : start + chunk.size] = chunk
 
 

@@ -18,8 +18,8 @@ from megalm.config.errors import ConfigError
 from megalm.config.layout import deal
 from megalm.parallel import collectives
 from megalm.parallel.mesh import Axis
-from megalm.parallel.slices import Piece, Role, Slice, attach, replicated
-from megalm.parallel.weight_gradient import weight_gradient
+from megalm.parallel.slices import Piece, Role, Slice, attach, make_replicated
+from megalm.parallel.weight_gradient import deliver_weight_gradient
 from megalm.precision.product import PLAIN, Product, Reduce
 
 _ALONE = Axis("alone")
@@ -87,7 +87,7 @@ class _Linear(torch.autograd.Function):
         if want_weight:
             whole = gathering.wait() if gathering else x
             rows = None if whole is None else whole.reshape(-1, whole.shape[-1])
-            grad_weight = weight_gradient(ctx.weight, products, rows)
+            grad_weight = deliver_weight_gradient(ctx.weight, products, rows)
         grad_bias = None
         if ctx.has_bias and want_bias:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
@@ -264,7 +264,7 @@ class ReplicatedLinear(nn.Module):
         self.product.check(out_features, in_features)
         shape = (out_features, in_features)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        slice_ = replicated(
+        slice_ = make_replicated(
             f"{name}.weight", shape, axis, partial_gradient=sequence_parallel, role=role, initial=init_std
         )
         attach(self.weight, slice_)
@@ -319,7 +319,7 @@ class RowParallelLinear(nn.Module):
             self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
             attach(
                 self.bias,
-                replicated(
+                make_replicated(
                     f"{name}.bias",
                     (out_features,),
                     axis,

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from megalm import ops
 from megalm.parallel import collectives
 from megalm.parallel.mesh import Axis
-from megalm.parallel.weight_gradient import ready_gradient
+from megalm.parallel.weight_gradient import deliver_ready_gradient
 
 
 def vocabulary_parallel_cross_entropy(
@@ -79,7 +79,7 @@ class _LinearLoss(Function):
         if dhidden is not None:
             dhidden.mul_(grad)
         if dweight is not None:
-            dweight = ready_gradient(ctx.weight, dweight, grad)
+            dweight = deliver_ready_gradient(ctx.weight, dweight, grad)
         return dhidden, dweight, None, None, None, None
 
 

@@ -112,7 +112,7 @@ def build_mesh(parallel: ParallelSizes, device_type: str = "cpu", timeout: timed
     Errors: ConfigError when the world's size is not divisible by tensor x context x pipeline, or what
         is left for a stage by expert x expert_tensor.
     """
-    device = local_device(device_type)
+    device = choose_local_device(device_type)
     tensor, context, pipeline = parallel.tensor, parallel.context, parallel.pipeline
     expert, expert_tensor = parallel.expert, parallel.expert_tensor
     block = expert * expert_tensor
@@ -191,7 +191,7 @@ def build_mesh(parallel: ParallelSizes, device_type: str = "cpu", timeout: timed
     )
 
 
-def local_device(device_type: str, local_rank: int | None = None) -> torch.device:
+def choose_local_device(device_type: str, local_rank: int | None = None) -> torch.device:
     """This process' device: the CPU, or the accelerator numbered by its local rank (default: LOCAL_RANK).
 
     Where a launcher lets each process see only its own accelerators, they are counted from 0 again.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from megalm import ops
 from megalm.config.errors import ConfigError
 from megalm.parallel.mesh import Axis
-from megalm.parallel.slices import Role, attach, replicated
+from megalm.parallel.slices import Role, attach, make_replicated
 
 
 class Norm(nn.Module):
@@ -44,7 +44,7 @@ class Norm(nn.Module):
 
         def make(part: str, initial: float | str) -> nn.Parameter:
             parameter = nn.Parameter(torch.full((size,), float(initial == "ones"), device=device, dtype=dtype))
-            slice_ = replicated(
+            slice_ = make_replicated(
                 f"{name}.{part}", (size,), axis, partial_gradient=sequence_parallel, role=Role.NORM, initial=initial
             )
             return attach(parameter, slice_)

@@ -29,7 +29,7 @@ def seed_ranks(seed: int, mesh: Mesh) -> None:
     torch.manual_seed(seed_of("ranks", seed, mesh.data.rank, mesh.context.rank, mesh.pipeline.rank))
 
 
-def dropout(
+def apply_dropout(
     x: Tensor, probability: float, training: bool, axis: Axis, *, sharded: bool, residual: Tensor | None = None
 ) -> Tensor:
     """residual + dropout(x); x (and the residual) is this rank's part of the leading dim if `sharded`, else the whole.

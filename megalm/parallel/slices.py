@@ -117,7 +117,7 @@ def tie(parameter: nn.Parameter, axis: Axis) -> nn.Parameter:
     return attach(parameter, replace(old, pieces=pieces))
 
 
-def replicated(
+def make_replicated(
     name: str, shape: Sequence[int], axis: Axis, *, partial_gradient: bool, role: Role, initial: float | str
 ) -> Slice:
     """A whole tensor on every rank of `axis`; partial_gradient: each rank sees only a part of its gradient."""
@@ -134,15 +134,15 @@ def replicated(
     return Slice((piece,), role, initial)
 
 
-def piece_tensor(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
+def view_piece(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
     """The rows of a parameter (or of a tensor shaped like it) that hold `piece`."""
     return tensor.narrow(0, piece.row, piece.shape[0])
 
 
-def boxes_of(module: nn.Module) -> list[Box]:
+def list_boxes(module: nn.Module) -> list[Box]:
     """The module's own parameters (not fp32 masters) and states as boxes of global tensors; a shared parameter once."""
     parameters = [
-        Box(piece.name, piece.global_shape, piece.offset, piece_tensor(parameter.detach(), piece))
+        Box(piece.name, piece.global_shape, piece.offset, view_piece(parameter.detach(), piece))
         for parameter in module.parameters()
         for piece in slice_of(parameter).pieces
     ]
@@ -152,14 +152,14 @@ def boxes_of(module: nn.Module) -> list[Box]:
 def state_boxes(module: nn.Module) -> list[Box]:
     """What the module keeps beside its parameters: the buffers that have a slice."""
     return [
-        Box(piece.name, piece.global_shape, piece.offset, piece_tensor(buffer, piece))
+        Box(piece.name, piece.global_shape, piece.offset, view_piece(buffer, piece))
         for buffer in module.buffers()
         if hasattr(buffer, "megalm_slice")
         for piece in slice_of(buffer).pieces
     ]
 
 
-def range_boxes(piece: Piece, start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
+def cut_range(piece: Piece, start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
     """Cut elements [start, stop) of a piece (numbered row-major within it) into boxes.
 
     Yields (offset in the global tensor, shape, first element): a range that begins or ends inside a row gives a

@@ -31,12 +31,12 @@ class GradientSink(Protocol):
         """The gradient is in the buffer."""
 
 
-def weight_gradient(weight: Tensor, products: Backward, x: Tensor | None) -> Tensor | None:
+def deliver_weight_gradient(weight: Tensor, products: Backward, x: Tensor | None) -> Tensor | None:
     """dW = dy^T x for autograd, or None when it was put off or went to a sink.
 
     x: None where the products have it. Shapes: weight [F, H], products of dy [N, F], x [N, H]
     """
-    return deferred.weight_gradient(weight, lambda: _compute(weight, products, x))
+    return deferred.compute_or_defer(weight, lambda: _compute(weight, products, x))
 
 
 @torch.no_grad()
@@ -50,12 +50,12 @@ def _compute(weight: Tensor, products: Backward, x: Tensor | None) -> Tensor | N
     return None
 
 
-def ready_gradient(weight: Tensor, gradient: Tensor, factor: Tensor) -> Tensor | None:
+def deliver_ready_gradient(weight: Tensor, gradient: Tensor, factor: Tensor) -> Tensor | None:
     """A gradient that is there already up to a factor, for autograd, or None when it was put off or went to a sink.
 
     Shapes: weight [F, H], gradient fp32 [F, H], which is used up; factor scalar
     """
-    return deferred.weight_gradient(weight, lambda: _scaled(weight, gradient, factor))
+    return deferred.compute_or_defer(weight, lambda: _scaled(weight, gradient, factor))
 
 
 @torch.no_grad()

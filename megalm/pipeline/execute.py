@@ -208,7 +208,7 @@ class _Step:
             gradient = self._take(Kind.RECEIVE_GRADIENT, micro_batch, chunk)
         if kind is Kind.I and executor._split:
             queue = self._weight_gradients[key] = deferred.Queue()
-            with deferred.deferring(queue):
+            with deferred.defer_weight_gradients(queue):
                 torch.autograd.backward([root], [gradient])
         else:
             torch.autograd.backward([root], [gradient])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megalm.architecture.kept import cache_by_model
-from megalm.architecture.layers import LayerSpec, layers_of
+from megalm.architecture.layers import LayerSpec, specify_layers
 from megalm.config.errors import ConfigError
 from megalm.config.model import ModelConfig
 
@@ -30,7 +30,7 @@ def count_layer_costs(model: ModelConfig) -> LayerCosts:
     embedding:  a table look-up and its gradient's scatter move H elements and compute nearly nothing: 4 H
     """
     width = model.hidden_size
-    layers = layers_of(model)
+    layers = specify_layers(model)
     costs = {layer: _count_layer_cost(layer, model.seq_length) for layer in set(layers)}
     return LayerCosts(
         layers=tuple(costs[layer] for layer in layers),

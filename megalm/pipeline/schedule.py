@@ -2,7 +2,7 @@
 
 A pipeline has `ranks` ranks with `chunks` model chunks each. A *stage* is one chunk's place in the model: stage 0 holds
 the embedding, stage ranks * chunks - 1 the loss. Every generator below writes only the order of computation; what has
-to be sent and received follows from the placement of stages and is added by `with_communication`.
+to be sent and received follows from the placement of stages and is added by `add_communication`.
 
     megalm plan schedule --kind zb-v --stages 4 --microbatches 8
 """
@@ -269,7 +269,7 @@ def build_schedule(kind: str, ranks: int, micro_batches: int, chunks: int | None
         order = _Order(table, micro_batches)
         _KINDS[kind][0](order, rank, ranks, placement.chunks, micro_batches)
         computation.append(order.order)
-    return with_communication(kind, placement, micro_batches, computation)
+    return add_communication(kind, placement, micro_batches, computation)
 
 
 def build_forward_schedule(placement: Placement, micro_batches: int) -> Schedule:
@@ -280,10 +280,10 @@ def build_forward_schedule(placement: Placement, micro_batches: int) -> Schedule
         actions = [Action(Kind.F, i, chunk) for chunk in range(placement.chunks) for i in group]
         for rank in computation:
             rank.extend(actions)
-    return with_communication("forward", placement, micro_batches, computation)
+    return add_communication("forward", placement, micro_batches, computation)
 
 
-def with_communication(
+def add_communication(
     kind_name: str, placement: Placement, micro_batches: int, computation: Sequence[Iterable[Action]]
 ) -> Schedule:
     """Add sends and receives to orders of computation.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from megalm.architecture.blocks import MixtureSpec
-from megalm.architecture.layers import LayerSpec, layers_of
+from megalm.architecture.layers import LayerSpec, specify_layers
 from megalm.config import ModelConfig
 from megalm.config.precision import BYTES
 from megalm.plan.layout import Layout
@@ -50,7 +50,7 @@ def estimate_layer_activations(
     t = layout.tensor
     along_sequence = t if layout.sequence else 1
     stream = tokens * model.hidden_size * size / along_sequence
-    layer = layer or layers_of(model)[-1]
+    layer = layer or specify_layers(model)[-1]
     attention, mlp = layer.attention, layer.mlp
     query, key = attention.query_width / t, max(attention.key_width / t, float(attention.head_dim))
     dense = mlp.expert if isinstance(mlp, MixtureSpec) else mlp
@@ -148,7 +148,7 @@ def _count_expert_bytes(model: ModelConfig, mlp: MixtureSpec, layout: Layout, to
     return every
 
 
-def korthikanti(
+def estimate_by_korthikanti(
     length: int, batch: int, hidden: int, heads: int, tensor: int = 1, sequence: bool = False, recompute: str = "none"
 ) -> float:
     """Bytes of activations per layer and GPU of a 16-bit GPT with dropout and unfused attention.

@@ -36,7 +36,7 @@ class Links:
         return 0.0 if self.size == 1 else total / self.bandwidth + self.latency
 
 
-def links_of(machine: Machine, size: int, stride: int, point_to_point: bool = False) -> Links:
+def choose_links(machine: Machine, size: int, stride: int, point_to_point: bool = False) -> Links:
     """The links of an axis of `size` ranks that are `stride` ranks apart (tensor fastest).
 
     An axis inside a node has the fast link. One that leaves it has as many network ports as the node has ranks of the
@@ -78,10 +78,10 @@ def make_mesh_links(layout: Layout, machine: Machine) -> MeshLinks:
     t, c = layout.tensor, layout.context
     block = layout.expert * layout.expert_tensor
     return MeshLinks(
-        tensor=links_of(machine, t, 1),
-        context=links_of(machine, c, t),
-        expert=links_of(machine, block, 1),
-        expert_data=links_of(machine, layout.expert_shards, block),
-        data=links_of(machine, layout.data * c, t),
-        pipeline=links_of(machine, layout.pipeline, t * c * layout.data, point_to_point=True),
+        tensor=choose_links(machine, t, 1),
+        context=choose_links(machine, c, t),
+        expert=choose_links(machine, block, 1),
+        expert_data=choose_links(machine, layout.expert_shards, block),
+        data=choose_links(machine, layout.data * c, t),
+        pipeline=choose_links(machine, layout.pipeline, t * c * layout.data, point_to_point=True),
     )

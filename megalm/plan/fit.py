@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from megalm.config import Config, ConfigError
-from megalm.plan.layout import Layout, explain_indivisible, layout_of
+from megalm.plan.layout import Layout, explain_indivisible, read_layout
 from megalm.plan.machine import Machine
 from megalm.plan.memory import PARTS, MemoryEstimate, count_guard_snapshots, estimate_layout
 from megalm.plan.models import find_largest_fitting
@@ -14,7 +14,7 @@ def check_fits(config: Config, machine: Machine) -> MemoryEstimate:
 
     The message has the figures, the nearest layout of the same model that fits, and the largest model that would.
     """
-    layout = layout_of(config, machine.gpus)
+    layout = read_layout(config, machine.gpus)
     problems = explain_indivisible(config.model, layout, uneven=True)
     if problems:
         raise ConfigError("this layout cannot be dealt out: " + "; ".join(problems) + ".")

@@ -12,24 +12,24 @@ REPLACED = 0.25
 (DLRover reports about three quarters cured by a process restart)."""
 
 
-def mtti_seconds(gpus: int, failures_per_1000_gpu_days: float) -> float:
+def estimate_mtti_seconds(gpus: int, failures_per_1000_gpu_days: float) -> float:
     """Mean time to interruption of a job on `gpus` GPUs."""
     if failures_per_1000_gpu_days <= 0:
         return float("inf")
     return 1000.0 * 86400.0 / (failures_per_1000_gpu_days * gpus)
 
 
-def gpu_days_per_failure(nodes: int, gpus_per_node: int, days: float, failures: float = 1.0) -> float:
+def parse_gpu_days_per_failure(nodes: int, gpus_per_node: int, days: float, failures: float = 1.0) -> float:
     """GPU-days per failure of an observation such as '1 of 16 nodes a week, 8 GPUs a node'."""
     return nodes * gpus_per_node * days / failures
 
 
-def young_daly(stall: float, mtti: float) -> float:
+def compute_young_daly(stall: float, mtti: float) -> float:
     """Best seconds between checkpoints that stall training for `stall` seconds: sqrt(2 stall MTTI) (Young 1974)."""
     return sqrt(2.0 * stall * mtti)
 
 
-def checkpoint_loss(interval: float, stall: float, mtti: float) -> float:
+def estimate_checkpoint_loss(interval: float, stall: float, mtti: float) -> float:
     """Share of the time lost to saving and to repeating work: stall/interval + interval/(2 MTTI)."""
     if mtti == float("inf"):
         return stall / interval if interval not in (0.0, float("inf")) else 0.0
@@ -122,10 +122,10 @@ def estimate_goodput(
         raise ConfigError(f"spares={spares}: must not be negative.")
     if gpus < 1:
         raise ConfigError(f"gpus={gpus}: at least one GPU is needed.")
-    between = mtti if mtti is not None else mtti_seconds(gpus, failures_per_1000_gpu_days)
-    best = young_daly(stall, between) if between != float("inf") else float("inf")
+    between = mtti if mtti is not None else estimate_mtti_seconds(gpus, failures_per_1000_gpu_days)
+    best = compute_young_daly(stall, between) if between != float("inf") else float("inf")
     chosen = interval or best
-    loss = checkpoint_loss(chosen, stall, between) if chosen else 0.0
+    loss = estimate_checkpoint_loss(chosen, stall, between) if chosen else 0.0
     again = restart / between
     nodes = max(1, gpus // gpus_per_node)
     table = tabulate_spares(nodes, between, repair)

@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from megalm.architecture.products import choose_fp8_products, list_products
-from megalm.architecture.shape import shape_of
+from megalm.architecture.shape import resolve_shape
 from megalm.architecture.tensors import count_elements, is_matrix, list_tensors
 from megalm.config import Config, ConfigError, ModelConfig
 from megalm.config.optim import STATES
@@ -160,7 +160,7 @@ class Layout:
         return {**asdict(self), "world": self.world, "micro_batches": self.micro_batches}
 
 
-def layout_of(config: Config, gpus: int) -> Layout:
+def read_layout(config: Config, gpus: int) -> Layout:
     """The layout that a configuration asks for on `gpus` ranks.
 
     Errors: ConfigError when the axes do not multiply to the ranks, with the nearest numbers that work.
@@ -215,7 +215,7 @@ def explain_indivisible(model: ModelConfig, layout: Layout, *, uneven: bool = Fa
     it works, and the ranks with fewer wait for the others.
     """
     problems = []
-    t, shape = layout.tensor, shape_of(model)
+    t, shape = layout.tensor, resolve_shape(model)
     kv = shape.num_kv_heads
     dealt = uneven and kv >= t
     if model.num_heads % t and not dealt:
@@ -267,4 +267,4 @@ def _near_divisors(number: int, wanted: int) -> str:
 
 def shrink_to_one_rank(config: Config) -> Layout:
     """The layout of the same run on one rank."""
-    return replace(layout_of(config, 1), data=1)
+    return replace(read_layout(config, 1), data=1)

@@ -8,9 +8,9 @@ from typing import Any
 from megalm.config import Config, ModelConfig, ParallelConfig
 from megalm.config.precision import BYTES
 from megalm.plan.activations import count_mask_bytes, estimate_layer_activations
-from megalm.plan.layout import Layout, layout_of
+from megalm.plan.layout import Layout, read_layout
 from megalm.plan.machine import Machine, find_machine
-from megalm.plan.stages import V_SCHEDULES, Stack, count_local_parameters, pieces_of, stacks_of_ranks, take_one
+from megalm.plan.stages import V_SCHEDULES, Stack, count_local_parameters, list_rank_stacks, sort_layers, take_one
 
 FRAGMENTATION = 0.03
 """Share of the dynamic memory lost between the allocator's blocks: 2-5% is usual with torch's expandable segments."""
@@ -103,7 +103,7 @@ class MemoryEstimate:
 def estimate(config: Config, machine: Machine | None = None) -> MemoryEstimate:
     """Per-rank memory of a configuration's run."""
     machine = machine or find_machine(config)
-    layout = layout_of(config, machine.gpus)
+    layout = read_layout(config, machine.gpus)
     return estimate_layout(
         config.model,
         layout,
@@ -131,7 +131,7 @@ def estimate_layout(
     distinct_only: bool = False,
 ) -> MemoryEstimate:
     """Per-rank memory of a model under a layout, for each pipeline stage (distinct_only: the first of each kind)."""
-    counts = stacks_of_ranks(model, layout)
+    counts = list_rank_stacks(model, layout)
     ends_together = layout.schedule in V_SCHEDULES and layout.pipeline > 1
     distinct: dict[tuple[Stack, bool, bool, int], StageMemory] = {}
     stages = []
@@ -180,7 +180,7 @@ def _stage(
 ) -> StageMemory:
     stack, first, last, flight = place
     size = BYTES[layout.dtype]
-    pieces, axes = pieces_of(model), layout.weight_axes
+    pieces, axes = sort_layers(model), layout.weight_axes
     held = count_local_parameters(pieces, stack, first, last, axes)
 
     def shared_out(each: float) -> float:

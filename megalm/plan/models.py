@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from megalm.architecture.shape import shape_of
+from megalm.architecture.shape import resolve_shape
 from megalm.architecture.tensors import count_parameters
 from megalm.config import ConfigError, ModelConfig, MoEConfig
 from megalm.config.cluster import CONF
@@ -104,7 +104,7 @@ def scale_model(parameters_wanted: float, like: ModelConfig | None = None) -> Mo
 def _shape(base: ModelConfig, layers: int, width: int) -> ModelConfig:
     head = _head(width)
     heads = max(1, width // head)
-    group = base.num_heads // shape_of(base).num_kv_heads
+    group = base.num_heads // resolve_shape(base).num_kv_heads
     model = replace(
         base,
         name=f"{layers}x{width}",
@@ -126,12 +126,12 @@ def _head(width: int) -> int:
 
 
 def _ffn(base: ModelConfig, width: int) -> int:
-    return max(64, round(shape_of(base).ffn_hidden_size / base.hidden_size * width / 64) * 64)
+    return max(64, round(resolve_shape(base).ffn_hidden_size / base.hidden_size * width / 64) * 64)
 
 
-def approximate_parameters(model: ModelConfig) -> float:
+def estimate_parameters(model: ModelConfig) -> float:
     """Parameters in closed form, without listing tensors (biases and norms left out)."""
-    shape = shape_of(model)
+    shape = resolve_shape(model)
     hidden, heads = shape.hidden_size, 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
     layer = hidden * (heads + (3 if model.gated else 2) * shape.ffn_hidden_size)
     embeddings = 1 if model.tie_embeddings else 2
@@ -139,7 +139,7 @@ def approximate_parameters(model: ModelConfig) -> float:
 
 
 def _misses(model: ModelConfig, wanted: float) -> float:
-    miss = abs(approximate_parameters(model) / wanted - 1)
+    miss = abs(estimate_parameters(model) / wanted - 1)
     aspect = model.hidden_size / model.num_layers
     ideal = 64 if wanted < 1e9 else 100
     return miss + 0.02 * abs(aspect / ideal - 1)

@@ -1,7 +1,7 @@
 """The layout that a request means: the one given, or the best one found."""
 
 from megalm.config import Config, ConfigError
-from megalm.plan.layout import Layout, layout_of
+from megalm.plan.layout import Layout, read_layout
 from megalm.plan.machine import Machine
 from megalm.plan.request import Request
 
@@ -14,7 +14,7 @@ def resolve_layout(request: Request, config: Config, machine: Machine) -> Layout
     given = request.gives("parallel.") or (request.gives("parallel=") and not request.wants_search)
     given = given or request.gives("train.micro_batch_size")
     if not request.wants_search and (given or machine.is_cpu):
-        return layout_of(config, machine.gpus)
+        return read_layout(config, machine.gpus)
     from megalm.plan.search import list_fixed, search
 
     result = search(config, machine, top=1, fixed=list_fixed(request.overrides, config))

@@ -13,7 +13,7 @@ from megalm.plan.machine import Machine
 from megalm.plan.memory import PARTS as MEMORY_PARTS
 from megalm.plan.memory import MemoryEstimate, count_guard_snapshots, estimate_layout
 from megalm.plan.models import find_largest_fitting, measure_fit
-from megalm.plan.stages import layers_of_stages
+from megalm.plan.stages import count_stage_layers
 from megalm.plan.time import PARTS as TIME_PARTS
 from megalm.plan.time import StepTime, estimate_step_time
 
@@ -243,7 +243,9 @@ class _Search:
 
     def _even(self, stages: int) -> bool:
         """Whether the layers can be cut so that no stage has twice the layers of the others."""
-        return stages <= self.model.num_layers and max(cut := layers_of_stages(self.model, stages)) <= 2 * min(cut) + 1
+        return (
+            stages <= self.model.num_layers and max(cut := count_stage_layers(self.model, stages)) <= 2 * min(cut) + 1
+        )
 
     def list_members(self, family: Layout) -> Iterator[Candidate]:
         """ZeRO stages and recompute modes of a family: a costlier one only where the cheaper does not fit.

@@ -8,8 +8,8 @@ from math import ceil, prod
 from typing import NamedTuple
 
 from megalm.architecture.kept import cache_by_model
-from megalm.architecture.layers import LayerSpec, layers_of
-from megalm.architecture.shape import ModelShape, shape_of
+from megalm.architecture.layers import LayerSpec, specify_layers
+from megalm.architecture.shape import ModelShape, resolve_shape
 from megalm.architecture.tensors import describe_embedding_tensor, list_back_tensors, list_front_tensors
 from megalm.config import ModelConfig
 from megalm.pipeline.actions import Placement
@@ -42,7 +42,7 @@ def take_one(stack: Stack, kind: int) -> Stack:
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """The model, as stages are counted from it. Equal models have the same one: see `pieces_of`."""
+    """The model, as stages are counted from it. Equal models have the same one: see `cut_pieces`."""
 
     shape: ModelShape
     kinds: tuple[LayerSpec, ...]
@@ -80,12 +80,12 @@ class Pieces:
 
 
 @cache_by_model
-def pieces_of(model: ModelConfig) -> Pieces:
+def sort_layers(model: ModelConfig) -> Pieces:
     """Resolve a model and sort its layers by kind."""
-    layers = layers_of(model)
+    layers = specify_layers(model)
     kinds = tuple(dict.fromkeys(layers))
     numbers = {kind: number for number, kind in enumerate(kinds)}
-    return Pieces(shape_of(model), kinds, tuple(numbers[layer] for layer in layers), count_layer_costs(model))
+    return Pieces(resolve_shape(model), kinds, tuple(numbers[layer] for layer in layers), count_layer_costs(model))
 
 
 @lru_cache(maxsize=4096)
@@ -143,9 +143,9 @@ def _cut_kinds(pieces: Pieces, stages: int) -> tuple[Stack, ...]:
     return tuple(pieces.count_stack(layers) for layers in partition(pieces.costs, stages))
 
 
-def stacks_of_stages(model: ModelConfig, stages: int) -> tuple[Stack, ...]:
+def list_stage_stacks(model: ModelConfig, stages: int) -> tuple[Stack, ...]:
     """Layers of each pipeline stage, cut by cost: the logits count on the last one."""
-    pieces = pieces_of(model)
+    pieces = sort_layers(model)
     if len(pieces.kinds) > 1:
         return _cut_kinds(pieces, stages)
     costs = pieces.costs
@@ -153,14 +153,14 @@ def stacks_of_stages(model: ModelConfig, stages: int) -> tuple[Stack, ...]:
     return tuple((n,) for n in _cut(model.num_layers, stages, costs.embedding / layer, costs.output / layer))
 
 
-def layers_of_stages(model: ModelConfig, stages: int) -> tuple[int, ...]:
+def count_stage_layers(model: ModelConfig, stages: int) -> tuple[int, ...]:
     """How many layers each pipeline stage has."""
-    return tuple(sum(stack) for stack in stacks_of_stages(model, stages))
+    return tuple(sum(stack) for stack in list_stage_stacks(model, stages))
 
 
-def stacks_of_ranks(model: ModelConfig, layout: Layout) -> list[Stack]:
+def list_rank_stacks(model: ModelConfig, layout: Layout) -> list[Stack]:
     """Layers of each pipeline rank, over all its chunks."""
-    cut = stacks_of_stages(model, layout.pipeline * layout.virtual)
+    cut = list_stage_stacks(model, layout.pipeline * layout.virtual)
     where = Placement(layout.pipeline, layout.virtual, "v" if layout.schedule in V_SCHEDULES else "loop")
     return [
         tuple(map(sum, zip(*(cut[stage] for stage in where.of_rank(rank)), strict=True)))

@@ -8,7 +8,7 @@ from megalm.architecture.tensors import ParameterCounts, count_parameters
 from megalm.config import Config
 from megalm.plan import cost
 from megalm.plan.goodput import Goodput, estimate_goodput
-from megalm.plan.layout import Layout, layout_of
+from megalm.plan.layout import Layout, read_layout
 from megalm.plan.machine import Machine, find_machine
 from megalm.plan.memory import MemoryEstimate, estimate
 from megalm.plan.time import PARTS as TIME_PARTS
@@ -50,12 +50,14 @@ class Plan:
     @property
     def mfu(self) -> float:
         """Model FLOPs utilisation, 0..1."""
-        return flops.utilisation(self.flops_per_token, self.tokens_per_second, self.layout.world, self.peak)
+        return flops.compute_utilisation(self.flops_per_token, self.tokens_per_second, self.layout.world, self.peak)
 
     @property
     def hfu(self) -> float:
         """Hardware FLOPs utilisation, 0..1."""
-        return flops.utilisation(self.hardware_flops_per_token, self.tokens_per_second, self.layout.world, self.peak)
+        return flops.compute_utilisation(
+            self.hardware_flops_per_token, self.tokens_per_second, self.layout.world, self.peak
+        )
 
     @property
     def training_seconds(self) -> float | None:
@@ -131,7 +133,7 @@ class Plan:
 def plan(config: Config, machine: Machine | None = None) -> Plan:
     """Work out everything about a run; ConfigError where the layout cannot be."""
     machine = machine or find_machine(config)
-    layout = layout_of(config, machine.gpus)
+    layout = read_layout(config, machine.gpus)
     model = config.model
     counts = count_parameters(model)
     tokens_per_step = layout.global_batch * model.seq_length
@@ -155,8 +157,8 @@ def plan(config: Config, machine: Machine | None = None) -> Plan:
         steps=steps,
         memory=estimate(config, machine),
         time=seconds,
-        flops_per_token=flops.flops_per_token(model),
-        hardware_flops_per_token=flops.hardware_flops_per_token(model, recompute=layout.recompute),
+        flops_per_token=flops.count_flops_per_token(model),
+        hardware_flops_per_token=flops.count_hardware_flops_per_token(model, recompute=layout.recompute),
         peak=machine.peak(layout.dtype),
         losses=losses,
     )

@@ -22,7 +22,7 @@ from megalm.plan.roofline import (
     estimate_layer_time,
     estimate_optimizer_time,
 )
-from megalm.plan.stages import Held, Pieces, Stack, count_local_parameters, pieces_of, stacks_of_ranks, take_one
+from megalm.plan.stages import Held, Pieces, Stack, count_local_parameters, list_rank_stacks, sort_layers, take_one
 
 OVERLAP = 0.9
 """Share of a communication that can hide behind computation: kernels start late and links share the memory."""
@@ -70,7 +70,7 @@ PARTS = (
 
 def estimate_step_time(model: ModelConfig, layout: Layout, machine: Machine, *, exact: bool = True) -> StepTime:
     """Seconds of one step of a model under a layout on a machine; exact: the pipeline is simulated, action by action."""
-    return _Clock(model, pieces_of(model), layout, machine, exact).step()
+    return _Clock(model, sort_layers(model), layout, machine, exact).step()
 
 
 def make_machine_key(machine: Machine) -> tuple[Any, ...]:
@@ -139,7 +139,7 @@ class _Clock:
         def cost(stack: Stack) -> float:
             return sum(n * (time.forward + time.backward) for n, time in zip(stack, times, strict=True))
 
-        self.stack = max(stacks_of_ranks(model, layout), key=cost)
+        self.stack = max(list_rank_stacks(model, layout), key=cost)
         """The slowest stage's layers."""
         self.layers = sum(self.stack)
         self.layer = _average(times, self.stack)
@@ -227,7 +227,7 @@ class _Clock:
                 layout.schedule, layout.pipeline, layout.micro_batches, layout.virtual, costs, message
             )
             return max(0.0, without - work), full - without
-        return bubble_fraction(layout) * work, 2 * layout.virtual * message * layout.micro_batches
+        return compute_bubble_fraction(layout) * work, 2 * layout.virtual * message * layout.micro_batches
 
     def _gathered_weights(self, layers: int) -> tuple[float, float]:
         """(exposed, hidden) seconds of gathering and reducing fully sharded layers in one micro-batch."""
@@ -312,7 +312,7 @@ def simulate_makespan(
     ).makespan
 
 
-def bubble_fraction(layout: Layout) -> float:
+def compute_bubble_fraction(layout: Layout) -> float:
     """Idle time of a stage over its working time, by schedule, in closed form.
 
     Sources: Narayanan et al. 2021 (GPipe and 1F1B (p-1)/m, interleaved (p-1)/(v m)); Qi et al. 2023 (ZB-H1: a third of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.corpus.files import ending_of, open_bytes
+from megalm.corpus.files import find_ending, open_bytes
 from megalm.tokenizer.chat import check_messages
 
 SHAREGPT = {
@@ -60,7 +60,7 @@ def read_values(path: str | Path) -> Iterator[tuple[str, Any]]:
     """
     path = str(path)
     try:
-        if ending_of(path) == ".parquet":
+        if find_ending(path) == ".parquet":
             yield from _read_parquet(path)
         else:
             yield from _read_json(path)
@@ -74,7 +74,7 @@ def read_values(path: str | Path) -> Iterator[tuple[str, Any]]:
 
 def _read_json(path: str) -> Iterator[tuple[str, Any]]:
     with open_bytes(path) as file:
-        if ending_of(path) == ".json":
+        if find_ending(path) == ".json":
             try:
                 values = json.load(file)
             except ValueError as error:

@@ -109,7 +109,7 @@ class RunPage:
         memoryview(self._memory).cast("B").cast("q")[0] = number
 
 
-def latest_step(positions: Sequence[Position]) -> int:
+def find_latest_step(positions: Sequence[Position]) -> int:
     """Give the last step that all these ranks know to be complete; -1 where none has begun."""
     return max((position.step for position in positions), default=NONE)
 

@@ -248,7 +248,7 @@ class Tokenizer:
 
     def fingerprint(self) -> str:
         """Changes when the tokenizer's file does."""
-        return fingerprint_of(self.path)
+        return compute_fingerprint(self.path)
 
 
 def import_fast_library(name: str) -> Any:
@@ -289,7 +289,7 @@ def choose_end(path: str, end: str | None, own: int | None, token_id: Callable[[
     return there
 
 
-def fingerprint_of(path: str) -> str:
+def compute_fingerprint(path: str) -> str:
     """A hash of the tokenizer's file; in a folder, of the file that is read."""
     if os.path.isdir(path):
         names = (os.path.join(path, file) for file in TOKENIZER_NAMES)

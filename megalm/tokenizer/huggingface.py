@@ -34,10 +34,10 @@ from megalm.tokenizer.plain_text import (
     find_misnumbered,
     list_added_tokens,
     make_plain_text_config,
-    parts_of,
     read_model_vocabulary,
-    without_additions,
-    without_special_tokens,
+    remove_additions,
+    remove_special_tokens,
+    walk_parts,
 )
 
 COMMON = frozenset(name for names in SPELLINGS.values() for name in names)
@@ -91,7 +91,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 )
         self._control_tokens = control_tokens
         self._config = (
-            without_additions(config)
+            remove_additions(config)
             if control_tokens
             else make_plain_text_config(config, self._declared(config, settings, control))
         )
@@ -146,7 +146,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _fast_encoder(self, name: str) -> Callable[[str], Any]:
         library = import_fast_library(name)
-        content = json.dumps(self._config if self._control_tokens else without_special_tokens(self._config))
+        content = json.dumps(self._config if self._control_tokens else remove_special_tokens(self._config))
         if name == "gigatoken":
             return library.Tokenizer.from_json(content).encode
         fast = library.Tokenizer.from_json_str(content)
@@ -206,7 +206,7 @@ class HuggingFaceTokenizer(Tokenizer):
             return False
         if model.get("byte_fallback") and sum(map(bool, map(BYTE_PIECE.fullmatch, self._vocabulary))) == 256:
             return False
-        if any(part.get("type") == "ByteLevel" for part in parts_of(self._config)):
+        if any(part.get("type") == "ByteLevel" for part in walk_parts(self._config)):
             return not self._vocabulary.keys() >= BYTE_LETTERS
         return True
 
@@ -225,7 +225,9 @@ class HuggingFaceTokenizer(Tokenizer):
     @cached_property
     def _known_ascii(self) -> frozenset[str]:
         """ASCII characters that are never dropped, wherever they stand."""
-        if any(part.get("type") not in ONE_TO_ONE for part in parts_of({"normalizer": self._config.get("normalizer")})):
+        if any(
+            part.get("type") not in ONE_TO_ONE for part in walk_parts({"normalizer": self._config.get("normalizer")})
+        ):
             return frozenset()
         letters = [chr(code) for code in range(128)]
         return frozenset(c for c in letters if not self._marks(c) and self._marks(f"{c}{c}{c} {c}") == 0)

@@ -31,7 +31,7 @@ def read_model_vocabulary(model: dict[str, Any]) -> dict[str, int]:
     return {entry[0]: number for number, entry in reversed(list(enumerate(vocabulary)))}
 
 
-def without_additions(config: dict[str, Any]) -> dict[str, Any]:
+def remove_additions(config: dict[str, Any]) -> dict[str, Any]:
     """Without what the library would put before, behind or in place of a text's own tokens."""
     return {**config, "post_processor": None, "truncation": None, "padding": None}
 
@@ -71,10 +71,10 @@ def make_plain_text_config(config: dict[str, Any], control: Collection[str] = ()
     model, renamed = _without_names(config, special | set(control))
     # Of a renamed entry the added token is numbered anew, so it stands behind those whose numbers matter.
     added = [t for t in added if t["content"] not in renamed] + [t for t in added if t["content"] in renamed]
-    return {**without_additions(config), "model": model, "added_tokens": added}
+    return {**remove_additions(config), "model": model, "added_tokens": added}
 
 
-def without_special_tokens(plain: dict[str, Any]) -> dict[str, Any]:
+def remove_special_tokens(plain: dict[str, Any]) -> dict[str, Any]:
     """The same for libraries that go by the numbers in the file and have no such switch."""
     return {**plain, "added_tokens": [token for token in list_added_tokens(plain) if not token["special"]]}
 
@@ -109,7 +109,7 @@ def _is_name(name: str, config: dict[str, Any]) -> bool:
     """False for an entry that stands for a byte, whose name no text spells."""
     if config["model"].get("byte_fallback") and BYTE_PIECE.fullmatch(name):
         return False
-    return len(name) > 1 or not any(part.get("type") == "ByteLevel" for part in parts_of(config))
+    return len(name) > 1 or not any(part.get("type") == "ByteLevel" for part in walk_parts(config))
 
 
 def _merges(model: dict[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:
@@ -120,7 +120,7 @@ def _merges(model: dict[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:
         yield (left, right), left + right.removeprefix(prefix)
 
 
-def parts_of(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def walk_parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Normalizers and pre-tokenizers of a tokenizer.json, those inside sequences too."""
     waiting = [config.get("normalizer"), config.get("pre_tokenizer")]
     while waiting:

@@ -11,7 +11,15 @@ from typing import Any
 from megalm.config.errors import ConfigError
 from megalm.tokenizer.control_tokens import TOKENIZER_NAMES, parse_json
 from megalm.tokenizer.damage import describe_damage
-from megalm.tokenizer.encoder import FAST_BACKENDS, FORMATS, CannotEncode, Prompt, Tokenizer, fingerprint_of, read_bytes
+from megalm.tokenizer.encoder import (
+    FAST_BACKENDS,
+    FORMATS,
+    CannotEncode,
+    Prompt,
+    Tokenizer,
+    compute_fingerprint,
+    read_bytes,
+)
 from megalm.tokenizer.huggingface import HuggingFaceTokenizer
 from megalm.tokenizer.sentencepiece_model import SentencePieceTokenizer
 from megalm.tokenizer.tekken import TekkenTokenizer
@@ -23,7 +31,7 @@ __all__ = [
     "HuggingFaceTokenizer",
     "Prompt",
     "Tokenizer",
-    "fingerprint_of",
+    "compute_fingerprint",
     "load_tokenizer",
 ]
 

@@ -58,13 +58,13 @@ class Hook:
         """Take back what `state_dict` gave; {} when the checkpoint holds nothing of this hook."""
 
 
-def states_of(hooks: list[Hook]) -> dict[str, Any]:
+def collect_states(hooks: list[Hook]) -> dict[str, Any]:
     """Each hook's state by its name, where it has one."""
     return {hook.name: state for hook in hooks if (state := hook.state_dict())}
 
 
 def state_of(hook: Hook, states: dict[str, Any]) -> dict[str, Any]:
-    """The hook's part of `states_of`; an earlier version kept it by the hook's class. {} where there is none."""
+    """The hook's part of `collect_states`; an earlier version kept it by the hook's class. {} where there is none."""
     return states.get(hook.name) or states.get(type(hook).__name__, {})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from megalm.architecture.flops import flops_per_token, hardware_flops_per_token
+from megalm.architecture.flops import count_flops_per_token, count_hardware_flops_per_token
 from megalm.config import Config
 from megalm.data.phases import Phase
 from megalm.train.measure import Measured
@@ -73,7 +73,10 @@ class StepRecords:
         if seq_length not in self._flops:
             model = replace(self.config.model, seq_length=seq_length)
             recompute = self.config.parallel.recompute
-            self._flops[seq_length] = (flops_per_token(model), hardware_flops_per_token(model, recompute=recompute))
+            self._flops[seq_length] = (
+                count_flops_per_token(model),
+                count_hardware_flops_per_token(model, recompute=recompute),
+            )
         return self._flops[seq_length]
 
     def _utilisation(self, flops_per_token: float, tokens_per_s: float) -> float | None:

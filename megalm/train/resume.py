@@ -15,9 +15,9 @@ from megalm.checkpoint.random_state import restore_random_state
 from megalm.config import Config, ConfigError
 from megalm.config.changes import Change, check_changes, compare, describe_changes
 from megalm.config.effects import Effect
-from megalm.config.phases import spans_of
+from megalm.config.phases import list_configured_spans
 from megalm.config.saved import make_config
-from megalm.optim.lr import phased_learning_rate
+from megalm.optim.lr import compute_phased_learning_rate
 from megalm.parallel.random import seed_of
 from megalm.train.determinism import seed_everything
 from megalm.train.earlier import check_place, make_way
@@ -160,7 +160,7 @@ def compare_learning_rates(before: Config, total_before: int | None, now: Config
     """The learning rate of the update after `step` on the course of each configuration."""
     rates = []
     for config, total in ((before, total_before or before.train.steps), (now, now.train.steps)):
-        rates.append(phased_learning_rate(config.optim, spans_of(config), step, total or step + 1))
+        rates.append(compute_phased_learning_rate(config.optim, list_configured_spans(config), step, total or step + 1))
     return rates[0], rates[1]
 
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from megalm.checkpoint.errors import CheckpointError
 from megalm.checkpoint.random_state import take_random_state
-from megalm.config.phases import spans_of
+from megalm.config.phases import list_configured_spans
 from megalm.data.batch import Batch
 from megalm.data.phases import Phase
-from megalm.optim.lr import phased_learning_rate
+from megalm.optim.lr import compute_phased_learning_rate
 from megalm.parallel.context import shard_batch
 from megalm.parallel.slices import Box, state_boxes
 from megalm.train.build import find_local_seq_length
 from megalm.train.control import RunControl
-from megalm.train.hooks import Hook, check_names, state_of, states_of
+from megalm.train.hooks import Hook, check_names, collect_states, state_of
 from megalm.train.pulse import Pulse
 from megalm.train.record import Progress, StepRecords
 from megalm.train.resume import Origin, resume, tell_origin
@@ -62,7 +62,7 @@ class Trainer:
         self.hooks, self.pulse = list(hooks), pulse or Pulse()
         self.control = RunControl()
         self.records = StepRecords(config, parts.mesh.world_size, peak_flops)
-        self.spans = spans_of(config)
+        self.spans = list_configured_spans(config)
         self.total_steps = config.train.steps
         self.is_writer = parts.mesh.rank == 0
         self.step = 0
@@ -131,7 +131,7 @@ class Trainer:
         started = time.perf_counter()
         self.pulse.enter("data")
         phase = self._enter_phase()
-        schedule = phased_learning_rate(self.config.optim, self.spans, self.step, self.total_steps)
+        schedule = compute_phased_learning_rate(self.config.optim, self.spans, self.step, self.total_steps)
         lr = self.lr = schedule * self.control.lr_scale * self.optimizer.lr_factor()
         micro_batches = [self._own_part(batch) for batch in self.batch_source.next()]
         expected = self.objective.expect(phase.global_batch_size, phase.seq_length)
@@ -193,7 +193,7 @@ class Trainer:
             "total_steps": self.total_steps,
             "optimizer": self.optimizer.state(),
             "loader": self.batch_source.state_dict(),
-            "hooks": states_of(self.hooks),
+            "hooks": collect_states(self.hooks),
         }
 
     def restore(self, state: dict[str, Any], *, keep: Collection[str] = (), saved: bool = False) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from megalm.architecture.blocks import AttentionSpec, MixtureSpec, MLPSpec
 from megalm.architecture.flops import count_forward_flops
-from megalm.architecture.layers import find_shared_layer, layers_of
-from megalm.architecture.shape import shape_of
+from megalm.architecture.layers import find_shared_layer, specify_layers
+from megalm.architecture.shape import resolve_shape
 from megalm.architecture.tensors import count_parameters
 from megalm.config.model import ModelConfig, MoEConfig
 from megalm.pipeline.partition import count_layer_costs
@@ -35,13 +35,13 @@ def test_what_is_left_out_costs_the_same_as_when_it_is_written(activation, field
 
 
 def test_the_default_width_of_a_gated_mlp_by_hand():
-    assert shape_of(model()).ffn_hidden_size == 1728  # 8/3 of 640 is 1706.7: the next multiple of 64
-    assert shape_of(model(activation="gelu")).ffn_hidden_size == 2560
+    assert resolve_shape(model()).ffn_hidden_size == 1728  # 8/3 of 640 is 1706.7: the next multiple of 64
+    assert resolve_shape(model(activation="gelu")).ffn_hidden_size == 2560
 
 
 def test_resolving_leaves_the_configuration_as_it_was():
     bare = model(moe=MoEConfig(num_experts=2))
-    shape_of(bare)
+    resolve_shape(bare)
     assert bare == model(moe=MoEConfig(num_experts=2))
 
 
@@ -51,7 +51,7 @@ def test_a_stage_costs_what_the_planner_counts():
 
 
 def test_a_layer_says_what_it_is_made_of():
-    attention, mlp = layers_of(model(num_kv_heads=2, norm_placement="post"))[0].sublayers
+    attention, mlp = specify_layers(model(num_kv_heads=2, norm_placement="post"))[0].sublayers
     assert isinstance(attention.block, AttentionSpec) and isinstance(mlp.block, MLPSpec)
     assert (attention.block.query_width, attention.block.key_width) == (640, 128)
     assert attention.norm_output and mlp.norm_output
@@ -76,8 +76,8 @@ def test_equal_models_have_equal_specs_and_others_have_not():
 def test_one_layer_is_not_asked_of_a_model_whose_layers_differ(monkeypatch):
     import megalm.architecture.layers as module
 
-    mixed = (*layers_of(model()), *layers_of(model(qkv_bias=True)))
-    monkeypatch.setattr(module, "layers_of", lambda _: mixed)
+    mixed = (*specify_layers(model()), *specify_layers(model(qkv_bias=True)))
+    monkeypatch.setattr(module, "specify_layers", lambda _: mixed)
     with pytest.raises(ValueError, match="differ"):
         find_shared_layer(model(name="asked for the first time"))
 
@@ -85,12 +85,12 @@ def test_one_layer_is_not_asked_of_a_model_whose_layers_differ(monkeypatch):
 def test_a_changed_configuration_is_another_model():
     """What was resolved is kept by a model's values, also those of its groups."""
     changing = model(moe=MoEConfig(num_experts=4))
-    before = (shape_of(changing), find_shared_layer(changing), count_layer_costs(changing))
-    assert shape_of(changing) is before[0] and find_shared_layer(replace(changing)) is before[1]
+    before = (resolve_shape(changing), find_shared_layer(changing), count_layer_costs(changing))
+    assert resolve_shape(changing) is before[0] and find_shared_layer(replace(changing)) is before[1]
     changing.moe.top_k = 1
     assert find_shared_layer(changing).mlp.top_k == 1
     changing.hidden_size = 320
-    assert (shape_of(changing).hidden_size, find_shared_layer(changing).mlp.expert.ffn_hidden_size) == (320, 896)
+    assert (resolve_shape(changing).hidden_size, find_shared_layer(changing).mlp.expert.ffn_hidden_size) == (320, 896)
     assert count_layer_costs(changing) != before[2]
     changing.rope_scaling.kind = "linear"
-    assert shape_of(changing) == shape_of(model(hidden_size=320))
+    assert resolve_shape(changing) == resolve_shape(model(hidden_size=320))

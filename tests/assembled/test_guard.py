@@ -9,7 +9,7 @@ import html
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megalm.journal import course_of, describe_event
+from megalm.journal import choose_course, describe_event
 from tests.assembled.runs import Run, train
 
 QUICK = (
@@ -46,7 +46,7 @@ def told(run: Run) -> list[str]:
         words = describe_event(event)
         assert words in run.shown, words
         assert html.escape(words) in run.report, words
-    course = course_of(run.records)
+    course = choose_course(run.records)
     assert [record["step"] for record in course.steps] == list(range(1, course.steps[-1]["step"] + 1))
     assert ('class="pale"' in run.report) == bool(course.abandoned)
     scalars = EventAccumulator(str(run.folder / "tensorboard"))

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from megalm.checkpoint.commit import committed, step_of
+from megalm.checkpoint.commit import list_committed, parse_step
 from megalm.checkpoint.reader import CheckpointReader
 from tests.assembled.runs import MINUTES, ROOT, Run, surroundings, train
 from tests.small_run import small_run
 
 
 def steps(place: Path) -> list[int]:
-    return [step_of(path) for path in committed(place)]
+    return [parse_step(path) for path in list_committed(place)]
 
 
 def begin(folder: Path, *overrides: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:

@@ -39,7 +39,7 @@ def test_sides_take_turns_and_start_alike(bench, capsys):
 def test_every_ratio_stands_beside_the_share_of_the_matmul_rate_of_the_same_run(bench, monkeypatch, capsys):
     rates = iter([3e6, 1e6, 2e6])
     asked = []
-    monkeypatch.setattr(_matrix, "matrix_flops", lambda *how: asked.append(how) or next(rates))
+    monkeypatch.setattr(_matrix, "measure_matrix_flops", lambda *how: asked.append(how) or next(rates))
     status, result = bench("--sides", "megalm,reference", "--rounds", "3", "--steps", "1")
     assert status == 0 and asked == [("fp32", 1, 128)] * 3
     assert result["matrix_flops"] == {"median": 2e6, "lowest": 1e6, "highest": 3e6, "size": 128}
@@ -57,7 +57,7 @@ def test_the_matmul_rate_is_the_best_of_its_repeats_and_leaves_the_threads_as_th
     threads = torch.get_num_threads()
     ticks = iter([0.0, 4.0, 10.0, 12.0, 20.0, 23.0])
     monkeypatch.setattr(_matrix.time, "perf_counter", lambda: next(ticks))
-    assert _matrix.matrix_flops(dtype, 1, 8) == 2 * 8**3 / 2.0 and torch.get_num_threads() == threads
+    assert _matrix.measure_matrix_flops(dtype, 1, 8) == 2 * 8**3 / 2.0 and torch.get_num_threads() == threads
 
 
 def test_a_side_that_ends_early_is_named(bench, monkeypatch, capsys):

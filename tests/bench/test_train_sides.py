@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tools.bench.__main__ import main
-from tools.bench.train._sides import EXPERTS, Job, _our_step, _peer_step, our_config
+from tools.bench.train._sides import EXPERTS, Job, _our_step, _peer_step, compose_our_config
 
 SHAPE = {
     "num_layers": 2, "hidden_size": 64, "num_heads": 4, "ffn_hidden_size": 176, "vocab_size": 512, "seq_length": 64,
@@ -23,7 +23,7 @@ def test_both_sides_have_the_same_losses(mixture, tmp_path):
 
 def test_the_mixture_is_as_wide_as_the_dense_model_where_experts_are_chosen():
     job = Job(SHAPE, 2, "fp32", "cpu", 1, "", False, True)
-    moe = our_config(job).model.moe
+    moe = compose_our_config(job).model.moe
     assert moe.num_experts == EXPERTS and moe.top_k * moe.ffn_hidden_size == SHAPE["ffn_hidden_size"]
 
 

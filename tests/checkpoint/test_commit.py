@@ -12,14 +12,21 @@ from megalm.checkpoint import commit as commit_module
 from megalm.checkpoint import save as save_module
 from megalm.checkpoint import staging
 from megalm.checkpoint.checkpointer import Checkpointer
-from megalm.checkpoint.commit import committed, superseded
+from megalm.checkpoint.commit import list_committed, list_superseded
 from megalm.checkpoint.errors import CheckpointError, CorruptCheckpointError
 from megalm.checkpoint.manifest import compute_checksum
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import CheckpointConfig, ConfigError
 from megalm.parallel.slices import Box
 from tests.checkpoint.saving import list_names, load_newest, make_box, make_checkpointer, save_steps
-from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout, assert_holds, boxes_on, reference, run_threads
+from tools.bench.checkpoint._fake_ranks import (
+    FakeMesh,
+    Layout,
+    assert_holds,
+    list_boxes_of_rank,
+    reference,
+    run_threads,
+)
 
 
 def test_newest_and_every_nth_are_kept(tmp_path):
@@ -31,7 +38,7 @@ def test_retention_counts_only_good_ones():
     found = [(50, "50"), (40, "40"), (40, "40.old"), (30, "30"), (20, "20"), (10, "10")]
 
     def gone(keep, keep_every=0, bad=()):
-        return superseded(found, lambda name: name not in bad, keep, keep_every)
+        return list_superseded(found, lambda name: name not in bad, keep, keep_every)
 
     assert gone(0) == []
     assert gone(1) == ["40", "40.old", "30", "20", "10"]
@@ -172,7 +179,7 @@ def test_an_asynchronous_save_is_not_touched_by_what_comes_after(tmp_path, monke
     boxes[0].tensor.fill_(2)
     state["step"] = own["r"] = 2
     made.poll()
-    assert events == [] and committed(tmp_path) == []
+    assert events == [] and list_committed(tmp_path) == []
     threading.Timer(0.2, gate.set).start()
     made.save(2, boxes, state, own)  # waits for the first
     boxes[0].tensor.fill_(3)
@@ -270,7 +277,7 @@ def test_one_failing_rank_fails_the_save_on_all(tmp_path, monkeypatch):
     def body(ranks):
         made = Checkpointer(tmp_path, CheckpointConfig(), FakeMesh(layout), ranks=ranks)
         with pytest.raises(CheckpointError, match="rank 1: injected"):
-            made.save(1, boxes_on(layout, ranks.rank, values), {}, {}, wait=True)
+            made.save(1, list_boxes_of_rank(layout, ranks.rank, values), {}, {}, wait=True)
         made.close()
         return True
 
@@ -283,7 +290,7 @@ def test_boxes_that_do_not_cover_the_model_are_refused(tmp_path):
     layout = Layout(tensor=2)
     made, _ = make_checkpointer(tmp_path)
     with pytest.raises(CheckpointError, match="hold 48 of its 96 elements"):
-        made.save(1, boxes_on(layout, 0, values), {}, {}, wait=True)
+        made.save(1, list_boxes_of_rank(layout, 0, values), {}, {}, wait=True)
     assert list_names(tmp_path) == []
 
 
@@ -338,7 +345,7 @@ def test_two_writers_do_not_mix(tmp_path):
     for writer in writers:
         writer.join()
     good = 0
-    for path in committed(tmp_path):
+    for path in list_committed(tmp_path):
         reader = CheckpointReader(path)
         assert (reader.tensor("weight") == reader.state()["value"]).all()
         good += 1
@@ -359,10 +366,10 @@ def _save_and_load(folder):
     layout, values = Layout(data=2, zero=True), reference()
     made = Checkpointer(folder, CheckpointConfig(), FakeMesh(layout))
     for step in (1, 2):
-        made.save(step, boxes_on(layout, dist.get_rank(), values), {"step": step}, {"rank": dist.get_rank()})
+        made.save(step, list_boxes_of_rank(layout, dist.get_rank(), values), {"step": step}, {"rank": dist.get_rank()})
         dist.all_reduce(torch.ones(3))  # the step's own traffic goes on meanwhile
     made.close()
-    boxes = boxes_on(layout, dist.get_rank(), None)
+    boxes = list_boxes_of_rank(layout, dist.get_rank(), None)
     state, own = made.load(boxes)
     assert_holds(boxes, values)
     assert state == {"step": 2} and own == {"rank": dist.get_rank()}

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from megalm.checkpoint import commit as commit_module
-from megalm.checkpoint.commit import committed
+from megalm.checkpoint.commit import list_committed
 from megalm.checkpoint.errors import CheckpointError
 from tests.checkpoint.saving import list_names, make_box, make_checkpointer, save_steps
 
@@ -32,7 +32,7 @@ def test_a_full_disk_gives_up_before_the_save_what_retention_would_delete_after_
     SmallDisk(tmp_path, used + 100, monkeypatch)
     events = save_steps(tmp_path, [4], keep=keep)
     assert [kind for kind, *_ in events] == ["checkpoint"]
-    assert [commit_module.step_of(path) for path in committed(tmp_path)] == left
+    assert [commit_module.parse_step(path) for path in list_committed(tmp_path)] == left
 
 
 def test_a_full_disk_never_costs_the_last_good_checkpoint(tmp_path, monkeypatch):

@@ -11,7 +11,14 @@ from megalm.checkpoint.planner import BoxLoadPlanner, BoxSavePlanner
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import CheckpointConfig
 from megalm.parallel.slices import Box
-from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout, assert_holds, boxes_on, reference, run_threads
+from tools.bench.checkpoint._fake_ranks import (
+    FakeMesh,
+    Layout,
+    assert_holds,
+    list_boxes_of_rank,
+    reference,
+    run_threads,
+)
 
 LAYOUTS = [
     Layout(),
@@ -29,7 +36,7 @@ def save(folder, layout, values, step=7):
     def body(ranks):
         checkpointer = Checkpointer(folder, CheckpointConfig(), FakeMesh(layout), ranks=ranks)
         state = {"step": step, "tokens": 100 * step}
-        checkpointer.save(step, boxes_on(layout, ranks.rank, values), state, {"rank": ranks.rank}, wait=True)
+        checkpointer.save(step, list_boxes_of_rank(layout, ranks.rank, values), state, {"rank": ranks.rank}, wait=True)
         checkpointer.close()
 
     run_threads(layout.world, body)
@@ -38,7 +45,7 @@ def save(folder, layout, values, step=7):
 def load(folder, layout, values, **options):
     def body(ranks):
         checkpointer = Checkpointer(folder, CheckpointConfig(), FakeMesh(layout), ranks=ranks)
-        boxes = boxes_on(layout, ranks.rank, None)
+        boxes = list_boxes_of_rank(layout, ranks.rank, None)
         result = checkpointer.load(boxes, **options)
         if options.get("weights_only"):
             assert all(box.tensor.isnan().all() for box in boxes if box.name.startswith("optimizer."))
@@ -104,9 +111,9 @@ def test_torch_reads_our_folder(tmp_path):
 def test_our_planners_work_with_torchs_storage(tmp_path):
     values = reference()
     layout = Layout(data=2, zero=True)
-    boxes = boxes_on(layout, 0, values) + boxes_on(layout, 1, values)
+    boxes = list_boxes_of_rank(layout, 0, values) + list_boxes_of_rank(layout, 1, values)
     dcp.save({}, storage_writer=FileSystemWriter(tmp_path), planner=BoxSavePlanner(boxes), no_dist=True)
-    target = boxes_on(Layout(tensor=2), 1, None)
+    target = list_boxes_of_rank(Layout(tensor=2), 1, None)
     dcp.load({}, storage_reader=FileSystemReader(tmp_path), planner=BoxLoadPlanner(target), no_dist=True)
     assert_holds(target, values)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megalm.checkpoint import checkpointer, remote, upload
-from megalm.checkpoint.address import as_url
+from megalm.checkpoint.address import read_url
 from megalm.checkpoint.checkpointer import Checkpointer
 from megalm.checkpoint.errors import CheckpointError
 from megalm.checkpoint.reader import CheckpointReader
@@ -20,7 +20,7 @@ from tools.bench.checkpoint._fake_ranks import (
     Layout,
     ThreadRanks,
     assert_holds,
-    boxes_on,
+    list_boxes_of_rank,
     reference,
     run_threads,
 )
@@ -249,8 +249,10 @@ def test_two_ranks_upload_their_own_files(tmp_path):
         talk = ThreadRanks(ranks.rank, 2, shared)
         made = Checkpointer(url, config, FakeMesh(layout), ranks=ranks, upload_ranks=talk)
         for step in (1, 2):
-            made.save(step, boxes_on(layout, ranks.rank, values), {"step": step}, {"rank": ranks.rank}, wait=True)
-        boxes = boxes_on(layout, ranks.rank, None)
+            made.save(
+                step, list_boxes_of_rank(layout, ranks.rank, values), {"step": step}, {"rank": ranks.rank}, wait=True
+            )
+        boxes = list_boxes_of_rank(layout, ranks.rank, None)
         state, own = made.load(boxes)
         assert_holds(boxes, values)
         assert state == {"step": 2} and own == {"rank": ranks.rank}
@@ -298,5 +300,5 @@ def test_a_store_belongs_to_one_run_and_must_take_what_is_written(url, tmp_path,
 
 
 def test_a_file_url_is_an_absolute_path_however_it_was_written(tmp_path):
-    assert as_url("file:///a/b") == as_url("file:/a/b") == "file:///a/b"
-    assert as_url("s3:/bucket/run") == "s3://bucket/run" and as_url("/a/b") is None
+    assert read_url("file:///a/b") == read_url("file:/a/b") == "file:///a/b"
+    assert read_url("s3:/bucket/run") == "s3://bucket/run" and read_url("/a/b") is None

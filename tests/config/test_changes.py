@@ -7,10 +7,10 @@ import pytest
 from megalm.config import Config, ConfigError
 from megalm.config.changes import check_changes, compare, describe_changes
 from megalm.config.compose import compose_config
-from megalm.config.effects import Effect, effects_of
+from megalm.config.effects import Effect, list_effects
 from megalm.config.saved import make_config, write_config_yaml
 
-EFFECTS = dict(effects_of(Config()))
+EFFECTS = dict(list_effects(Config()))
 
 
 def configuration(*overrides: str) -> Config:

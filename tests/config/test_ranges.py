@@ -10,7 +10,7 @@ from megalm.config import Config, ConfigError
 from megalm.config.compose import compose_config
 from megalm.config.fields import Range
 from megalm.config.ranges import check_fields
-from megalm.config.typed import Kind, build, find_kind, keys_of
+from megalm.config.typed import Kind, build, find_kind, list_fields
 
 
 def members(hint) -> set[type]:
@@ -20,7 +20,7 @@ def members(hint) -> set[type]:
 
 def groups_below(group: type) -> list[type]:
     found = [group]
-    for kind in keys_of(group).values():
+    for kind in list_fields(group).values():
         inner = kind.part() if kind.is_list else kind
         if inner.is_group:
             found += groups_below(inner.type)
@@ -39,7 +39,7 @@ def paths(group: type, prefix: str = "") -> list[tuple[str, Range]]:
     """Dotted paths of the numeric fields that no list holds."""
     found = []
     for field in fields(group):
-        kind = keys_of(group)[field.name]
+        kind = list_fields(group)[field.name]
         if is_dataclass(kind.type):
             found += paths(kind.type, f"{prefix}{field.name}.")
         elif "range" in field.metadata:

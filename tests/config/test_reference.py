@@ -5,21 +5,21 @@ from pathlib import Path
 import pytest
 
 from megalm.config import Config, ConfigError
-from megalm.config.reference import describe, list_keys, reference_page
-from megalm.config.typed import paths_of
+from megalm.config.reference import describe, list_keys, write_reference_page
+from megalm.config.typed import list_paths
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
 
 
 def test_every_key_has_a_sentence_and_an_effect():
     keys = {key.name: key for key in list_keys()}
-    assert set(paths_of(Config)) <= set(keys)
+    assert set(list_paths(Config)) <= set(keys)
     assert [name for name, key in keys.items() if not key.text.endswith((".", ")", ":"))] == []
     assert [name for name, key in keys.items() if key.effect is None] == []
 
 
 def test_the_page_is_the_one_that_the_dataclasses_make():
-    assert PAGE.read_text(encoding="utf-8") == reference_page(), (
+    assert PAGE.read_text(encoding="utf-8") == write_reference_page(), (
         "run: megalm inspect keys --markdown > docs/reference.md"
     )
 

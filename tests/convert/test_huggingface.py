@@ -11,7 +11,7 @@ from megalm.config.errors import ConfigError
 from megalm.convert.families import FAMILIES
 from megalm.convert.huggingface import open_folder, write_folder
 from megalm.convert.huggingface_config import choose_architecture, read_config, write_config
-from megalm.convert.huggingface_names import rules
+from megalm.convert.huggingface_names import make_huggingface_rules
 from megalm.convert.source import Source
 from megalm.convert.weight_files import choose_weight_files
 from megalm.convert.weights import MemoryWeights
@@ -158,7 +158,9 @@ def test_interleaved_rotary_rows_are_reordered_on_export(tmp_path):
         num_layers=1, hidden_size=16, num_heads=2, vocab_size=8, seq_length=8, ffn_hidden_size=16, rope_interleaved=True
     )
     model.fill_in()
-    weights = {part.name: torch.randn(part.shape) for rule in rules(model, "llama") for part in rule.parts}
+    weights = {
+        part.name: torch.randn(part.shape) for rule in make_huggingface_rules(model, "llama") for part in rule.parts
+    }
     write_folder(Source(tmp_path, "memory", model, MemoryWeights(weights), len(weights)), tmp_path)
     written = load_file(tmp_path / "model.safetensors")["model.layers.0.self_attn.k_proj.weight"]
     ours = weights["layers.0.attention.key.weight"]

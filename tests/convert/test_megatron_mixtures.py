@@ -15,7 +15,7 @@ from megalm.architecture.tensors import list_states, list_tensors
 from megalm.config import ConfigError, ModelConfig
 from megalm.config.model import MoEConfig
 from megalm.convert.formats import open_source
-from megalm.convert.huggingface_config import function_of
+from megalm.convert.huggingface_config import collect_function
 from megalm.convert.megatron_args import read_args, write_args
 from megalm.convert.megatron_dist import write_dist
 from megalm.convert.megatron_legacy import write_legacy
@@ -143,7 +143,7 @@ def test_we_read_the_mixtures_that_it_writes(name, tmp_path, alone):
     dist_checkpointing.save({**theirs.sharded_state_dict(), **common}, str(folder))
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
     source = open_source(tmp_path, vocab_size=50)
-    assert function_of(source.model) == function_of(model)
+    assert collect_function(source.model) == collect_function(model)
     compare(source, theirs)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from megalm.architecture.tensors import list_states, list_tensors
 from megalm.convert.huggingface_config import choose_architecture
-from megalm.convert.huggingface_names import rules
+from megalm.convert.huggingface_names import make_huggingface_rules
 from megalm.plan.models import list_models
 
 # Parameters as their publishers count them (a tied embedding once).
@@ -48,12 +48,12 @@ def test_size_and_architecture(name):
     architecture, parameters = PUBLISHED[name]
     assert choose_architecture(model).model_type == architecture
     if parameters is not None:
-        assert sum(rule.numel for rule in rules(model, architecture)) == parameters
+        assert sum(rule.numel for rule in make_huggingface_rules(model, architecture)) == parameters
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_table_has_every_tensor_of_the_plan(name):
     model = list_models()[name]
-    table = rules(model, PUBLISHED[name][0])
+    table = make_huggingface_rules(model, PUBLISHED[name][0])
     states = {state: shape for state, shape in list_states(model) if state.endswith("selection_bias")}
     assert {part.name: part.shape for rule in table for part in rule.parts} == {**dict(list_tensors(model)), **states}

@@ -14,7 +14,7 @@ from megalm.model.transformer import Transformer
 from megalm.parallel.initialize import initialize
 from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh
-from megalm.parallel.slices import boxes_of
+from megalm.parallel.slices import list_boxes
 
 SIZES = [
     *("+model=tiny", "model.num_layers=2", "model.hidden_size=32", "model.ffn_hidden_size=48", "model.vocab_size=64"),
@@ -26,7 +26,7 @@ def source(*overrides):
     config = compose_config([*SIZES, *overrides])
     model = Transformer(config.model, LayerContext(Mesh.single()))
     initialize(model, 3)
-    weights = MemoryWeights({box.name: box.tensor.clone() for box in boxes_of(model)})
+    weights = MemoryWeights({box.name: box.tensor.clone() for box in list_boxes(model)})
     return Source(path="here", format="megalm", model=config.model, weights=weights, foreign_count=len(weights.names()))
 
 
@@ -48,7 +48,7 @@ def test_the_mixture_computes_what_the_dense_model_does(overrides, experts, top_
     wanted = compute_logits(build_model(dense.model, dense.weights), tokens)
     model = build_model(mixed.model, mixed.weights)
     torch.testing.assert_close(compute_logits(model, tokens), wanted, rtol=1e-5, atol=1e-5)
-    routers = [box.tensor for box in boxes_of(model) if box.name.endswith("router.weight")]
+    routers = [box.tensor for box in list_boxes(model) if box.name.endswith("router.weight")]
     assert len(routers) == 2 and all(0.01 < router.std() < 0.03 for router in routers)
     assert not torch.equal(*routers)
 

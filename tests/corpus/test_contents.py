@@ -13,7 +13,7 @@ import zstandard
 
 from megalm.corpus import documents as module
 from megalm.corpus.blocks import Blocks
-from megalm.corpus.contents import Recoded, find_compression, find_encoding, looks_like_text, why_no_documents
+from megalm.corpus.contents import Recoded, explain_no_documents, find_compression, find_encoding, is_like_text
 from megalm.corpus.documents import BadDocument, cut_into_pieces, find_files, read_piece
 from megalm.corpus.json_lines import read_lines
 
@@ -214,9 +214,9 @@ def test_text_is_taken_for_nothing_else():
         "<p>",
         "Rar!",
     ):
-        assert not why_no_documents((text * 99).encode(), False) and not find_compression((text * 99).encode())
-        assert looks_like_text(text.encode()) and not find_encoding(text.encode())
-    assert not why_no_documents(bytes(600), False)
+        assert not explain_no_documents((text * 99).encode(), False) and not find_compression((text * 99).encode())
+        assert is_like_text(text.encode()) and not find_encoding(text.encode())
+    assert not explain_no_documents(bytes(600), False)
 
 
 @pytest.mark.parametrize("window", [27, 28, 31])

@@ -3,7 +3,15 @@ import json
 import pytest
 
 from megalm.corpus.documents import BadDocument, Document, read_json_line
-from megalm.corpus.fields import column_of, from_command_line, is_one_text, names_of, text_of, value_at, with_text
+from megalm.corpus.fields import (
+    find_column,
+    is_one_text,
+    list_names,
+    look_up_value,
+    replace_text,
+    take_text,
+    unescape_template,
+)
 
 
 def text(record, field):
@@ -42,21 +50,21 @@ def test_every_key_can_be_named_alone_and_in_a_template(name):
     record = {name: "T", "text": "body"}
     assert text(record, name) == "T"
     assert text(record, f"{{{name}}}: {{text}}") == "T: body"
-    assert from_command_line(f"{{{name}}}\\n{{text}}") == f"{{{name}}}\n{{text}}"
-    assert from_command_line(name) == name
+    assert unescape_template(f"{{{name}}}\\n{{text}}") == f"{{{name}}}\n{{text}}"
+    assert unescape_template(name) == name
 
 
 @pytest.mark.parametrize("name", ["{x}", "a{b}c", "{a} {b}", "}", "a{", "{{x}}", '"q"', '{"'])
 def test_a_key_with_braces_can_be_named_alone_and_in_quotes_in_a_template(name):
     record = {name: "T", "x": "wrong", "a": "wrong", "b": "wrong"}
     assert text(record, name) == "T"
-    assert text(record, from_command_line(f"<{{{json.dumps(name)}}}>\\n{{x}}")) == "<T>\nwrong"
+    assert text(record, unescape_template(f"<{{{json.dumps(name)}}}>\\n{{x}}")) == "<T>\nwrong"
 
 
 def test_doubled_braces_of_a_template_are_braces():
     assert text({"a": "x"}, "{{{a}}} {{}} {{b}}") == "{x} {} {b}"
     assert text({"a": "{a}"}, "{a}{a}") == "{a}{a}"
-    assert text({"a": "x"}, from_command_line("{{\\n{a}}}")) == "{\nx}"
+    assert text({"a": "x"}, unescape_template("{{\\n{a}}}")) == "{\nx}"
 
 
 @pytest.mark.parametrize(
@@ -96,19 +104,19 @@ def test_a_list_and_an_object_say_how_to_name_a_text_in_them():
 def test_half_of_a_surrogate_pair_is_no_text_wherever_it_stands():
     for line in (b'"\\ud800"', b'{"text": "\\ud800"}'):
         assert "surrogate" in read_json_line(line, 0, "text").reason
-    assert "surrogate" in text_of({"a": "\ud800", "b": "x"}, "{b}{a}")[1]
+    assert "surrogate" in take_text({"a": "\ud800", "b": "x"}, "{b}{a}")[1]
 
 
 def test_columns_are_those_that_names_are_of():
-    assert names_of("{a b}-{c.d}") == ["a b", "c.d"] and names_of("{a") == ["{a"]
-    assert column_of("a.b.c", ["a", "a.b"]) == "a.b" and column_of("a", ["b"]) is None
-    assert value_at({"a": {"b": None}}, "a.b") is None and value_at({"a": 1}, "b") is None
+    assert list_names("{a b}-{c.d}") == ["a b", "c.d"] and list_names("{a") == ["{a"]
+    assert find_column("a.b.c", ["a", "a.b"]) == "a.b" and find_column("a", ["b"]) is None
+    assert look_up_value({"a": {"b": None}}, "a.b") is None and look_up_value({"a": 1}, "b") is None
 
 
 def test_a_text_is_replaced_where_it_was_found():
     record = {"messages": [{"content": "a"}, {"content": "b"}], "x.y": {"z": "flat"}, "t": ["p", "q"]}
     for field in ("messages.-1.content", "x.y.z", "t.0"):
-        changed = with_text(record, field, "new")
-        assert value_at(changed, field) == "new" and value_at(record, field) != "new"
+        changed = replace_text(record, field, "new")
+        assert look_up_value(changed, field) == "new" and look_up_value(record, field) != "new"
         assert json.dumps(changed).count("new") == 1 and len(json.dumps(changed)) < len(json.dumps(record)) + 3
     assert is_one_text("t.0") and not is_one_text("t.*") and not is_one_text("{t}")

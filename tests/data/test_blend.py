@@ -3,7 +3,7 @@ import pytest
 
 from megalm.config.errors import ConfigError
 from megalm.data import blend
-from megalm.data.blend import NEAR, UNIT, Chairman, Tree, make_blend, whole_shares
+from megalm.data.blend import NEAR, UNIT, Chairman, Tree, make_blend, round_shares
 
 
 def mixtures(seed, count, most):
@@ -25,7 +25,7 @@ def test_every_prefix_and_every_window_is_as_exact_as_can_be():
     """Over random mixtures, of all windows of all sizes: prefixes within 1 - 1/(2n-2), windows within twice that."""
     for weights in mixtures(0, 150, 10):
         number = len(weights)
-        error = errors(Chairman(weights).assign(np.arange(8000))[0], whole_shares(weights) / UNIT)
+        error = errors(Chairman(weights).assign(np.arange(8000))[0], round_shares(weights) / UNIT)
         bound = 1 - 1 / (2 * number - 2) + 1e-9 * number
         assert np.abs(error).max() <= bound
         assert (error.max(axis=0) - error.min(axis=0)).max() <= 2 * bound
@@ -97,7 +97,7 @@ def test_the_extension_and_python_agree(monkeypatch):
 
 def test_shares_are_whole_and_none_is_lost():
     for weights in (*mixtures(4, 50, 9), [1e-15, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1e-12]):
-        shares = whole_shares(weights)
+        shares = round_shares(weights)
         assert shares.sum() == UNIT and np.array_equal(shares > 0, np.asarray(weights) > 0)
         assert np.abs(shares - np.asarray(weights) / np.sum(weights) * UNIT).max() <= len(weights)
 

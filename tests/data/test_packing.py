@@ -7,7 +7,7 @@ import torch
 from megalm.config.errors import ConfigError
 from megalm.data.fim import FillInTheMiddle, make_fill_in_the_middle
 from megalm.data.loader import Loader
-from megalm.data.packing import PackedSource, pack_best_fit, pieces_of
+from megalm.data.packing import PackedSource, cut_pieces, pack_best_fit
 from megalm.data.tokens import TokenFile
 from megalm.tokenizer.tokenizer import load_tokenizer
 from tests.data.test_loader import axis, config, write
@@ -39,7 +39,7 @@ def test_best_fit_is_what_placing_one_by_one_gives(capacity):
 
 def test_pieces_predict_every_token_but_the_first_once():
     lengths = np.array([1, 2, 8, 9, 10, 17, 18, 40])
-    document, first, size = pieces_of(lengths, 8)
+    document, first, size = cut_pieces(lengths, 8)
     for number, length in enumerate(lengths):
         mine = document == number
         predicted = [t for a, n in zip(first[mine], size[mine], strict=True) for t in range(a + 1, a + n)]

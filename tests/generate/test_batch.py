@@ -6,11 +6,11 @@ import torch
 from megalm.config import ModelConfig, ParallelConfig
 from megalm.config.errors import ConfigError
 from megalm.data.batch import Batch
-from megalm.generate.batch import generate_batch, next_logits
+from megalm.generate.batch import compute_next_logits, generate_batch
 from megalm.generate.generate import generate
 from megalm.generate.sampling import Sampling
 from megalm.generate.text import TextStream
-from megalm.model.cache import cached, select_rows
+from megalm.model.cache import keep_cache, select_rows
 from megalm.model.transformer import Transformer
 from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import build_mesh
@@ -37,15 +37,15 @@ def test_rows_of_different_lengths_have_the_logits_of_training(name):
     begin = torch.tensor([longest - len(text) for text in texts])
     tokens = torch.tensor([[0] * (longest - len(text)) + text for text in texts])
     seen = []  # (text, logits), compared when the caches are gone
-    with torch.no_grad(), cached(model, 16):
-        seen += zip(texts, next_logits(model, tokens, 0, begin), strict=True)
+    with torch.no_grad(), keep_cache(model, 16):
+        seen += zip(texts, compute_next_logits(model, tokens, 0, begin), strict=True)
         for step in range(3):
             kept = torch.tensor([2, 0] if step == 1 else range(len(texts)))
             texts, begin = [texts[i] for i in kept], begin[kept]
             select_rows(model, kept)
             texts = [[*text, (11 * i + step) % 50] for i, text in enumerate(texts)]
             last = torch.tensor([text[-1:] for text in texts])
-            seen += zip(texts, next_logits(model, last, longest + step, begin), strict=True)
+            seen += zip(texts, compute_next_logits(model, last, longest + step, begin), strict=True)
     assert len(seen) == 3 + 3 + 2 + 2
     for text, logits in seen:
         torch.testing.assert_close(logits, trained_logits(model, text), rtol=1e-5, atol=1e-5)

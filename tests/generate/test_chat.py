@@ -11,7 +11,7 @@ import pytest
 from megalm.__main__ import main
 from megalm.config.errors import ConfigError
 from megalm.generate.chat import Speaker
-from megalm.generate.model import load_model, tokenizer_of
+from megalm.generate.model import load_model, open_tokenizer
 from megalm.generate.sampling import Sampling
 from megalm.generate.server import ChatServer
 from megalm.tokenizer.chat import ChatTemplate, check_messages, find_chat_template
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def speaker(folder):
     source, model = load_model(folder)
-    return Speaker(source, model, tokenizer_of(source))
+    return Speaker(source, model, open_tokenizer(source))
 
 
 @pytest.fixture(scope="module")

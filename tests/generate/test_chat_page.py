@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from megalm.generate.chat import Speaker
-from megalm.generate.model import load_model, tokenizer_of
+from megalm.generate.model import load_model, open_tokenizer
 from megalm.generate.server import ChatServer
 from tests.convert.chat_model import make_chat_model
 
@@ -21,7 +21,7 @@ def page(tmp_path):
         pytest.skip("no chromium is installed here")
     make_chat_model(tmp_path, "string")
     source, model = load_model(tmp_path)
-    server = ChatServer(Speaker(source, model, tokenizer_of(source)))
+    server = ChatServer(Speaker(source, model, open_tokenizer(source)))
     server.start()
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])

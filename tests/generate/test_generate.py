@@ -6,10 +6,10 @@ import torch
 from megalm.config import ModelConfig, ParallelConfig, RopeScalingConfig
 from megalm.config.errors import ConfigError
 from megalm.config.model import LatentConfig, MoEConfig
-from megalm.generate.batch import next_logits
+from megalm.generate.batch import compute_next_logits
 from megalm.generate.generate import generate
 from megalm.generate.sampling import sample
-from megalm.model.cache import cached
+from megalm.model.cache import keep_cache
 from megalm.model.transformer import Transformer
 from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh, build_mesh
@@ -59,11 +59,11 @@ def test_cached_logits_are_those_of_the_whole_text(name):
     """One token, then several, then one: each time what a forward pass over everything gives at the last position."""
     model = make(name)
     tokens = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad(), cached(model, 16):
+    with torch.no_grad(), keep_cache(model, 16):
         cuts = [0, 5, 6, 9, 10, 11, 16]
-        with_cache = [next_logits(model, tokens[:, a:b], a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        with_cache = [compute_next_logits(model, tokens[:, a:b], a) for a, b in zip(cuts, cuts[1:], strict=False)]
     with torch.no_grad():
-        plain = [next_logits(model, tokens[:, :b], 0) for b in cuts[1:]]
+        plain = [compute_next_logits(model, tokens[:, :b], 0) for b in cuts[1:]]
     for ours, expected in zip(with_cache, plain, strict=True):
         assert ours.shape == (2, 50)
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
@@ -77,7 +77,7 @@ def test_greedy_text_is_the_argmax_chain(name):
     text = list(prompt)
     for _ in range(10):
         with torch.no_grad():
-            text.append(int(next_logits(model, torch.tensor([text]), 0)[0].argmax()))
+            text.append(int(compute_next_logits(model, torch.tensor([text]), 0)[0].argmax()))
     assert generate(model, prompt, max_tokens=10, temperature=0) == text[3:]
 
 
@@ -85,9 +85,9 @@ def test_a_window_bounds_the_cache():
     """Layers with a window keep as many keys as the next token sees, however long the text is."""
     model = make("window")
     tokens = torch.randint(0, 50, (1, 16), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad(), cached(model, 16):
+    with torch.no_grad(), keep_cache(model, 16):
         for position in range(16):
-            next_logits(model, tokens[:, position : position + 1], position)
+            compute_next_logits(model, tokens[:, position : position + 1], position)
         kept = [layer.attention.cache._keys.shape[0] for layer in model.layers]
     assert kept == [3, 16]
 
@@ -98,7 +98,7 @@ def test_a_full_window_forgets_its_older_half():
     while len(text) < 40:
         context = text if len(text) <= 16 else text[len(text) - 8 - (len(text) - 17) % 9 :]
         with torch.no_grad():
-            logits = next_logits(model, torch.tensor([context]), 0)[0]
+            logits = compute_next_logits(model, torch.tensor([context]), 0)[0]
         text.append(sample(logits, 5.0, 0, 1.0, generator))
     assert len(set(text)) > 8  # not stuck, where any context would do
     assert generate(model, [7], max_tokens=39, temperature=5.0, seed=3) == text[1:]

@@ -37,15 +37,17 @@ def test_a_row_tells_the_last_verdict_and_the_regret():
         {"recipe": "bit_flip", "layout": name, "decisions": _guard_recipes._decisions([outcome(part)])}
         for name, part in (("one process", events), ("dp=2", events), ("tp=2", events[:-1]))
     ]
-    text = _guard_recipes.tables({"provoked": [row, blind], "layouts": layouts})
+    text = _guard_recipes.write_recipe_tables({"provoked": [row, blind], "layouts": layouts})
     assert "right verdicts: 1 of 2 (50%)" in text and "within 0.02 nats of the twin: 1 of 2" in text
     assert "dp=2, tp=2: DIFFERENT" in text
-    assert "identical" in _guard_recipes.tables({"provoked": [], "layouts": layouts[:2]})
+    assert "identical" in _guard_recipes.write_recipe_tables({"provoked": [], "layouts": layouts[:2]})
 
 
 def test_the_cost_has_its_parts():
     row = {"shape": "tiny", "steps": 8, "step_s": 0.2, "parts_s_per_step": {"observe": 0.0001, "snapshots": 0.0005}}
-    text = _guard_cost.tables([{**row, "share": 0.003, "paired_share": 0.004, "paired_error": 0.002, "return_s": 0.02}])
+    text = _guard_cost.write_cost_tables(
+        [{**row, "share": 0.003, "paired_share": 0.004, "paired_error": 0.002, "return_s": 0.02}]
+    )
     assert "0.30%" in text and "+0.40% +- 0.20%" in text and "snapshots 0.50 ms" in text
 
 
@@ -94,5 +96,5 @@ def test_an_attached_run_is_the_product_as_a_user_starts_it(tmp_path):
 def test_a_run_that_fell_is_a_row_with_its_last_words():
     fallen = {"status": 1, "loss": float("nan"), "events": [], "said": ["ValueError: no number"]}
     row = _guard_recipes._row("bit_flip", 1, fallen, outcome([], 3.0))
-    text = _guard_recipes.tables({"provoked": [row], "layouts": []})
+    text = _guard_recipes.write_recipe_tables({"provoked": [row], "layouts": []})
     assert "it ended with status 1:" in text and "ValueError: no number" in text and "worst NaN" in text

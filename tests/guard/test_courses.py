@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from megalm.checkpoint.commit import committed, step_of
+from megalm.checkpoint.commit import list_committed, parse_step
 from megalm.config.writing import write_whole
 from megalm.data.order import Source
 from megalm.data.stream import Stream
-from megalm.journal import EventLog, course_of, describe_event
+from megalm.journal import EventLog, choose_course, describe_event
 from megalm.observe.console import ConsoleHook
 from megalm.observe.metrics import MetricsWriter
 from megalm.observe.report import render
@@ -29,7 +29,7 @@ def run(tmp_path_factory):
 
     def look(trainer, record):
         seen["counts"].append((record["step"], trainer.optimizer.step_count))
-        seen["steps"] = [step_of(p) for p in committed(trainer.checkpoints.folder)]
+        seen["steps"] = [parse_step(p) for p in list_committed(trainer.checkpoints.folder)]
         if trainer.attempt == 2 and "later" not in seen:
             seen["later"] = seen["steps"]
 
@@ -48,7 +48,7 @@ def test_no_checkpoint_of_the_abandoned_course_is_left(run):
 def test_the_last_course_is_what_counts(run):
     outcome, _, _ = run
     records = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
-    course = course_of(records)
+    course = choose_course(records)
     kept, abandoned = course.steps, course.abandoned
     assert [r["step"] for r in kept] == list(range(1, END + 1)) and len(abandoned) == 2
     assert sum(map(len, abandoned)) + len(kept) == len(records)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megalm.config.guard import DetectorConfig
-from megalm.guard.detect import Baseline, SpikeDetector, config_for_stride
+from megalm.guard.detect import Baseline, SpikeDetector, adapt_to_stride
 from tests.guard.curves import healthy
 
 
@@ -213,10 +213,10 @@ def test_state_goes_through_json_at_any_step():
 def test_sparse_curves_alarm_after_three_samples():
     curve = healthy(600, 8, noise=0.01)[::1]
     curve[400:410] *= 2.0
-    detector = SpikeDetector(config_for_stride(100))
+    detector = SpikeDetector(adapt_to_stride(100))
     seen = [detector.observe(100 * i, float(x)) for i, x in enumerate(curve)]
     assert rollbacks(seen) == [40200]
-    assert config_for_stride(1) == DetectorConfig()
+    assert adapt_to_stride(1) == DetectorConfig()
 
 
 def test_the_baseline_follows_a_falling_trend_and_no_rising_one():

@@ -7,7 +7,7 @@ import pytest
 from megalm.config import ConfigError
 from megalm.config.compose import compose_config
 from megalm.config.guard import GuardConfig, RungConfig, check_guard
-from megalm.guard.policy import Decision, Policy, unprobed_action
+from megalm.guard.policy import Decision, Policy, choose_unprobed_action
 
 
 def policy(choice="default", *overrides):
@@ -85,9 +85,9 @@ def test_books_survive_json_and_a_crash():
 
 
 def test_what_the_curve_alone_is_answered_with():
-    assert unprobed_action("none", False) == "none"
-    assert unprobed_action("transient", False) == unprobed_action("nonfinite", False) == "skip"
-    assert unprobed_action("shift", True) == unprobed_action("nonfinite", True) == "rollback"
+    assert choose_unprobed_action("none", False) == "none"
+    assert choose_unprobed_action("transient", False) == choose_unprobed_action("nonfinite", False) == "skip"
+    assert choose_unprobed_action("shift", True) == choose_unprobed_action("nonfinite", True) == "rollback"
 
 
 @pytest.mark.parametrize(

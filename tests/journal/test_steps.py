@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from megalm.journal import course_of, encode_json, read_course, read_steps
+from megalm.journal import choose_course, encode_json, read_course, read_steps
 
 
 def steps(*numbers):
@@ -25,7 +25,7 @@ def steps(*numbers):
     ],
 )
 def test_what_the_run_went_back_on_does_not_count(made, counts, abandoned):
-    course = course_of(steps(*made))
+    course = choose_course(steps(*made))
     assert [row["step"] for row in course.steps] == counts
     assert [[row["step"] for row in stretch] for stretch in course.abandoned] == abandoned
     for row in course.steps:  # the last time that it was made

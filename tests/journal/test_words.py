@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from megalm.journal import as_number, describe_event, describe_event_details, encode_json, format_number
+from megalm.journal import describe_event, describe_event_details, encode_json, format_number, read_number
 
 NAN, INF = math.nan, math.inf
 
@@ -37,8 +37,8 @@ def test_numbers_come_out_of_a_file_as_they_went_in():
     text = encode_json(row)
     back = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert back == {"a": 1.5, "b": "nan", "c": ["inf", "-inf", {"d": "nan"}], "e": None, "f": True, "g": "nan"}
-    assert math.isnan(as_number(back["b"])) and as_number(back["c"][1]) == -INF
-    assert as_number("text") is None and as_number(True) is None and as_number({}) is None
+    assert math.isnan(read_number(back["b"])) and read_number(back["c"][1]) == -INF
+    assert read_number("text") is None and read_number(True) is None and read_number({}) is None
 
 
 def test_what_json_does_not_know_is_written_as_text(tmp_path):

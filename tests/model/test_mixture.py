@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megalm.architecture.layers import layers_of
+from megalm.architecture.layers import specify_layers
 from megalm.config import ModelConfig, ParallelConfig
 from megalm.config.model import MoEConfig
 from megalm.model.auxiliary import Auxiliary
@@ -13,7 +13,7 @@ from megalm.model.positions import Where
 from megalm.parallel.initialize import initialize
 from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh
-from megalm.parallel.slices import boxes_of, piece_tensor, slice_of
+from megalm.parallel.slices import list_boxes, slice_of, view_piece
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 24, 20, 8, 3
 
@@ -24,7 +24,7 @@ def mixture(parallel=None, activation="swiglu", linear_bias=False, **moe):
     moe = {"num_experts": EXPERTS, "top_k": TOP_K, **moe}
     model = ModelConfig(**sizes, activation=activation, linear_bias=linear_bias, init_std=0.3, moe=MoEConfig(**moe))
     model.fill_in()
-    made = Mixture(layers_of(model)[0].mlp, LayerContext(Mesh.single(), parallel or ParallelConfig()), name="m")
+    made = Mixture(specify_layers(model)[0].mlp, LayerContext(Mesh.single(), parallel or ParallelConfig()), name="m")
     initialize(made, 5)
     return made.eval()
 
@@ -32,7 +32,7 @@ def mixture(parallel=None, activation="swiglu", linear_bias=False, **moe):
 def gradients(module):
     """Each tensor's gradient by its global name without the mixture's."""
     return {
-        piece.name.removeprefix("m."): piece_tensor(parameter.grad, piece)
+        piece.name.removeprefix("m."): view_piece(parameter.grad, piece)
         for parameter in module.parameters()
         for piece in slice_of(parameter).pieces
     }
@@ -40,7 +40,7 @@ def gradients(module):
 
 def load(module, tensors):
     """Overwrite the module's tensors; every one must be there."""
-    boxes = {box.name.removeprefix("m."): box.tensor for box in boxes_of(module)}
+    boxes = {box.name.removeprefix("m."): box.tensor for box in list_boxes(module)}
     assert boxes.keys() == tensors.keys()
     for name, tensor in tensors.items():
         boxes[name].copy_(tensor)
@@ -268,7 +268,7 @@ def pointwise(activation, gate, up):
 def test_experts_are_a_sum_of_mlps(dispatch, activation):
     made = mixture(ParallelConfig(expert_dispatch=dispatch), activation=activation)
     x = torch.randn(4, 2, HIDDEN)
-    boxes = {box.name.removeprefix("m."): box.tensor for box in boxes_of(made)}
+    boxes = {box.name.removeprefix("m."): box.tensor for box in list_boxes(made)}
     scores = (x @ boxes["router.weight"].t()).sigmoid()
     chosen = scores.topk(TOP_K).indices
     wanted = torch.zeros_like(x)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megalm.architecture.layers import layers_of
+from megalm.architecture.layers import specify_layers
 from megalm.config.compose import compose_config
 from megalm.model.mixture import Mixture
 from megalm.model.positions import Where
@@ -92,7 +92,7 @@ def run_lengths(words):
     """Outputs and input gradients for sequences that the tensor ranks do not divide, and shorter ones than they are many."""
     config = compose_config(["+model=tiny-moe", "model.hidden_size=24", "model.moe.ffn_hidden_size=20", *words])
     context = LayerContext(build_mesh(config.parallel, "cpu"), config.parallel)
-    mixture = Mixture(layers_of(config.model)[1].mlp, context, name="m")
+    mixture = Mixture(specify_layers(config.model)[1].mlp, context, name="m")
     initialize(mixture, 5)
     found = []
     for length in (1, 3, 6, 7):

@@ -8,7 +8,7 @@ import pytest
 import megalm
 from megalm.config.compose import compose_config
 from megalm.model.transformer import Transformer
-from megalm.optim.groups import Groups, usual_choices
+from megalm.optim.groups import Groups, list_usual_choices
 from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import Role, slice_of
@@ -86,6 +86,6 @@ def test_a_mixture_with_every_part_has_the_roles_of_one():
 
 def test_only_what_multiplies_a_hidden_state_decays():
     found, config = roles(*WITH_EVERYTHING)
-    groups = Groups(usual_choices(config.optim))
+    groups = Groups(list_usual_choices(config.optim))
     decayed = {name for name, slice_ in found.items() if groups.of(slice_).decay}
     assert decayed == {n for n in found if n.endswith(".weight") and "norm." not in n and "embedding" not in n}

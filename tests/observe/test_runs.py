@@ -5,7 +5,15 @@ import json
 import pytest
 
 from megalm.config import ConfigError
-from megalm.observe.runs import comparison, comparison_page, differing_settings, find_runs, rank, smooth, summarize
+from megalm.observe.runs import (
+    find_runs,
+    list_differing_settings,
+    rank,
+    smooth,
+    summarize,
+    tabulate_comparison,
+    write_comparison_page,
+)
 
 
 def make_run(folder, lr, losses, held_out=None):
@@ -26,8 +34,8 @@ def runs(tmp_path):
 
 
 def test_only_what_differs_is_a_column(runs):
-    assert differing_settings(runs) == ["optim.lr"]
-    headers, rows = comparison(runs, "eval/loss")
+    assert list_differing_settings(runs) == ["optim.lr"]
+    headers, rows = tabulate_comparison(runs, "eval/loss")
     assert headers[:3] == ["run", "optim.lr", "steps"] and rows[0][:3] == ["a", "0.001", "3"]
 
 
@@ -51,7 +59,7 @@ def test_a_loss_that_is_not_finite_comes_last_and_the_page_is_drawn(tmp_path, ru
     found = [summarize(folder) for folder in find_runs([tmp_path])]
     metric, ranked = rank(found, "eval/loss")
     assert ranked[-1].name == "c"
-    assert "<svg" in comparison_page(ranked, metric)
+    assert "<svg" in write_comparison_page(ranked, metric)
 
 
 def test_the_same_run_given_twice_counts_once_and_what_is_none_is_named(tmp_path, runs):

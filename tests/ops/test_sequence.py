@@ -5,7 +5,7 @@ from megalm import ops
 from megalm.config.errors import ConfigError
 from megalm.ops.backend import use_backend
 from megalm.ops.sequence import _JOIN, _PACK
-from megalm.parallel.context import zigzag_positions
+from megalm.parallel.context import number_zigzag_positions
 from megalm.parallel.mesh import Axis
 from tests.ops.conftest import SANITIZED
 
@@ -43,7 +43,7 @@ def test_parts_are_those_of_context_parallelism(kernels):
     x = torch.arange(2 * 24, device=kernels.device).view(2, 24)
     for rank in range(4):
         axis = Axis("context", 4, rank, tuple(range(4)), None)
-        want = x[:, zigzag_positions(24, axis)]
+        want = x[:, number_zigzag_positions(24, axis)]
         assert torch.equal(ops.sequence_part(x, 4, rank, dim=1, zigzag=True), want)
 
 

@@ -24,7 +24,7 @@ def test_values_and_gradients(kernels, dtype, shape, kind):
     slopes = alibi_slopes(shape[1]).to(kernels.device) if "alibi" in kind else None
     starts = None
     if "documents" in kind:
-        starts = ops.document_starts(documents(shape[0], shape[3], kernels.device))
+        starts = ops.find_document_starts(documents(shape[0], shape[3], kernels.device))
 
     def function(scores):
         return ops.causal_softmax(scores, scale=0.3, slopes=slopes, starts=starts)
@@ -42,13 +42,13 @@ def test_is_attention_with_alibi_within_documents(kernels):
     mask = (-slopes[:, None, None] * distance).masked_fill(distance < 0, -torch.inf)
     mask = mask.masked_fill((ids[:, None, :, None] != ids[:, None, None, :]), -torch.inf)
     want = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    weights = ops.causal_softmax(q @ k.mT, scale=8**-0.5, slopes=slopes, starts=ops.document_starts(ids))
+    weights = ops.causal_softmax(q @ k.mT, scale=8**-0.5, slopes=slopes, starts=ops.find_document_starts(ids))
     torch.testing.assert_close(weights @ v, want, rtol=1e-5, atol=1e-5)
 
 
 def test_document_starts():
     ids = torch.tensor([[4, 4, 4, 7, 7, 1], [0, 0, 0, 0, 0, 0]])
-    assert ops.document_starts(ids).tolist() == [[0, 0, 0, 3, 3, 5], [0, 0, 0, 0, 0, 0]]
+    assert ops.find_document_starts(ids).tolist() == [[0, 0, 0, 3, 3, 5], [0, 0, 0, 0, 0, 0]]
 
 
 def test_large_scores_and_infinities(kernels):

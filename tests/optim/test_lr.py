@@ -5,11 +5,11 @@ import pytest
 from megalm.config import OptimConfig
 from megalm.config.compose import compose_config
 from megalm.launch.resolve import resolve
-from megalm.optim.lr import learning_rate, warmup_steps
+from megalm.optim.lr import compute_learning_rate, count_warmup_steps
 
 
 def course(total: int, **values) -> list[float]:
-    return [learning_rate(OptimConfig(lr=1.0, min_lr=0.1, **values), step, total) for step in range(total)]
+    return [compute_learning_rate(OptimConfig(lr=1.0, min_lr=0.1, **values), step, total) for step in range(total)]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
@@ -54,7 +54,7 @@ def test_a_decay_of_the_whole_run_begins_at_the_peak():
     ],
 )
 def test_a_warm_up_that_does_not_fit_is_a_tenth_of_the_run(given, total, schedule, expected):
-    assert warmup_steps(OptimConfig(warmup_steps=given, schedule=schedule), total) == expected
+    assert count_warmup_steps(OptimConfig(warmup_steps=given, schedule=schedule), total) == expected
 
 
 @pytest.mark.parametrize(

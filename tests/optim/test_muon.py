@@ -10,7 +10,7 @@ from megalm.config import ConfigError, OptimConfig, ParallelConfig
 from megalm.config.compose import compose_config
 from megalm.config.optim import GroupConfig, MuonConfig
 from megalm.optim.fully_sharded import FullyShardedOptimizer
-from megalm.optim.groups import Groups, usual_choices
+from megalm.optim.groups import Groups, list_usual_choices
 from megalm.optim.rules import AdamW, Muon, Update, muon
 from megalm.optim.rules.muon import COEFFICIENTS, JORDAN, SCALES, multiply_symmetric, orthogonalize
 from megalm.optim.rules.whole import deal
@@ -277,7 +277,7 @@ def slice_named(role, *names, shape=(2, 2)):
 
 
 def groups_of(**optim):
-    return Groups(usual_choices(OptimConfig(**optim)))
+    return Groups(list_usual_choices(OptimConfig(**optim)))
 
 
 @pytest.mark.parametrize(

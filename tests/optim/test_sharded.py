@@ -132,7 +132,7 @@ def train(layout, sequence=False, uneven=False, split_backward=False, bucket_mb=
             for tokens, labels in mine:
                 queue = deferred.Queue()
                 queues.append(queue)
-                context = deferred.deferring(queue) if split_backward else torch.enable_grad()
+                context = deferred.defer_weight_gradients(queue) if split_backward else torch.enable_grad()
                 run_micro_batch(model, mesh, tokens, labels, context)
                 if len(queues) > 1:
                     queues.pop(0).run()

@@ -7,7 +7,7 @@ from megalm.checkpoint.reader import CheckpointReader
 from megalm.config import ConfigError, OptimConfig, ParallelConfig
 from megalm.config.compose import compose_config
 from megalm.config.optim import STATES
-from megalm.optim.groups import Choice, Group, Groups, rule_of, usual_choices
+from megalm.optim.groups import Choice, Group, Groups, choose_rule, list_usual_choices
 from megalm.optim.rules import RULES, SGD, WholeMatrixRule
 from megalm.optim.sharded import ShardedOptimizer
 from megalm.parallel.mesh import build_mesh
@@ -172,7 +172,7 @@ def test_configuration_and_rules_know_the_same_states():
 
 def test_an_unknown_rule_lists_what_there_is():
     with pytest.raises(ConfigError, match="optim.name=lion.*adamw, muon, sgd"):
-        rule_of(OptimConfig(name="lion"))
+        choose_rule(OptimConfig(name="lion"))
     with pytest.raises(ConfigError, match="optim.name=lion.*adamw.*sgd"):
         compose_config(["+model=tiny", "optim.name=lion"])
 
@@ -206,7 +206,7 @@ def slice_named(role, *names):
 
 def test_the_first_choice_that_takes_a_parameter_gives_its_group():
     rule = SGD(descent(False))
-    slow, usual = Group(rule, rate=0.1), usual_choices(OPTIM)
+    slow, usual = Group(rule, rate=0.1), list_usual_choices(OPTIM)
     groups = Groups([Choice(slow, frozenset({Role.MATRIX}), ("*.query.weight", "*.key.weight")), *usual])
     assert groups.of(slice_named(Role.MATRIX, "layers.0.query.weight", "layers.0.key.weight")) is slow
     assert groups.of(slice_named(Role.MATRIX, "layers.0.up.weight")).decay == OPTIM.weight_decay

@@ -244,7 +244,7 @@ def test_on_a_gpu_blocks_keep_no_scores(mask):
 def test_zigzag_parts_cover_the_sequence_and_balance_causal_work():
     for size in (2, 3, 4, 8):
         axes = [Axis("context", size, rank, tuple(range(size))) for rank in range(size)]
-        positions = [context.zigzag_positions(4 * size, axis) for axis in axes]
+        positions = [context.number_zigzag_positions(4 * size, axis) for axis in axes]
         assert sorted(torch.cat(positions).tolist()) == list(range(4 * size))
         assert len({int((p + 1).sum()) for p in positions}) == 1
 
@@ -263,7 +263,7 @@ def test_a_batch_is_cut_with_its_positions():
 def test_what_cannot_be_cut_is_refused():
     axis = Axis("context", 2, 0, (0, 1))
     with pytest.raises(ConfigError, match="8, 12"):
-        context.zigzag_positions(10, axis)
+        context.number_zigzag_positions(10, axis)
     with pytest.raises(ConfigError, match="ring, all_gather"):
         q = torch.zeros(4, 1, 1, 2)
         context.context_attention(q, q, q, axis, scale=1.0, mode="tree")

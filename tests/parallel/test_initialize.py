@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from megalm import ops
-from megalm.parallel.initialize import fill, initialize, key_of
+from megalm.parallel.initialize import derive_key, fill, initialize
 from megalm.parallel.slices import Piece, Role, Slice, attach
 
 MASK = (1 << 64) - 1
@@ -18,7 +18,7 @@ def by_definition(seed, name, index, std):
     """One value in plain Python integers, from the module's docstring."""
 
     def splitmix(number):
-        z = (key_of(seed, name) + (number + 1) * 0x9E3779B97F4A7C15) & MASK
+        z = (derive_key(seed, name) + (number + 1) * 0x9E3779B97F4A7C15) & MASK
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
         return z ^ (z >> 31)

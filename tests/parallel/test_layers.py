@@ -15,7 +15,7 @@ from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLine
 from megalm.parallel.loss import vocabulary_parallel_cross_entropy
 from megalm.parallel.mesh import Axis, Mesh, build_mesh
 from megalm.parallel.norm import Norm
-from megalm.parallel.slices import piece_tensor, slice_of
+from megalm.parallel.slices import slice_of, view_piece
 from tests.distributed import run_ranks
 
 S, B, H = 8, 3, 12
@@ -51,7 +51,7 @@ def make(kind, axis, sequence, dtype=torch.float32):
                 if len(piece.shape) == 1:
                     values = torch.linspace(-1, 1, piece.global_shape[0])
                     rows = values[piece.offset[0] : piece.offset[0] + piece.shape[0]]
-                    piece_tensor(parameter, piece).copy_(rows)
+                    view_piece(parameter, piece).copy_(rows)
     return layer
 
 
@@ -70,7 +70,7 @@ def global_gradients(layer):
     found = []
     for parameter in layer.parameters():
         for piece in slice_of(parameter).pieces:
-            grad = piece_tensor(parameter.grad, piece).clone()
+            grad = view_piece(parameter.grad, piece).clone()
             for axis in piece.sum_over:
                 all_reduce(grad, axis)
             found.append((piece.name, piece.offset, grad, piece.owner))

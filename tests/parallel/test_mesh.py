@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from megalm.config import ConfigError, ParallelConfig
 from megalm.parallel.collectives import all_reduce
-from megalm.parallel.mesh import Mesh, build_mesh, local_device
+from megalm.parallel.mesh import Mesh, build_mesh, choose_local_device
 from tests.distributed import run_ranks
 
 AXES = (
@@ -121,10 +121,10 @@ def test_layouts_that_do_not_fit_the_world_are_refused():
 
 
 def test_device_of_a_local_rank(monkeypatch):
-    assert local_device("cpu", 3) == torch.device("cpu")
+    assert choose_local_device("cpu", 3) == torch.device("cpu")
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
-    assert local_device("cuda", 3) == torch.device("cuda", 3)
+    assert choose_local_device("cuda", 3) == torch.device("cuda", 3)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    assert local_device("cuda") == torch.device("cuda", 2)
+    assert choose_local_device("cuda") == torch.device("cuda", 2)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)  # bound to one of its own
-    assert local_device("cuda") == torch.device("cuda", 0)
+    assert choose_local_device("cuda") == torch.device("cuda", 0)

@@ -5,7 +5,7 @@ import torch.utils.checkpoint
 
 from megalm.config import ParallelConfig
 from megalm.parallel.mesh import Mesh, build_mesh
-from megalm.parallel.random import dropout, seed_ranks
+from megalm.parallel.random import apply_dropout, seed_ranks
 from tests.distributed import run_ranks
 
 
@@ -14,13 +14,13 @@ def masks():
     seed_ranks(5, mesh)
     ones = torch.ones(64)
     drawn = [
-        dropout(ones, 0.5, True, mesh.tensor, sharded=False),
-        dropout(ones, 0.5, True, mesh.tensor, sharded=True),
-        dropout(ones, 0.5, True, mesh.tensor, sharded=True),
-        dropout(ones, 0.5, True, mesh.tensor, sharded=False),
+        apply_dropout(ones, 0.5, True, mesh.tensor, sharded=False),
+        apply_dropout(ones, 0.5, True, mesh.tensor, sharded=True),
+        apply_dropout(ones, 0.5, True, mesh.tensor, sharded=True),
+        apply_dropout(ones, 0.5, True, mesh.tensor, sharded=False),
     ]
     seed_ranks(5, mesh)
-    again = [dropout(ones, 0.5, True, mesh.tensor, sharded=s) for s in (False, True, True, False)]
+    again = [apply_dropout(ones, 0.5, True, mesh.tensor, sharded=s) for s in (False, True, True, False)]
     assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
     return drawn
 
@@ -41,7 +41,7 @@ def recomputed():
     seed_ranks(1, mesh)
     x = torch.ones(256, requires_grad=True)
     y = torch.utils.checkpoint.checkpoint(
-        lambda t: dropout(t * 3, 0.5, True, mesh.tensor, sharded=True).square(), x, use_reentrant=False
+        lambda t: apply_dropout(t * 3, 0.5, True, mesh.tensor, sharded=True).square(), x, use_reentrant=False
     )
     torch.rand(10)
     y.sum().backward()
@@ -55,17 +55,19 @@ def test_recomputation_draws_the_same_mask():
 
 def test_no_dropout_is_no_operation():
     x, axis = torch.randn(5), Mesh.single().tensor
-    assert dropout(x, 0.0, True, axis, sharded=True) is x and dropout(x, 0.5, False, axis, sharded=False) is x
+    assert (
+        apply_dropout(x, 0.0, True, axis, sharded=True) is x and apply_dropout(x, 0.5, False, axis, sharded=False) is x
+    )
 
 
 def sharded_and_whole():
     mesh = build_mesh(ParallelConfig(tensor=2))
     x, residual = torch.arange(1.0, 6 * 3 * 8 + 1).view(6, 3, 8), torch.full((6, 3, 8), 0.25)
     seed_ranks(7, mesh)
-    whole = dropout(x, 0.5, True, mesh.tensor, sharded=False, residual=residual)
+    whole = apply_dropout(x, 0.5, True, mesh.tensor, sharded=False, residual=residual)
     seed_ranks(7, mesh)
     own = slice(3 * mesh.tensor.rank, 3 * mesh.tensor.rank + 3)
-    part = dropout(x[own], 0.5, True, mesh.tensor, sharded=True, residual=residual[own])
+    part = apply_dropout(x[own], 0.5, True, mesh.tensor, sharded=True, residual=residual[own])
     return torch.equal(part, whole[own]), whole
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from megalm.parallel.mesh import Axis
-from megalm.parallel.slices import Piece, Role, Slice, attach, boxes_of, range_boxes, slice_of, tie
+from megalm.parallel.slices import Piece, Role, Slice, attach, cut_range, list_boxes, slice_of, tie
 
 
 def test_any_range_of_a_piece_is_covered_once_by_boxes():
@@ -16,7 +16,7 @@ def test_any_range_of_a_piece_is_covered_once_by_boxes():
         numbers = torch.arange(size).view(shape)
         for start, stop in itertools.combinations(range(size + 1), 2):
             covered = []
-            for where, extent, first in range_boxes(piece, start, stop):
+            for where, extent, first in cut_range(piece, start, stop):
                 window = tuple(slice(w - o, w - o + e) for w, o, e in zip(where, offset, extent, strict=True))
                 inside = numbers[window].flatten().tolist()
                 # A box is a contiguous run of the flat range, so that a view of it exists.
@@ -26,14 +26,14 @@ def test_any_range_of_a_piece_is_covered_once_by_boxes():
 
 
 def test_an_empty_range_has_no_box():
-    assert list(range_boxes(Piece("x", (4, 4), (0, 0), (4, 4)), 5, 5)) == []
+    assert list(cut_range(Piece("x", (4, 4), (0, 0), (4, 4)), 5, 5)) == []
 
 
 def test_boxes_of_a_module_are_views():
     stack = nn.Parameter(torch.zeros(5, 2))
     pieces = (Piece("a", (4, 2), (2, 0), (2, 2), 0), Piece("b", (9, 2), (6, 0), (3, 2), 2))
     attach(stack, Slice(pieces, Role.MATRIX))
-    boxes = {box.name: box for box in boxes_of(nn.ParameterList([stack]))}
+    boxes = {box.name: box for box in list_boxes(nn.ParameterList([stack]))}
     boxes["b"].tensor.fill_(3.0)
     assert stack[:2].eq(0).all() and stack[2:].eq(3).all()
     assert boxes["a"].offset == (2, 0) and boxes["b"].global_shape == (9, 2)

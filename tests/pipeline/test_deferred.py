@@ -56,7 +56,7 @@ def gradients(recompute: bool, defer: bool, sinks: bool):
     root = torch.autograd.graph.get_gradient_edge(y.square().sum())
     del y
     if defer:
-        with deferred.deferring(queue):
+        with deferred.defer_weight_gradients(queue):
             torch.autograd.backward([root])
         assert len(queue) == 3
         assert all(w.grad is None for w in weights) and not calls
@@ -88,12 +88,12 @@ def test_put_off_is_the_same(recompute, sinks):
 def test_only_leaves_that_want_gradients_are_put_off():
     queue = deferred.Queue()
     leaf, frozen = nn.Parameter(torch.ones(2)), torch.ones(2)
-    with deferred.deferring(queue):
-        assert deferred.weight_gradient(leaf, lambda: leaf.detach()) is None
-        assert deferred.weight_gradient(frozen, lambda: frozen) is frozen
-        assert deferred.weight_gradient(leaf * 1, lambda: frozen) is frozen
+    with deferred.defer_weight_gradients(queue):
+        assert deferred.compute_or_defer(leaf, lambda: leaf.detach()) is None
+        assert deferred.compute_or_defer(frozen, lambda: frozen) is frozen
+        assert deferred.compute_or_defer(leaf * 1, lambda: frozen) is frozen
     assert len(queue) == 1
-    assert deferred.weight_gradient(leaf, lambda: frozen) is frozen and len(queue) == 1
+    assert deferred.compute_or_defer(leaf, lambda: frozen) is frozen and len(queue) == 1
 
 
 def test_each_product_is_freed_as_soon_as_it_is_computed():

@@ -31,7 +31,7 @@ class DeferringLinear(torch.autograd.Function):
     def backward(ctx, gradient):
         (x,) = ctx.saved_tensors
         flat = gradient.flatten(0, 1)
-        product = deferred.weight_gradient(ctx.weight, lambda: flat.T @ x.flatten(0, 1))
+        product = deferred.compute_or_defer(ctx.weight, lambda: flat.T @ x.flatten(0, 1))
         return gradient @ ctx.weight, product
 
 

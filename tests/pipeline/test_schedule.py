@@ -11,10 +11,10 @@ from megalm.pipeline.actions import Action, Kind, Placement, ScheduleError
 from megalm.pipeline.schedule import (
     KINDS,
     Schedule,
+    add_communication,
     build_forward_schedule,
     build_schedule,
     place_stages,
-    with_communication,
 )
 from megalm.pipeline.simulate import Costs, check, simulate
 
@@ -223,12 +223,12 @@ class TestBrokenSchedulesAreCaught:
     def test_orders_of_computation_that_cannot_run(self):
         table = [[Action(Kind.F, 0, 0), Action(Kind.B, 0, 0)], [Action(Kind.B, 0, 0), Action(Kind.F, 0, 0)]]
         with pytest.raises(ScheduleError, match="B of micro-batch 0 on its chunk 0 comes before its forward"):
-            with_communication("wrong", Placement(2, 1), 1, table)
+            add_communication("wrong", Placement(2, 1), 1, table)
         table = [[Action(k, i, 0) for i, k in ((0, "F"), (0, "B"), (1, "F"), (1, "B"))] for _ in range(2)]
         table = [[Action(Kind(k), i, c) for k, i, c in rank] for rank in table]
         table[1] = [table[1][2], table[1][3], table[1][0], table[1][1]]
         with pytest.raises(ScheduleError, match="deadlock"):
-            with_communication("wrong", Placement(2, 1), 2, table)
+            add_communication("wrong", Placement(2, 1), 2, table)
 
 
 ORACLES = {

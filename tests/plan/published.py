@@ -4,7 +4,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from megalm.architecture.flops import narayanan_batch_flops
+from megalm.architecture.flops import count_narayanan_batch_flops
 from megalm.config import ModelConfig
 from megalm.plan.layout import Layout
 from megalm.plan.machine import Machine, make_planned_machine
@@ -83,7 +83,7 @@ def narayanan() -> list[Published]:
             micro_batch=int(row["micro_batch"]),
             global_batch=int(row["global_batch"]),
         )
-        seconds = narayanan_batch_flops(model, layout.global_batch) / (gpus * float(row["tflops_per_gpu"]) * 1e12)
+        seconds = count_narayanan_batch_flops(model, layout.global_batch) / (gpus * float(row["tflops_per_gpu"]) * 1e12)
         name = f"a100-80gb {row['parameters_billion']}B on {gpus}, tensor {tensor}, pipeline {pipeline}"
         found.append(Published(name, model, layout, make_planned_machine("a100-80gb", gpus), seconds, row))
     return found

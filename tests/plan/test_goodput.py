@@ -8,7 +8,13 @@ import pytest
 
 from megalm.config import ConfigError
 from megalm.plan.budget import LAWS, list_choices
-from megalm.plan.goodput import checkpoint_loss, estimate_goodput, mtti_seconds, tabulate_spares, young_daly
+from megalm.plan.goodput import (
+    compute_young_daly,
+    estimate_checkpoint_loss,
+    estimate_goodput,
+    estimate_mtti_seconds,
+    tabulate_spares,
+)
 from megalm.plan.ladder import build_ladder, interpolate_learning_rate
 from megalm.plan.models import read_model
 from megalm.plan.scaling import Point, fit, read_points
@@ -29,15 +35,15 @@ def simulated_loss(interval: float, stall: float, mtti: float, seed: int = 0) ->
 
 def test_young_daly_is_the_best_interval():
     stall, mtti = 60.0, 7.8 * 3600
-    best = young_daly(stall, mtti)
-    assert checkpoint_loss(best, stall, mtti) < checkpoint_loss(best * 0.8, stall, mtti)
-    assert checkpoint_loss(best, stall, mtti) < checkpoint_loss(best * 1.25, stall, mtti)
-    assert checkpoint_loss(best, stall, mtti) == pytest.approx(simulated_loss(best, stall, mtti), abs=0.004)
+    best = compute_young_daly(stall, mtti)
+    assert estimate_checkpoint_loss(best, stall, mtti) < estimate_checkpoint_loss(best * 0.8, stall, mtti)
+    assert estimate_checkpoint_loss(best, stall, mtti) < estimate_checkpoint_loss(best * 1.25, stall, mtti)
+    assert estimate_checkpoint_loss(best, stall, mtti) == pytest.approx(simulated_loss(best, stall, mtti), abs=0.004)
 
 
 def test_llama3_failure_rate():
     """419 unexpected interruptions in 54 days on 16,384 H100 (Llama 3, 2024)."""
-    assert mtti_seconds(16384, 1000 * 419 / (54 * 16384)) / 3600 == pytest.approx(54 * 24 / 419, rel=1e-9)
+    assert estimate_mtti_seconds(16384, 1000 * 419 / (54 * 16384)) / 3600 == pytest.approx(54 * 24 / 419, rel=1e-9)
 
 
 def test_no_failures_no_losses():

@@ -7,11 +7,11 @@ from megalm.config.optim import STATES
 from megalm.pipeline.partition import count_layer_costs, partition
 from megalm.pipeline.schedule import KINDS, build_schedule
 from megalm.pipeline.simulate import simulate
-from megalm.plan.activations import estimate_layer_activations, korthikanti
+from megalm.plan.activations import estimate_by_korthikanti, estimate_layer_activations
 from megalm.plan.layout import Layout
 from megalm.plan.memory import count_chunks_in_flight, estimate_layout
 from megalm.plan.models import list_models
-from megalm.plan.stages import layers_of_stages
+from megalm.plan.stages import count_stage_layers
 from tests.plan.published import mpt_benchmark, narayanan
 
 SMALL = [
@@ -87,7 +87,7 @@ def test_bytes_per_parameter():
 )
 def test_korthikanti(settings, expected):
     """Korthikanti et al. 2022, table 2, for GPT-3 (a=96, h=12288, s=2048, b=1)."""
-    assert korthikanti(2048, 1, 12288, 96, **settings) == pytest.approx(expected * 2048 * 12288)
+    assert estimate_by_korthikanti(2048, 1, 12288, 96, **settings) == pytest.approx(expected * 2048 * 12288)
 
 
 def test_fused_layers_keep_less_than_the_paper_and_recompute_keeps_least():
@@ -96,7 +96,7 @@ def test_fused_layers_keep_less_than_the_paper_and_recompute_keeps_least():
         estimate_layer_activations(model, Layout(recompute=mode, micro_batch=2)).total
         for mode in ("none", "selective", "full")
     ]
-    paper = korthikanti(model.seq_length, 2, model.hidden_size, model.num_heads)
+    paper = estimate_by_korthikanti(model.seq_length, 2, model.hidden_size, model.num_heads)
     assert kept[0] < paper and kept == sorted(kept, reverse=True)
     assert kept[2] == 2 * model.seq_length * 2 * model.hidden_size
 
@@ -124,7 +124,7 @@ def test_stages_are_cut_as_the_engine_cuts_them(name):
     for stages in (1, 2, 3, 4, 6, 8):
         if stages <= model.num_layers:
             cut = [len(layers) for layers in partition(count_layer_costs(model), stages)]
-            assert list(layers_of_stages(model, stages)) == cut
+            assert list(count_stage_layers(model, stages)) == cut
 
 
 def test_published_runs_fit_the_machines_that_ran_them():

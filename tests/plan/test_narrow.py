@@ -5,7 +5,7 @@ import pytest
 from megalm.config import ConfigError
 from megalm.config.compose import compose_config
 from megalm.plan.activations import estimate_layer_activations
-from megalm.plan.layout import layout_of, measure_narrow
+from megalm.plan.layout import measure_narrow, read_layout
 from megalm.plan.machine import make_planned_machine
 from megalm.plan.memory import estimate_layout
 from megalm.plan.time import estimate_step_time
@@ -15,7 +15,7 @@ GPUS = 8
 
 def plan(*words, gpu="h100"):
     config = compose_config(["+model=llama3-8b", "parallel=zero1", "parallel.data=8", "precision=bf16", *words])
-    layout = layout_of(config, GPUS)
+    layout = read_layout(config, GPUS)
     return config, layout, estimate_step_time(config.model, layout, make_planned_machine(gpu, GPUS))
 
 

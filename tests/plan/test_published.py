@@ -27,9 +27,11 @@ def test_parameters_of_the_mpt_benchmark(row):
 def test_utilisation_of_the_mpt_benchmark(row):
     speed, gpus = float(row.row["tokens_per_second"]), row.layout.world
     peak = row.machine.peak("bf16")
-    model = flops.flops_by_definition(row.model, "mosaic")
-    mfu = 100 * flops.utilisation(model, speed, gpus, peak)
-    hfu = 100 * flops.utilisation(model * flops.mosaic_hfu_factor(row.layout.recompute), speed, gpus, peak)
+    model = flops.count_flops_by_definition(row.model, "mosaic")
+    mfu = 100 * flops.compute_utilisation(model, speed, gpus, peak)
+    hfu = 100 * flops.compute_utilisation(
+        model * flops.compute_mosaic_hfu_factor(row.layout.recompute), speed, gpus, peak
+    )
     assert mfu == pytest.approx(float(row.row["mfu_percent"]), abs=0.1)
     assert hfu == pytest.approx(float(row.row["hfu_percent"]), abs=0.1)
 
@@ -46,11 +48,11 @@ def test_parameters_of_narayanan(row):
 def test_flops_of_narayanan(row):
     """The closed form agrees with the sum over matrix products, and with the table's own columns."""
     tokens = row.layout.global_batch * row.model.seq_length
-    closed = narayanan_flops = flops.narayanan_batch_flops(row.model, row.layout.global_batch)
-    counted = flops.hardware_flops_per_token(row.model, recompute="full", causal=False) * tokens
+    closed = narayanan_flops = flops.count_narayanan_batch_flops(row.model, row.layout.global_batch)
+    counted = flops.count_hardware_flops_per_token(row.model, recompute="full", causal=False) * tokens
     assert counted == pytest.approx(closed, rel=1e-12)
-    without = flops.narayanan_batch_flops(row.model, row.layout.global_batch, recompute=False)
-    assert flops.flops_per_token(row.model, causal=False) * tokens == pytest.approx(without, rel=1e-12)
+    without = flops.count_narayanan_batch_flops(row.model, row.layout.global_batch, recompute=False)
+    assert flops.count_flops_per_token(row.model, causal=False) * tokens == pytest.approx(without, rel=1e-12)
     rate = narayanan_flops / row.step_seconds
     gpus = row.layout.world
     assert 100 * rate / gpus / row.machine.peak("bf16") == pytest.approx(float(row.row["percent_of_peak"]), abs=0.6)

@@ -8,10 +8,10 @@ import pytest
 from megalm.config import ConfigError
 from megalm.config.compose import compose_config
 from megalm.plan.fit import check_fits, find_nearest_fitting
-from megalm.plan.layout import Layout, explain_indivisible, layout_of
+from megalm.plan.layout import Layout, explain_indivisible, read_layout
 from megalm.plan.machine import find_machine, make_planned_machine
 from megalm.plan.search import choose_auto_overrides, expand_auto, list_fixed, search
-from megalm.plan.time import bubble_fraction, estimate_step_time, simulate_makespan
+from megalm.plan.time import compute_bubble_fraction, estimate_step_time, simulate_makespan
 from tests.plan.published import mpt_benchmark
 
 
@@ -74,7 +74,11 @@ def test_closed_forms_of_the_bubble_are_the_simulators():
         for ranks, batches in ((4, 8), (4, 16), (8, 32)):
             layout = Layout(pipeline=ranks, virtual=chunks, schedule=kind, global_batch=batches)
             whole = simulate_makespan(kind, ranks, batches, chunks, (1.0, 1.0, 1.0), 0.0)
-            assert whole / (3 * batches) - 1 == pytest.approx(bubble_fraction(layout), abs=1e-9), (kind, ranks, batches)
+            assert whole / (3 * batches) - 1 == pytest.approx(compute_bubble_fraction(layout), abs=1e-9), (
+                kind,
+                ranks,
+                batches,
+            )
 
 
 def test_overrides_of_the_winner_compose_to_the_same_layout():
@@ -82,7 +86,7 @@ def test_overrides_of_the_winner_compose_to_the_same_layout():
     machine = find_machine(config)
     words = choose_auto_overrides(config, machine)
     again = config_of("7b", "h100", 64, 512, *words)
-    assert layout_of(again, 64) == search(config, machine, top=1).best[0].layout
+    assert read_layout(again, 64) == search(config, machine, top=1).best[0].layout
 
 
 def test_what_cannot_fit_is_refused_with_what_does():
@@ -91,7 +95,7 @@ def test_what_cannot_fit_is_refused_with_what_does():
     with pytest.raises(ConfigError, match=r"needs .* GiB .* It fits with (parallel|train)\.") as caught:
         check_fits(config, machine)
     assert "largest model" in str(caught.value)
-    remedy = find_nearest_fitting(config, layout_of(config, 8), machine)
+    remedy = find_nearest_fitting(config, read_layout(config, 8), machine)
     check_fits(config_of("30b", "a100-80gb", 8, 64, *remedy.split()), machine)
 
 
@@ -102,7 +106,7 @@ def test_the_guards_snapshots_are_part_of_what_must_fit_on_a_cpu():
     machine = replace(here, accelerator=replace(here.accelerator, memory=5e9))
     with pytest.raises(ConfigError, match="the guard's snapshots") as caught:
         check_fits(with_all, machine)
-    remedy = find_nearest_fitting(with_all, layout_of(with_all, 1), machine)
+    remedy = find_nearest_fitting(with_all, read_layout(with_all, 1), machine)
     assert remedy is not None and f"It fits with {remedy}." in str(caught.value) and "snapshot_lags" in remedy
     check_fits(compose_config([*words, *remedy.split()]), machine)
 
@@ -116,7 +120,7 @@ def test_what_cannot_fit_at_all_names_a_machine_that_would_do():
 def test_ranks_that_do_not_divide():
     config = config_of("7b", "h100", 12, 64, "parallel.tensor=8")
     with pytest.raises(ConfigError, match="8 or 16"):
-        layout_of(config, 12)
+        read_layout(config, 12)
     config = config_of("7b", "h100", 12, 64, "parallel.tensor=3")
     with pytest.raises(ConfigError, match="ffn_hidden_size 16384 by tensor 3"):
         check_fits(config, find_machine(config))
@@ -133,7 +137,7 @@ def test_parallel_auto_is_replaced_by_the_layout_found():
     expanded = expand_auto([*words, "parallel=auto"])
     assert expanded[-len(words) :] == words and "parallel=auto" not in expanded
     assert (
-        layout_of(compose_config(expanded), 64)
+        read_layout(compose_config(expanded), 64)
         == search(compose_config(words), make_planned_machine("h100", 64)).best[0].layout
     )
     assert expand_auto(words) == words

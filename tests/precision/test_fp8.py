@@ -14,7 +14,7 @@ from megalm.ops.scaled_mm import Scaled
 from megalm.parallel.initialize import initialize
 from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
 from megalm.parallel.mesh import Axis, build_mesh
-from megalm.parallel.slices import piece_tensor, slice_of
+from megalm.parallel.slices import slice_of, view_piece
 from megalm.precision import fp8, recipes
 from megalm.precision.fp8 import Fp8Product, keep_weights
 from megalm.precision.meter import Meter
@@ -218,7 +218,7 @@ def make(kind, axis, sequence, recipe):
         for parameter in layer.parameters():
             for piece in slice_of(parameter).pieces:
                 if piece.offset == (0, 0) and piece.name in ("a.weight", "down.weight"):
-                    piece_tensor(parameter, piece)[0, 0] = 7.0
+                    view_piece(parameter, piece)[0, 0] = 7.0
     return layer
 
 
@@ -247,7 +247,7 @@ def run_layer(kind, sequence, recipe, forget=False):
             grad = grad.chunk(axis.size)[axis.rank]
         y.backward(grad)
         pieces = {
-            (piece.name, piece.offset): piece_tensor(parameter.grad, piece).clone()
+            (piece.name, piece.offset): view_piece(parameter.grad, piece).clone()
             for parameter in layer.parameters()
             for piece in slice_of(parameter).pieces
         }

@@ -4,7 +4,7 @@ import signal
 import time
 from multiprocessing import get_context
 
-from megalm.resilience.page import PHASES, Row, RunPage, latest_step
+from megalm.resilience.page import PHASES, Row, RunPage, find_latest_step
 from megalm.resilience.pulse import WARMUP_STEPS, RankPulse
 
 
@@ -27,7 +27,7 @@ def test_what_another_process_writes_is_read_and_its_neighbours_row_is_not_touch
     assert (position.phase, position.step, position.micro_batch, position.durable) == ("backward", 4, 2, 3)
     assert position.describe() == "backward of micro-batch 2 of step 5"
     assert page.position(0).step == page.position(2).step == -1
-    assert latest_step(page.positions()) == 4
+    assert find_latest_step(page.positions()) == 4
 
 
 def test_a_row_begins_anew_and_keeps_how_long_phases_take():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megalm.checkpoint.commit import committed, step_of
+from megalm.checkpoint.commit import list_committed, parse_step
 from megalm.train.control import RunControl
 from megalm.train.hooks import Hook, check_names, state_of
 from tests.small_run import small_run
@@ -73,6 +73,6 @@ def test_a_hook_has_the_run_saved_and_ended_and_is_told_of_all_that_happens(tmp_
     words = ["checkpoint.every=0", "checkpoint.asynchronous=false", "checkpoint.keep=0"]
     trainer, _, status = train(small_run(tmp_path, *words), watch)
     assert status == 1 and trainer.step == 4 and trainer.control.reason == "enough"
-    assert sorted(step_of(path) for path in committed(trainer.checkpoints.folder)) == [2, 4]
+    assert sorted(parse_step(path) for path in list_committed(trainer.checkpoints.folder)) == [2, 4]
     assert [moment for moment in watch.moments if moment[0] == "evaluation"] == [("evaluation", 3, {"eval/loss"})]
     assert watch.moments.count(("checkpoint", 2)) == 2 and watch.moments.count(("checkpoint", 4)) == 2

@@ -6,14 +6,14 @@ import shutil
 
 import pytest
 
-from megalm.checkpoint.commit import committed, step_of
+from megalm.checkpoint.commit import list_committed, parse_step
 from megalm.config import ConfigError
 from tests.small_run import small_run
 from tests.train.test_trainer import train
 
 
 def steps(folder):
-    return [step_of(path) for path in committed(folder)]
+    return [parse_step(path) for path in list_committed(folder)]
 
 
 def metrics(trainer, name="metrics.jsonl"):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from megalm.data.batch import Batch, along
+from megalm.data.batch import Batch, declare_dims
 from megalm.objectives.objective import Objective, Outcome
 from megalm.train.batch_source import WrappedSource
 from tests.train.layouts import same_on_every_layout
@@ -13,7 +13,7 @@ from tests.train.layouts import same_on_every_layout
 
 @dataclass(frozen=True)
 class TwoLabels(Batch):
-    others: torch.Tensor | None = along("batch", "sequence")
+    others: torch.Tensor | None = declare_dims("batch", "sequence")
 
 
 class Reversed(WrappedSource):

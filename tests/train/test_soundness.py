@@ -6,7 +6,7 @@ import math
 import pytest
 import torch.distributed as dist
 
-from megalm.checkpoint.commit import committed, step_of
+from megalm.checkpoint.commit import list_committed, parse_step
 from megalm.checkpoint.reader import CheckpointReader
 from megalm.train.hooks import Hook
 from megalm.train.signals import Signals
@@ -32,7 +32,7 @@ class Ruin(Hook):
 
 
 def steps(trainer):
-    return [step_of(path) for path in committed(trainer.checkpoints.folder)]
+    return [parse_step(path) for path in list_committed(trainer.checkpoints.folder)]
 
 
 def kinds(trainer):

@@ -18,7 +18,7 @@ import torch
 from megalm.checkpoint.errors import CheckpointError
 from megalm.config.errors import ConfigError
 from megalm.generate.chat import Speaker
-from megalm.generate.model import load_model, tokenizer_of
+from megalm.generate.model import load_model, open_tokenizer
 from megalm.generate.sampling import Sampling
 from megalm.generate.server import ChatServer
 
@@ -28,7 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 WORDS = "/again writes another answer, /clear forgets, /system TEXT, /quit; Ctrl-C stops an answer"
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The arguments."""
     made = argparse.ArgumentParser(
         "megalm chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -56,7 +56,7 @@ def load(args: argparse.Namespace) -> Speaker:
         source, model = load_model(args.model, device=args.device, dtype=DTYPES[args.dtype], accept=args.accept)
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
-    tokenizer = tokenizer_of(source, args.tokenizer)
+    tokenizer = open_tokenizer(source, args.tokenizer)
     for note in (*source.notes, *tokenizer.control.doubts):
         print(f"note: {note}", file=sys.stderr)
     return Speaker(source, model, tokenizer)
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 when the input is wrong."""
-    return run_reporting(lambda: run(parser().parse_args(argv)))
+    return run_reporting(lambda: run(make_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,14 @@ from rich.table import Table
 
 from megalm.config.errors import ConfigError
 from megalm.config.writing import explain_failed_writes, write_whole
-from megalm.observe.runs import as_json, comparison, comparison_page, find_runs, rank, summarize
+from megalm.observe.runs import (
+    find_runs,
+    rank,
+    summarize,
+    tabulate_comparison,
+    write_comparison_json,
+    write_comparison_page,
+)
 
 from ..subcommands import run_reporting
 
@@ -22,7 +29,7 @@ EPILOG = """examples:
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The arguments."""
     made = argparse.ArgumentParser(
         prog="megalm compare",
@@ -47,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
         if args.html.is_dir():
             raise ConfigError(f"--html {args.html}: is a folder. Give the name of a page.")
         with explain_failed_writes(args.html.parent):
-            write_whole(args.html, comparison_page(runs, metric, args.highest))
+            write_whole(args.html, write_comparison_page(runs, metric, args.highest))
     if args.json:
-        print(as_json(runs, metric))
+        print(write_comparison_json(runs, metric))
         return 0
-    headers, rows = comparison(runs, metric)
+    headers, rows = tabulate_comparison(runs, metric)
     table = Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False)
     for column, header in zip(table.columns, headers, strict=True):
         column.justify = "left" if header == "run" else "right"
@@ -68,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 when the input is wrong."""
-    return run_reporting(lambda: run(parser().parse_args(argv)))
+    return run_reporting(lambda: run(make_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ TOLERANCE = 1e-3
 """Largest difference of fp32 logits for which two models count as the same (they are of the order of 10)."""
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         "megalm convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 @contextmanager
-def progress_bar() -> Iterator:
+def show_progress() -> Iterator:
     """A bar on stderr where that is a terminal; gives a function as `convert` wants it."""
     console = Console(stderr=True)
     with Progress(
@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
         spelling=arguments.names,
         pad_vocabulary=arguments.pad_vocabulary,
     )
-    with progress_bar() as bar:
+    with show_progress() as bar:
         source, report = convert(
             arguments.source,
             arguments.target,
@@ -188,7 +188,7 @@ def reshard(arguments: Sequence[str]) -> int:
     made.add_argument("source", type=Path, help="a run's folder (its newest checkpoint) or a checkpoint")
     made.add_argument("target", type=Path, help="a new or empty folder, or FILE.safetensors")
     given = made.parse_args(arguments)
-    with progress_bar() as bar:
+    with show_progress() as bar:
         count, size = merge(given.source, given.target, bar)
     print(f"{given.target}: {count} tensors, {size / 1e6:.1f} MB, none left over")
     return 0
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     escape_what_cannot_be_written()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return reshard(argv[1:]) if argv[:1] == ["reshard"] else run(parser().parse_args(argv))
+        return reshard(argv[1:]) if argv[:1] == ["reshard"] else run(make_parser().parse_args(argv))
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

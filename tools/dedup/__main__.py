@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 
 from .. import dedup
-from ..interruption import INTERRUPTED, prompt_interruption
+from ..interruption import INTERRUPTED, interrupt_promptly
 from ..subcommands import run_tool
 
 
-def with_command(arguments: Sequence[str]) -> list[str]:
+def add_command(arguments: Sequence[str]) -> list[str]:
     """`--against EVAL` without a command is the command `against` with `--evaluation EVAL`; it may be given more than once."""
     if not any(item == "--against" or item.startswith("--against=") for item in arguments):
         return list(arguments)
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # numpy's library starts a thread for each core otherwise, which costs a short run a sixth of its time; the
     # workers, which inherit this, are the parallelism
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    arguments = with_command(sys.argv[1:] if arguments is None else arguments)
-    with prompt_interruption():
+    arguments = add_command(sys.argv[1:] if arguments is None else arguments)
+    with interrupt_promptly():
         status = run_tool(dedup, arguments)
     if status == INTERRUPTED and any(item.startswith(("--output", "--removed")) for item in arguments):
         print("interrupted; the same command goes on from what is done", file=sys.stderr)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..corpus_options import add_corpus_arguments, corpus_of, finish, memory_of, results_of
+from ..corpus_options import add_corpus_arguments, finish, list_results, open_corpus, parse_memory
 
 if TYPE_CHECKING:
     from megalm.corpus.dedup.contamination import Benchmark
@@ -36,18 +36,18 @@ def run(args: argparse.Namespace) -> int:
     from megalm.corpus.dedup.contamination import find_contaminated
     from megalm.corpus.dedup.corpus import Corpus
     from megalm.corpus.documents import find_files
-    from megalm.corpus.fields import from_command_line
+    from megalm.corpus.fields import unescape_template
     from megalm.corpus.shards import stamp_files
 
-    field = from_command_line(args.evaluation_field or args.field)
-    evaluation_files = results_of(args).input_files(find_files(args.evaluation))
+    field = unescape_template(args.evaluation_field or args.field)
+    evaluation_files = list_results(args).input_files(find_files(args.evaluation))
     options = {
         "words": args.words,
         "characters": args.characters,
         "evaluation": [field, *stamp_files(evaluation_files)],
     }
     with (
-        corpus_of(args, "against", **options) as corpus,
+        open_corpus(args, "against", **options) as corpus,
         Corpus(
             args.evaluation,
             field,
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
             corpus.stages.engine,
             os.path.join(corpus.folder, "evaluation"),
             ("evaluation", options),
-            memory=memory_of(args),
-            results=results_of(args),
+            memory=parse_memory(args),
+            results=list_results(args),
         ) as evaluation,
     ):
         found = find_contaminated(corpus, evaluation, args.words, args.characters)

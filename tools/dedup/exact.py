@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..corpus_options import add_corpus_arguments, corpus_of, finish
+from ..corpus_options import add_corpus_arguments, finish, open_corpus
 
 HELP = "documents with the same text; the first one stays"
 
@@ -15,5 +15,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from megalm.corpus.dedup.exact import find_exact_duplicates
 
-    with corpus_of(args, "exact", normalize=args.normalize) as corpus:
+    with open_corpus(args, "exact", normalize=args.normalize) as corpus:
         return finish(args, corpus, find_exact_duplicates(corpus, args.normalize))

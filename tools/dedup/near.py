@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..corpus_options import add_corpus_arguments, corpus_of, finish
+from ..corpus_options import add_corpus_arguments, finish, open_corpus
 
 HELP = "documents with nearly the same words (MinHash, verified); the first of each cluster stays"
 
@@ -20,6 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from megalm.corpus.dedup.near import find_near_duplicates
 
-    with corpus_of(args, "near", threshold=args.threshold, words=args.words) as corpus:
+    with open_corpus(args, "near", threshold=args.threshold, words=args.words) as corpus:
         removals, pairs = find_near_duplicates(corpus, args.threshold, args.words)
         return finish(args, corpus, removals, {"verified_pairs": len(pairs)})

@@ -5,7 +5,7 @@ import os
 
 from megalm.config.errors import ConfigError
 
-from ..corpus_options import add_corpus_arguments, corpus_of, finish, results_of
+from ..corpus_options import add_corpus_arguments, finish, list_results, open_corpus
 
 HELP = "documents that mean the same, by embeddings (k-means, cosine inside a cluster: SemDeDup)"
 
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
             status = os.stat(args.embeddings)
         except OSError as error:
             raise ConfigError(f"--embeddings {args.embeddings}: {error.strerror}. Give a .npy file.") from error
-        results_of(args).refuse_inputs([args.embeddings])
+        list_results(args).refuse_inputs([args.embeddings])
         options["embeddings"] = [os.path.abspath(args.embeddings), status.st_size, status.st_mtime_ns]
-    with corpus_of(args, "semantic", **options) as corpus:
+    with open_corpus(args, "semantic", **options) as corpus:
         removals = find_semantic_duplicates(corpus, args.embeddings, args.threshold, args.clusters, args.keep)
         return finish(args, corpus, removals)

@@ -8,10 +8,10 @@ from ..corpus_options import (
     ConsoleProgress,
     add_result_arguments,
     check_targets,
-    corpus_of,
-    memory_of,
+    open_corpus,
+    parse_memory,
     print_unusual,
-    unusual,
+    report_unusual,
 )
 
 HELP = "spans of bytes of a text, or of tokens of a token file, that occurred before; they are cut out"
@@ -39,13 +39,13 @@ def _cut_texts(args: argparse.Namespace) -> int:
     from megalm.corpus.dedup.spans import chunk_of
     from megalm.corpus.dedup.text_spans import cut_repeated_text
 
-    with corpus_of(args, "substring", bytes=args.bytes) as corpus:
+    with open_corpus(args, "substring", bytes=args.bytes) as corpus:
         cuts = cut_repeated_text(corpus, args.bytes, args.output, args.removed, chunk_of(corpus.share))
     result = {
         name: getattr(cuts, name) for name in ("documents", "documents_gone", "bytes", "spans", "bytes_cut", "bad")
     }
     if args.json:
-        print(json.dumps({**result, **unusual(cuts.bad, cuts.listed, cuts.written)}))
+        print(json.dumps({**result, **report_unusual(cuts.bad, cuts.listed, cuts.written)}))
         return 0
     print(
         f"{cuts.documents} documents, {cuts.spans} repeated spans of {args.bytes} bytes or more, {cuts.bytes_cut:,} of "
@@ -78,7 +78,7 @@ def _cut_tokens(args: argparse.Namespace) -> int:
         written = (f"{args.output}.bin", f"{args.output}.idx", *filter(None, [args.removed]))
         Results(written, (f"{args.output}.parts",)).refuse_inputs((file.tokens_path, file.index_path))
     with make_engine(args.engine, args.workers, args.engine_address) as engine:
-        chunk = chunk_of(share_of(memory_of(args), engine))
+        chunk = chunk_of(share_of(parse_memory(args), engine))
         spans = find_repeated_token_spans(file, args.length, engine, folder, chunk, ConsoleProgress())
     cut = sum(span.stop - span.start for span in spans)
     result = {"documents": file.num_documents, "tokens": file.num_tokens, "spans": len(spans), "tokens_cut": cut}

@@ -8,7 +8,7 @@ from megalm.config.errors import ConfigError
 from megalm.evaluate.pairs import KEY, SHOWN, make_pairs, write_pairs
 from megalm.evaluate.tasks.rows import read_rows
 from megalm.generate.chat import Speaker
-from megalm.generate.model import load_model, tokenizer_of
+from megalm.generate.model import load_model, open_tokenizer
 from megalm.generate.sampling import Sampling
 
 HELP = "write two models' answers to a file of prompts as a blinded page on which people vote"
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     answers = []
     for path in args.models:
         source, model = load_model(path)
-        speaker = Speaker(source, model, tokenizer_of(source))
+        speaker = Speaker(source, model, open_tokenizer(source))
         asked = [speaker.prompt_of([{"role": "user", "content": prompt}], args.max_tokens) for prompt in prompts]
         written = speaker.write(asked, [sampling] * len(asked), speaker.template.stop)
         answers.append({prompt: one.text.strip() for prompt, one in zip(prompts, written, strict=True)})

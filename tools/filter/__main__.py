@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from megalm.config.errors import ConfigError
 from megalm.corpus.dedup.files import write_whole
 
-from ..corpus_options import corpus_of, print_some
+from ..corpus_options import open_corpus, print_some
 from ..engine_options import add_worker_arguments
-from ..interruption import INTERRUPTED, prompt_interruption
+from ..interruption import INTERRUPTED, interrupt_promptly
 from ..subcommands import run_reporting
 from ._train import make_training_parser, train
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         training = make_training_parser().parse_args(words[1:])
         return run_reporting(lambda: train(training))
     args = make_parser().parse_args(words)
-    with prompt_interruption():
+    with interrupt_promptly():
         status = run_reporting(lambda: run(args))
     if status == INTERRUPTED and (args.output or args.removed):
         print("interrupted; the same command goes on from what is done", file=sys.stderr)
@@ -115,7 +115,7 @@ def filter_inputs(args: argparse.Namespace, contents: list[dict[str, Any]]) -> i
     rules = make_rules(contents)  # wrong rules are told before anything is read
     watch = bool(args.statistics)
     options = {"rules": contents, "column": args.column, "label_only": args.label_only, "watch": watch}
-    with corpus_of(args, "filter", **options) as corpus:
+    with open_corpus(args, "filter", **options) as corpus:
         outcome = filter_documents(corpus, contents, args.output, args.removed, args.column, args.label_only, watch)
         if watch:
             write_statistics(args.statistics, corpus, rules, outcome)

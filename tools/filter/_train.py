@@ -49,11 +49,11 @@ def train(args: argparse.Namespace) -> int:
 def _read(inputs: Sequence[str], field: str) -> "Iterator[Texts]":
     from megalm.corpus.dedup.corpus import CorpusShard
     from megalm.corpus.documents import find_files
-    from megalm.corpus.fields import from_command_line
+    from megalm.corpus.fields import unescape_template
     from megalm.corpus.filter.reading import read_documents
 
     pieces = tuple(find_files(inputs))
-    shard = CorpusShard(0, pieces, from_command_line(field), False)
+    shard = CorpusShard(0, pieces, unescape_template(field), False)
     return (documents.texts for documents in read_documents(shard, False))
 
 

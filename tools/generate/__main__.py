@@ -24,7 +24,7 @@ from megalm.config.errors import ConfigError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         "megalm generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -100,8 +100,8 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from megalm.generate.generate import prompt_ids
-    from megalm.generate.model import load_model, stop_tokens, tokenizer_of
+    from megalm.generate.generate import tokenize_prompt
+    from megalm.generate.model import load_model, open_tokenizer, stop_tokens
     from megalm.generate.sampling import Sampling
     from megalm.generate.text import check_stop, write_texts
 
@@ -127,10 +127,10 @@ def run(arguments: argparse.Namespace) -> int:
     source, model = load_model(
         arguments.model, device=arguments.device, dtype=DTYPES[arguments.dtype], accept=arguments.accept
     )
-    tokenizer = tokenizer_of(source, arguments.tokenizer)
+    tokenizer = open_tokenizer(source, arguments.tokenizer)
     for note in (*source.notes, *tokenizer.control.doubts):
         print(f"note: {note}", file=sys.stderr)
-    prompts = [prompt_ids(tokenizer, text) for text in texts]
+    prompts = [tokenize_prompt(tokenizer, text) for text in texts]
     longest = max(len(prompt.ids) for prompt in prompts)
     if longest > source.model.seq_length:
         print(
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     escape_what_cannot_be_written()
     try:
-        return run(parser().parse_args(argv))
+        return run(make_parser().parse_args(argv))
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

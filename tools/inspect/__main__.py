@@ -8,7 +8,7 @@ from .. import inspect
 from ..subcommands import find_subcommands, run_tool
 
 
-def with_command(arguments: Sequence[str]) -> list[str]:
+def add_command(arguments: Sequence[str]) -> list[str]:
     """`PATH ...` becomes `checkpoint PATH ...` or `data PATH ...` where the path holds one of these."""
     given = list(arguments)
     if not given or given[0].startswith("-") or given[0] in find_subcommands(inspect):
@@ -23,7 +23,7 @@ def with_command(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit status."""
-    return run_tool(inspect, with_command(sys.argv[1:] if arguments is None else arguments))
+    return run_tool(inspect, add_command(sys.argv[1:] if arguments is None else arguments))
 
 
 if __name__ == "__main__":

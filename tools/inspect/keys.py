@@ -4,7 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from megalm.config.reference import describe, list_keys, reference_page
+from megalm.config.reference import describe, list_keys, write_reference_page
 
 HELP = "what configuration keys mean"
 
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
         keys = [{**asdict(key), "effect": key.effect.value if key.effect else None} for key in list_keys()]
         print(json.dumps(keys, indent=2))
     elif args.markdown:
-        print(reference_page(), end="")
+        print(write_reference_page(), end="")
     else:
         groups = dict.fromkeys(key.name.partition(".")[0] for key in list_keys())
         print("\n\n".join(describe(name) for name in args.key or groups))

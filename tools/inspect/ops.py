@@ -72,7 +72,7 @@ def describe() -> dict[str, object]:
     return {
         "backend": backend.get_backend(),
         "extension": library is not None,
-        "missing": backend.why_missing(),
+        "missing": backend.explain_missing(),
         "cpu_isa": isa,
         "cuda": has_cuda,
         "gpu": torch.cuda.is_available(),
@@ -111,7 +111,7 @@ def _choose(names: list[str]) -> tuple[str, str]:
         if any(name in vendor.functions for name in names):
             return vendor.name, f"{choice}, for CUDA tensors; on a CPU the next that serves"
     if backend.find_library() is None:
-        return "reference", backend.why_missing()
+        return "reference", backend.explain_missing()
     return "native", f"{choice}; the reference serves dtypes that no kernel has"
 
 

@@ -33,7 +33,7 @@ EPILOG = """examples:
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The arguments."""
     result = argparse.ArgumentParser(
         prog="megalm mix",
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def mixtures(words: Sequence[str], most_epochs: float) -> list[Mixture]:
+def list_mixtures(words: Sequence[str], most_epochs: float) -> list[Mixture]:
     """The mixtures that the command line names."""
     files = [word for word in words if "=" not in word]
     totals = [word.partition("=")[2] for word in words if word.startswith("total=")]
@@ -83,7 +83,7 @@ def mixtures(words: Sequence[str], most_epochs: float) -> list[Mixture]:
     return found
 
 
-def table(mixture: Mixture) -> Table:
+def tabulate_mixture(mixture: Mixture) -> Table:
     """One mixture."""
     rows = [
         (
@@ -103,7 +103,7 @@ def table(mixture: Mixture) -> Table:
 
 def report(found: list[Mixture]) -> Report:
     """Every mixture's table, and the comparison of several."""
-    blocks: list = [table(mixture) for mixture in found]
+    blocks: list = [tabulate_mixture(mixture) for mixture in found]
     data: dict = found[0].as_dict() if len(found) == 1 else {"mixtures": [mixture.as_dict() for mixture in found]}
     if len(found) > 1:
         rows = [
@@ -129,14 +129,14 @@ def report(found: list[Mixture]) -> Report:
 
 def run(argv: Sequence[str] | None) -> int:
     """Solve, print, write."""
-    args = parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     if args.most_epochs <= 0:
         raise ConfigError(f"--most-epochs {args.most_epochs:g}: must be above 0.")
     if args.run:
-        from .curriculum import curriculum_report
+        from .curriculum import report_curriculum
 
-        return curriculum_report(args.words, args.most_epochs).show(as_json=args.json, page=args.html)
-    found = mixtures(args.words, args.most_epochs)
+        return report_curriculum(args.words, args.most_epochs).show(as_json=args.json, page=args.html)
+    found = list_mixtures(args.words, args.most_epochs)
     if args.write is not None:
         if len(found) != 1:
             raise ConfigError(f"--write writes one mixture; {len(found)} are given.")

@@ -9,31 +9,31 @@ from megalm.plan.mixture import MOST_EPOCHS, WARN_EPOCHS
 from megalm.plan.report import Report
 
 
-def curriculum_report(overrides: Sequence[str], most_epochs: float = MOST_EPOCHS) -> Report:
+def report_curriculum(overrides: Sequence[str], most_epochs: float = MOST_EPOCHS) -> Report:
     """What each phase of the run that these overrides describe draws from each source, and how it learns.
 
     Errors: ConfigError for what the run itself would refuse, for a run without phases, and for too many epochs.
     """
     from megalm.config.compose import compose_config
-    from megalm.config.phases import spans_of
+    from megalm.config.phases import list_configured_spans
     from megalm.data.openers import open_sources
     from megalm.data.phases import make_curriculum, tabulate_phases
     from megalm.launch.resolve import resolve_length
-    from megalm.optim.lr import phased_learning_rate
+    from megalm.optim.lr import compute_phased_learning_rate
 
     config = compose_config(overrides)
     if not config.data.phases:
         raise ConfigError("this run has no data.phases: it is one phase with data.weights. See docs/data.md, Phases.")
     resolve_length(config)
     assert config.train.steps is not None
-    found = spans_of(config)
+    found = list_configured_spans(config)
     sources = open_sources(config.data, config.model.seq_length)
     available = {source.name: source.train_tokens for source in sources}
     weights = {source.name: source.weight for source in sources}
     rows = tabulate_phases(make_curriculum(found, weights, available), available, config.train.steps)
 
     def rate(step: int) -> str:
-        return f"{phased_learning_rate(config.optim, found, step, found[-1].end_step):.2e}"
+        return f"{compute_phased_learning_rate(config.optim, found, step, found[-1].end_step):.2e}"
 
     lengths = [
         (

@@ -12,7 +12,7 @@ from typing import Any
 from megalm.config.errors import ConfigError
 from megalm.corpus import python_corpus
 from megalm.corpus.engine import make_engine
-from megalm.corpus.fields import from_command_line
+from megalm.corpus.fields import unescape_template
 from megalm.corpus.losses import describe_losses
 from megalm.corpus.token_import import import_tokens
 from megalm.corpus.tokenize_corpus import Settings, ShardResult
@@ -23,7 +23,7 @@ from megalm.tokenizer.tiktoken_ranks import NAMES as ENCODING_NAMES
 from megalm.tokenizer.tokenizer import FAST_BACKENDS
 
 from ..engine_options import add_worker_arguments
-from ..interruption import INTERRUPTED, prompt_interruption
+from ..interruption import INTERRUPTED, interrupt_promptly
 from ..subcommands import run_reporting
 
 
@@ -73,7 +73,7 @@ class ConsoleProgress(Progress):
             self._bar.stop()
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """All options of the tool."""
     p = argparse.ArgumentParser(
         prog="megalm tokenize",
@@ -182,7 +182,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def job_of(args: argparse.Namespace) -> Job:
+def make_job(args: argparse.Namespace) -> Job:
     """The job that the options describe."""
     if args.token_type is not None or args.end_id is not None:
         raise ConfigError("--token-type and --end-id are for token files of other programs: give --from-tokens, too.")
@@ -192,7 +192,7 @@ def job_of(args: argparse.Namespace) -> Job:
         raise ConfigError("--languages needs --language-field, the key that holds each document's language.")
     settings = Settings(
         tokenizer=args.tokenizer or "",
-        field=from_command_line(args.field),
+        field=unescape_template(args.field),
         append_eos=not args.no_eos,
         prepend_bos=args.bos,
         eos=args.eos,
@@ -272,13 +272,13 @@ def import_and_show(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 wrong input, 130 interrupted (the same command goes on)."""
-    args = parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
 
     def action() -> int:
         start = time.monotonic()
         if args.from_tokens:
             return import_and_show(args)
-        job = job_of(args)
+        job = make_job(args)
         make = partial(make_engine, args.engine, args.workers, args.engine_address)
         outcome = run_job(job, ConsoleProgress(), make)
         for line in describe_losses(outcome.losses, outcome.round_trips, outcome.documents):
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             show(outcome, args.report, time.monotonic() - start)
         return 0
 
-    with prompt_interruption():
+    with interrupt_promptly():
         status = run_reporting(action)
     if status == INTERRUPTED and args.output:
         print("interrupted; the same command goes on from what is done", file=sys.stderr)

@@ -19,7 +19,7 @@ from megalm.convert.families.mixtures import (
     shared_by_number,
     write_groups,
 )
-from megalm.convert.families.rope import rope_reader, write_rope, yarn_magnitude
+from megalm.convert.families.rope import compute_yarn_magnitude, make_rope_reader, write_rope
 
 _ATTENTION = {
     "self_attn.q_proj": "attention.query",
@@ -49,7 +49,7 @@ def _read(json: Config, model: ModelConfig) -> None:
     rope = json.get("rope_parameters") or json.get("rope_scaling") or Config({})
     share = rope.get("mscale_all_dim")
     if model.rope_scaling.kind == "yarn" and share:
-        model.attention_scale = _scale(model) * yarn_magnitude(model.rope_scaling.factor, share) ** 2
+        model.attention_scale = _scale(model) * compute_yarn_magnitude(model.rope_scaling.factor, share) ** 2
 
 
 def _scale(model: ModelConfig) -> float:
@@ -90,7 +90,7 @@ DEEPSEEK_V3 = Family(
     ),
     Names(ENDS, PREFIX, {**BEFORE, **_ATTENTION, **MLP, **ROUTER, **SELECTION, **EXPERTS, **SHARED}),
     SIGMOID,
-    chain(rope_reader(), read_groups, note_prediction, _read),
+    chain(make_rope_reader(), read_groups, note_prediction, _read),
     join(_write, write_groups),
     interleaved=True,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from megalm.config import ModelConfig
 from megalm.convert.families.family import Family, Json, Names, chain, join, truth
 from megalm.convert.families.llama import ATTENTION, BEFORE, ENDS, PREFIX, llama_settings, without
-from megalm.convert.families.rope import rope_reader, write_partial_rope
+from megalm.convert.families.rope import make_rope_reader, write_partial_rope
 from megalm.convert.families.windows import read_window, write_window
 
 _MLP: dict[str, str | tuple[str, ...]] = {"mlp.gate_up_proj": ("mlp.gate", "mlp.up"), "mlp.down_proj": "mlp.down"}
@@ -31,7 +31,9 @@ PHI3 = Family(
         },
     ),
     read_more=chain(
-        rope_reader(fraction=1.0), read_window(None), lambda json, model: json.get("original_max_position_embeddings")
+        make_rope_reader(fraction=1.0),
+        read_window(None),
+        lambda json, model: json.get("original_max_position_embeddings"),
     ),
     write_more=join(write_partial_rope, write_window, _write_original),
 )
@@ -55,7 +57,7 @@ GLM4 = Family(
         },
     ),
     {"norm_placement": "both"},
-    rope_reader(fraction=0.5),
+    make_rope_reader(fraction=0.5),
     write_partial_rope,
     interleaved=True,
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from megalm.config import ModelConfig
 from megalm.convert.families.family import Config, Family, Json, Names, activation, chain, join, refuse, same
 from megalm.convert.families.llama import ATTENTION, BIASES, ENDS, MLP, PREFIX, QK_HEAD, shape_settings
-from megalm.convert.families.rope import rope_reader, write_layers_rope, write_rope
-from megalm.convert.families.windows import pattern_reader, write_pattern
+from megalm.convert.families.rope import make_rope_reader, write_layers_rope, write_rope
+from megalm.convert.families.windows import make_pattern_reader, write_pattern
 
 _NAMES = Names(
     ENDS,
@@ -57,7 +57,7 @@ GEMMA2 = Family(
     ),
     _NAMES,
     _ALWAYS,
-    chain(rope_reader(), pattern_reader(2), _read_scales),
+    chain(make_rope_reader(), make_pattern_reader(2), _read_scales),
     join(write_rope, write_pattern, _write_scales),
 )
 GEMMA3 = Family(
@@ -72,7 +72,9 @@ GEMMA3 = Family(
     ),
     _NAMES,
     {**_ALWAYS, **QK_HEAD},
-    chain(rope_reader(theta=1e6, layers=True, local_theta=1e4), pattern_reader(6), _read_scales, _read_no_cap),
+    chain(
+        make_rope_reader(theta=1e6, layers=True, local_theta=1e4), make_pattern_reader(6), _read_scales, _read_no_cap
+    ),
     join(write_layers_rope, write_pattern, _write_scales),
 )
 FAMILIES = (GEMMA2, GEMMA3)

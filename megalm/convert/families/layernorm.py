@@ -27,8 +27,8 @@ from megalm.convert.families.llama import (
     shape_settings,
     without,
 )
-from megalm.convert.families.rope import rope_reader, write_partial_rope, write_rope, write_scaling
-from megalm.convert.families.windows import pattern_reader, read_window, write_pattern, write_window
+from megalm.convert.families.rope import make_rope_reader, write_partial_rope, write_rope, write_scaling
+from megalm.convert.families.windows import make_pattern_reader, read_window, write_pattern, write_window
 
 
 def _write_neox_rope(model: ModelConfig) -> Json:
@@ -80,7 +80,7 @@ NEOX = Family(
         aliases={"embed_out.weight": "lm_head.weight"},
     ),
     {"norm": "layernorm", "norm_bias": True, "linear_bias": True},
-    rope_reader(fraction=0.25),
+    make_rope_reader(fraction=0.25),
     _write_neox_rope,
 )
 STARCODER2 = Family(
@@ -94,7 +94,7 @@ STARCODER2 = Family(
     ),
     Names(ENDS, PREFIX, {**BEFORE, **ATTENTION, "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}),
     {"norm": "layernorm", "norm_bias": True},
-    chain(rope_reader(), read_window(None)),
+    chain(make_rope_reader(), read_window(None)),
     join(write_rope, write_window),
 )
 NEMOTRON = Family(
@@ -109,7 +109,7 @@ NEMOTRON = Family(
     ),
     Names(ENDS, PREFIX, {**BEFORE, **ATTENTION, "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down"}),
     {"norm": "layernorm", "norm_bias": True, "norm_unit_offset": True},
-    rope_reader(fraction=0.5),
+    make_rope_reader(fraction=0.5),
     write_partial_rope,
 )
 _COHERE = (
@@ -127,7 +127,7 @@ COHERE = Family(
     _COHERE,
     _COHERE_NAMES,
     _COHERE_ALWAYS,
-    chain(rope_reader(theta=500000.0), _read_qk_norm),
+    chain(make_rope_reader(theta=500000.0), _read_qk_norm),
     join(write_rope, lambda model: {"use_qk_norm": model.qk_norm and model.qk_norm_scope == "each"}),
     interleaved=True,
 )
@@ -137,7 +137,7 @@ COHERE2 = Family(
     _COHERE,
     _COHERE_NAMES,
     _COHERE_ALWAYS,
-    chain(rope_reader(), pattern_reader(4), _leave_rope_out_of_full_layers),
+    chain(make_rope_reader(), make_pattern_reader(4), _leave_rope_out_of_full_layers),
     join(write_rope, write_pattern),
     interleaved=True,
 )

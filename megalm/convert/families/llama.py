@@ -19,12 +19,12 @@ from megalm.convert.families.family import (
     same,
     truth,
 )
-from megalm.convert.families.rope import rope_reader, write_layers_rope, write_rope
+from megalm.convert.families.rope import make_rope_reader, write_layers_rope, write_rope
 from megalm.convert.families.windows import (
-    pattern_reader,
+    make_pattern_reader,
+    name_layer_kinds,
     read_qwen_windows,
     read_window,
-    words_of,
     write_pattern,
     write_qwen_windows,
     write_window,
@@ -101,7 +101,7 @@ def _read_no_rope(json: Config, model: ModelConfig) -> None:
     kinds = json.get("layer_types")
     if kinds is None:
         kinds = ["sliding_attention" if window and not there else "full_attention" for there in rotated]
-    words = words_of(model, kinds)
+    words = name_layer_kinds(model, kinds)
     if "window" in words and window is None:
         raise ConfigError(
             "config.json: layer_types has sliding_attention, and use_sliding_window and sliding_window do not"
@@ -142,7 +142,7 @@ LLAMA = Family(
     "LlamaForCausalLM",
     (*llama_settings(), BIASES, MLP_BIAS),
     NAMES,
-    read_more=rope_reader(),
+    read_more=make_rope_reader(),
     write_more=write_rope,
 )
 MISTRAL = Family(
@@ -150,7 +150,7 @@ MISTRAL = Family(
     "MistralForCausalLM",
     llama_settings(kv_heads=8, positions=131072),
     NAMES,
-    read_more=chain(rope_reader(), read_window(4096)),
+    read_more=chain(make_rope_reader(), read_window(4096)),
     write_more=join(write_rope, write_window),
 )
 QWEN2 = Family(
@@ -159,7 +159,7 @@ QWEN2 = Family(
     llama_settings(kv_heads=32, positions=32768),
     NAMES,
     {"qkv_bias": True},
-    chain(rope_reader(), read_qwen_windows, _note_bias),
+    chain(make_rope_reader(), read_qwen_windows, _note_bias),
     join(write_rope, write_qwen_windows),
 )
 QWEN3 = Family(
@@ -168,7 +168,7 @@ QWEN3 = Family(
     (*llama_settings(kv_heads=32, positions=32768, head_dim=128), BIASES),
     NAMES,
     QK_HEAD,
-    chain(rope_reader(), read_qwen_windows),
+    chain(make_rope_reader(), read_qwen_windows),
     join(write_rope, write_qwen_windows),
 )
 OLMO2 = Family(
@@ -177,7 +177,7 @@ OLMO2 = Family(
     (*without("head_dim", llama_settings(eps=1e-5)), BIASES),
     NORMS_BEHIND,
     {"norm_placement": "post", **QK_FULL},
-    rope_reader(),
+    make_rope_reader(),
     write_rope,
 )
 OLMO3 = Family(
@@ -186,7 +186,7 @@ OLMO3 = Family(
     OLMO2.settings,
     NORMS_BEHIND,
     OLMO2.always,
-    chain(rope_reader(theta=500000.0, layers=True), pattern_reader(4)),
+    chain(make_rope_reader(theta=500000.0, layers=True), make_pattern_reader(4)),
     join(write_layers_rope, write_pattern),
 )
 SMOLLM3 = Family(
@@ -194,7 +194,7 @@ SMOLLM3 = Family(
     "SmolLM3ForCausalLM",
     (*without("head_dim", llama_settings(kv_heads=4, positions=32768, tied=True)), BIASES, MLP_BIAS),
     NAMES,
-    read_more=chain(rope_reader(theta=2000000.0), _read_no_rope),
+    read_more=chain(make_rope_reader(theta=2000000.0), _read_no_rope),
     write_more=join(write_rope, _write_no_rope),
 )
 GRANITE = Family(
@@ -209,7 +209,7 @@ GRANITE = Family(
         Setting("logits_scaling", ("logit_scale",), 1.0, _inverse, _inverse),
     ),
     NAMES,
-    read_more=chain(rope_reader(), _read_multiplier),
+    read_more=chain(make_rope_reader(), _read_multiplier),
     write_more=join(write_rope, _write_multiplier),
 )
 FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, OLMO3, SMOLLM3, GRANITE)

@@ -32,9 +32,9 @@ from megalm.convert.families.llama import (
     llama_settings,
     without,
 )
-from megalm.convert.families.rope import rope_reader, write_partial_rope, write_rope, write_scaling
+from megalm.convert.families.rope import make_rope_reader, write_partial_rope, write_rope, write_scaling
 from megalm.convert.families.windows import (
-    pattern_reader,
+    make_pattern_reader,
     read_qwen_windows,
     read_window,
     write_pattern,
@@ -157,7 +157,7 @@ MIXTRAL = Family(
         },
     ),
     {**SOFTMAX, "moe.weight_norm": 1.0},
-    chain(rope_reader(theta=1e6), read_window(None), _check_router_noise),
+    chain(make_rope_reader(theta=1e6), read_window(None), _check_router_noise),
     join(write_rope, write_window),
 )
 OLMOE = Family(
@@ -173,7 +173,7 @@ OLMOE = Family(
     ),
     Names(ENDS, PREFIX, {**BEFORE, **ATTENTION, **ROUTER, **EXPERTS}),
     {**SOFTMAX, **QK_FULL},
-    chain(rope_reader(), _check_clip),
+    chain(make_rope_reader(), _check_clip),
     write_rope,
 )
 QWEN2_MOE = Family(
@@ -200,7 +200,7 @@ QWEN2_MOE = Family(
         },
     ),
     {**SOFTMAX, "moe.shared_gate": True},
-    chain(rope_reader(), _read_qwen2_windows, _read_layers),
+    chain(make_rope_reader(), _read_qwen2_windows, _read_layers),
     join(write_rope, write_qwen_windows, _write_layers),
 )
 QWEN3_MOE = Family(
@@ -214,7 +214,7 @@ QWEN3_MOE = Family(
     ),
     Names(ENDS, PREFIX, {**BEFORE, **ATTENTION, **MLP, **ROUTER, **EXPERTS}),
     {**SOFTMAX, **QK_HEAD},
-    chain(rope_reader(), _read_qwen3_window, _read_layers),
+    chain(make_rope_reader(), _read_qwen3_window, _read_layers),
     join(write_rope, _write_qwen3_window, _write_layers),
 )
 DEEPSEEK_LIKE = (
@@ -240,7 +240,7 @@ GLM4_MOE = Family(
     ),
     Names(ENDS, PREFIX, {**BEFORE, **ATTENTION, **MLP, **ROUTER, **SELECTION, **EXPERTS, **SHARED}),
     SIGMOID,
-    chain(rope_reader(fraction=0.5), read_groups, _read_qk_norm, note_prediction),
+    chain(make_rope_reader(fraction=0.5), read_groups, _read_qk_norm, note_prediction),
     join(write_partial_rope, write_groups, lambda model: {"use_qk_norm": model.qk_norm}),
 )
 
@@ -296,7 +296,7 @@ GPT_OSS = Family(
         "linear_bias": True,
         "attention_sinks": True,
     },
-    chain(rope_reader(theta=150000.0), pattern_reader(2, 128), _read_gpt_oss),
+    chain(make_rope_reader(theta=150000.0), make_pattern_reader(2, 128), _read_gpt_oss),
     join(write_rope, write_pattern, lambda model: {"hidden_act": "silu"}),
 )
 
@@ -364,7 +364,7 @@ DBRX = Family(
         },
     ),
     {**SOFTMAX, "norm": "layernorm", "norm_eps": 1e-5},
-    chain(rope_reader(), _read_dbrx),
+    chain(make_rope_reader(), _read_dbrx),
     _write_dbrx,
 )
 FAMILIES = (MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GLM4_MOE, GPT_OSS, DBRX)

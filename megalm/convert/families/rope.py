@@ -13,7 +13,7 @@ from megalm.convert.families.family import Config, Json
 _KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
-def rope_reader(
+def make_rope_reader(
     *, theta: float = 10000.0, fraction: float | None = None, layers: bool = False, local_theta: float | None = None
 ) -> Callable[[Config, ModelConfig], None]:
     """Make a reader of rotary settings.
@@ -137,11 +137,11 @@ def _yarn_magnitude(settings: Config, factor: float) -> float:
     if given is not None:
         return float(given)
     if over and under:
-        return yarn_magnitude(factor, over) / yarn_magnitude(factor, under)
-    return yarn_magnitude(factor)
+        return compute_yarn_magnitude(factor, over) / compute_yarn_magnitude(factor, under)
+    return compute_yarn_magnitude(factor)
 
 
-def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
+def compute_yarn_magnitude(factor: float, scale: float = 1.0) -> float:
     """What YaRN multiplies queries and keys by (arXiv:2309.00071, sec. 3.4)."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 

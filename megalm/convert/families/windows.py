@@ -37,7 +37,7 @@ def read_qwen_windows(json: Config, model: ModelConfig) -> None:
         kinds = [
             "sliding_attention" if on and index >= first else "full_attention" for index in range(model.num_layers)
         ]
-    words = words_of(model, kinds)
+    words = name_layer_kinds(model, kinds)
     if not on and "window" in words and window is not None:
         raise ConfigError(
             "config.json: layer_types has sliding_attention and use_sliding_window is false; say true for windows, or "
@@ -56,7 +56,7 @@ def write_qwen_windows(model: ModelConfig) -> Json:
     return {"use_sliding_window": True, "sliding_window": model.window, "max_window_layers": 0, "layer_types": kinds}
 
 
-def pattern_reader(every: int, window: int | None = 4096) -> Callable[[Config, ModelConfig], None]:
+def make_pattern_reader(every: int, window: int | None = 4096) -> Callable[[Config, ModelConfig], None]:
     """Make a reader of windows on all but every so many-th layer; the numbers are transformers' defaults."""
 
     def read(json: Config, model: ModelConfig) -> None:
@@ -65,7 +65,7 @@ def pattern_reader(every: int, window: int | None = 4096) -> Callable[[Config, M
         kinds = json.get("layer_types")
         if kinds is None:
             kinds = ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(model.num_layers)]
-        words = words_of(model, kinds)
+        words = name_layer_kinds(model, kinds)
         model.window = json.get("sliding_window", window)
         if model.window is None and "window" in words:
             raise ConfigError("config.json: layer_types has sliding_attention and sliding_window is missing")
@@ -84,7 +84,7 @@ def write_pattern(model: ModelConfig) -> Json:
     }
 
 
-def words_of(model: ModelConfig, kinds: list[str]) -> list[str]:
+def name_layer_kinds(model: ModelConfig, kinds: list[str]) -> list[str]:
     """Name `layer_types` as model.layer_pattern does. Errors: ConfigError for other kinds, or another number."""
     strange = sorted(set(kinds) - set(_WORDS))
     if strange:

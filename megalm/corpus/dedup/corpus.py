@@ -20,11 +20,11 @@ from megalm.config.errors import ConfigError
 from megalm.corpus.blocks import Blocks
 from megalm.corpus.dedup.files import load_dealt, name_shard_file, save
 from megalm.corpus.dedup.places import PLACE, make_bad_record, place_record
-from megalm.corpus.dedup.stages import Progress, Stages, recipe_of
+from megalm.corpus.dedup.stages import Progress, Stages, describe_recipe
 from megalm.corpus.dedup.texts import Texts
 from megalm.corpus.documents import BadDocument, Piece, cut_into_pieces, find_files, read_piece
 from megalm.corpus.engine import Engine
-from megalm.corpus.files import ending_of, is_stream
+from megalm.corpus.files import find_ending, is_stream
 from megalm.corpus.json_lines import read_lines
 from megalm.corpus.results import Results
 from megalm.corpus.shards import make_shards, stamp_files
@@ -86,7 +86,7 @@ _Read = tuple[Texts, np.ndarray, list[tuple[int, BadDocument]]]
 
 def holds_lines(piece: Piece) -> bool:
     """Whether each line of the file is a document."""
-    return ending_of(piece.path) in (".jsonl", ".ndjson")
+    return find_ending(piece.path) in (".jsonl", ".ndjson")
 
 
 def _lines_of(piece: Piece, field: str) -> Iterator[_Read]:
@@ -260,7 +260,7 @@ class Corpus:
         recipe = None
         if folder and command:
             options = {**command[1], "field": field, "skip_bad": skip_bad, "share": self.share}
-            recipe = recipe_of(
+            recipe = describe_recipe(
                 command[0], options, [*stamp_files(files), [len(shard) for shard in make_shards(pieces)]]
             )
         self._resumable = recipe is not None

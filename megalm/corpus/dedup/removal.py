@@ -18,7 +18,7 @@ from megalm.corpus.dedup.corpus import Corpus, CorpusShard, ShardStage, explain_
 from megalm.corpus.dedup.files import load, name_shard_file, save, write_whole
 from megalm.corpus.dedup.places import KINDS, PLACE, Places
 from megalm.corpus.documents import BOM, BadDocument, Document, Piece, read_piece
-from megalm.corpus.fields import with_text
+from megalm.corpus.fields import replace_text
 from megalm.corpus.files import open_bytes
 from megalm.corpus.shards import check_unchanged
 
@@ -274,7 +274,7 @@ def copy_lines(
                 fields = record if isinstance(record, dict) else {}
                 file.write(
                     write_json_row(
-                        with_text(fields, field, texts[index]) if texts and index in texts else {"text": record}
+                        replace_text(fields, field, texts[index]) if texts and index in texts else {"text": record}
                     )
                 )
                 continue

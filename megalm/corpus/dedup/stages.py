@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megalm.corpus.engine import Engine, LocalEngine
-from megalm.corpus.shards import WorkFolder, digest
+from megalm.corpus.shards import WorkFolder, hash_json
 
 
 class Progress:
@@ -98,9 +98,9 @@ class Stages:
         self._work.close(keep and self.begun)
 
 
-def recipe_of(command: str, options: dict[str, Any], files: Sequence[Any]) -> dict[str, Any]:
+def describe_recipe(command: str, options: dict[str, Any], files: Sequence[Any]) -> dict[str, Any]:
     """All that decides what the stages leave: the command, its options, and the files by their stamps."""
-    return {"format": 1, "command": command, "options": options, "files": digest(list(files))}
+    return {"format": 1, "command": command, "options": options, "files": hash_json(list(files))}
 
 
 def _read(path: str) -> tuple[dict[tuple[str, int], Any], int]:

@@ -30,7 +30,7 @@ from megalm.corpus.dedup.removal import (
     write_json_row,
 )
 from megalm.corpus.dedup.spans import Symbols, find_spans
-from megalm.corpus.fields import is_one_text, with_text
+from megalm.corpus.fields import is_one_text, replace_text
 
 SHOWN = 200  # characters of what was cut in the list of it
 
@@ -216,5 +216,5 @@ def _write_kept(stage: ShardStage, rest: dict[int, str | None], file: BinaryIO) 
             continue
         for number, document in read_documents_at(piece, shard, numbers, places, written):
             text = rest.get(number) or document.text
-            written.document(file, with_text(document.fields, shard.field, text))
+            written.document(file, replace_text(document.fields, shard.field, text))
     return written

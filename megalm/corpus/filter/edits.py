@@ -13,7 +13,7 @@ import numpy as np
 from megalm.config.errors import ConfigError
 from megalm.corpus.dedup.texts import Texts
 from megalm.corpus.filter.batch import Batch
-from megalm.corpus.filter.scores import load_counter, word_arguments
+from megalm.corpus.filter.scores import load_counter, make_word_arguments
 
 LINE_COUNTS = [
     "long_word_lines",
@@ -51,7 +51,7 @@ class CleanLines:
             data.ctypes.data,
             ends.ctypes.data,
             len(texts),
-            *word_arguments(),
+            *make_word_arguments(),
             self.max_word_length,
             self.min_words,
             self.terminal,

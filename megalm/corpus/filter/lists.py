@@ -15,7 +15,7 @@ import numpy as np
 
 from megalm.config.errors import ConfigError
 from megalm.corpus.dedup.texts import Texts
-from megalm.corpus.fields import value_at
+from megalm.corpus.fields import look_up_value
 from megalm.corpus.filter.batch import Batch
 
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
@@ -133,7 +133,9 @@ class Address:
 
     def apply(self, batch: Batch) -> None:
         """Gives the count; none for a document without an address."""
-        batch.give("listed_address", np.array([self._count(value_at(fields, self.field)) for fields in batch.fields]))
+        batch.give(
+            "listed_address", np.array([self._count(look_up_value(fields, self.field)) for fields in batch.fields])
+        )
 
     def _count(self, url: Any) -> float:
         if not isinstance(url, str) or not url:
@@ -173,7 +175,7 @@ class FieldValue:
         batch.give(self.field, np.array([self._value(fields) for fields in batch.fields]))
 
     def _value(self, fields: dict[str, Any]) -> float:
-        found = value_at(fields, self.field)
+        found = look_up_value(fields, self.field)
         if found is not None and self.values:
             return float(str(found) in self.values)
         if isinstance(found, (int, float)):

@@ -14,7 +14,7 @@ from megalm.corpus.dedup.places import make_bad_record
 from megalm.corpus.dedup.removal import write_json_row
 from megalm.corpus.dedup.texts import Texts
 from megalm.corpus.documents import BOM, BadDocument, Document, Piece, read_piece
-from megalm.corpus.fields import with_text
+from megalm.corpus.fields import replace_text
 from megalm.corpus.json_lines import Lines, read_lines
 
 
@@ -63,7 +63,7 @@ class Documents:
                 return b"%s%s%s: %s}\n" % (head, comma, json.dumps(column).encode(), mark)
         record = self.record(number)
         if text is not None:
-            record = with_text(record, self.field_name if self._has_field(record) else "text", text)
+            record = replace_text(record, self.field_name if self._has_field(record) else "text", text)
         if column:
             record = {**record, column: json.loads(mark)}
         return write_json_row(record)

@@ -165,7 +165,7 @@ def count_texts(texts: Texts, settings: CountSettings) -> Counted:
     library.text_counts(
         *(array.ctypes.data for array in inputs),
         len(texts),
-        *word_arguments(),
+        *make_word_arguments(),
         stop_codes.ctypes.data,
         stop_ends.ctypes.data,
         len(stop_ends),
@@ -175,7 +175,7 @@ def count_texts(texts: Texts, settings: CountSettings) -> Counted:
     return Counted(out)
 
 
-def word_arguments() -> tuple[int, ...]:
+def make_word_arguments() -> tuple[int, ...]:
     """The fields of WordRules in csrc/text_counts/op.h; the arrays live as long as the process."""
     t = load_word_tables()
     return (

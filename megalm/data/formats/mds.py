@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 
 from megalm.config.errors import ConfigError
-from megalm.data.formats.mds_storage import HASHES, compress, compression_of, decompress
+from megalm.data.formats.mds_storage import HASHES, compress, decompress, parse_compression
 from megalm.data.formats.mds_values import decode_value, encode_value, find_fixed_size
 from megalm.data.formats.store import Cache, Store, is_url
 from megalm.data.tokens import CODES, HEADER, MAGIC
@@ -334,7 +334,7 @@ def _checked_info(path: str, info: dict[str, Any]) -> dict[str, Any]:
     for name, encoding, size in zip(names, encodings, sizes, strict=True):
         if not isinstance(name, str) or not isinstance(encoding, str) or find_fixed_size(encoding) != size:
             raise ValueError(f"column {name!r} of {encoding!r} with the size {size!r}")
-    compression_of(info["compression"])
+    parse_compression(info["compression"])
     if type(info["samples"]) is not int or not 0 <= info["samples"] < 1 << 32:
         raise ValueError(f"{info['samples']!r} samples")
     files = {"raw_data": info["raw_data"], "zip_data": info.get("zip_data")}

@@ -30,7 +30,7 @@ HASHES |= {name: partial(_digest, getattr(xxhash, name)) for name in _FROM_XXHAS
 COMPRESSIONS = ("zstd", "gz", "bz2", "br", "snappy")
 
 
-def compression_of(name: str | None) -> tuple[str, int | None] | None:
+def parse_compression(name: str | None) -> tuple[str, int | None] | None:
     """`zstd:7` -> (zstd, 7), `gz` -> (gz, None). Errors: ValueError for one that is not known"""
     if name is None:
         return None
@@ -42,7 +42,7 @@ def compression_of(name: str | None) -> tuple[str, int | None] | None:
 
 def compress(name: str, data: bytes) -> bytes:
     """Errors: ValueError for one that is not written"""
-    kind, level = compression_of(name) or ("", None)
+    kind, level = parse_compression(name) or ("", None)
     if kind != "zstd":
         raise ValueError(f"compression {name!r} is not written: only zstd")
     import zstandard
@@ -53,7 +53,7 @@ def compress(name: str, data: bytes) -> bytes:
 def decompress(name: str, data: bytes, size: int) -> bytes:
     """`size` bytes, never more. Errors: ValueError for data that are damaged or of another size; ConfigError where a
     library is missing."""
-    kind = (compression_of(name) or ("",))[0]
+    kind = (parse_compression(name) or ("",))[0]
     try:
         raw = _DECOMPRESS[kind](data, size)
     except ConfigError:

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from megalm.guard.detect import SpikeDetector, config_for_stride
-from megalm.guard.policy import unprobed_action
+from megalm.guard.detect import SpikeDetector, adapt_to_stride
+from megalm.guard.policy import choose_unprobed_action
 
 
 class Rule(Protocol):
@@ -27,12 +27,12 @@ class Guard:
     """This project's detector, with no probe to ask."""
 
     def __init__(self, stride: float = 1):
-        self.detector, self.step = SpikeDetector(config_for_stride(stride)), 0
+        self.detector, self.step = SpikeDetector(adapt_to_stride(stride)), 0
 
     def observe(self, loss: float, grad_norm: float | None = None) -> str:
         self.step += 1
         seen = self.detector.observe(self.step, loss)
-        return unprobed_action(seen.kind, seen.lasting)
+        return choose_unprobed_action(seen.kind, seen.lasting)
 
 
 class TenTimesTheStart:

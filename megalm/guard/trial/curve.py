@@ -12,9 +12,9 @@ from typing import Any
 
 from megalm.config.errors import ConfigError
 from megalm.config.guard import DetectorConfig
-from megalm.guard.detect import Observation, SpikeDetector, config_for_stride
-from megalm.guard.policy import unprobed_action
-from megalm.journal import course_of, parse_json_lines
+from megalm.guard.detect import Observation, SpikeDetector, adapt_to_stride
+from megalm.guard.policy import choose_unprobed_action
+from megalm.journal import choose_course, parse_json_lines
 
 STEP_COLUMNS = ("step", "iteration", "iter", "global_step", "_step")
 
@@ -75,7 +75,7 @@ def read_curve(path: Path | str, column: str = "loss") -> Curve:
         raise ConfigError(f"{path}: column {column!r} holds no value. Its columns: {', '.join(columns)}.")
     if made[0]["step"] > made[-1]["step"] and all(a["step"] >= b["step"] for a, b in pairwise(made)):
         made.reverse()
-    course = course_of(made)
+    course = choose_course(made)
     steps, *abandoned = ([(row["step"], row["value"]) for row in each] for each in (course.steps, *course.abandoned))
     return Curve([step for step, _ in steps], [value for _, value in steps], abandoned)
 
@@ -141,7 +141,7 @@ class Alarm:
 
 def list_alarms(curve: Curve, config: DetectorConfig | None = None) -> list[Alarm]:
     """Run the detector over the curve."""
-    detector = SpikeDetector(config or config_for_stride(curve.stride))
+    detector = SpikeDetector(config or adapt_to_stride(curve.stride))
     found = []
     for step, value in zip(curve.steps, curve.values, strict=True):
         seen = detector.observe(step, value)
@@ -151,4 +151,4 @@ def list_alarms(curve: Curve, config: DetectorConfig | None = None) -> list[Alar
 
 
 def _alarm(seen: Observation) -> Alarm:
-    return Alarm(seen.step, seen.kind, unprobed_action(seen.kind, seen.lasting), round(seen.z, 3), seen.onset)
+    return Alarm(seen.step, seen.kind, choose_unprobed_action(seen.kind, seen.lasting), round(seen.z, 3), seen.onset)

@@ -64,11 +64,11 @@ class TrackerHook(Hook):
         step = record["step"]
         if self._step is not None and step <= self._step:
             abandoned = read_course(self._folder / "metrics.jsonl").abandoned  # this step, made again, is in it already
-            last = {each["step"]: scalars_of(each) for each in abandoned[-1]} if abandoned else {}
+            last = {each["step"]: name_scalars(each) for each in abandoned[-1]} if abandoned else {}
             self.tracker.go_back(step, len(abandoned), last)
             self._go_on(step)
         self._step = step
-        self.tracker.scalars(step, scalars_of(record))
+        self.tracker.scalars(step, name_scalars(record))
 
     def _go_on(self, step: int) -> None:
         """Start the tracker at this step; the events of steps that were made before are told once more."""
@@ -81,7 +81,7 @@ class TrackerHook(Hook):
         self.tracker.close()
 
 
-def scalars_of(record: dict[str, Any]) -> dict[str, float]:
+def name_scalars(record: dict[str, Any]) -> dict[str, float]:
     """Name the numbers of a record as trackers show them."""
     return {
         name if "/" in name else f"train/{name}": value

@@ -36,7 +36,7 @@ def answer(request: Request) -> Report:
     sequences = config.train.global_batch_size
     per_step = sequences * model.seq_length
     forward = flops.count_forward_flops(model, causal=convention != "full")
-    chosen = flops.flops_by_definition(model, convention)
+    chosen = flops.count_flops_by_definition(model, convention)
     hardware = count_hardware_flops(model, convention, recompute)
     data: dict[str, Any] = {
         "model": model.name,
@@ -51,10 +51,10 @@ def answer(request: Request) -> Report:
         "hardware_flops_per_token": hardware,
         "model_flops_per_step": chosen * per_step,
         "hardware_flops_per_step": hardware * per_step,
-        "flops_per_token_6nd": flops.flops_by_definition(model, "6nd"),
-        "flops_per_token_full": flops.flops_by_definition(model, "full"),
-        "flops_per_token_causal": flops.flops_by_definition(model, "causal"),
-        "flops_per_token_mosaic": flops.flops_by_definition(model, "mosaic"),
+        "flops_per_token_6nd": flops.count_flops_by_definition(model, "6nd"),
+        "flops_per_token_full": flops.count_flops_by_definition(model, "full"),
+        "flops_per_token_causal": flops.count_flops_by_definition(model, "causal"),
+        "flops_per_token_mosaic": flops.count_flops_by_definition(model, "mosaic"),
         "forward_flops_per_token": {
             "attention_projections": forward.attention_projections,
             "attention_core": forward.attention_core,
@@ -70,8 +70,8 @@ def answer(request: Request) -> Report:
     rows = [
         (
             name,
-            format_count(flops.flops_by_definition(model, name), 5),
-            format_count(flops.flops_by_definition(model, name) * per_step, 5),
+            format_count(flops.count_flops_by_definition(model, name), 5),
+            format_count(flops.count_flops_by_definition(model, name) * per_step, 5),
             words,
         )
         for name, words in flops.DEFINITIONS.items()
@@ -103,8 +103,10 @@ def answer(request: Request) -> Report:
         peak = machine.peak(config.precision.dtype)
         by_name = {
             name: (
-                100 * flops.utilisation(flops.flops_by_definition(model, name), speed, machine.gpus, peak),
-                100 * flops.utilisation(count_hardware_flops(model, name, recompute), speed, machine.gpus, peak),
+                100
+                * flops.compute_utilisation(flops.count_flops_by_definition(model, name), speed, machine.gpus, peak),
+                100
+                * flops.compute_utilisation(count_hardware_flops(model, name, recompute), speed, machine.gpus, peak),
             )
             for name in flops.DEFINITIONS
         }
@@ -134,5 +136,5 @@ def answer(request: Request) -> Report:
 def count_hardware_flops(model: ModelConfig, convention: str, recompute: str) -> float:
     """Executed FLOPs of a token by a convention; MosaicML's and 6ND count a full recompute as 4/3."""
     if convention in ("mosaic", "6nd"):
-        return flops.flops_by_definition(model, convention) * flops.mosaic_hfu_factor(recompute)
-    return flops.hardware_flops_per_token(model, recompute=recompute, causal=convention == "causal")
+        return flops.count_flops_by_definition(model, convention) * flops.compute_mosaic_hfu_factor(recompute)
+    return flops.count_hardware_flops_per_token(model, recompute=recompute, causal=convention == "causal")

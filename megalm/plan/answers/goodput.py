@@ -2,7 +2,7 @@
 
 from megalm.page.document import Table
 from megalm.page.plots import Line, Lines
-from megalm.plan.goodput import checkpoint_loss, estimate_goodput
+from megalm.plan.goodput import estimate_checkpoint_loss, estimate_goodput
 from megalm.plan.render import format_duration
 from megalm.plan.report import Report
 from megalm.plan.request import Request, choose_failure_rate, choose_machine, compose
@@ -80,7 +80,10 @@ def answer(request: Request) -> Report:
     if result.mtti != float("inf") and result.stall > 0:
         best = (2 * result.stall * result.mtti) ** 0.5
         line = [
-            (best / 60 * 10 ** (i / 10), 100 * checkpoint_loss(best * 10 ** (i / 10), result.stall, result.mtti))
+            (
+                best / 60 * 10 ** (i / 10),
+                100 * estimate_checkpoint_loss(best * 10 ** (i / 10), result.stall, result.mtti),
+            )
             for i in range(-12, 13)
         ]
         chosen = ("chosen", result.interval / 60, 100 * result.checkpoint_share)

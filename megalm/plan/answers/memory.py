@@ -5,7 +5,7 @@ from typing import Any
 from megalm.architecture.tensors import count_parameters
 from megalm.page.document import Table
 from megalm.page.plots import Bars
-from megalm.plan.activations import estimate_layer_activations, korthikanti
+from megalm.plan.activations import estimate_by_korthikanti, estimate_layer_activations
 from megalm.plan.fit import find_nearest_fitting
 from megalm.plan.layout import explain_indivisible
 from megalm.plan.memory import PARTS, count_guard_snapshots, estimate_layout
@@ -39,7 +39,7 @@ def answer(request: Request) -> Report:
             f"does not fit: {format_gib(estimate.bytes_per_gpu)} needed, {format_gib(machine.memory)} there."
             + (f" It fits with {remedy}." if remedy else " No change of these settings makes it fit.")
         )
-    paper = korthikanti(
+    paper = estimate_by_korthikanti(
         model.seq_length,
         layout.micro_batch,
         model.hidden_size,

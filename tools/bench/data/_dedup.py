@@ -16,7 +16,7 @@ from typing import Any
 RUST_TOOL_MB_PER_CPU_S = 4000 / (2.1 * 3600)
 
 
-def labelled(texts: list[str], documents: int) -> list[str]:
+def make_labelled(texts: list[str], documents: int) -> list[str]:
     """Documents, half of them copies of others with a share of their words replaced: none, 1, 2, 4 or 8 in a hundred."""
     rng = random.Random(7)
     originals = texts[: documents - documents // 2]
@@ -30,16 +30,18 @@ def labelled(texts: list[str], documents: int) -> list[str]:
     return mixed
 
 
-def near(args: argparse.Namespace, folder: Path, timed: Callable[[list[str]], dict[str, float]]) -> dict[str, Any]:
+def measure_near(
+    args: argparse.Namespace, folder: Path, timed: Callable[[list[str]], dict[str, float]]
+) -> dict[str, Any]:
     """From JSON lines to the list of what goes, start-up included; what comes out against all pairs compared."""
     from . import _dedup_peers as peers
 
     source = folder / "labelled.jsonl"
     texts = [json.loads(line)["text"] for line in open(args.text, encoding="utf-8")]  # noqa: SIM115
     if not args.as_it_is:
-        texts = labelled(texts, min(args.documents, 2 * len(texts)))
+        texts = make_labelled(texts, min(args.documents, 2 * len(texts)))
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    truth, pairs = peers.brute_force(str(source))
+    truth, pairs = peers.find_by_brute_force(str(source))
     sides: dict[str, list[str]] = {}
     result: dict[str, Any] = {"documents": len(texts), "megabytes": source.stat().st_size / 1e6, "true_pairs": pairs}
     own = [sys.executable, "-m", "tools.dedup", "near", str(source), "--workers", "1", "--removed"]
@@ -71,7 +73,7 @@ def near(args: argparse.Namespace, folder: Path, timed: Callable[[list[str]], di
     return result
 
 
-def substring(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure_substring(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Megabytes of bytes per processor second: the suffix array alone (beside divsufsort), and all to the list of spans."""
     import numpy as np
 

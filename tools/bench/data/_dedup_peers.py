@@ -27,7 +27,7 @@ def runs(text: str) -> set[tuple[str, ...]]:
     return {tuple(found[i : i + WORDS]) for i in range(max(len(found) - WORDS + 1, min(len(found), 1)))}
 
 
-def brute_force(source: str) -> tuple[set[int], int]:
+def find_by_brute_force(source: str) -> tuple[set[int], int]:
     """All pairs of a Jaccard similarity of THRESHOLD and more, by counting what they share; all but the first document of
     each connected group would go. Also returns the number of pairs."""
     numbers: dict[int, int] = {}  # by a hash of 64 bits: the runs themselves would take gigabytes
@@ -56,7 +56,7 @@ def brute_force(source: str) -> tuple[set[int], int]:
     return {number for number in range(len(sets)) if find(number) != number}, pairs
 
 
-def rensa(source: str) -> list[int]:
+def run_rensa(source: str) -> list[int]:
     """rensa's R-MinHash and its LSH as its documentation uses them, over sets of runs made in Python."""
     from rensa import RMinHash, RMinHashLSH
 
@@ -75,7 +75,7 @@ def rensa(source: str) -> list[int]:
     return sorted(gone)
 
 
-def datatrove(source: str) -> list[int]:
+def run_datatrove(source: str) -> list[int]:
     """datatrove's four stages in their order. Words are split at white space in place of its model of a language: less
     work than it does by default."""
     import xxhash
@@ -119,4 +119,4 @@ def datatrove(source: str) -> list[int]:
 
 if __name__ == "__main__":
     side, source, result = sys.argv[1:4]
-    Path(result).write_text(json.dumps(sorted({"rensa": rensa, "datatrove": datatrove}[side](source))))
+    Path(result).write_text(json.dumps(sorted({"rensa": run_rensa, "datatrove": run_datatrove}[side](source))))

@@ -83,7 +83,7 @@ class MegatronStyleMap:
         return {"tokens": tokens[:-1].contiguous(), "labels": tokens[1:].contiguous()}
 
 
-def megatron_style(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[[], int]:
+def open_megatron_style(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[[], int]:
     """An epoch of shuffled batches through torch's DataLoader; returns how many samples it gave."""
     from torch.utils.data import DataLoader
 
@@ -91,7 +91,7 @@ def megatron_style(prefix: str, folder: Path, seq_length: int, batch: int) -> Ca
     return lambda: sum(len(b["tokens"]) for b in loader)
 
 
-def megatron_core(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[[], int]:
+def open_megatron_core(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[[], int]:
     """An epoch of Megatron core's own GPTDataset through torch's DataLoader, without masks and positions."""
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
     from megatron.core.datasets.indexed_dataset import IndexedDataset
@@ -115,7 +115,7 @@ def megatron_core(prefix: str, folder: Path, seq_length: int, batch: int) -> Cal
     return lambda: sum(len(b["tokens"]) for b in loader)
 
 
-def litdata(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[[], int]:
+def open_litdata(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[[], int]:
     """The same tokens as litdata's chunks of tokens, shuffled."""
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
     from litdata.streaming.writer import BinaryWriter
@@ -137,7 +137,7 @@ def litdata(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[
     return lambda: sum(len(b) for b in loader)
 
 
-def mosaicml_streaming(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[[], int]:
+def open_mosaicml_streaming(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[[], int]:
     """The same tokens as MDS shards of samples, shuffled."""
     from streaming import MDSWriter, StreamingDataset
     from torch.utils.data import DataLoader

@@ -170,11 +170,11 @@ def _absent_fast_libraries() -> dict[str, str]:
 
 
 def _dedup(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    return _dedup_bench.near(args, folder, _timed)
+    return _dedup_bench.measure_near(args, folder, _timed)
 
 
 def _substring(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    return _dedup_bench.substring(args, folder)
+    return _dedup_bench.measure_substring(args, folder)
 
 
 def _config(prefix: str, seq_length: int, batch: int) -> Any:
@@ -204,7 +204,7 @@ def _loader(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     def ours() -> int:
         return sum(sum(len(b.tokens) for b in loader.next()) for _ in range(steps))
 
-    sides = {"megalm": ours, "megatron_style_map": peers.megatron_style(prefix, folder, args.seq_length, batch)}
+    sides = {"megalm": ours, "megatron_style_map": peers.open_megatron_style(prefix, folder, args.seq_length, batch)}
     result: dict[str, Any] = {"seq_length": args.seq_length, "samples_per_epoch": steps * batch}
     packages = {"litdata": "litdata", "mosaicml_streaming": "mosaicml-streaming", "megatron_core": "megatron-core"}
     for name, package in packages.items():
@@ -222,7 +222,7 @@ def _loader(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return result
 
 
-def sparse_token_file(prefix: Path, size: int, documents: int = 10_000) -> None:
+def make_sparse_token_file(prefix: Path, size: int, documents: int = 10_000) -> None:
     """A token file of this many bytes that takes hardly any room: the tokens are a hole in the file."""
     import numpy as np
 
@@ -246,7 +246,7 @@ def _startup(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     prefixes = {}
     for size in SIZES:
         prefixes[size] = folder / f"sparse{size}"
-        sparse_token_file(prefixes[size], size, max(1000, size // 50_000))
+        make_sparse_token_file(prefixes[size], size, max(1000, size // 50_000))
     times: dict[int, list[float]] = {size: [] for size in SIZES}
     for number in range(2 * max(args.repeats, 3) + 1):
         for size, prefix in prefixes.items():

@@ -50,7 +50,7 @@ def _write(path: Path, kind: str, size: float) -> int:
     return documents
 
 
-def held(process: Any) -> int:
+def measure_held(process: Any) -> int:
     """Bytes that a process holds besides mapped files; elsewhere than on Linux with them."""
     try:
         found = re.search(
@@ -72,7 +72,7 @@ def _measure(command: list[str]) -> tuple[float, float]:
         total = 0
         for one in [tool, *tool.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):  # it has just ended
-                total += held(one)
+                total += measure_held(one)
         most = max(most, total)
         time.sleep(0.05)
     if process.returncode:

@@ -19,7 +19,7 @@ SHAPES = {
 _TINY = ["model.hidden_size=256", "model.ffn_hidden_size=688", "guard.provoke.kind=none", "train.eval_every=0"]
 
 
-def costs(data: str, steps: int = 64) -> list[dict[str, Any]]:
+def measure_costs(data: str, steps: int = 64) -> list[dict[str, Any]]:
     """What the guard's parts take of a step, and step times with the guard and without, alternating in one process."""
     return [
         _cost(name, data, max(16, steps // (1 + 3 * index)), more) for index, (name, more) in enumerate(SHAPES.items())
@@ -115,7 +115,7 @@ def _return(trainer: Any, guard: Any) -> float:
     return time.perf_counter() - begun
 
 
-def tables(rows: list[dict[str, Any]]) -> str:
+def write_cost_tables(rows: list[dict[str, Any]]) -> str:
     """The results for a person."""
     lines = [
         "cost without an event: the guard's parts timed one by one, and the difference of alternating steps",

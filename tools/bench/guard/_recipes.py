@@ -60,7 +60,7 @@ SAME = ("bad_shard", "zeroed_second_moment", "learning_rate_jump", "bit_flip")
 Report = Callable[[dict[str, Any]], None]
 
 
-def recipes(
+def run_recipes(
     names: Sequence[str], seeds: int, data: str, *, jobs: int, layouts: bool, report: Report, attached: bool = False
 ) -> None:
     """Run the recipes; `report` gets the whole result so far after every run, so that an interruption loses nothing.
@@ -291,7 +291,7 @@ def _decisions(ranks: Sequence[dict[str, Any]]) -> list[list[Any]]:
     return [[e["kind"], e["step"], e["onset"], e["cause"], e.get("samples"), e.get("to_step")] for e in kept]
 
 
-def tables(result: dict[str, Any]) -> str:
+def write_recipe_tables(result: dict[str, Any]) -> str:
     """The results for a person."""
     lines = [
         f"{'recipe':<22}{'seed':>5}{'verdict':>10}{'right':>7}{'delay':>7}{'refused':>9}{'rollbacks':>11}"

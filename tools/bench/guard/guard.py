@@ -72,20 +72,20 @@ def run(args: argparse.Namespace) -> int:
         result["detection"] = _curves(args)
         show(_tables(result["detection"]))
     if everything or args.cost:
-        result["cost"] = _guard_cost.costs(args.data)
-        show("\n" + _guard_cost.tables(result["cost"]))
+        result["cost"] = _guard_cost.measure_costs(args.data)
+        show("\n" + _guard_cost.write_cost_tables(result["cost"]))
     if everything or args.provoked:
         names = [name for name in args.recipes.split(",") if name]
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            _guard_recipes.recipes(
+            _guard_recipes.run_recipes(
                 names, args.seeds, args.data, jobs=args.jobs, layouts=not args.no_layouts, report=progress,
                 attached=args.attached,
             )  # fmt: skip
         except KeyboardInterrupt:
             status = 130  # what is done is done
         if "provoked" in result:
-            show("\n" + _guard_recipes.tables(result["provoked"]))
+            show("\n" + _guard_recipes.write_recipe_tables(result["provoked"]))
     if args.json:
         print(encode_json(result))
     return status

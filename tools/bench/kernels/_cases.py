@@ -34,7 +34,7 @@ class Case:
     compiles: bool = True
 
 
-def kernel_cases(size: str, dtype: torch.dtype, device: str) -> Iterator[Case]:
+def list_kernel_cases(size: str, dtype: torch.dtype, device: str) -> Iterator[Case]:
     tokens, hidden, ffn, vocabulary, heads, head = SIZES[size]
     width = dtype.itemsize
 
@@ -86,7 +86,7 @@ def kernel_cases(size: str, dtype: torch.dtype, device: str) -> Iterator[Case]:
 
     scores = rand(1, heads, tokens // 4, tokens // 4)
     slopes = torch.rand(heads, device=device)
-    starts = ops.document_starts((torch.rand(1, tokens // 4, device=device) < 0.01).cumsum(1))
+    starts = ops.find_document_starts((torch.rand(1, tokens // 4, device=device) < 0.01).cumsum(1))
     weigh = lambda x: ops.causal_softmax(x, scale=0.1, slopes=slopes, starts=starts)  # noqa: E731
     square = scores.numel() * width
     yield Case("causal_softmax", weigh, [scores], 2 * square)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 
-def liger_functions() -> dict[str, Callable[..., Any]]:
+def find_liger_functions() -> dict[str, Callable[..., Any]]:
     """By our op's name; empty where Liger-Kernel is not installed."""
     try:
         liger = importlib.import_module("liger_kernel.transformers.functional")

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from megalm.ops import backend, vendors
 
-from ._cases import Case, kernel_cases
-from ._peers import liger_functions
+from ._cases import Case, list_kernel_cases
+from ._peers import find_liger_functions
 
 HELP = "each kernel against eager PyTorch, torch.compile, Liger, apex and TE: time, ratio, bytes moved"
 
@@ -147,7 +147,7 @@ def _implementations(case: Case, device: str, compiled: bool) -> dict[str, Calla
         runners["compile"] = _runner(case, torch.compile(case.peers.get("compile", eager)), "reference")
     if device == "cuda":
         op = case.name.split()[0]
-        if op in (functions := liger_functions()):
+        if op in (functions := find_liger_functions()):
             runners["liger"] = _runner(case, functions[op], "reference")
         for name in ("apex", "te"):
             if op.rstrip("_") in {f.rstrip("_") for f in vendors.load(name).functions}:
@@ -180,11 +180,11 @@ def measure(case: Case, device: str, rounds: int, compiled: bool) -> dict[str, A
     return result
 
 
-def run(args: argparse.Namespace, cases: Callable[[str, torch.dtype, str], Iterator[Case]] = kernel_cases) -> int:
+def run(args: argparse.Namespace, cases: Callable[[str, torch.dtype, str], Iterator[Case]] = list_kernel_cases) -> int:
     """Measure and print; `tools.bench.kernels.moe_kernels` brings cases of its own."""
     library = backend.find_library()
     if library is None:
-        print(f"There are no kernels to measure: {backend.why_missing()}.")
+        print(f"There are no kernels to measure: {backend.explain_missing()}.")
         return 2
     if args.device == "cuda" and not (torch.cuda.is_available() and library.has_cuda):
         print("No GPU here, or megalm._C was built without CUDA: see scripts/gpu_check.sh.")

@@ -102,7 +102,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max())
 
 
-def available_bytes() -> int:
+def measure_available_bytes() -> int:
     """Memory that can be had without swapping; where the system does not say, as much as is needed."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
@@ -112,8 +112,8 @@ def available_bytes() -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.device == "cpu" and available_bytes() < NEEDED:
-        print(f"{available_bytes() / 1e9:.0f} GB of memory are free, about {NEEDED / 1e9:.0f} are needed.")
+    if args.device == "cpu" and measure_available_bytes() < NEEDED:
+        print(f"{measure_available_bytes() / 1e9:.0f} GB of memory are free, about {NEEDED / 1e9:.0f} are needed.")
         return 2
     results = {}
     with backend.use_backend("native"):

@@ -134,7 +134,7 @@ def rank_body(jobs: list[tuple[str, Any]], folder: str, references: dict[str, st
         yield compare(train(config, Path(folder) / f"{first.world_size}-{number}", mesh), known[model])
 
 
-def reference_body(config: Any, folder: str, path: str) -> Iterator[dict[str, Any]]:
+def train_reference(config: Any, folder: str, path: str) -> Iterator[dict[str, Any]]:
     """One process, trained and stored."""
     import torch
 
@@ -245,7 +245,7 @@ def _run(models: list[str], chosen: list[Layout], folder: Path, rows: list[dict[
     references = {model: str(folder / f"{model}.pt") for model in models}
     for model in models:
         config = configure(model, Layout(), tokens)
-        run_world(1, reference_body, config, str(folder / model), references[model], receive=lambda _: None)
+        run_world(1, train_reference, config, str(folder / model), references[model], receive=lambda _: None)
     if not quiet:
         print(f"{'model':<6} {'layout':<58} {'loss diff':>10} {'weight diff':>11} {'tokens/s':>9}")
 

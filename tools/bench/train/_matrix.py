@@ -6,7 +6,7 @@ SIZE = 2048  # rows and columns: beyond the caches, and below a second on two co
 REPEATS = 3
 
 
-def matrix_flops(dtype: str, threads: int, size: int = SIZE) -> float:
+def measure_matrix_flops(dtype: str, threads: int, size: int = SIZE) -> float:
     """FLOP/s of a product of two square matrices on the CPU by torch, the best of some."""
     import torch
 

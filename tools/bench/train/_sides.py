@@ -204,7 +204,7 @@ def _peer_step(job: Job, compiled: bool) -> Callable[[], Any]:
     return step
 
 
-def our_config(job: Job) -> Any:
+def compose_our_config(job: Job) -> Any:
     """The engine's configuration of the shape."""
     from megalm.config import Config, ModelConfig
     from megalm.config.model import MoEConfig
@@ -261,7 +261,7 @@ def _our_step(job: Job, name: str) -> Callable[[], float]:
         ops.keep_freed_memory()  # as each rank of a run does
     if name == "megalm-dense":
         job = replace(job, mixture=False, shared_weights=False)
-    config = our_config(job)
+    config = compose_our_config(job)
     mesh = Mesh.single(torch.device(job.device, 0) if job.device == "cuda" else job.device)
     chunks = build_chunks(config, mesh)
     if job.shared_weights:

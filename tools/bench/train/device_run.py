@@ -104,11 +104,11 @@ class _Comparison:
 
     def _kill(self, process: subprocess.Popen, failed: dict[str, str]) -> int | None:
         """Kill the run once it has a checkpoint and has gone on from there; the last step that it had written down."""
-        from megalm.checkpoint.commit import committed
+        from megalm.checkpoint.commit import list_committed
 
         while process.poll() is None and time.monotonic() < self.end:
             done = max(self._losses("killed"), default=0)
-            if committed(self.folder / "killed" / "checkpoints") and done % self.every:
+            if list_committed(self.folder / "killed" / "checkpoints") and done % self.every:
                 _end(process)
                 return done
             time.sleep(0.002)

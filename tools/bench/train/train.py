@@ -14,7 +14,7 @@ from typing import Any
 from megalm.config.errors import ConfigError
 
 from . import _matrix
-from ._sides import EXPERTS, SIDES, TOP_K, Job, Side, SideEnded, our_config
+from ._sides import EXPERTS, SIDES, TOP_K, Job, Side, SideEnded, compose_our_config
 
 HELP = (
     "train a Llama or Mixtral shape in Hugging Face transformers and in megalm, in turns: tokens/s, their share of the matmul "
@@ -143,7 +143,9 @@ class _Race:
                     if time.monotonic() > self.end and all(side.name in self.times for side in sides):
                         break
                     if self.job.device == "cpu":  # beside the steps: the machine's own rate changes, too
-                        self.matrix_flops.append(_matrix.matrix_flops(self.job.dtype, self.job.threads, _matrix.SIZE))
+                        self.matrix_flops.append(
+                            _matrix.measure_matrix_flops(self.job.dtype, self.job.threads, _matrix.SIZE)
+                        )
                     for side in [side for side in sides if side.name not in self.result["failed"]]:
                         self._measure(side)
                     self._note()
@@ -255,9 +257,9 @@ def _sees_gpu() -> bool:
 
 
 def _flops_per_token(job: Job) -> float:
-    from megalm.architecture.flops import flops_per_token
+    from megalm.architecture.flops import count_flops_per_token
 
-    return flops_per_token(our_config(job).model)
+    return count_flops_per_token(compose_our_config(job).model)
 
 
 def _gpu(job: Job) -> dict[str, Any]:
@@ -267,7 +269,7 @@ def _gpu(job: Job) -> dict[str, Any]:
     from megalm.plan.machine import measure_this_machine
     from megalm.plan.memory import estimate
 
-    config, machine = our_config(job), measure_this_machine().with_gpus(1)
+    config, machine = compose_our_config(job), measure_this_machine().with_gpus(1)
     planned = estimate(config, machine).worst
     return {
         "gpu": torch.cuda.get_device_name(),
