@@ -10,6 +10,7 @@ from megalm.config.evaluate import EvaluateConfig
 from megalm.config.fields import choice, number
 from megalm.config.guard import GuardConfig
 from megalm.config.model import ModelConfig
+from megalm.config.objective import ObjectiveConfig
 from megalm.config.optim import OptimConfig
 from megalm.config.parallel import ParallelConfig
 from megalm.config.precision import PrecisionConfig
@@ -51,6 +52,8 @@ class Config:
     """The corpus and its order."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length and batch sizes."""
+    objective: Course[ObjectiveConfig] = field(default_factory=ObjectiveConfig)
+    """What is minimised."""
     optim: Course[OptimConfig] = field(default_factory=OptimConfig)
     """Update rule and learning rate."""
     parallel: Layout[ParallelConfig] = field(default_factory=ParallelConfig)

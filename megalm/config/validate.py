@@ -7,6 +7,7 @@ from megalm.config.errors import ConfigError
 from megalm.config.guard import check_guard
 from megalm.config.mixture import check_mixture
 from megalm.config.model import ModelConfig
+from megalm.config.objective import check_objective
 from megalm.config.optim import READS, STATES, OptimConfig
 from megalm.config.phases import list_configured_spans
 from megalm.config.precision import RECIPES, Fp8Config
@@ -24,6 +25,7 @@ def validate(config: Config) -> None:
     _check_precision(config)
     _check_rest(config)
     check_guard(config.guard)
+    check_objective(config.objective)
     _check_phases(config)
     check_allowed_keys(config)
 

@@ -12,12 +12,13 @@ from megalm.config import Config, ParallelConfig
 from megalm.config.attempts import CONFIG
 from megalm.config.saved import load_config
 from megalm.data.loader import Loader
+from megalm.objectives.registry import build_objective
 from megalm.parallel.mesh import Mesh
 from megalm.parallel.slices import list_boxes
 from megalm.precision.compare import Errors, compare_products
 from megalm.precision.fp8 import find_meters
 from megalm.precision.meter import Meters
-from megalm.train.build import build_chunks, build_objective
+from megalm.train.build import build_chunks
 
 
 def look_at_precision(run: Path) -> dict[str, Any]:

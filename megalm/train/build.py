@@ -4,8 +4,8 @@ import torch
 
 from megalm.config import Config, ConfigError
 from megalm.model.transformer import Transformer
-from megalm.objectives.next_token import NextToken
 from megalm.objectives.objective import Objective
+from megalm.objectives.registry import build_objective
 from megalm.ops.attention_choice import AttentionChoice
 from megalm.parallel.initialize import initialize
 from megalm.parallel.layer_context import LayerContext
@@ -29,12 +29,6 @@ def find_local_seq_length(config: Config, mesh: Mesh, seq_length: int | None = N
     """
     seq_length = (seq_length or config.model.seq_length) // mesh.context.size
     return seq_length // mesh.tensor.size if config.parallel.sequence else seq_length
-
-
-def build_objective(config: Config) -> Objective:
-    """What the run minimises."""
-    sources = len(config.data.train)
-    return NextToken(config.model.z_loss, sources if sources > 1 else 0)
 
 
 def build_chunks(

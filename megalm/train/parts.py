@@ -13,6 +13,7 @@ from megalm.config import Config
 from megalm.data.loader import Loader
 from megalm.journal import EventLog
 from megalm.objectives.objective import Objective
+from megalm.objectives.registry import build_objective
 from megalm.optim import build_optimizer
 from megalm.optim.logit_clip import LogitClip
 from megalm.parallel.mesh import Mesh
@@ -22,7 +23,7 @@ from megalm.precision.meter import Meters
 from megalm.precision.policy import make_policy
 from megalm.train.balance import Balance
 from megalm.train.batch_source import BatchSource
-from megalm.train.build import build_chunks, build_objective, choose_schedule, find_local_seq_length
+from megalm.train.build import build_chunks, choose_schedule, find_local_seq_length
 from megalm.train.determinism import choose_algorithms, seed_everything
 from megalm.train.hooks import Hook
 from megalm.train.mean_loss import Evaluator
