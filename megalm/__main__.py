@@ -88,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _nearest(command: str, tools: dict[str, str]) -> str:
     if "=" in command or command.startswith("+"):
         return f": to train, say megalm train {command} ..."
+    if command.startswith("-"):
+        return f": options stand behind a command. To train: megalm train +model=tiny. There are: {', '.join(['train', *tools])}."
     near = difflib.get_close_matches(command, ["train", *tools], n=1)
     return (f". Did you mean {near[0]!r}?" if near else ".") + f" There are: {', '.join(['train', *tools])}."
 

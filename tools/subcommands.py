@@ -4,27 +4,49 @@ A tool may take modules of another folder for subcommands: `ELSEWHERE = {package
 `wrap(module)` has HELP, add_arguments and run.
 """
 
-import argparse
+import ast
 import importlib
+import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from megalm.config.console import escape_what_cannot_be_written
 from megalm.config.errors import ConfigError, explain_full_disk
 
+from .arguments import ArgumentParser
 
-def find_subcommands(package: ModuleType) -> dict[str, Callable[[], Any]]:
-    """Name of each subcommand -> what imports it, from the tool's folder, the folders in it, and what it has ELSEWHERE."""
-    found: dict[str, Callable[[], Any]] = {}
+
+@dataclass(frozen=True)
+class Subcommand:
+    """A module that is a subcommand, before it is imported."""
+
+    load: Callable[[], Any]
+    module: str
+
+    def read_help(self) -> str:
+        """Its sentence for `--help`, read from the source: no subcommand is imported (some need torch) to list them all."""
+        spec = importlib.util.find_spec(self.module)
+        if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
+            for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["HELP"]:
+                    return str(ast.literal_eval(node.value))
+        return str(self.load().HELP)
+
+
+def find_subcommands(package: ModuleType) -> dict[str, Subcommand]:
+    """Name of each subcommand -> where it is, from the tool's folder, the folders in it, and what it has ELSEWHERE."""
+    found: dict[str, Subcommand] = {}
     for folder, wrap in {package: None, **getattr(package, "ELSEWHERE", {})}.items():
         for module in pkgutil.walk_packages(folder.__path__, f"{folder.__name__}."):
             name = module.name.rpartition(".")[2]
             if not module.ispkg and not name.startswith("_"):
-                found[name] = partial(_load, module.name, wrap)
+                found[name] = Subcommand(partial(_load, module.name, wrap), module.name)
     return dict(sorted(found.items()))
 
 
@@ -42,17 +64,20 @@ def run_tool(package: ModuleType, argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = package.__name__.rpartition(".")[2]
     program = "python -m tools.bench" if name == "bench" else f"megalm {name}"
-    parser = argparse.ArgumentParser(prog=program, description=package.__doc__)
+    parser = ArgumentParser(prog=program, description=package.__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     wanted = next((a for a in arguments if not a.startswith("-")), None)
     available = find_subcommands(package)
-    loaded = {}
-    for command in available if wanted not in available else [wanted]:
-        loaded[command] = available[command]()
-        subparser = subparsers.add_parser(command, help=loaded[command].HELP, description=loaded[command].HELP)
-        loaded[command].add_arguments(subparser)
+    chosen = None
+    for command, subcommand in available.items():
+        if command == wanted:
+            chosen = subcommand.load()
+            chosen.add_arguments(subparsers.add_parser(command, help=chosen.HELP, description=chosen.HELP))
+        elif wanted not in available:
+            subparsers.add_parser(command, help=subcommand.read_help())
     parsed = parser.parse_args(arguments)
-    return run_reporting(lambda: loaded[parsed.command].run(parsed))
+    assert chosen is not None, "argparse lets no other command through"
+    return run_reporting(lambda: chosen.run(parsed))
 
 
 def run_reporting(action) -> int:

@@ -188,7 +188,10 @@ def open_checkpoint(path: Path | str) -> CheckpointSource:
             return source
         except CorruptCheckpointError:
             continue
-    raise ConfigError(f"{path}: there is no checkpoint (a folder such as step-00000100 with a good {MANIFEST}).")
+    raise ConfigError(
+        f"{path}: there is no checkpoint (a folder such as step-00000100 with a good {MANIFEST}). Give a run's folder, "
+        "such as runs/first, or a checkpoint of one."
+    )
 
 
 def find_named_checkpoint(path: Path | str) -> CheckpointSource | None:

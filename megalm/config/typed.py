@@ -124,10 +124,10 @@ def explain_unknown_key(root: type, parents: Sequence[str], name: str, known: di
     where = ".".join(parents)
     whole = f"{where}.{name}" if where else name
     listing = f"Keys of {where or 'the configuration'}: {', '.join(known)}."
-    return ConfigError(f"unknown key {whole!r}.{_meant(root, name, known)} {listing}")
+    return ConfigError(f"unknown key {whole!r}.{_meant(root, name, known, where)} {listing}")
 
 
-def _meant(root: type, name: str, known: dict[str, Kind]) -> str:
+def _meant(root: type, name: str, known: dict[str, Kind], where: str) -> str:
     leaf = name.rpartition(".")[2]
     everywhere = sorted(list_paths(root), key=lambda path: (path.count("."), path))
     candidate = find_our_key(name) or find_our_key(leaf)
@@ -140,6 +140,8 @@ def _meant(root: type, name: str, known: dict[str, Kind]) -> str:
     if candidate is None:
         leaves = {path.rpartition(".")[2]: path for path in reversed(everywhere)}
         candidate = next((leaves[near] for near in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.8)), None)
+    if candidate in known and where:
+        candidate = f"{where}.{candidate}"
     return f" Did you mean {candidate!r}?" if candidate else ""
 
 

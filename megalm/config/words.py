@@ -132,8 +132,11 @@ def _hint(word: str, following: Sequence[str], groups: dict[str, list[str]]) -> 
     if not separator:
         name, separator, value = name.partition(":")
     value = value.strip() or next((other for other in following if "=" not in other), "...")
+    if difflib.get_close_matches(name.strip(), ["model"], cutoff=0.75):
+        return f" Did you mean +model={value}?"
     ours = _our_key(name.strip())
-    return f" Did you mean {ours}={value}?" if ours else ""
+    setting = f"{ours}={value}" if ours and "=" not in ours else ours
+    return f" Did you mean {setting}?" if setting else ""
 
 
 def _our_key(name: str) -> str | None:
@@ -158,7 +161,7 @@ def _no_such_choice(group: str, name: str, groups: dict[str, list[str]]) -> Conf
     hint = f" Did you mean {near[0]!r}?" if near else ""
     searched = ", or auto, by which the planner chooses" if group == "parallel" else ""
     return ConfigError(
-        f"{group}={name}: there is no such {group}. Choices: {', '.join(groups[group])}{searched}.{hint}"
+        f"{group}={name}: there is no such {group}.{hint} Choices: {', '.join(groups[group])}{searched}."
     )
 
 
@@ -197,6 +200,11 @@ def _parse_text(kind: Kind, value: str, key: str) -> str:
 
 def _parse_list(kind: Kind, value: str, key: str) -> Any:
     part = kind.part()
+    if value.startswith("[") and not _wrapped(value, "["):
+        closed = f"{value}]" if value.count("[") > value.count("]") else f"[{value}]"
+        raise ConfigError(
+            f"{key}={value}: a bracket is opened, and none closes the list: write {quote_setting(key, closed)}."
+        )
     if _wrapped(value, "["):
         return [parse(part, item, key) for item in _items(value, key)]
     if part.is_text and value in ("None", "none"):

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from megalm.checkpoint.commit import list_committed
 from megalm.checkpoint.manifest import MANIFEST
-from megalm.config.errors import ConfigError
+from megalm.config.errors import ConfigError, explain_missing_folder
+from megalm.convert.choices import FORMATS
 from megalm.convert.source import Source
-
-FORMATS = ("huggingface", "megalm", "megatron")
 
 
 def detect(path: Path) -> str:
@@ -18,7 +17,10 @@ def detect(path: Path) -> str:
     from megalm.convert.megatron_legacy import TRACKER
 
     if not path.is_dir():
-        raise ConfigError(f"{path}: no such folder")
+        raise explain_missing_folder(
+            path,
+            "a run's folder such as runs/first, a checkpoint of one, or the folder of a Hugging Face or Megatron-LM model",
+        )
     if (path / MANIFEST).is_file() or list_committed(path) or (path / "config.yaml").is_file():
         return "megalm"
     if (path / TRACKER).is_file() or any(path.glob("mp_rank_*")) or (path / ".metadata").is_file():

@@ -24,8 +24,6 @@ from megalm.config.errors import ConfigError
 from megalm.convert.huggingface_names import Shapes
 from megalm.convert.rules import Part, Rule, order_gated_rows, order_grouped_rows
 
-SPELLINGS = ("te", "plain", "legacy", "legacy-2.6")
-
 OUTPUT = "output_layer.weight"
 EMBEDDING = "embedding.word_embeddings.weight"
 

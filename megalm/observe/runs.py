@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.attempts import CONFIG
-from megalm.config.errors import ConfigError
+from megalm.config.errors import ConfigError, explain_missing_folder
 from megalm.config.scalars import read_any
 from megalm.config.typed import show
 from megalm.config.yaml_text import read_yaml_file
@@ -61,7 +61,7 @@ def find_runs(places: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for place in places:
         if not place.is_dir():
-            raise ConfigError(f"{place}: is no folder. Give runs' folders, or one that holds runs.")
+            raise explain_missing_folder(place, "runs' folders, or one that holds runs")
         own = [place] if (place / METRICS).is_file() else []
         inner = own or sorted(file.parent for file in place.glob(f"*/{METRICS}"))
         if not inner:

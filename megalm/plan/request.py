@@ -1,5 +1,6 @@
 """What stands on the planner's command line: the launcher's own overrides, and keys of its own."""
 
+import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from math import floor, log2
 from megalm.architecture.tensors import count_parameters
 from megalm.config import Config, ConfigError, PrecisionConfig
 from megalm.config.cluster import THIS_MACHINE
+from megalm.config.names import find_our_key
 from megalm.config.words import take_out_search
 from megalm.plan.machine import Machine, find_failure_rate, find_machine, make_planned_machine, measure_this_machine
 
@@ -142,8 +144,11 @@ def parse(command: str, words: Sequence[str], keys: Iterable[str], *, files: boo
         elif name in KEYS:
             raise ConfigError(f"{key}: `{command}` does not take it. Its keys: {', '.join(allowed)}.")
         else:
+            near = difflib.get_close_matches(key, [*allowed, *ROOT, *GROUPS], n=1, cutoff=0.75)
+            meant = near[0] if near else find_our_key(key)
+            hint = f" Did you mean {meant!r}?" if meant else ""
             raise ConfigError(
-                f"unknown key {key!r}. Keys of `{command}`: {', '.join(allowed)};"
+                f"unknown key {key!r}.{hint} Keys of `{command}`: {', '.join(allowed)};"
                 " and the launcher's own overrides, such as +model=7b model.num_layers=32 parallel.tensor=4."
             )
     # tokens=20N needs the parameters: read it after them

@@ -12,27 +12,25 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from megalm.checkpoint.errors import CheckpointError
 from megalm.config.errors import ConfigError
-from megalm.generate.chat import Speaker
-from megalm.generate.model import load_model, open_tokenizer
-from megalm.generate.sampling import Sampling
-from megalm.generate.server import ChatServer
 
+from ..arguments import ArgumentParser
+from ..model_options import add_device_arguments, choose_device, read_dtype
 from ..subcommands import run_reporting
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:
+    from megalm.generate.chat import Speaker
+    from megalm.generate.sampling import Sampling
+
 WORDS = "/again writes another answer, /clear forgets, /system TEXT, /quit; Ctrl-C stops an answer"
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The arguments."""
-    made = argparse.ArgumentParser(
-        "megalm chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = ArgumentParser("megalm chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("model", type=Path, help="a run's folder, a checkpoint, or a folder of another library's")
     made.add_argument("--web", action="store_true", help="serve a page and OpenAI's endpoints on 127.0.0.1")
     made.add_argument("--port", type=int, default=8765, help="of the page; 0: any that is free (default 8765)")
@@ -43,17 +41,19 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, help="the same seed gives the same answers (default: any)")
     made.add_argument("--tokenizer", type=Path, help="tokenizer file (default: the model's own)")
     made.add_argument("--accept", action="append", default=[], metavar="KEY", help="a setting that may be passed over")
-    made.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU where there is one"
-    )
-    made.add_argument("--dtype", choices=DTYPES, default="float32", help="number format (default float32)")
+    add_device_arguments(made)
     return made
 
 
-def load(args: argparse.Namespace) -> Speaker:
+def load(args: argparse.Namespace) -> "Speaker":
     """The model that the arguments name."""
+    from megalm.generate.chat import Speaker
+    from megalm.generate.model import load_model, open_tokenizer
+
     try:
-        source, model = load_model(args.model, device=args.device, dtype=DTYPES[args.dtype], accept=args.accept)
+        source, model = load_model(
+            args.model, device=choose_device(args.device), dtype=read_dtype(args.dtype), accept=args.accept
+        )
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
     tokenizer = open_tokenizer(source, args.tokenizer)
@@ -62,8 +62,10 @@ def load(args: argparse.Namespace) -> Speaker:
     return Speaker(source, model, tokenizer)
 
 
-def serve(speaker: Speaker, port: int) -> int:
+def serve(speaker: "Speaker", port: int) -> int:
     """Serve until interrupted."""
+    from megalm.generate.server import ChatServer
+
     server = ChatServer(speaker, port)
     print(f"{speaker.name}: {server.address} (OpenAI's endpoints: {server.address}/v1); Ctrl-C ends", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
@@ -72,8 +74,10 @@ def serve(speaker: Speaker, port: int) -> int:
     return 0
 
 
-def talk(speaker: Speaker, args: argparse.Namespace) -> int:
+def talk(speaker: "Speaker", args: argparse.Namespace) -> int:
     """Read lines and answer them until the input ends."""
+    from megalm.generate.sampling import Sampling
+
     template = "its chat template" if speaker.template.template else "a plain transcript (it has no chat template)"
     print(f"{speaker.name}, asked by {template}. {WORDS}", file=sys.stderr)
     system: str | None = args.system
@@ -106,7 +110,7 @@ def talk(speaker: Speaker, args: argparse.Namespace) -> int:
         messages.append({"role": "assistant", "content": _answer(speaker, [*before, *messages], sampling)})
 
 
-def _answer(speaker: Speaker, messages: list[dict[str, str]], sampling: Sampling) -> str:
+def _answer(speaker: "Speaker", messages: list[dict[str, str]], sampling: "Sampling") -> str:
     """Write the answer as it comes; returns what came of it before an interruption."""
     said: list[str] = []
 
@@ -123,6 +127,8 @@ def _answer(speaker: Speaker, messages: list[dict[str, str]], sampling: Sampling
 
 def run(args: argparse.Namespace) -> int:
     """Talk, or serve. Errors: ConfigError for what is no model, and for settings that nothing is written with."""
+    from megalm.generate.sampling import Sampling
+
     if args.max_tokens < 1:
         raise ConfigError(f"--max-tokens={args.max_tokens} must be at least 1")
     Sampling(args.max_tokens, args.temperature, 0, args.top_p, args.seed or 0).check()

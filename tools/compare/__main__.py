@@ -20,6 +20,7 @@ from megalm.observe.runs import (
     write_comparison_page,
 )
 
+from ..arguments import ArgumentParser
 from ..subcommands import run_reporting
 
 EPILOG = """examples:
@@ -31,7 +32,7 @@ EPILOG = """examples:
 
 def make_parser() -> argparse.ArgumentParser:
     """The arguments."""
-    made = argparse.ArgumentParser(
+    made = ArgumentParser(
         prog="megalm compare",
         description="Compare runs: what differs in their settings, what each came to, the best first.",
         epilog=EPILOG,

@@ -18,26 +18,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
 from megalm.checkpoint.errors import CheckpointError
 from megalm.config.console import escape_what_cannot_be_written
 from megalm.config.errors import ConfigError
-from megalm.convert.formats import FORMATS
-from megalm.convert.megatron_names import SPELLINGS
-from megalm.convert.run import Options, convert
+from megalm.convert.choices import FORMATS, SPELLINGS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from ..arguments import ArgumentParser
+from ..model_options import DTYPES, read_dtype
+
 TOLERANCE = 1e-3
 """Largest difference of fp32 logits for which two models count as the same (they are of the order of 10)."""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        "megalm convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = ArgumentParser("megalm convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
         "source", type=Path, help="a run's folder or checkpoint, a Hugging Face folder, or a Megatron-LM checkpoint"
     )
@@ -93,6 +87,9 @@ def make_parser() -> argparse.ArgumentParser:
 @contextmanager
 def show_progress() -> Iterator:
     """A bar on stderr where that is a terminal; gives a function as `convert` wants it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console,
@@ -107,9 +104,11 @@ def show_progress() -> Iterator:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from megalm.convert.run import Options, convert
+
     options = Options(
         to=arguments.to,
-        dtype=DTYPES[arguments.dtype] if arguments.dtype else None,
+        dtype=read_dtype(arguments.dtype) if arguments.dtype else None,
         optimizer=arguments.optimizer,
         upcycle=arguments.upcycle,
         top_k=arguments.top_k,
@@ -180,7 +179,7 @@ def _next_steps(folder: Path, optimizer: bool) -> list[str]:
 def reshard(arguments: Sequence[str]) -> int:
     from megalm.convert.native import merge
 
-    made = argparse.ArgumentParser(
+    made = ArgumentParser(
         "megalm convert reshard",
         description="Merges a checkpoint, which may be spread over many ranks' files, into one file: weights, optimizer and the "
         "run's state in a folder that any layout resumes from; or, to a name ending in .safetensors, the weights alone.",

@@ -4,17 +4,17 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 from megalm.checkpoint.errors import CheckpointError
 from megalm.config.errors import ConfigError
-from megalm.evaluate.evaluation import DTYPES, Model, evaluate
+from megalm.evaluate.evaluation import Model, evaluate
 from megalm.evaluate.measure import TaskResult
 from megalm.evaluate.protocols import PROTOCOLS
 from megalm.evaluate.results import average
 from megalm.evaluate.scoring import TOKENS
 from megalm.evaluate.statistics import Estimate
 from megalm.evaluate.tasks.suite import DATA, list_suites, read_suite
+
+from ..model_options import add_device_arguments, choose_device
 
 HELP = "ask a suite of a model (what `megalm evaluate MODEL` does)"
 
@@ -25,10 +25,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept", action="append", default=[], metavar="KEY", help="a setting of config.json that may be passed over"
     )
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU where there is one"
-    )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="number format (default float32)")
+    add_device_arguments(parser)
     parser.add_argument(
         "--batch-tokens", type=int, default=TOKENS, help=f"tokens of one forward pass (default {TOKENS})"
     )
@@ -63,7 +60,7 @@ def load(args: argparse.Namespace) -> Model:
         model = Model.load(
             args.model,
             tokenizer=args.tokenizer,
-            device=args.device,
+            device=choose_device(args.device),
             dtype=args.dtype,
             accept=args.accept,
             tokens=args.batch_tokens,

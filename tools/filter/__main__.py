@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from megalm.config.errors import ConfigError
 from megalm.corpus.dedup.files import write_whole
 
+from ..arguments import ArgumentParser
 from ..corpus_options import open_corpus, print_some
 from ..engine_options import add_worker_arguments
 from ..interruption import INTERRUPTED, interrupt_promptly
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="megalm filter",
         description="Keep the documents that rules let through, with their scores. `--list` shows presets and scores; "
         "`megalm filter train` trains a classifier.",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from megalm.config.errors import ConfigError
 from megalm.corpus.dedup.files import write_whole
 
+from ..arguments import ArgumentParser
+
 if TYPE_CHECKING:
     from megalm.corpus.dedup.texts import Texts
     from megalm.corpus.filter.classifier import Quality
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 def make_training_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="megalm filter train",
         description="Train a quality classifier: which of two sets of texts does a text resemble?",
     )

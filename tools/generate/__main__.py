@@ -15,19 +15,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from megalm.checkpoint.errors import CheckpointError
 from megalm.config.console import escape_what_cannot_be_written
 from megalm.config.errors import ConfigError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from ..arguments import ArgumentParser
+from ..model_options import add_device_arguments, choose_device, read_dtype
 
 
 def make_parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        "megalm generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = ArgumentParser("megalm generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("model", type=Path, help="a run's folder, a checkpoint, or a folder of another library's")
     made.add_argument("--prompt", help="the text to go on from (default: standard input)")
     made.add_argument("--max-tokens", type=int, default=160, help="most tokens to write (default 160)")
@@ -46,12 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="KEY",
         help="a setting of a Hugging Face config.json that is not known here, and that you know to be harmless",
     )
-    made.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU where there is one"
-    )
-    made.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="number format to compute in (default float32)"
-    )
+    add_device_arguments(made)
     made.add_argument("--json", action="store_true", help="print prompt, text, ids and speed as JSON")
     made.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
@@ -125,7 +117,10 @@ def run(arguments: argparse.Namespace) -> int:
         else [arguments.prompt if arguments.prompt is not None else read_prompt()]
     )
     source, model = load_model(
-        arguments.model, device=arguments.device, dtype=DTYPES[arguments.dtype], accept=arguments.accept
+        arguments.model,
+        device=choose_device(arguments.device),
+        dtype=read_dtype(arguments.dtype),
+        accept=arguments.accept,
     )
     tokenizer = open_tokenizer(source, arguments.tokenizer)
     for note in (*source.notes, *tokenizer.control.doubts):

@@ -13,13 +13,15 @@ from megalm.observe.plot import draw_text_plot
 from megalm.page.document import Block, Facts, Table, render_page
 from megalm.page.plots import Line, Lines, Mark
 
+from ..arguments import ArgumentParser
+
 COLOUR_OF_ACTION = {"none": "#7d8894", "skip": "#c9a227", "rollback": "#c0392b"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; returns the exit status."""
     escape_what_cannot_be_written()
-    parser = argparse.ArgumentParser(prog="megalm guard", description=__doc__)
+    parser = ArgumentParser(prog="megalm guard", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     replay = commands.add_parser("replay", help="run the detector over a loss log and print its alarms")
     replay.add_argument("curve", metavar="CURVE", help="csv file with a header, or a run's metrics.jsonl")
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _replay(arguments) if arguments.command == "replay" else _samples(arguments)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 0

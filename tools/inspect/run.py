@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megalm.config.errors import ConfigError
+from megalm.config.errors import ConfigError, explain_missing_folder
 from megalm.journal import QUIET, describe_event_details, read_events, read_steps
 from megalm.journal.life import Life, tell_life
 
@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print it. Errors: ConfigError where the folder is no run's."""
     if not (args.folder / "events.jsonl").is_file():
+        if not args.folder.is_dir():
+            raise explain_missing_folder(args.folder, "a run's folder such as runs/first")
         raise ConfigError(f"{args.folder} is no run's folder: there is no events.jsonl. Give one such as runs/first.")
     events, life = _read(args.folder)
     if args.json:

@@ -22,6 +22,7 @@ from megalm.plan.mixture import (
 )
 from megalm.plan.report import Report
 
+from ..arguments import ArgumentParser
 from ..subcommands import run_reporting
 
 EPILOG = """examples:
@@ -35,7 +36,7 @@ EPILOG = """examples:
 
 def make_parser() -> argparse.ArgumentParser:
     """The arguments."""
-    result = argparse.ArgumentParser(
+    result = ArgumentParser(
         prog="megalm mix",
         description="Tokens, proportion and epochs of each source of a mixture; compares mixtures; writes the yaml for data=.",
         epilog=EPILOG,

@@ -22,6 +22,7 @@ from megalm.data.formats.foreign_tokens import RAW_TYPES
 from megalm.tokenizer.tiktoken_ranks import NAMES as ENCODING_NAMES
 from megalm.tokenizer.tokenizer import FAST_BACKENDS
 
+from ..arguments import ArgumentParser
 from ..engine_options import add_worker_arguments
 from ..interruption import INTERRUPTED, interrupt_promptly
 from ..subcommands import run_reporting
@@ -75,7 +76,7 @@ class ConsoleProgress(Progress):
 
 def make_parser() -> argparse.ArgumentParser:
     """All options of the tool."""
-    p = argparse.ArgumentParser(
+    p = ArgumentParser(
         prog="megalm tokenize",
         description="Turn text into a token file (PREFIX_text_document.bin and .idx, Megatron's format). An interrupted run "
         "goes on when the same command is given again; a finished one is not repeated.",

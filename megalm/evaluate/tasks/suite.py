@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,8 +47,11 @@ def find_suite(name: str, data: Path = DATA) -> Path:
         return shipped
     if Path(name).exists():
         return Path(name)
+    near = difflib.get_close_matches(name, list_suites(), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ConfigError(
         f"suite {name!r}: neither one of {', '.join(list_suites())}, nor a file (a suite's or lm-eval task's .yaml, or .jsonl)"
+        f".{hint}"
     )
 
 
