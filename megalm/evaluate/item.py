@@ -31,6 +31,8 @@ class Item:
     """Numbers of the right choices or contexts."""
     source: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
     """The row as the file has it."""
+    shown: str = ""
+    """The answer as an example shows it, where that is longer than the answer (a chain of thought); "": as it is."""
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -41,7 +43,7 @@ class Item:
         """The item with its right answer, as an example before another one."""
         gold = self.gold[0]
         context = self.contexts[gold if self.kind == "schema" else 0]
-        return context + delimiter + self.continuations[gold if self.kind == "choice" else 0]
+        return context + delimiter + (self.shown or self.continuations[gold if self.kind == "choice" else 0])
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Task:
     """Accuracy of guessing; None: one in as many as there are choices."""
     category: str = ""
     """Where a suite averages by categories."""
+    part_of: str = ""
+    """The task that it is one category of: parts are averaged to that task's figure first."""
     version: str = ""
 
     def baseline(self) -> float:
@@ -94,4 +98,4 @@ class Task:
 
 
 def _row(item: Item) -> Sequence[object]:
-    return [item.contexts, item.continuations, item.gold]
+    return [item.contexts, item.continuations, item.gold, *([item.shown] if item.shown else [])]

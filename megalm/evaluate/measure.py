@@ -62,6 +62,8 @@ class TaskResult:
     prompts_sha256: str
     """Of every id that the model was given."""
     category: str = ""
+    part_of: str = ""
+    """The task that it is one category of."""
 
     @property
     def centered(self) -> Estimate | None:
@@ -83,6 +85,7 @@ class TaskResult:
             "figures": {name: figure.as_dict() for name, figure in self.figures.items()},
             "chance": self.baseline,
             "category": self.category,
+            "part_of": self.part_of,
             "data_sha256": self.data_sha256,
             "prompts_sha256": self.prompts_sha256,
         }
@@ -133,6 +136,7 @@ def evaluate_task(
         data_sha256=task.digest(),
         prompts_sha256=digest.hexdigest(),
         category=task.category,
+        part_of=task.part_of,
     )
 
 

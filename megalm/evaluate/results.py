@@ -35,14 +35,18 @@ def digest_model(model: nn.Module) -> str:
 
 
 def average(results: Sequence[TaskResult]) -> dict[str, Estimate]:
-    """Accuracy above chance, (accuracy - chance) / (1 - chance): the mean of the tasks in each category, then of categories.
+    """Accuracy above chance, (accuracy - chance) / (1 - chance): the mean of a task's parts, of the tasks in each category,
+    then of categories.
 
     {} where no task has an accuracy. `average` is the last; a suite without categories has it alone.
     """
-    by_category: dict[str, list[Estimate]] = {}
+    by_task: dict[tuple[str, str], list[Estimate]] = {}
     for result in results:
         if result.centered is not None:
-            by_category.setdefault(result.category, []).append(result.centered)
+            by_task.setdefault((result.category, result.part_of or result.task), []).append(result.centered)
+    by_category: dict[str, list[Estimate]] = {}
+    for (category, _), parts in by_task.items():
+        by_category.setdefault(category, []).append(_mean(parts))
     means = {category: _mean(found) for category, found in by_category.items()}
     if not means:
         return {}
@@ -134,6 +138,7 @@ def read_task_result(path: Path) -> tuple[TaskResult, dict[str, Any]]:
             data_sha256=said["data_sha256"],
             prompts_sha256=said["prompts_sha256"],
             category=said["category"],
+            part_of=said.get("part_of", ""),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not the result of a task ({type(error).__name__}: {error})") from None

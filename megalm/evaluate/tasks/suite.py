@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.evaluate.item import Task
+from megalm.evaluate.item import Item, Task
 from megalm.evaluate.tasks.harness import read_task, read_yaml
 from megalm.evaluate.tasks.rows import TYPES, guess_kind, read_items, read_rows
 
@@ -72,11 +73,16 @@ def read_suite(name: str, data: Path = DATA, only: Sequence[str] = ()) -> Suite:
         entries = content["icl_tasks"]
         if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
             raise ConfigError(f"{path}: icl_tasks must be a list of tasks with label, dataset_uri, icl_task_type")
-        chosen = [one for one in entries if not only or one.get("label") in only]
-        _check_names(path, only, [str(one.get("label")) for one in entries])
+        chosen = [one for one in entries if not only or any(_is_of(name, one) for name in only)]
+        labels = [str(one.get("label")) for one in entries]
+        _check_names(path, [name for name in only if not any(_is_of(name, one) for one in chosen)], labels)
         _check_there(path, chosen, data)
         chances = read_chances(path.with_name("eval_meta_data.csv"))
-        tasks = tuple(make_task({**chances.get(str(one["label"]), {}), **one}, path, data) for one in chosen)
+        made = (make_task({**chances.get(str(one["label"]), {}), **one}, path, data) for one in chosen)
+        tasks = tuple(part for one, task in zip(chosen, made, strict=True) for part in split_task(task, one, path))
+        if only:
+            _check_names(path, only, [*labels, *(task.name for task in tasks)])
+            tasks = tuple(task for task in tasks if task.name in only or task.part_of in only)
     elif isinstance(content.get("task"), list):
         tasks = tuple(read_task(path.parent / str(one)) for one in content["task"])
         _check_names(path, only, [task.name for task in tasks])
@@ -144,12 +150,17 @@ def make_task(entry: Mapping[str, Any], suite: Path, data: Path) -> Task:
         settings["max_tokens"] = int(entry.get("max_tokens", 64))
         if (how := entry.get("compare", "text")) not in COMPARED:
             raise ConfigError(f"{suite}: {label}: compare {how!r}; there are {', '.join(COMPARED)}")
-        settings["compare"] = COMPARED[entry.get("compare", "text")]
+        settings["compare"] = dict(COMPARED[entry.get("compare", "text")])
+        if entry.get("cot_delimiter"):
+            settings["compare"]["after"] = str(entry["cot_delimiter"])
+    items = read_items(find_data(str(entry["dataset_uri"]), suite, data), kind)
+    if "cot_delimiter" in entry:
+        items = tuple(_show_thought(item, str(entry["cot_delimiter"])) for item in items)
     chance = entry.get("random_baseline", entry.get("chance"))
     return Task(
         name=label,
         kind=kind,
-        items=read_items(find_data(str(entry["dataset_uri"]), suite, data), kind),
+        items=items,
         num_fewshot=int(shots),
         description=str(entry.get("prompt_string", "")),
         prelimiter=str(entry.get("question_prelimiter", "")),
@@ -159,6 +170,38 @@ def make_task(entry: Mapping[str, Any], suite: Path, data: Path) -> Task:
         category=str(entry.get("category", "")),
         **settings,
     )
+
+
+def split_task(task: Task, entry: Mapping[str, Any], suite: Path) -> list[Task]:
+    """A task whose suite says `has_categories` as one for each: examples come from the item's own, and the means count alike."""
+    if not entry.get("has_categories"):
+        return [task]
+    parts: dict[str, list[Item]] = {}
+    for number, item in enumerate(task.items, 1):
+        category = item.source.get("category")
+        if not isinstance(category, str) or not category:
+            raise ConfigError(
+                f"{suite}: {task.name}: has_categories, and its item {number} has no text under 'category'"
+            )
+        parts.setdefault(category, []).append(item)
+    return [
+        replace(
+            task, name=f"{task.name}-{re.sub(r'[^a-z0-9]+', '_', name.lower())}", items=tuple(items), part_of=task.name
+        )
+        for name, items in parts.items()
+    ]
+
+
+def _show_thought(item: Item, delimiter: str) -> Item:
+    """As an example it is answered with the thoughts that its row has."""
+    thought = item.source.get("chain_of_thought")
+    return replace(item, shown=f"{thought}{delimiter}{item.continuations[0]}") if thought else item
+
+
+def _is_of(name: str, entry: Mapping[str, Any]) -> bool:
+    """Whether a task's name is an entry's label, or one of its categories."""
+    label = str(entry.get("label"))
+    return name == label or (bool(entry.get("has_categories")) and name.startswith(f"{label}-"))
 
 
 def find_data(name: str, suite: Path, data: Path) -> Path:
