@@ -12,7 +12,7 @@ ROOT = Path(megalm.__file__).parent
 ROOMS = [
     "config", "journal", "page", "architecture", "ops", "precision", "tokenizer", "data", "corpus", "parallel", "model",
     "objectives", "optim", "pipeline", "plan", "checkpoint", "convert",
-    "generate", "train", "guard", "evaluate", "posttrain", "observe", "resilience", "launch", "library",
+    "generate", "train", "guard", "evaluate", "posttrain", "observe", "resilience", "launch", "library", "plugins",
 ]  # fmt: skip
 
 NOTHING_BUT = {

@@ -36,4 +36,6 @@ def _values(model: ModelConfig) -> tuple[Any, ...]:
 
 
 def _fixed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple(value.items())
     return tuple(value) if isinstance(value, list) else value

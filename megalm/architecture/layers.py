@@ -1,6 +1,6 @@
 """A spec for each layer of a model: which blocks it has, where norms stand, how their outputs join the stream."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,7 +18,9 @@ from megalm.architecture.blocks import (
 from megalm.architecture.kept import cache_by_model
 from megalm.architecture.positions import specify_rope
 from megalm.architecture.shape import ModelShape, resolve_shape
+from megalm.config.errors import ConfigError
 from megalm.config.model import ModelConfig
+from megalm.config.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,23 @@ class LayerSpec:
         return found
 
 
+Specify = Callable[[ModelConfig, BlockSpec], BlockSpec]
+"""Makes a block's spec of the model and of the spec that would stand in its place."""
+
+BLOCKS: dict[str, Registry[Specify]] = {
+    name: Registry("block", f"model.blocks.{name}") for name in ("attention", "mlp")
+}
+"""Blocks of plugins, by the sublayer that they may stand in."""
+
+
+def choose_block(sublayer: str, model: ModelConfig, usual: BlockSpec) -> BlockSpec:
+    """The usual block of a sublayer, or the one that `model.blocks` names. Errors: ConfigError for an unknown name."""
+    unknown = sorted(set(model.blocks) - set(BLOCKS))
+    if unknown:
+        raise ConfigError(f"model.blocks.{unknown[0]}: there is no such sublayer. Known are {', '.join(BLOCKS)}.")
+    return BLOCKS[sublayer].find(model.blocks[sublayer])(model, usual) if sublayer in model.blocks else usual
+
+
 def name_layer(index: int) -> str:
     """The global name of a layer, in front of its tensors' names."""
     return f"layers.{index}"
@@ -109,11 +128,14 @@ def specify_layers(model: ModelConfig) -> tuple[LayerSpec, ...]:
     for index in range(shape.num_layers):
         word, is_dense = model.attends(index), model.moe.is_dense(index)
         if (word, is_dense) not in made:
-            block = _specify_mlp(model, shape.ffn_hidden_size) if is_dense else _specify_mixture(model, shape)
+            usual = _specify_mlp(model, shape.ffn_hidden_size) if is_dense else _specify_mixture(model, shape)
+            block = choose_block("mlp", model, usual)
             mlp = _specify_sublayer(model, shape, "mlp", block)
             if model.shared_norm:
                 mlp = replace(mlp, norm=None)
-            attention = _specify_sublayer(model, shape, "attention", _specify_attention(model, shape, word))
+            attention = _specify_sublayer(
+                model, shape, "attention", choose_block("attention", model, _specify_attention(model, shape, word))
+            )
             made[word, is_dense] = LayerSpec((attention, mlp), model.parallel_residual, model.residual_scale)
         layers.append(made[word, is_dense])
     return tuple(layers)

@@ -1,6 +1,7 @@
 """How a configuration field is declared: a default, the words or numbers it accepts, or that it must be given."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,11 @@ class Range:
 def choice(default: str, *others: str) -> Any:
     """A word out of a closed list; the first is the default. Checked by `megalm.config.validate`."""
     return field(default=default, metadata={"choices": (default, *others)})
+
+
+def open_choice(default: str, registry: Collection[str]) -> Any:
+    """A word out of a table that plugins add to: it is held against what the table has when a configuration is checked."""
+    return field(default=default, metadata={"choices": registry})
 
 
 def number(default: Any, **bounds: Any) -> Any:

@@ -224,6 +224,8 @@ class ModelConfig:
     """Standard deviation of the initial weights."""
     scaled_init: Start[bool] = True
     """Matrices that write to the residual stream start smaller, by 1 / sqrt(2 num_layers) (GPT-2)."""
+    blocks: Fixed[dict[str, str]] = field(default_factory=dict)
+    """Blocks of plugins in place of megalm's own: {attention: NAME, mlp: NAME}; none: megalm's."""
     moe: Fixed[MoEConfig] = field(default_factory=MoEConfig)
     """Mixture of experts."""
 

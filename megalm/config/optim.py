@@ -1,8 +1,9 @@
 """The optimizer and the learning rate over time."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from megalm.config.fields import choice, number
+from megalm.config.fields import choice, number, open_choice
 
 _USUAL = {"zclip": (2.5, 0.97, 25), "adagc": (1.05, 0.98, 100)}
 """Threshold, decay and warm-up as their papers have them."""
@@ -89,7 +90,7 @@ class GroupConfig:
 class OptimConfig:
     """The update rule and its numbers, global-norm clipping, warm-up and decay."""
 
-    name: str = choice(*STATES)
+    name: str = open_choice("adamw", STATES)
     """The update rule."""
     lr: float = number(3e-4, above=0)
     """Peak learning rate."""
@@ -113,6 +114,8 @@ class OptimConfig:
     """sgd: look ahead by the momentum (Nesterov 1983; Sutskever et al. 2013)."""
     muon: MuonConfig = field(default_factory=MuonConfig)
     """muon: how matrices are updated."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of an update rule that is not megalm's own, by name."""
     groups: list[GroupConfig] = field(default_factory=list)
     """Parameters that are updated otherwise than the rest, by role or name."""
     weight_decay: float = number(0.1, at_least=0)

@@ -1,13 +1,14 @@
 """The whole configuration of a run."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from megalm.config.checkpoint import CheckpointConfig
 from megalm.config.cluster import ClusterConfig
 from megalm.config.data import DataConfig
 from megalm.config.effects import Aside, Course, Function, Layout, Measured
 from megalm.config.evaluate import EvaluateConfig
-from megalm.config.fields import choice, number
+from megalm.config.fields import choice, number, open_choice
 from megalm.config.guard import GuardConfig
 from megalm.config.model import ModelConfig
 from megalm.config.objective import ObjectiveConfig
@@ -18,6 +19,11 @@ from megalm.config.resilience import ResilienceConfig
 from megalm.config.tracking import TrackingConfig
 from megalm.config.train import TrainConfig
 
+ATTENTION_KERNELS = dict.fromkeys(
+    ("auto", "cudnn", "fa4", "fa3", "flash", "flex", "efficient", "torch", "scores")
+)  # a plugin's kernel adds its name
+"""Words of ops.attention."""
+
 
 @dataclass
 class RunConfig:
@@ -27,6 +33,10 @@ class RunConfig:
     """Name of the run's folder."""
     dir: str = "runs"
     """Folder that holds the runs' folders."""
+    plugins: list[str] = field(default_factory=list)
+    """Modules of your own that are imported in every process of the run, and register what they add (docs/extending.md)."""
+    plugin_options: dict[str, Any] = field(default_factory=dict)
+    """Settings of plugins, by whatever names they read."""
 
 
 @dataclass
@@ -36,7 +46,7 @@ class OpsConfig:
     backend: str = choice("auto", "native", "apex", "te", "reference")
     """auto: the compiled kernels where they are built; native: insist on them; apex, te: NVIDIA's apex (not PyPI's) or
     Transformer Engine for the ops that they have; reference: plain PyTorch."""
-    attention: str = choice("auto", "cudnn", "fa4", "fa3", "flash", "flex", "efficient", "torch", "scores")
+    attention: str = open_choice("auto", ATTENTION_KERNELS)
     """What computes attention. auto: on a GPU the fastest that gives what plain products give, and under
     train.determinism=strict the same bits each time; elsewhere torch's. cudnn, flash (FlashAttention-2), efficient: of torch;
     fa3, fa4: FlashAttention packages; flex: compiled FlexAttention; scores: plain products with all scores in memory."""

@@ -8,6 +8,7 @@ from megalm.config.errors import ConfigError
 from megalm.config.fields import MISSING
 from megalm.config.groups import list_groups
 from megalm.config.model import ModelConfig
+from megalm.config.plugins import load_plugins
 from megalm.config.root import Config
 from megalm.config.typed import Kind, build, list_fields
 from megalm.config.yaml_text import read_yaml_file, write_yaml
@@ -15,6 +16,9 @@ from megalm.config.yaml_text import read_yaml_file, write_yaml
 
 def build_config(values: dict[str, Any]) -> Config:
     """The configuration that nested words stand for."""
+    run = values.get("run")
+    named = run.get("plugins") if isinstance(run, dict) else None
+    load_plugins(named if isinstance(named, list) else ([named] if isinstance(named, str) else ()))
     config = build(Kind(Config), values)
     assert isinstance(config, Config)
     missing = [name for name in list_fields(ModelConfig) if getattr(config.model, name) == MISSING]

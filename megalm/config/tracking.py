@@ -1,6 +1,6 @@
 """Where measurements go, beside metrics.jsonl and events.jsonl."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -9,5 +9,7 @@ class TrackingConfig:
 
     tensorboard: bool = True
     """Write TensorBoard scalars to the run's folder."""
+    trackers: list[str] = field(default_factory=list)
+    """Further places: names of plugins' trackers."""
     report: bool = True
     """Write report.html when the run ends."""

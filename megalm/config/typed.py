@@ -2,7 +2,7 @@
 
 import difflib
 import types
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import cache
@@ -20,7 +20,7 @@ class Kind:
     type: Any
     optional: bool = False
     default: Any = None
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
 
     @property
     def origin(self) -> Any:

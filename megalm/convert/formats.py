@@ -8,6 +8,7 @@ from pathlib import Path
 from megalm.checkpoint.commit import list_committed
 from megalm.checkpoint.manifest import MANIFEST
 from megalm.config.errors import ConfigError, explain_missing_folder
+from megalm.config.plugins import load_plugins
 from megalm.convert.choices import FORMATS
 from megalm.convert.source import Source
 
@@ -16,6 +17,7 @@ def detect(path: Path) -> str:
     """Tell `huggingface`, `megalm` or `megatron` by what lies there; ConfigError if the folder is none of them."""
     from megalm.convert.megatron_legacy import TRACKER
 
+    load_plugins()
     if not path.is_dir():
         raise explain_missing_folder(
             path,
@@ -27,6 +29,9 @@ def detect(path: Path) -> str:
         return "megatron"
     if (path / "config.json").is_file():
         return "huggingface"
+    for name, format in FORMATS.items():
+        if format is not None and format.is_one(path):
+            return name
     raise ConfigError(
         f"{path}: neither a run of megalm's (config.yaml and checkpoints/), nor a Hugging Face folder (config.json), nor a "
         "Megatron-LM checkpoint (latest_checkpointed_iteration.txt, mp_rank_*, or .metadata)"
@@ -60,4 +65,6 @@ def open_source(
         from megalm.convert.native import open_native
 
         return open_native(path)
-    raise ConfigError(f"format {format!r} is not known; allowed: {', '.join(FORMATS)}")
+    found = FORMATS.find(format)
+    assert found is not None, "megalm's own are read above"
+    return found.open(path)

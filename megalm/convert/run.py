@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megalm.config.errors import ConfigError
+from megalm.convert.choices import FORMATS
 from megalm.convert.formats import open_source
 from megalm.convert.huggingface_settings import EVERYTHING
 from megalm.convert.megatron_dist import OPTIMIZER_REASON
@@ -49,9 +50,8 @@ class Options:
             "megalm": {"dtype", "optimizer", "upcycle"} | ({"top_k"} if self.upcycle else set()),
             "megatron": {"dtype", "torch_dist", "spelling", "pad_vocabulary"},
         }
-        if self.to not in concerns:
-            raise ConfigError(f"target format {self.to!r} is not known; allowed: {', '.join(concerns)}")
-        allowed = set(concerns[self.to])
+        FORMATS.find(self.to)
+        allowed = set(concerns.get(self.to, ()))
         if self.to == "megatron" and not self.torch_dist:
             allowed |= {"tensor", "pipeline", "virtual"}
         if self.torch_dist:
@@ -196,6 +196,9 @@ def reopen(target: Path, source: Source, format: str) -> Source:
 
 def _write(source: Source, target: Path, options: Options, progress: Progress) -> int:
     target.mkdir(parents=True, exist_ok=True)
+    own = FORMATS[options.to]
+    if own is not None:
+        return own.write(source, target)
     if options.to == "huggingface":
         from megalm.convert.huggingface import write_folder
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from megalm.config.data import DataConfig
 from megalm.config.errors import ConfigError
+from megalm.config.registry import Registry
 from megalm.data.formats.mds_tokens import MDSTokens
 from megalm.data.formats.store import DEFAULT_CACHE, Cache, Store, is_url
 from megalm.data.packing import PackedSource
@@ -24,11 +25,25 @@ def name_sources(prefixes: Sequence[str]) -> list[str]:
 def open_tokens(prefix: str | os.PathLike, data: DataConfig) -> TokenFile:
     """A .bin/.idx pair or a folder of MDS shards, on this machine or in an object store."""
     prefix = os.fspath(prefix)
+    scheme, _, rest = prefix.partition("://")
+    if rest and scheme in OPENERS:
+        return OPENERS[scheme](rest, data)
     cache = choose_cache(data) if is_url(prefix) else None
     folder = prefix.rstrip("/")
     if Store(folder, data.retries).exists("index.json") if is_url(prefix) else os.path.exists(f"{folder}/index.json"):
         return MDSTokens(folder, cache or choose_cache(data), data.mds_bytes)
     return TokenFile(prefix, cache)
+
+
+OpenTokens = Callable[[str, DataConfig], TokenFile]
+"""Opens what stands behind SCHEME:// as documents of tokens; a pure function: the same tokens in every process."""
+
+OPENERS: Registry[OpenTokens] = Registry("source of tokens", "data.train")
+
+
+def register_token_source(scheme: str, open_source: OpenTokens) -> None:
+    """Let `data.train=[SCHEME://REST]` be opened by open_source(REST, config.data). Errors: ValueError where it is taken."""
+    OPENERS.register(scheme, open_source)
 
 
 def choose_cache(data: DataConfig) -> Cache:

@@ -20,9 +20,11 @@ from megalm.observe.metrics import MetricsWriter
 from megalm.observe.record import RecordHook
 from megalm.observe.report import ReportHook
 from megalm.observe.sample import SampleHook
+from megalm.observe.trackers.registry import TRACKERS
 from megalm.observe.trackers.tensorboard import TensorBoard
 from megalm.observe.trackers.tracker import TrackerHook
 from megalm.resilience.chaos.provoke import make_provoke_hooks
+from megalm.train.hook_registry import build_registered_hooks
 from megalm.train.hooks import Hook
 
 
@@ -56,6 +58,7 @@ def list_hooks(
         config.evaluate.every
     ):  # on every rank; behind the guard, and before what writes a step's record, where its figures go
         hooks.append(SuiteHook(config, folder, console))
+    hooks += build_registered_hooks(config, folder)  # a plugin's: on every rank, and where a suite of tasks stands too
     if console is not None:
         hooks += [
             RecordHook(folder, plan),  # the settings are on disk before the first line of the steps made with them
@@ -65,6 +68,7 @@ def list_hooks(
         ]
         if config.tracking.tensorboard:
             hooks.append(Bystander(TrackerHook(TensorBoard(folder / "tensorboard"))))  # reads metrics.jsonl
+        hooks += [Bystander(TrackerHook(TRACKERS.find(name)(config, folder))) for name in config.tracking.trackers]
         hooks += tellers  # below those who show it: all are ready when the first event comes
     if config.train.sample and config.train.sample_tokens:
         hooks.append(SampleHook(folder, console))  # on every rank: the tensor ranks write together

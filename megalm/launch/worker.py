@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from megalm import __version__, ops
 from megalm.config import Config, ConfigError
+from megalm.config.plugins import load_plugins
 from megalm.data.loader import Loader
 from megalm.launch.attach import list_hooks
 from megalm.launch.forkserver import SIGNALS
@@ -71,6 +72,7 @@ def run_rank(
     pulse = _choose_pulse(config, world, supervised)
     try:
         pulse.enter("start")
+        load_plugins(config.run.plugins)
         return _run(config, folder, world, plan, supervised, handler, pulse)
     except ConfigError as error:
         pulse.fail(error)

@@ -10,7 +10,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from megalm.architecture.blocks import AttentionSpec, BlockSpec, LatentAttentionSpec, MixtureSpec, MLPSpec
-from megalm.architecture.layers import LayerSpec, SublayerSpec, name_layer, specify_layers
+from megalm.architecture.layers import BLOCKS, LayerSpec, Specify, SublayerSpec, name_layer, specify_layers
 from megalm.architecture.shape import resolve_shape
 from megalm.config import ModelConfig
 from megalm.data.batch import Batch
@@ -38,6 +38,21 @@ MODULES: dict[type[BlockSpec], Callable[..., nn.Module]] = {
     MixtureSpec: Mixture,
 }
 """The module that computes each kind of block: made of (spec, context, name), run on (x, where)."""
+
+
+def register_block(
+    sublayer: str, name: str, specify: Specify, spec: type[BlockSpec], module: Callable[..., nn.Module]
+) -> None:
+    """Let `model.blocks.SUBLAYER=NAME` put a block of your own into every layer.
+
+    sublayer: attention or mlp. specify(model, usual) makes the block's spec of the one that would stand there; spec is its
+    class, which derives from `AttentionSpec` or `MLPSpec`, so that the planner can count it. module(spec, context, name=...)
+    computes it, run on (x, where). Errors: ValueError where the name is taken, or there is no such sublayer.
+    """
+    if sublayer not in BLOCKS:
+        raise ValueError(f"sublayer {sublayer!r}: there are {', '.join(BLOCKS)}.")
+    BLOCKS[sublayer].register(name, specify)
+    MODULES[spec] = module
 
 
 class Layer(nn.Module):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from megalm.config.errors import ConfigError
+from megalm.config.root import ATTENTION_KERNELS
 from megalm.ops.attention import (
     Case,
     Cudnn,
@@ -32,7 +33,7 @@ from megalm.ops.attention import (
 
 _log = logging.getLogger(__name__)
 
-KERNELS: tuple[Kernel, ...] = (
+KERNELS: list[Kernel] = [
     Cudnn(),
     InstalledFlash("FA4"),
     InstalledFlash("FA3"),
@@ -41,7 +42,7 @@ KERNELS: tuple[Kernel, ...] = (
     Efficient(),
     Torch(),
     Scores(),
-)
+]
 """All that there are, the fastest on Hopper first: 470 to 575 TFLOP/s forward and backward with cuDNN and FlashAttention-3, 166
 with FlashAttention-2's deterministic backward (flash-attention's pull request 1893, an H100, causal, 8k, heads of 128)."""
 
@@ -50,6 +51,18 @@ ORDER = {
     "strict": ("flex", "fa4", "fa3", "flash", "efficient", "scores"),
 }
 """What is tried on a GPU, by train.determinism. Strict leaves cuDNN out, whose backward adds in an order that changes."""
+
+
+def register_attention_kernel(kernel: Kernel) -> None:
+    """Let `ops.attention=NAME` mean this kernel; on a GPU it is tried against plain products before it is trusted.
+
+    Errors: ValueError where the name is taken.
+    """
+    if kernel.name in ATTENTION_KERNELS:
+        raise ValueError(f"a kernel of attention is called {kernel.name!r} already: name yours otherwise.")
+    KERNELS.append(kernel)
+    ATTENTION_KERNELS[kernel.name] = None
+
 
 _REPEATS = 20
 _LENGTH = 512

@@ -55,9 +55,7 @@ class Choice:
 
 def choose_rule(optim: OptimConfig) -> Rule:
     """The rule that `optim.name` asks for."""
-    if optim.name not in RULES:
-        raise ConfigError(f"optim.name={optim.name}: there is no such update rule. Known: {', '.join(sorted(RULES))}.")
-    return RULES[optim.name](optim)
+    return RULES.find(optim.name)(optim)
 
 
 def list_usual_choices(optim: OptimConfig) -> tuple[Choice, ...]:
@@ -100,11 +98,7 @@ def _choices_of(
 
 
 def _make(name: str, optim: OptimConfig) -> Rule:
-    if name not in RULES:
-        raise ConfigError(
-            f"optim.groups: rule={name}: there is no such update rule. Known: {', '.join(sorted(RULES))}."
-        )
-    return RULES[name](optim)
+    return RULES.find(name)(optim)
 
 
 class Groups:

@@ -53,7 +53,7 @@ def test_every_model_composes():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("train.stepz=3", ["train.stepz", "'steps'", "global_batch_size"]),
+        ("train.stepz=3", ["train.stepz", "'train.steps'", "global_batch_size"]),
         ("+invented=3", ["invented"]),
         ("train.steps=abc", ["train.steps=abc", "a whole number is needed"]),
         ("optim.betas=[a,b]", ["optim.betas[0]=a", "a number is needed"]),

@@ -21,6 +21,7 @@ from pathlib import Path
 from megalm.checkpoint.errors import CheckpointError
 from megalm.config.console import escape_what_cannot_be_written
 from megalm.config.errors import ConfigError
+from megalm.config.plugins import load_plugins
 from megalm.convert.choices import FORMATS, SPELLINGS
 
 from ..arguments import ArgumentParser
@@ -196,6 +197,7 @@ def reshard(arguments: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     escape_what_cannot_be_written()
+    load_plugins()  # formats of theirs are choices, too
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return reshard(argv[1:]) if argv[:1] == ["reshard"] else run(make_parser().parse_args(argv))
