@@ -32,9 +32,10 @@ class DataConfig:
     is larger than the cache; 0: each epoch shuffles the whole source."""
     split: Order[str | None] = None
     """order=megatron only: shares of training, validation and test as Megatron has them, '969,30,1'; None: by `holdout`."""
-    packing: Order[str] = choice("stream", "documents", "best_fit")
+    packing: Order[str] = choice("stream", "documents", "best_fit", "pairs")
     """stream: one long text, attention sees over document ends; documents: kept apart by attention mask and positions;
-    best_fit: kept apart, and whole documents packed together, none cut that fits into a sample."""
+    best_fit: kept apart, and whole documents packed together, none cut that fits into a sample;
+    pairs: chosen and rejected answers, kept apart, both of a pair in one sample."""
     fim_rate: Order[float] = number(0.0, at_least=0, at_most=1)
     """Share of documents rearranged for fill-in-the-middle; code models take about 0.5."""
     fim_spm_rate: Order[float] = number(0.5, at_least=0, at_most=1)

@@ -6,6 +6,33 @@ from typing import Any
 
 from megalm.config.effects import Course, Function
 from megalm.config.errors import ConfigError
+from megalm.config.fields import choice, number
+
+PAIRED = ("preference",)
+"""Objectives of megalm's own that learn from pairs of answers."""
+BUILT_IN = ("next_token", *PAIRED)
+
+
+@dataclass
+class PreferenceConfig:
+    """Of two answers the better one is to become likelier than the worse one."""
+
+    loss: str = choice("sigmoid", "conservative", "robust", "hinge", "ipo", "sigmoid_norm", "apo_zero", "simpo", "orpo")
+    """Of a pair. sigmoid: DPO; conservative, robust: DPO where a share of the judgements is wrong (label_smoothing); hinge; ipo;
+    sigmoid_norm: DPO of means over tokens; apo_zero; simpo, orpo: without a reference."""
+    beta: float = number(0.1, above=0)
+    """How much a log-ratio to the reference is worth as a reward; SimPO takes 2 to 10, ORPO weighs its odds by it."""
+    label_smoothing: float = number(0.0, at_least=0, below=0.5)
+    """Share of judgements taken to be wrong; of conservative and robust."""
+    target_margin: float = number(0.5, at_least=0)
+    """simpo: by how much the better answer's reward should be above the worse one's."""
+    sft_weight: float = number(0.0, at_least=0)
+    """Added times the mean loss of a token of the chosen answer."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss is of ratios to the weights that the run began with."""
+        return self.loss not in ("simpo", "orpo")
 
 
 @dataclass
@@ -16,7 +43,10 @@ class ObjectiveConfig:
     """
 
     name: Function[str] = "next_token"
-    """next_token (pretraining and fine-tuning), or the name under which a plugin registered its own."""
+    """next_token (pretraining and fine-tuning), preference (DPO and its kin), or the name under which a plugin registered its
+    own."""
+    preference: Course[PreferenceConfig] = field(default_factory=PreferenceConfig)
+    """Pairs of answers."""
     options: Course[dict[str, Any]] = field(default_factory=dict)
     """Settings of an objective that is not megalm's own, by name."""
 
@@ -35,3 +65,9 @@ def check_objective(objective: ObjectiveConfig) -> None:
                 f"objective.{part.name}.{given[0]} is read by objective.name={part.name} alone, and objective.name="
                 f"{objective.name}: leave it out, or choose that objective."
             )
+    preference, smoothed = objective.preference, ("conservative", "robust")
+    if preference.label_smoothing and preference.loss not in smoothed:
+        raise ConfigError(
+            f"objective.preference.label_smoothing={preference.label_smoothing:g} is read by the losses {' and '.join(smoothed)} "
+            f"alone, and objective.preference.loss={preference.loss}: choose one of them, or leave it out."
+        )

@@ -7,7 +7,7 @@ from megalm.config.errors import ConfigError
 from megalm.config.guard import check_guard
 from megalm.config.mixture import check_mixture
 from megalm.config.model import ModelConfig
-from megalm.config.objective import check_objective
+from megalm.config.objective import BUILT_IN, PAIRED, check_objective
 from megalm.config.optim import READS, STATES, OptimConfig
 from megalm.config.phases import list_configured_spans
 from megalm.config.precision import RECIPES, Fp8Config
@@ -36,14 +36,25 @@ def _check_phases(config: Config) -> None:
         not config.data.phases or config.data.order == "keyed",
         f"data.phases needs data.order=keyed: data.order={config.data.order} fixes one order for the whole run.",
     )
+    of_pairs = config.objective.name in PAIRED
     _require(
-        config.data.packing != "best_fit" or config.data.order == "keyed",
-        f"data.packing=best_fit needs data.order=keyed: data.order={config.data.order} cuts samples in its own way.",
+        (config.data.packing == "pairs") == of_pairs or config.objective.name not in BUILT_IN,
+        f"objective.name={config.objective.name} and data.packing={config.data.packing}: "
+        + (
+            f"{config.objective.name} learns from pairs of answers: set data.packing=pairs."
+            if of_pairs
+            else f"pairs are read by objective.name={' or '.join(PAIRED)}: choose one, or another packing."
+        ),
+    )
+    packs = config.data.packing in ("best_fit", "pairs")
+    _require(
+        not packs or config.data.order == "keyed",
+        f"data.packing={config.data.packing} needs data.order=keyed: data.order={config.data.order} cuts samples in its own way.",
     )
     short = next((p for p in config.data.phases if p.seq_length not in (None, config.model.seq_length)), None)
     _require(
-        config.data.packing != "best_fit" or short is None,
-        "data.packing=best_fit packs samples of model.seq_length: leave seq_length out of data.phases.",
+        not packs or short is None,
+        f"data.packing={config.data.packing} packs samples of model.seq_length: leave seq_length out of data.phases.",
     )
 
 

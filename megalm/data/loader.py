@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, Protocol
@@ -22,7 +22,10 @@ from megalm.data.fim import make_fill_in_the_middle
 from megalm.data.megatron_order import MegatronStream, open_megatron_sources
 from megalm.data.openers import open_held_out, open_sources
 from megalm.data.order import Samples, Source, resolve
+from megalm.data.pair_batch import add_pairs
+from megalm.data.pairs import count_most_pairs
 from megalm.data.phases import Curriculum, Phase, make_curriculum, make_single_phase
+from megalm.data.separate import separate_documents
 from megalm.data.sources import TokenSource
 from megalm.data.stream import Stream, advance, merge_ranges, take
 
@@ -72,6 +75,7 @@ class Loader:
         self.packing = data.packing
         self.sources, self._stream, self.curriculum = self._open(config)
         self.held_out: list[TokenSource] = open_held_out(data, self.seq_length, self.sources)
+        self._most_pairs = count_most_pairs([*self.sources, *self.held_out])
         files = [source.file for source in [*self.sources, *self.held_out]]
         self._dtype = np.result_type(*(file.dtype.newbyteorder("=") for file in files))
         self._fim = make_fill_in_the_middle(data, train.seed, self.vocab_size)
@@ -296,7 +300,8 @@ class Loader:
         batches = []
         for at in range(0, len(rows), step):
             start = at + self._axis.rank * self.micro_batch_size
-            batches.append(self._held_out_batch(rows[start : start + self.micro_batch_size]))
+            own = rows[start : start + self.micro_batch_size]
+            batches.append(self._padded_batch([(self.held_out[source], number) for source, number in own]))
         return batches
 
     def _forget(self) -> None:
@@ -363,7 +368,8 @@ class Loader:
         mask, positions, ids = separate_documents(starts, length, filled)
         if targets is not None:
             mask *= targets
-        return replace(batch, loss_mask=mask, positions=positions, document_ids=ids)
+        batch = replace(batch, loss_mask=mask, positions=positions, document_ids=ids)
+        return add_pairs(batch, rows, self._most_pairs) if self.packing == "pairs" else batch
 
     def _read_targets(self, rows: Sequence[tuple[TokenSource, int]], length: int) -> torch.Tensor | None:
         """What each label counts in the loss, where a file says it. Shapes: rows [N] -> fp32 [N, length]"""
@@ -374,21 +380,32 @@ class Loader:
             where.read_targets_into(row, sample)
         return torch.from_numpy(weights[:, 1:].copy())
 
-    def _held_out_batch(self, rows: Sequence[tuple[int, int]]) -> Batch:
-        """Held-out sequences, (source, number), as one micro-batch; rows that it lacks are padding."""
-        length, missing = self.seq_length, self.micro_batch_size - len(rows)
-        placed = [(self.held_out[source], number) for source, number in rows]
-        raw, starts, _ = self._read(placed, np.zeros(len(rows), np.int64), length)
+    def read_all(self, source: TokenSource) -> Iterator[tuple[range, Batch]]:
+        """Every sample of a source once, in its order: this rank's micro-batches, as many on every rank, and which samples
+        their first rows are; the other rows are padding."""
+        step = self.micro_batch_size * self._axis.size
+        for at in range(0, source.num_samples, step):
+            start = min(at + self._axis.rank * self.micro_batch_size, source.num_samples)
+            numbers = range(start, min(start + self.micro_batch_size, source.num_samples))
+            yield numbers, self._padded_batch([(source, number) for number in numbers])
+
+    def _padded_batch(self, placed: Sequence[tuple[TokenSource, int]]) -> Batch:
+        """Whole samples, (source, number), as one micro-batch; rows that it lacks are padding."""
+        length, missing = self.seq_length, self.micro_batch_size - len(placed)
+        raw, starts, _ = self._read(placed, np.zeros(len(placed), np.int64), length)
         batch = _shifted(np.concatenate([raw, np.zeros((missing, length + 1), raw.dtype)]))
         filled = [source.filled(number, length) for source, number in placed] + [1] * missing
         apart = self.packing != "stream"
-        starts = [*(starts if apart else [_NOWHERE] * len(rows)), *[_NOWHERE] * missing]
+        starts = [*(starts if apart else [_NOWHERE] * len(placed)), *[_NOWHERE] * missing]
         mask, positions, ids = separate_documents(starts, length, filled)
         targets = self._read_targets(placed, length)
         if targets is not None:
-            mask[: len(rows)] *= targets
+            mask[: len(placed)] *= targets
         batch = replace(batch, loss_mask=mask)
-        return replace(batch, positions=positions, document_ids=ids) if apart else batch
+        if not apart:
+            return batch
+        batch = replace(batch, positions=positions, document_ids=ids)
+        return add_pairs(batch, placed, self._most_pairs) if self.packing == "pairs" else batch
 
     def _check(self, tokens: np.ndarray, place: Callable[[int, int], tuple[TokenSource, int]]) -> None:
         """place: from (row, column) to the source and which of its tokens that is."""
@@ -419,30 +436,3 @@ def _done(batches: list[Batch]) -> Future[list[Batch]]:
     future: Future[list[Batch]] = Future()
     future.set_result(batches)
     return future
-
-
-def separate_documents(
-    starts: Sequence[np.ndarray], seq_length: int, filled: Sequence[int] | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Masks that keep documents apart: a label that begins another document, or lies in the padding, does not count.
-
-    Shapes:  starts: per row, the positions in (0, S] where a document begins; filled: per row, the tokens before the
-    padding -> loss_mask, positions, document_ids [B, S]
-    """
-    rows = len(starts)
-    mask = np.ones((rows, seq_length), np.float32)
-    ids = np.zeros((rows, seq_length), np.int32)
-    positions = np.empty((rows, seq_length), np.int64)
-    for row, begin in enumerate(starts):
-        begin = np.asarray(begin, np.int64)
-        mask[row, begin - 1] = 0.0
-        if filled is not None:
-            mask[row, filled[row] - 1 :] = 0.0
-        inside = begin[begin < seq_length]
-        np.add.at(ids[row], inside, 1)
-        ids[row] = np.cumsum(ids[row])
-        origin = np.concatenate(([0], inside))
-        positions[row] = (
-            np.arange(seq_length) - origin[np.searchsorted(origin, np.arange(seq_length), side="right") - 1]
-        )
-    return torch.from_numpy(mask), torch.from_numpy(positions), torch.from_numpy(ids)

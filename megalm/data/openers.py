@@ -12,8 +12,12 @@ from megalm.config.registry import Registry
 from megalm.data.formats.mds_tokens import MDSTokens
 from megalm.data.formats.store import DEFAULT_CACHE, Cache, Store, is_url
 from megalm.data.packing import PackedSource
+from megalm.data.pairs import PairedSource
 from megalm.data.sources import TokenSource
 from megalm.data.tokens import TokenFile
+
+_KINDS = {"best_fit": PackedSource, "pairs": PairedSource}
+"""What packs whole documents, by the word of data.packing."""
 
 
 def name_sources(prefixes: Sequence[str]) -> list[str]:
@@ -79,7 +83,7 @@ def open_sources(data: DataConfig, seq_length: int) -> list[TokenSource]:
     if not 0 <= data.holdout < 1:
         raise ConfigError(f"data.holdout is {data.holdout}: give a share from 0 up to, but not including, 1.")
     holdout = data.holdout if data.valid is None else 0.0
-    kind = PackedSource if data.packing == "best_fit" else TokenSource
+    kind = _KINDS.get(data.packing, TokenSource)
     sources = []
     for number, (name, prefix) in enumerate(zip(name_sources(data.train), data.train, strict=True)):
         file = open_tokens(prefix, data)
@@ -92,5 +96,5 @@ def open_held_out(data: DataConfig, seq_length: int, sources: Sequence[TokenSour
     """What evaluation reads: the file `data.valid` names, else the held-out ends of the sources themselves."""
     if data.valid is None:
         return [source.held_out() for source in sources]
-    kind = PackedSource if data.packing == "best_fit" else TokenSource
+    kind = _KINDS.get(data.packing, TokenSource)
     return [kind(name_sources([data.valid])[0], open_tokens(data.valid, data), seq_length, 1.0, 1.0).held_out()]

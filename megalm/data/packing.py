@@ -120,7 +120,9 @@ class PackedSource(TokenSource):
         return cache.folder / f"{digest}.pack{seq_length}"
 
     def _key(self) -> tuple[int, ...]:
-        documents = self.file.document_at(self.end - 1) + 1 if self.end > self.first else 0
+        documents = 0
+        if self.end > self.first:
+            documents = self.file.document_at(self.end - 1) + 1 - self.file.document_at(self.first)
         return VERSION, self.seq_length, documents, self.end, self.file.num_tokens
 
     def _map(self, path: Path) -> bool:
@@ -160,8 +162,7 @@ class PackedSource(TokenSource):
         if self.end > self.first:
             inside = self.file.document_starts(self.first, self.end)[1]
             starts = np.concatenate((starts, inside, [self.end]))
-        document, first, size = cut_pieces(np.diff(starts), self.seq_length)
-        bins, samples = pack_best_fit(size, self.seq_length + 1)
+        document, first, size, bins, samples = self._fill(np.diff(starts))
         order = np.argsort(bins, kind="stable")
         offsets = np.concatenate(([0], np.cumsum(np.bincount(bins, minlength=samples))))
         temporary = f"{path}.{os.getpid()}.partial"
@@ -173,6 +174,14 @@ class PackedSource(TokenSource):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+    def _fill(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+        """Document, first token in it, tokens and sample of each piece, and the number of samples.
+
+        Shapes: lengths int64 [documents] -> int64 [pieces] each
+        """
+        document, first, size = cut_pieces(lengths, self.seq_length)
+        return document, first, size, *pack_best_fit(size, self.seq_length + 1)
 
     def _pieces(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         part = slice(int(self.offsets[index]), int(self.offsets[index + 1]))

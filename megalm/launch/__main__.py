@@ -233,6 +233,7 @@ def _check_data(config: Config) -> None:
     from megalm.data.fim import make_fill_in_the_middle
     from megalm.data.openers import open_sources
     from megalm.data.phases import make_curriculum
+    from megalm.posttrain.prepare import check_tokenizer
     from megalm.tokenizer.tokenizer import load_tokenizer
 
     sources = open_sources(config.data, config.model.seq_length)
@@ -243,7 +244,10 @@ def _check_data(config: Config) -> None:
             list_configured_spans(config), weights, {source.name: source.train_tokens for source in sources}
         )
     if config.data.tokenizer is not None:
-        size = load_tokenizer(config.data.tokenizer).vocab_size
+        tokenizer = load_tokenizer(config.data.tokenizer)
+        for source in sources:
+            check_tokenizer(str(source.file.prefix), tokenizer)
+        size = tokenizer.vocab_size
         if size > config.model.vocab_size:
             raise ConfigError(
                 f"the tokenizer {config.data.tokenizer} has {size} tokens, more than model.vocab_size="

@@ -28,6 +28,7 @@ from megalm.observe.comparison import PeakMemory
 from megalm.ops.backend import find_library
 from megalm.parallel.mesh import build_mesh, choose_local_device
 from megalm.plan.machine import find_machine
+from megalm.posttrain.reference import make_preparing_hooks
 from megalm.resilience.chaos.faults import add_faults, find_attempt
 from megalm.resilience.chaos.provoke import provoke_source
 from megalm.resilience.pulse import RankPulse
@@ -142,12 +143,22 @@ def _train(
     environment = _environment(config, world, kind)
     if former:
         environment["took_over"] = list(former)
+    loader = Loader(config, mesh.data)
     trainer = build_trainer(
         config,
         mesh,
         folder,
-        batch_source=provoke_source(config, Loader(config, mesh.data), mesh),
-        hooks=list_hooks(config, folder, plan, memory, rank_log, _told_by(supervised), writer=mesh.rank == 0),
+        batch_source=provoke_source(config, loader, mesh),
+        hooks=list_hooks(
+            config,
+            folder,
+            plan,
+            memory,
+            rank_log,
+            _told_by(supervised),
+            make_preparing_hooks(config, loader),
+            writer=mesh.rank == 0,
+        ),
         peak_flops=find_machine(config).peak(config.precision.dtype),
         environment=environment,
         pulse=pulse,

@@ -42,6 +42,7 @@ class Head(nn.Module):
         self.vocab_size, self.parallel = config.vocab_size, context.parallel
         self.scale, self.softcap = config.logit_scale, config.logit_softcap
         self.tensor, self.sequence = context.tensor, context.sequence
+        self.context = context.mesh.context
         self.final_norm = make_norm(resolve_shape(config).norm, context, name="final_norm")
         self._tied = (embedding,)  # a tuple, so that its parameters are counted where the embedding stands
         if embedding is None:

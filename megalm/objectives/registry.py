@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from megalm.config import Config, ConfigError
 from megalm.objectives.next_token import NextToken
 from megalm.objectives.objective import Objective
+from megalm.objectives.preference import Preference
 
 Builder = Callable[[Config], Objective]
 """Makes an objective of a run's resolved configuration; alike on every rank."""
@@ -18,7 +19,11 @@ def _build_next_token(config: Config) -> Objective:
     return NextToken(config.model.z_loss, sources if sources > 1 else 0)
 
 
-_BUILDERS: dict[str, Builder] = {"next_token": _build_next_token}
+def _build_preference(config: Config) -> Objective:
+    return Preference(config.objective.preference)
+
+
+_BUILDERS: dict[str, Builder] = {"next_token": _build_next_token, "preference": _build_preference}
 
 
 def register_objective(name: str, build: Builder) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from megalm.config.errors import ConfigError
 from megalm.evaluate.statistics import wilson_interval
 from megalm.plan.cost import price_human_data
+from megalm.posttrain.pairs import is_pair, parse_pair_record
 from megalm.posttrain.records import BadRecord, Record, parse_record, read_values
 from megalm.posttrain.render import Renderer
 
@@ -90,12 +91,18 @@ def lint_files(files: Sequence[str], renderer: Renderer | None = None) -> Linted
         try:
             if isinstance(value, BadRecord):
                 raise value
-            if isinstance(value, dict) and ("chosen" in value or "rejected" in value):
+            if is_pair(value):
                 pair = parse_pair(value, place)
                 linted.pairs += 1
                 kind = "comparison"
                 longer.append((len(pair.chosen) > len(pair.rejected)) - (len(pair.chosen) < len(pair.rejected)))
                 names = list(_check_pair(pair))
+                if not {"chosen is rejected", "empty answer"} & set(names):  # what cannot be trained on is broken
+                    sides = parse_pair_record(value, place)
+                    if renderer is not None and not all(
+                        _comes_back(r, renderer) for r in (sides.chosen, sides.rejected)
+                    ):
+                        names.append("words lost by the template")
                 repeats.add(place, pair.prompt, f"{pair.chosen}\0{pair.rejected}")
             else:
                 record = parse_record(value, place)

@@ -122,7 +122,7 @@ def parse_record(value: Any, place: str) -> Record:
     if not given:
         raise ConfigError(f"{place}: has {', '.join(map(str, value)) or 'no field'}: needed is {KINDS}.")
     if "messages" in given or "conversations" in given:
-        messages = value["messages"] if "messages" in given else _from_sharegpt(value["conversations"], place)
+        messages = value["messages"] if "messages" in given else name_turns(value["conversations"], place)
         return _conversation(messages, place)
     if "prompt" in given:
         return _completion(value["prompt"], value.get("completion"), place)
@@ -132,7 +132,8 @@ def parse_record(value: Any, place: str) -> Record:
     return Record(place, text=text)
 
 
-def _from_sharegpt(turns: Any, place: str) -> list[dict[str, Any]]:
+def name_turns(turns: Any, place: str) -> list[dict[str, Any]]:
+    """The messages that ShareGPT's turns are. Errors: ConfigError for an unknown speaker"""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ConfigError(f'{place}: conversations must be a list of {{"from", "value"}}.')
     messages = []

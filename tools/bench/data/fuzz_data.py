@@ -77,8 +77,8 @@ def damage(data: bytes, rng: random.Random) -> bytes:
 def _index_cases() -> Callable[[random.Random], Callable[[], None]]:
     """.idx and .bin: opened, looked up, cut into samples, read, put into Megatron's order, verified."""
     from megalm.data.formats.mds import write_index
-    from megalm.data.loader import separate_documents
     from megalm.data.megatron_order import MegatronSource
+    from megalm.data.separate import separate_documents
     from megalm.data.sources import TokenSource
     from megalm.data.tokens import TokenFile
 
