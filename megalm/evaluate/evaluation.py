@@ -25,6 +25,7 @@ from megalm.generate.model import load_model, open_tokenizer, stop_tokens
 from megalm.generate.sampling import Sampling
 from megalm.generate.text import write_texts
 from megalm.model.transformer import Transformer
+from megalm.tokenizer.chat import find_chat_template
 from megalm.tokenizer.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -69,18 +70,19 @@ class Model:
 
     def write(self, requests: Sequence[Request], task: Task) -> list[str]:
         """What it writes on from each request, always the likeliest token, up to the task's stops."""
+        stop = (*task.stop, *find_chat_template(self.tokenizer).stop) if task.chat else task.stop
         found = write_texts(
             self.transformer,
             self.tokenizer,
             [request.ids for request in requests],
             Sampling(max_tokens=task.max_tokens, temperature=0.0),
             stop_tokens=stop_tokens(self.source, self.tokenizer),
-            stop=task.stop,
+            stop=stop,
             rows=ROWS,
         )
         control = frozenset(self.tokenizer.control_ids())
         texts = [self.tokenizer.decode([t for t in one.written.tokens if t not in control]) for one in found]
-        return [_cut(text, task.stop) for text in texts]  # without names of control tokens, as lm-eval reads them
+        return [_cut(text, stop) for text in texts]  # without names of control tokens, as lm-eval reads them
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from megalm.architecture.products import choose_fp8_products
 from megalm.config import Config
 from megalm.config.errors import ConfigError
 from megalm.config.precision import find_multiple
-from megalm.evaluate.item import Task
+from megalm.evaluate.item import WRITTEN, Task
 from megalm.evaluate.measure import TaskResult, evaluate_task
 from megalm.evaluate.protocols import find_protocol
 from megalm.evaluate.results import Identity, ResultFolder, average
@@ -45,7 +45,7 @@ class SuiteHook(Hook):
         self.every, self.limit = settings.every, settings.limit or None
         self.suite = read_suite(settings.suite, Path(settings.data))
         self.protocol = find_protocol(self.suite.protocol if settings.protocol == "auto" else settings.protocol)
-        self.tasks = [task for task in self.suite.tasks if task.kind != "generate"]
+        self.tasks = [task for task in self.suite.tasks if task.kind not in WRITTEN]
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         if not self.tasks:
             raise ConfigError(
@@ -61,7 +61,7 @@ class SuiteHook(Hook):
         train = self.config.train
         share = tokens / (3 * self.every * train.global_batch_size * self.config.model.seq_length)
         items = sum(len(task.items[: self.limit]) for task in self.tasks)
-        left_out = [task.name for task in self.suite.tasks if task.kind == "generate"]
+        left_out = [task.name for task in self.suite.tasks if task.kind in WRITTEN]
         beside = f"; {', '.join(left_out)}: left to megalm evaluate, for what a model writes" if left_out else ""
         self._print(
             f"evaluation: {self.suite.name} by the protocol {self.protocol.name}, {items:,} items, {tokens:,} tokens every "

@@ -14,8 +14,11 @@ KINDS = {
     "cloze": "one context, one continuation",
     "text": "a whole text, every token of it",
     "generate": "a context, and answers that what is written is compared with",
+    "instruct": "a request, and rules that what is written must follow",
 }
 """Kinds of items, and what is scored of each."""
+WRITTEN = frozenset({"generate", "instruct"})
+"""Kinds for which a model writes; `megalm.evaluate.written` judges them."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Item:
     contexts: tuple[str, ...]
     """One; of a schema several. Of a text none."""
     continuations: tuple[str, ...]
-    """The choices; of a schema, cloze or text one. What is generated: the answers that count, the first for few-shot."""
+    """The choices; of a schema, cloze or text one. What is generated: the answers that count, the first for few-shot;
+    of a request its rules."""
     gold: tuple[int, ...] = (0,)
     """Numbers of the right choices or contexts."""
     source: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
@@ -73,6 +77,8 @@ class Task:
     """What is generated ends before the first of these."""
     max_tokens: int = 64
     """Most tokens to generate."""
+    chat: bool = False
+    """Asked as a conversation, by the model's template; examples are its earlier turns."""
     compare: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """How what is generated is compared with the answers: see `megalm.evaluate.answers`."""
     chance: float | None = None

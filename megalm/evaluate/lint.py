@@ -13,7 +13,7 @@ from typing import Any
 from megalm.config.errors import ConfigError
 from megalm.evaluate.item import Item, Task
 from megalm.evaluate.tasks.rows import guess_kind, make_item, read_rows
-from megalm.evaluate.tasks.suite import GENERATED
+from megalm.evaluate.tasks.suite import DEFAULTS
 
 DEVIATIONS = 3.0
 """Standard errors above chance from which a preference is told: one clean check in 700 is then called biased."""
@@ -66,8 +66,7 @@ def lint_file(path: Path) -> Linted:
         except ConfigError as error:
             broken.append((len(items) + len(broken) + 1, str(error)))
     findings = [Finding("broken item", text, (number,)) for number, text in broken]
-    settings: dict[str, Any] = GENERATED if kind == "generate" else {}
-    task = Task(path.stem, kind, tuple(items), **settings)
+    task = Task(path.stem, kind, tuple(items), **DEFAULTS.get(kind, {}))
     return Linted(task.name, kind, items, findings + lint_task(task))
 
 
@@ -254,6 +253,6 @@ def describe_item(item: Item) -> str:
         return "\n".join([*lines, f"  ... {item.continuations[0]}"])
     lines += [*item.contexts[:1]]
     marks: Mapping[bool, str] = {True: ">", False: " "}
-    right = range(len(item.continuations)) if item.kind in ("generate", "text") else item.gold
+    right = range(len(item.continuations)) if item.kind in ("generate", "instruct", "text") else item.gold
     lines += [f"{marks[n in right]} {text}" for n, text in enumerate(item.continuations)]
     return "\n".join(lines)

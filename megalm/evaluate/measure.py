@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.evaluate.answers import match_answer
 from megalm.evaluate.item import Item, Task
 from megalm.evaluate.protocols import Prompt, Protocol
 from megalm.evaluate.request import Request, Score
 from megalm.evaluate.scoring import Scorer
 from megalm.evaluate.statistics import Estimate, estimate_mean, estimate_ratio
+from megalm.evaluate.written import MARKERS
 from megalm.tokenizer.tokenizer import Tokenizer
 
 ITEMS = 512
 """Items whose prompts are held at once: enough that sorting by length leaves little to pad."""
+
+COUNTED = {"rules_strict": "rules", "rules_loose": "rules", "rules": "rules"}
+"""Figures that are a share of something counted, over all items together -> what is counted."""
 
 Write = Callable[[Sequence[Request], Task], list[str]]
 """What a model writes on from each request's ids, up to the task's stops."""
@@ -39,10 +42,13 @@ class Outcome:
     chosen: dict[str, int] = field(default_factory=dict)
     text: str | None = None
     """What was written."""
+    note: str = ""
+    """What was wrong with it."""
 
     def as_dict(self) -> dict[str, Any]:
         named = {"log_probabilities": self.log_probabilities, "tokens": self.tokens, "chosen": self.chosen}
-        return {**named, **({} if self.text is None else {"text": self.text}), "values": self.values}
+        written = {} if self.text is None else {"text": self.text, **({"note": self.note} if self.note else {})}
+        return {**named, **written, "values": self.values}
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,10 @@ def evaluate_task(
     write: what generates; None: a task that needs it is refused.
     Errors: ConfigError for an item that cannot be put to this model
     """
-    if task.kind == "generate" and write is None:
+    marker = MARKERS.get(task.kind)
+    if marker is not None:
+        marker.check(task)
+    if marker is not None and write is None:
         raise ConfigError(
             f"{task.name}: it needs what the model writes, which a model that is cut over ranks cannot give here; "
             "evaluate the checkpoint with megalm evaluate"
@@ -117,9 +126,12 @@ def evaluate_task(
         requests = [request for prompt in prompts for request in prompt.requests]
         for request in requests:
             digest.update(np.asarray([request.count, *request.ids], "<i8").tobytes())
-        if write is not None and task.kind == "generate":
+        if write is not None and marker is not None:
             texts = write(requests, task)
-            outcomes += [judge_text(item, text, task) for item, text in zip(items, texts, strict=False)]
+            marks = marker.mark(list(islice(items, len(texts))), texts, task)
+            outcomes += [
+                Outcome(mark.values, text=text, note=mark.note) for mark, text in zip(marks, texts, strict=True)
+            ]
             continue
         scores = iter(scorer.score(requests))
         for prompt in prompts:
@@ -165,11 +177,6 @@ def judge_scores(item: Item, scores: Sequence[Score], protocol: Protocol) -> Out
     return Outcome({**hits, **likelihood}, numbers, tokens, chosen)
 
 
-def judge_text(item: Item, text: str, task: Task) -> Outcome:
-    """What was written, compared with the answers."""
-    return Outcome(match_answer(text, item.continuations, task.compare), text=text)
-
-
 def summarize(kind: str, outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
     """Figures of a task: accuracies first, then what the right continuation costs.
 
@@ -177,8 +184,12 @@ def summarize(kind: str, outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
     """
     if not outcomes:
         return {}
-    names = [name for name in outcomes[0].values if name not in ("nll", "bytes", "words")]
+    names = [name for name in outcomes[0].values if name not in ("nll", "bytes", "words", *COUNTED)]
     figures = {name: estimate_mean([one.values[name] for one in outcomes]) for name in names}
+    for name, count in COUNTED.items():
+        if count in outcomes[0].values and name != count:
+            parts, wholes = ([one.values[key] for one in outcomes] for key in (name, count))
+            figures[name] = estimate_ratio(parts, wholes)
     if "nll" not in outcomes[0].values:
         return figures
     nll = [one.values["nll"] for one in outcomes]

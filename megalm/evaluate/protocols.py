@@ -17,6 +17,8 @@ from random import Random
 from megalm.config.errors import ConfigError
 from megalm.evaluate.item import Item, Task
 from megalm.evaluate.request import Request, Score, cut_left, roll, start_token
+from megalm.generate.generate import tokenize_unfinished
+from megalm.tokenizer.chat import find_chat_template
 from megalm.tokenizer.tokenizer import Tokenizer
 
 SEED = 1234
@@ -61,6 +63,8 @@ class Protocol:
             if item.kind == "text":
                 ids = tokenizer.encode_prompt(item.continuations[0]).ids
                 yield Prompt((), item.continuations, tuple(roll(ids, start_token(tokenizer), length)))
+            elif task.chat:
+                yield _converse(task, item, shots, tokenizer, length)
             else:
                 yield self.build(task, item, shots, tokenizer, length, where)
 
@@ -295,6 +299,19 @@ def _written(contexts: tuple[str, ...], ids: Sequence[int], tokenizer: Tokenizer
     room = max(1, length - task.max_tokens)
     ids = [*ids][-room:] or [start_token(tokenizer)]
     return Prompt(contexts, (), (Request(tuple(ids), 0),))
+
+
+def _converse(task: Task, item: Item, shots: Sequence[Item], tokenizer: Tokenizer, length: int) -> Prompt:
+    """The item as what a user says, after examples as earlier turns, in the model's own template. Of a model that reads fewer
+    tokens than the answer may have, half are left for the answer.
+    """
+    said = [{"role": "system", "content": task.description}] if task.description else []
+    for shot in shots:
+        said += [{"role": "user", "content": shot.contexts[0]}]
+        said += [{"role": "assistant", "content": shot.shown or shot.continuations[0]}]
+    text = find_chat_template(tokenizer).render([*said, {"role": "user", "content": item.contexts[0]}])
+    room = max(1, length - min(task.max_tokens, length // 2))
+    return Prompt((text,), (), (Request(tuple(tokenize_unfinished(tokenizer, text)[-room:]), 0),))
 
 
 def _stripped(item: Item) -> Item:

@@ -122,10 +122,15 @@ def read_task_result(path: Path) -> tuple[TaskResult, dict[str, Any]]:
         head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         outcomes = [
             Outcome(
-                line["values"], line["log_probabilities"], line["tokens"], line["chosen"], line.get("text")
+                line["values"],
+                line["log_probabilities"],
+                line["tokens"],
+                line["chosen"],
+                line.get("text"),
+                line.get("note", ""),
             )
             for line in lines
-        ]  # fmt: skip
+        ]
         said, key = head["result"], head["of"]
         result = TaskResult(
             task=said["task"],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megalm.config.errors import ConfigError
 from megalm.convert.source import Source
-from megalm.generate.generate import tokenize_prompt
+from megalm.generate.generate import tokenize_unfinished
 from megalm.generate.model import stop_tokens
 from megalm.generate.sampling import Sampling
 from megalm.generate.text import WrittenText, check_stop, write_texts
@@ -51,7 +51,7 @@ class Speaker:
         kept = list(messages)
         room = max(1, self.window - min(max_tokens, self.window // 2))
         while True:
-            ids = self._encode(self.template.render(kept))
+            ids = self.encode(self.template.render(kept))
             first = 1 if kept and kept[0]["role"] == "system" else 0
             if len(ids) <= room or len(kept) - first <= 1:
                 return ids
@@ -59,14 +59,9 @@ class Speaker:
             while len(kept) - first > 1 and kept[first]["role"] != "user":  # an answer without its question
                 del kept[first]
 
-    def _encode(self, text: str) -> list[int]:
-        ids = tokenize_prompt(self.tokenizer, text).ids
-        control = self.tokenizer.control
-        return ids[:-1] if control.add_end and len(ids) > 1 and ids[-1] == control.end else ids
-
     def encode(self, text: str) -> list[int]:
         """Ids of a text to go on from. Errors: ConfigError"""
-        return self._encode(text)
+        return tokenize_unfinished(self.tokenizer, text)
 
     def write(
         self,

@@ -60,3 +60,10 @@ def tokenize_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
             "the prompt has no tokens and the tokenizer has no token to begin a text with; give some text as the prompt"
         )
     return Prompt([start], 1)
+
+
+def tokenize_unfinished(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The prompt's ids without the end token that some tokenizers put behind every text: it goes on. Errors: as above"""
+    ids = tokenize_prompt(tokenizer, text).ids
+    control = tokenizer.control
+    return ids[:-1] if control.add_end and len(ids) > 1 and ids[-1] == control.end else ids

@@ -129,11 +129,14 @@ def test_votes_that_are_none(folder, votes, message):
 
 def test_two_models_answer_a_file_of_prompts(tmp_path, capsys):
     models = [str(make_model(tmp_path / name)) for name in ("a", "b")]
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "what is it?"}\n{"prompt": "who?"}\n')
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "what is it?"}\n{"turns": ["who?", "and why?"]}\n')
     words = ["--prompts", str(tmp_path / "prompts.jsonl"), "--output", str(tmp_path / "pairs"), "--max-tokens", "8"]
     assert main(["evaluate", "pairs", *models, *words]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["pairs"] >= 3 and len(read_pairs(tmp_path / "pairs")) == told["pairs"]
+    pairs = read_pairs(tmp_path / "pairs")
+    assert told["pairs"] >= 3 and len(pairs) == told["pairs"]
+    turns = next(p for p in pairs.values() if p.prompt == "who?\n\nand why?" and "shuffled" not in (p.left, p.right))
+    assert "\n\n> and why?\n\n" in turns.left_text and "> and why?" in turns.right_text
 
 
 def test_a_person_votes_by_keyboard(folder):

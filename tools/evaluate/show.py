@@ -6,9 +6,10 @@ import json
 from megalm.config.errors import ConfigError
 from megalm.evaluate.evaluation import Model
 from megalm.evaluate.item import Task
-from megalm.evaluate.measure import judge_scores, judge_text
+from megalm.evaluate.measure import judge_scores
 from megalm.evaluate.protocols import Prompt, Protocol, find_protocol
 from megalm.evaluate.tasks.suite import read_suite
+from megalm.evaluate.written import MARKERS
 
 from .run import add_model_arguments, add_suite_arguments, load
 
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
         if "log_probability" in request:
             print(f"    log-likelihood {request['log_probability']:.4f}, likeliest: {request['likeliest']}")
     if "text" in shown:
-        print(f"\nthe model writes: {shown['text']!r}; answers: {', '.join(map(repr, shown['answers']))}")
+        note = f"; {shown['note']}" if shown["note"] else ""
+        print(f"\nthe model writes: {shown['text']!r}; answers: {', '.join(map(repr, shown['answers']))}{note}")
     print("\n" + "  ".join(f"{name} {value:.4g}" for name, value in shown["values"].items()))
     if shown.get("chosen"):
         print(
@@ -72,10 +74,12 @@ def describe(model: Model, task: Task, number: int, protocol: Protocol) -> dict:
                 "tokens": request.count,
             }
         )
-    if task.kind == "generate":
-        (text,) = model.write(prompt.requests, task)
-        outcome = judge_text(item, text, task)
-        return {"requests": requests, "text": text, "answers": item.continuations, "values": outcome.values}
+    if (marker := MARKERS.get(task.kind)) is not None:
+        marker.check(task)
+        texts = model.write(prompt.requests, task)
+        (mark,) = marker.mark([item], texts, task)
+        written = {"text": texts[0], "answers": item.continuations, "values": mark.values, "note": mark.note}
+        return {"requests": requests, **written}
     scores = model.scorer.score(prompt.requests)
     for shown, score in zip(requests, scores, strict=True):
         shown |= {"log_probability": score.log_probability, "likeliest": score.likeliest}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
+from megalm.evaluate.instructions import describe_rules
 from megalm.evaluate.item import Item
 
 TYPES = {
@@ -16,6 +17,7 @@ TYPES = {
     "language_modeling": "cloze",
     "generation_task_with_answers": "generate",
     "question_answering": "generate",
+    "instruction_following": "instruct",
     "text": "text",
 }
 """`icl_task_type` of a suite -> kind of item. `text` is ours: a row {"text": ...} whose every token counts."""
@@ -25,6 +27,7 @@ FIELDS = {
     "cloze": '{"context": text, "continuation": text}',
     "generate": '{"context": text, "answer": text, "aliases": [text, ...]}',
     "text": '{"text": text}',
+    "instruct": '{"prompt": text, "instruction_id_list": [text, ...], "kwargs": [object, ...]}',
 }
 """A row of each kind."""
 
@@ -64,6 +67,8 @@ def guess_kind(row: Mapping[str, Any]) -> str | None:
         return "schema"
     if "continuation" in row:
         return "cloze"
+    if "instruction_id_list" in row:
+        return "instruct"
     if "answer" in row:
         return "generate"
     return "text" if "text" in row else None
@@ -103,5 +108,14 @@ def make_item(row: Mapping[str, Any], kind: str, where: str) -> Item:
         return Item(kind, (text("context"),), (continuation,), (0,), row)
     if kind == "text":
         return Item(kind, (), (text("text"),), (0,), row)
+    if kind == "instruct":
+        names, settings = texts("instruction_id_list"), row.get("kwargs")
+        if (
+            not isinstance(settings, list)
+            or len(settings) != len(names)
+            or not all(isinstance(s, dict) for s in settings)
+        ):
+            raise ConfigError(f"{where}: 'kwargs' is {settings!r}, it must be a list of objects, one for each rule")
+        return Item(kind, (text("prompt"),), describe_rules(list(names), settings), (0,), row)
     answers = (text("answer"), *(texts("aliases") if row.get("aliases") else ()))
     return Item("generate", (text("context"),), tuple(dict.fromkeys(answers)), (0,), row)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.evaluate.item import Item, Task
+from megalm.evaluate.item import WRITTEN, Item, Task
 from megalm.evaluate.tasks.harness import read_task, read_yaml
 from megalm.evaluate.tasks.rows import TYPES, guess_kind, read_items, read_rows
 
@@ -118,11 +118,13 @@ def read_file(path: Path) -> Task:
             f"{where or path}: neither choices, context_options, continuation, answer nor text is in it, so what kind of item it "
             "is cannot be told"
         )
-    return Task(path.stem, kind, read_items(path, kind), **GENERATED if kind == "generate" else {})
+    return Task(path.stem, kind, read_items(path, kind), **DEFAULTS.get(kind, {}))
 
 
 GENERATED: dict[str, Any] = {"stop": ("\n",), "compare": {"normalize": True}}
 """How rows that are written on from are judged where a suite says nothing: one line, by the gauntlet's comparison."""
+DEFAULTS: dict[str, dict[str, Any]] = {"generate": GENERATED, "instruct": {"chat": True, "max_tokens": 1280}}
+"""Settings of kinds whose model writes, where a suite says nothing: a request's answer is a conversation's."""
 
 
 COMPARED: dict[str, dict[str, bool]] = {"text": {"normalize": True}, "math": {"math": True}}
@@ -142,12 +144,17 @@ def make_task(entry: Mapping[str, Any], suite: Path, data: Path) -> Task:
         if len(shots) != 1:
             raise ConfigError(f"{suite}: {label}: num_fewshot {shots}: one number a task, or a task for each")
         shots = shots[0]
-    settings: dict[str, Any] = {}
-    if kind == "generate":
-        settings = dict(GENERATED)
+    if shots and kind == "instruct":
+        raise ConfigError(
+            f"{suite}: {label}: num_fewshot {shots}: a request with rules has no answer that an example shows"
+        )
+    settings: dict[str, Any] = dict(DEFAULTS.get(kind, {}))
+    if kind in WRITTEN:
         if "early_stopping_criteria" in entry:
             settings["stop"] = tuple(entry["early_stopping_criteria"])
-        settings["max_tokens"] = int(entry.get("max_tokens", 64))
+        settings["max_tokens"] = int(entry.get("max_tokens", settings.get("max_tokens", 64)))
+        settings["chat"] = bool(entry.get("chat", settings.get("chat", False)))
+    if kind == "generate":
         if (how := entry.get("compare", "text")) not in COMPARED:
             raise ConfigError(f"{suite}: {label}: compare {how!r}; there are {', '.join(COMPARED)}")
         settings["compare"] = dict(COMPARED[entry.get("compare", "text")])
