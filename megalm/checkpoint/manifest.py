@@ -8,8 +8,8 @@ from typing import Any
 
 import xxhash
 
-from megalm.checkpoint.boxes import Region, look_up_dtype
 from megalm.checkpoint.errors import CorruptCheckpointError
+from megalm.checkpoint.regions import ELEMENT_BYTES, Region
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -49,7 +49,7 @@ class TensorRecord:
 
     @property
     def itemsize(self) -> int:
-        return look_up_dtype(self.dtype).itemsize
+        return ELEMENT_BYTES[self.dtype]
 
 
 @dataclass

@@ -31,8 +31,9 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megalm.checkpoint.boxes import Region, cut, find_region, intersect, subtract, view
+from megalm.checkpoint.boxes import find_region, view
 from megalm.checkpoint.errors import CheckpointError
+from megalm.checkpoint.regions import Region, cut, intersect, subtract
 from megalm.parallel.slices import Box
 
 # Larger boxes are cut to this size: one piece is what a checksum covers and what a reader holds in memory at a time.

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.planner import WriteItem
 
-from megalm.checkpoint.boxes import Region, cut, look_up_dtype
+from megalm.checkpoint.boxes import look_up_dtype
 from megalm.checkpoint.manifest import compute_checksum
 from megalm.checkpoint.planner import CHUNK_BYTES, write_item
 from megalm.checkpoint.ranks import SingleRank
 from megalm.checkpoint.reader import CheckpointReader
+from megalm.checkpoint.regions import Region, cut
 from megalm.checkpoint.save import SaveRequest, encode_json, write_and_commit
 from megalm.config import Config
 from megalm.config.errors import ConfigError

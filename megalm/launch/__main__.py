@@ -30,7 +30,7 @@ from megalm.launch.options import read_options
 from megalm.launch.resolve import resolve
 from megalm.launch.run_folder import make_run_folder, run_folder
 from megalm.launch.sweep import sweep, train_command
-from megalm.launch.world import World, find_world
+from megalm.launch.world import World, check_places, find_world
 
 USAGE = """usage: python -m megalm.launch +model=NAME [group=choice ...] [key=value ...]
 
@@ -131,6 +131,7 @@ def launch(arguments: Sequence[str]) -> int:
     world = find_world(config, os.environ)
     if not (world.external or config.dry_run):
         prepare_ranks(max(1, (os.cpu_count() or 1) // world.size))
+    check_places(config, world)
     notes = resolve(config, world.size)
     machine = find_machine(config, world.size)
     if config.dry_run and machine.is_cpu and world.size > machine.cores:

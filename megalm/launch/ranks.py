@@ -93,15 +93,16 @@ class RankProcess:
 class RankGroup:
     """All ranks of one attempt."""
 
-    def __init__(self, context: ForkServerContext, page: RunPage, common: Assignment) -> None:
-        """common: what all ranks are given; rank, words and stacks are filled in."""
+    def __init__(self, context: ForkServerContext, page: RunPage, common: Assignment, places: Sequence[int]) -> None:
+        """common: what all ranks are given; rank, words and stacks are filled in. places: of this machine, one for each rank."""
         self.page = page
+        page.resize(len(places))
         self.processes: list[RankProcess] = []
-        for rank in range(common.world.size):
+        for rank, place in enumerate(places):
             page.begin(rank)
             words, theirs = context.Pipe(duplex=False)
             stacks = make_nameless_file(f"stacks-{rank}")
-            world = World(common.world.size, rank, rank)
+            world = World(len(places), rank, place)
             given = replace(common, world=world, words=theirs, stacks=stacks, locks=common.locks if rank == 0 else ())
             process = context.Process(target=start_rank, args=(given,), name=f"rank {rank}", daemon=False)
             process.start()

@@ -29,6 +29,27 @@ def resolve(config: Config, world_size: int) -> list[str]:
     return resolve_warmup(config)
 
 
+def fit_world(config: Config, ranks: int) -> Config | None:
+    """The resolved configuration on as many ranks as the layout allows, at most `ranks`: only the data axis gives way.
+
+    None where that leaves less than resilience.min_ranks (0: all that it has).
+    """
+    from megalm.config.layout import check_layout
+
+    least = config.resilience.min_ranks or config.world_size or 1
+    for size in range(min(ranks, config.world_size or 1), least - 1, -1):
+        if size == config.world_size:
+            return config
+        found = replace(config, world_size=size, train=replace(config.train))
+        try:
+            found.parallel = check_layout(config.model, replace(config.parallel, data="auto"), size)
+            resolve_batch(found)
+        except ConfigError:
+            continue
+        return found
+    return None
+
+
 def resolve_warmup(config: Config) -> list[str]:
     """Fit the warm-up into the run; returns a sentence where those asked for, or the usual ones, are too many."""
     from megalm.optim.lr import USUAL_WARMUP, count_warmup_steps

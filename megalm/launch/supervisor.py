@@ -3,6 +3,7 @@
     start -> watch -+-> all ended                        exit status of the run
                     +-> a signal: ask the ranks to save  130, within resilience.grace_s
                     +-> a rank is lost: find the culprit -> stop the group -> budget left? wait, start : give up (3)
+                    +-> ranks were missing, and a place for them works: save -> start on more
 
 The ranks of an attempt live and die together: a collective that has lost a member never comes back. What one restart costs
 is written down phase by phase by the ranks that it started (`megalm.resilience.restarted`).
@@ -25,20 +26,24 @@ from types import FrameType
 from typing import Any
 
 from megalm.checkpoint.errors import CheckpointError
+from megalm.checkpoint.store import open_store
 from megalm.config import Config, ConfigError
 from megalm.journal import EventLog
 from megalm.launch.descriptors import Descriptor
 from megalm.launch.forkserver import SIGNALS, prepare_ranks
 from megalm.launch.hold import Held, hold_run
+from megalm.launch.probe import PlaceTrials
 from megalm.launch.rank_process import Assignment
 from megalm.launch.ranks import RankGroup
+from megalm.launch.resolve import fit_world
 from megalm.launch.run_folder import log_file, write_stacks
 from megalm.launch.world import World
 from megalm.resilience.page import NONE, Position, RunPage, find_latest_step
+from megalm.resilience.places import Places
 from megalm.resilience.restarted import Restart
-from megalm.resilience.restarts import RestartPolicy
+from megalm.resilience.restarts import Answer, RestartPolicy
 from megalm.resilience.silence import Limits, Silence, Watch
-from megalm.resilience.verdict import Failure, describe_exit, find_culprit
+from megalm.resilience.verdict import Failure, describe_exit, find_culprit, is_about_place
 
 LOOK_S = 0.2
 """Between two looks at the page; a death is seen at once, whatever this is."""
@@ -78,6 +83,18 @@ class Loss:
     """What the culprit was at."""
     fault_ns: int
     seen_ns: int
+    ranks: tuple[int, ...]
+    """All that were lost by themselves, and are no victims of the culprit."""
+    trained: bool
+    """The attempt had made a step."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The ranks have saved and ended, to be started again with more of them."""
+
+    places: tuple[int, ...]
+    asked_ns: int
 
 
 class Supervisor:
@@ -86,11 +103,17 @@ class Supervisor:
     def __init__(
         self, config: Config, folder: Path, world_size: int, plan: dict[str, Any], held: Held, meeting: Path
     ) -> None:
-        self.config, self.folder, self.world_size, self.plan = config, folder, world_size, plan
+        self.config, self.folder, self.plan = config, folder, plan
         self.held, self.meeting = held, meeting
         self.context = prepare_ranks(max(1, (os.cpu_count() or 1) // world_size))
         self.page = RunPage(self.context, world_size)
         self.policy = RestartPolicy(config.resilience.max_restarts)
+        self.places = Places(world_size, config.resilience.spares, self._fit)
+        self.trials = PlaceTrials(self.context, config)
+        self.growing: Growth | None = None
+        self.last_step = self.furthest = NONE
+        """Last step that was complete before the ranks were started again; and of all attempts."""
+        self._tried_at = NONE
         self.attempt = 0
         self.heard: list[int] = []
         """Signals that the launcher was sent, in their order."""
@@ -105,8 +128,12 @@ class Supervisor:
                 try:
                     ended = self._watch(group)
                 finally:
+                    self.trials.stop()
                     group.kill()
                     group.close()
+                if isinstance(ended, Growth):
+                    restart = self._grow(ended)
+                    continue
                 if isinstance(ended, int):
                     return ended
                 restart = self._answer(ended)
@@ -114,8 +141,18 @@ class Supervisor:
                     return self._stopped_short() if self.heard else 3
 
     # ------------------------------------------------------------------------------------------------------- watching
-    def _watch(self, group: RankGroup) -> int | Loss:
+    @property
+    def world_size(self) -> int:
+        """Ranks that the run has now."""
+        return len(self.places.active)
+
+    def _fit(self, places: int) -> int:
+        found = fit_world(self.config, places)
+        return 0 if found is None or found.world_size is None else found.world_size
+
+    def _watch(self, group: RankGroup) -> int | Loss | Growth:
         """Until all ranks have ended (the run's exit status), or one is lost."""
+        self.growing = None
         asked = False
         tidy: float | None = None
         settings = self.config.resilience
@@ -133,13 +170,28 @@ class Supervisor:
             silence = None if self.heard else watch.look(self.page.positions(), time.monotonic())
             if silence is not None:
                 return self._find_silent(group, silence)
+            if not self.heard and self.places.out and self.growing is None:
+                self._look_for_places(group)
             if None not in group.statuses:
                 tidy = tidy or time.monotonic() + TIDY_S
                 if time.monotonic() > tidy:
                     break
         if group.failures():
             return self._find_loss(group)
-        return max(status for status in group.statuses if status is not None)
+        status = max(status for status in group.statuses if status is not None)
+        return self.growing if self.growing is not None and status == 130 and not self.heard else status
+
+    def _look_for_places(self, group: RankGroup) -> None:
+        """After each save try what is out; where the run can grow by it, have the ranks save and end."""
+        positions = self.page.positions()
+        durable = max(position.durable for position in positions)
+        if durable > self._tried_at:
+            self._tried_at = durable
+            self.trials.begin(self.places.out, max(self.furthest, find_latest_step(positions)))
+        good = self.trials.take()
+        if good and self.places.take_back(good):
+            self.growing = Growth(tuple(good), time.monotonic_ns())
+            group.send(signal.SIGTERM)
 
     def _ask_to_stop(self, group: RankGroup) -> None:
         """Have the ranks save and end; one that has not begun to train has nothing to save, and just ends."""
@@ -170,7 +222,8 @@ class Supervisor:
         pid = group.processes[culprit.rank].process.pid
         group.kill()
         durable = self._find_durable(positions)
-        loss = Loss(culprit, find_latest_step(positions), durable, position.describe(), min(fault, seen), seen)
+        alone = tuple({culprit.rank, *(f.rank for f in failures if f.error is None and f.exit is not None and f.exit < 0)})
+        loss = self._lose(culprit, positions, durable, min(fault, seen), seen, alone)
         if not self.heard:
             self._tell_loss(loss, pid)
         return loss
@@ -192,7 +245,16 @@ class Supervisor:
         culprit = Failure(silence.rank, None, None, seen, frozen=silence.frozen)
         durable = self._find_durable(positions)
         fault = max(position.alive_ns if silence.frozen else position.mark_ns, 0)
-        return Loss(culprit, find_latest_step(positions), durable, position.describe(), min(fault, seen), seen)
+        return self._lose(culprit, positions, durable, min(fault, seen), seen, (silence.rank,))
+
+    def _lose(
+        self, culprit: Failure, positions: Sequence[Position], durable: int, fault_ns: int, seen_ns: int, ranks: tuple[int, ...]
+    ) -> Loss:
+        latest = find_latest_step(positions)
+        self.last_step = latest if latest >= 0 else self.last_step
+        self.furthest = max(self.furthest, latest)
+        where, trained = positions[culprit.rank].describe(), any(position.trained for position in positions)
+        return Loss(culprit, latest, durable, where, fault_ns, seen_ns, ranks, trained)
 
     # -------------------------------------------------------------------------------------------------------- deciding
     def _answer(self, loss: Loss) -> Restart | None:
@@ -200,21 +262,44 @@ class Supervisor:
         stopped = time.monotonic_ns()
         if self.heard:
             return None
-        answer = self.policy.answer(loss.culprit, loss.where, loss.durable)
+        place, before = self.places.active[loss.culprit.rank], self.world_size
+        out = self.places.lose(loss.ranks, trained=loss.trained) if is_about_place(loss.culprit) else []
+        answer = Answer() if out else self.policy.answer(loss.culprit, loss.where, loss.durable)
         if answer.reason is not None:
             self._give_up(loss, answer.reason)
             return None
         what = f"rank {loss.culprit.rank} {loss.culprit.describe()} in {loss.where}"
         when = f"in {answer.wait_s:g} s" if answer.wait_s else "now"
-        say(f"{what}: starting {self.world_size} rank{'s' * (self.world_size > 1)} again {when}, restart "
-            f"{self.policy.spent} of {self.policy.most}")  # fmt: skip
+        ranks = f"{self.world_size} rank{'s' * (self.world_size > 1)}"
+        if out:
+            self._tried_at = loss.durable
+            what += f", and place {place} of this machine is out" if out == [place] else (
+                f", and places {', '.join(map(str, out))} of this machine are out")  # fmt: skip
+            say(f"{what}: starting {ranks}{' on a spare' * (self.world_size == before)} {when}")
+        else:
+            say(f"{what}: starting {ranks} again {when}, restart {self.policy.spent} of {self.policy.most}")
         until = time.monotonic() + answer.wait_s
         while time.monotonic() < until and not self.heard:
             time.sleep(min(0.05, answer.wait_s))
         if self.heard:
             return None
+        return self._make_restart(what, loss.fault_ns, loss.seen_ns, stopped)
+
+    def _grow(self, growth: Growth) -> Restart:
+        """The ranks have saved: nothing is lost by starting them again on the places that have come back."""
+        numbers = ", ".join(map(str, growth.places))
+        what = f"place{'s' * (len(growth.places) > 1)} {numbers} of this machine work{'s' * (len(growth.places) == 1)} again"
+        say(f"{what}: starting {self.world_size} ranks")
+        self.last_step = latest = find_latest_step(self.page.positions())
+        self.furthest = max(self.furthest, latest)
+        return self._make_restart(what, growth.asked_ns, growth.asked_ns, time.monotonic_ns())
+
+    def _make_restart(self, reason: str, fault_ns: int, seen_ns: int, stopped_ns: int) -> Restart:
         self.attempt += 1
-        return Restart(self.attempt, what, loss.step, loss.fault_ns, loss.seen_ns, stopped, time.monotonic_ns())
+        out = tuple(self.places.out)
+        return Restart(
+            self.attempt, reason, self.last_step, self.furthest, out, fault_ns, seen_ns, stopped_ns, time.monotonic_ns()
+        )
 
     def _give_up(self, loss: Loss, reason: str) -> None:
         """Say why nothing is started any more, where the log is, and what a person can do."""
@@ -243,8 +328,6 @@ class Supervisor:
 
     def _find_durable(self, positions: Sequence[Position]) -> int:
         """Step of the newest checkpoint: one that was committed after the ranks last looked counts, too."""
-        from megalm.checkpoint.store import open_store  # imports torch, which a launcher needs for nothing else
-
         known = [position.durable for position in positions]
         with suppress(OSError, CheckpointError, ConfigError):  # a store that is away: what the ranks knew
             store = open_store(self.config.checkpoint.path or self.folder / "checkpoints")
@@ -259,8 +342,10 @@ class Supervisor:
     def _start(self, restart: Restart | None) -> RankGroup:
         locks = tuple(Descriptor(lock.descriptor) for lock in self.held.locks if lock.descriptor is not None)
         nothing: Any = None
+        config = fit_world(self.config, self.world_size)
+        assert config is not None
         common = Assignment(
-            config=self.config,
+            config=config,
             folder=self.folder,
             plan=self.plan,
             world=World(self.world_size),
@@ -273,13 +358,14 @@ class Supervisor:
             screen=(Descriptor(1), Descriptor(2)),
             took_over=tuple(holder.describe() for holder in self.held.former) if restart is None else (),
         )
-        return RankGroup(self.context, self.page, common)
+        return RankGroup(self.context, self.page, common, self.places.active)
 
     def _tell_loss(self, loss: Loss, pid: int | None) -> None:
         failure = loss.culprit
         self._write(
-            "rank_lost", max(0, loss.step), rank=failure.rank, local_rank=failure.rank, host=socket.gethostname(), pid=pid,
-            exit=describe_exit(failure.exit), error=failure.error, attempt=self.attempt, where=loss.where,
+            "rank_lost", max(0, loss.step), rank=failure.rank, local_rank=self.places.active[failure.rank],
+            host=socket.gethostname(), pid=pid, exit=describe_exit(failure.exit), error=failure.error, attempt=self.attempt,
+            where=loss.where,
         )  # fmt: skip
 
     def _write(self, kind: str, step: int, **fields: Any) -> None:

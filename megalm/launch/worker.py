@@ -29,7 +29,7 @@ from megalm.ops.backend import find_library
 from megalm.parallel.mesh import build_mesh, choose_local_device
 from megalm.plan.machine import find_machine
 from megalm.posttrain.reference import make_preparing_hooks
-from megalm.resilience.chaos.faults import add_faults, find_attempt
+from megalm.resilience.chaos.faults import Occasion, add_faults, find_attempt
 from megalm.resilience.chaos.provoke import provoke_source
 from megalm.resilience.pulse import RankPulse
 from megalm.resilience.restarted import Restart, TellRestart
@@ -93,10 +93,10 @@ def run_rank(
 def _choose_pulse(config: Config, world: World, supervised: Supervised | None) -> Pulse:
     """Where this rank says what it is at: to its supervisor, and to the faults that are to strike it."""
     if supervised is None:
-        pulse, attempt = Pulse(), find_attempt(os.environ)
-    else:
-        pulse, attempt = supervised.pulse, supervised.restart.attempt if supervised.restart else 0
-    return add_faults(pulse, config.resilience.chaos, world.rank, world.size, attempt)
+        return add_faults(Pulse(), config.resilience.chaos, world.rank, world.size, Occasion(find_attempt(os.environ)))
+    restart = supervised.restart
+    occasion = Occasion(restart.attempt, restart.furthest) if restart else Occasion()
+    return add_faults(supervised.pulse, config.resilience.chaos, world.rank, world.size, occasion, world.local_rank)
 
 
 def _run(

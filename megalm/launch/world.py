@@ -56,7 +56,32 @@ def _local_size(config: Config) -> int:
             f"world_size={config.world_size}, but torch sees {gpus} GPU{'s' * (gpus > 1)} here, and each rank needs one of its "
             f"own: set world_size to at most {gpus}, or device=cpu."
         )
-    return config.world_size or gpus or _product(config)
+    return config.world_size or max(0, gpus - config.resilience.spares) or gpus or _product(config)
+
+
+def check_places(config: Config, world: World) -> None:
+    """Errors: ConfigError for fewest ranks that are more than all, or spares that have no place of their own."""
+    settings = config.resilience
+    if settings.min_ranks > world.size:
+        raise ConfigError(
+            f"resilience.min_ranks={settings.min_ranks}, but the run has {world.size} rank{'s' * (world.size > 1)}: choose "
+            f"at most {world.size}, or 0 to go on with all of them only."
+        )
+    if world.external:
+        for name in ("min_ranks", "spares"):
+            if getattr(settings, name):
+                raise ConfigError(
+                    f"resilience.{name}={getattr(settings, name)}, but another launcher started the ranks and says how many "
+                    "there are: leave it out here. torchrun does the same with --nnodes=MIN:MAX."
+                )
+    if config.dry_run or not settings.spares:
+        return
+    gpus = count_accelerators(config)
+    if gpus and world.size + settings.spares > gpus:
+        raise ConfigError(
+            f"resilience.spares={settings.spares} beside world_size={world.size}, but torch sees {gpus} GPU{'s' * (gpus > 1)} "
+            f"here: set world_size to at most {max(1, gpus - settings.spares)}, or fewer spares."
+        )
 
 
 def count_accelerators(config: Config) -> int:

@@ -4,7 +4,7 @@ A rank writes into its own row alone, the supervisor into the head; every value 
 sees half written. The memory has no name in the file system, so that nothing can be left behind, however everybody dies.
 
     head      signal
-    row       alive, mark, phase, step, micro_batch, durable, status, marks, longest[phase], count[phase]
+    row       alive, mark, phase, step, micro_batch, durable, status, marks, begun, longest[phase], count[phase]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 NONE = -1
 """What a number is before anybody knew it."""
 
-_FIELDS = ("alive", "mark", "phase", "step", "micro_batch", "durable", "status", "marks")
+_FIELDS = ("alive", "mark", "phase", "step", "micro_batch", "durable", "status", "marks", "begun")
 _PLACE = {name: place for place, name in enumerate(_FIELDS)}
 _LONGEST = len(_FIELDS)
 _COUNT = _LONGEST + len(PHASES)
@@ -45,6 +45,13 @@ class Position:
     """Step of the newest durable checkpoint that it knows of; -1: none."""
     status: int
     """Exit status that it ended with; -1: it has not."""
+    begun: int = NONE
+    """Step that it went on from; -1: it has not begun to train."""
+
+    @property
+    def trained(self) -> bool:
+        """True where it has completed a step."""
+        return self.step > self.begun >= 0
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -65,17 +72,26 @@ class RunPage:
     """The shared page; hand it to processes of the same context as an argument."""
 
     def __init__(self, context: BaseContext, ranks: int) -> None:
-        self.ranks = ranks
+        """ranks: the most that there are at once."""
+        self.ranks = self.rows = ranks
         self._memory: Any = context.RawArray("q", _HEAD + ranks * _ROW)
         for rank in range(ranks):
             self.begin(rank)
+
+    def resize(self, ranks: int) -> None:
+        """So many ranks there are from now on; how long their phases take has to be learned anew."""
+        if ranks != self.ranks:
+            self.ranks = ranks
+            for rank in range(self.rows):
+                self.row(rank)[_LONGEST:] = memoryview(bytearray(8 * (_ROW - _LONGEST))).cast("q")
 
     def begin(self, rank: int) -> None:
         """Make a rank's row ready for a new process; what was learned of how long phases take stays."""
         row = self.row(rank)
         now = time.monotonic_ns()
         row[: len(_FIELDS)] = memoryview(bytearray(8 * len(_FIELDS))).cast("q")
-        for name, value in (("alive", now), ("mark", now), ("step", NONE), ("durable", NONE), ("status", NONE)):
+        for name, value in (("alive", now), ("mark", now), ("step", NONE), ("durable", NONE), ("status", NONE),
+                            ("begun", NONE)):  # fmt: skip
             row[_PLACE[name]] = value
 
     def row(self, rank: int) -> memoryview:
@@ -86,8 +102,8 @@ class RunPage:
     def position(self, rank: int) -> Position:
         """Read where a rank stands."""
         row = self.row(rank)
-        alive, mark, phase, step, micro, durable, status, _ = row[: len(_FIELDS)].tolist()
-        return Position(alive, mark, PHASES[phase], step, micro, durable, status)
+        alive, mark, phase, step, micro, durable, status, _, begun = row[: len(_FIELDS)].tolist()
+        return Position(alive, mark, PHASES[phase], step, micro, durable, status, begun)
 
     def positions(self) -> list[Position]:
         """Read where every rank stands."""

@@ -42,6 +42,7 @@ class RankPulse(Pulse):
     def complete_step(self, step: int, durable: int | None) -> None:
         if self._first_step < 0:
             self._first_step = step
+            self.row.set("begun", step)
         self._step = step
         self.row.set("step", step)
         self.row.set("durable", -1 if durable is None else durable)

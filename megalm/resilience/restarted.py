@@ -23,6 +23,10 @@ class Restart:
     reason: str
     last_step: int
     """Last step that was complete before; -1: none."""
+    furthest: int
+    """Last step that any attempt has completed."""
+    out: tuple[int, ...]
+    """Places of this machine that have no rank any more, since they do not work."""
     fault_ns: int
     """Last sign of life of the rank that was lost."""
     seen_ns: int
@@ -44,7 +48,7 @@ class TellRestart(Hook):
             return
         restart, now = self.restart, time.monotonic_ns()
         entered = self.pulse.entered
-        joined = entered.get("join", now)
+        joined = entered.get("join", entered.get("load", now))  # a single rank joins nobody
         phases = {
             "detect": restart.seen_ns - restart.fault_ns,
             "stop": restart.stopped_ns - restart.seen_ns,
@@ -60,6 +64,7 @@ class TellRestart(Hook):
             attempt=restart.attempt,
             reason=restart.reason,
             world_size=trainer.mesh.world_size,
+            excluded=list(restart.out),
             source=source,
             lost_steps=max(0, restart.last_step - trainer.step),
             seconds=round((now - restart.fault_ns) / 1e9, 3),

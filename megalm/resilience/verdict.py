@@ -70,6 +70,11 @@ def is_communication_error(error: str) -> bool:
     return kind.strip() in ("RuntimeError", "OSError", "Exception") and bool(_COMMUNICATION.search(text))
 
 
+def is_about_place(failure: Failure) -> bool:
+    """True where the device may be at fault: its process ended or stood still, or the error is a device's and no program's."""
+    return failure.error is None or failure.error.startswith("AcceleratorError") or "CUDA error" in failure.error
+
+
 def find_culprit(failures: Sequence[Failure], positions: Mapping[int, Position]) -> Failure:
     """Choose the rank that the others are victims of. Errors: ValueError without any failure."""
     silent = [f for f in failures if f.error is None and f.exit is not None]

@@ -43,11 +43,47 @@ def test_the_same_error_in_the_same_step_twice_is_not_tried_again(tmp_path):
     assert "give_up" in run.report
 
 
+def test_a_run_goes_from_4_ranks_to_3_to_1_to_2_and_to_4_again_and_follows_the_loss_of_one(tmp_path):
+    lost = (
+        "{kind: lose, step: 25, rank: 3, until: 220}",
+        "{kind: lose, step: 45, rank: 1, until: 60}",
+        "{kind: lose, step: 45, rank: 2, until: 220}",
+    )
+    batch = ("train.global_batch_size=12", "train.micro_batch_size=1")
+    words = ("train.steps=400", "checkpoint.every=10", "optim.lr=1e-3", "optim.min_lr=1e-4", *batch)
+    for name in ("one", "worlds"):
+        (tmp_path / name).mkdir()
+    one = train(tmp_path / "one", *words).ended_well()
+    chaos = ("resilience.min_ranks=1", f"resilience.chaos.faults=[{', '.join(lost)}]")
+    run = train(tmp_path / "worlds", *words, *chaos, ranks=4).ended_well()
+    restarts = run.of("restart")
+    assert [event["world_size"] for event in restarts] == [3, 1, 2, 4]
+    assert [event["excluded"] for event in restarts] == [[3], [3, 1, 2], [3, 2], []]
+    assert [event["lost_steps"] for event in restarts[2:]] == [0, 0]  # they grow at a save
+    assert "place 1 of this machine works again: starting 2 ranks" in run.errors
+    assert losses(run) == pytest.approx(losses(one), rel=1e-6)
+
+
+def test_a_spare_takes_the_place_of_one_that_does_not_come_back(tmp_path):
+    fault = "resilience.chaos.faults=[{kind: lose, step: 25, rank: 0}]"
+    run = train(tmp_path, *WORDS, fault, "resilience.spares=1", ranks=2).ended_well()
+    assert [(event["world_size"], event["excluded"]) for event in run.of("restart")] == [(2, [0])]
+    assert "starting 2 ranks on a spare" in run.errors
+
+
+def test_without_enough_ranks_the_run_gives_up(tmp_path):
+    fault = "resilience.chaos.faults=[{kind: lose, step: 5, rank: 1}]"
+    words = ("resilience.min_ranks=2", "resilience.max_restarts=1")
+    run = train(tmp_path, *WORDS, fault, *words, ranks=2).ended_well(3)
+    assert "rank 1 was killed by signal 9 (SIGKILL), after 1 restarts" in run.of("give_up")[0]["reason"]
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [
         ("resilience.chaos.faults=[{kind: meteor}]", "meteor"),
         ("resilience.chaos.faults=[{rank: 2}]", "the ranks are 0 to 1"),
+        ("resilience.min_ranks=3", "resilience.min_ranks=3, but the run has 2 ranks"),
         ("resilience.chaos.mean_s=5", "without resilience.chaos.faults"),
     ],
 )

@@ -3,7 +3,9 @@
 import pytest
 
 from megalm.config import Config, ConfigError
-from megalm.launch.world import find_world
+from megalm.config.resilience import ResilienceConfig
+from megalm.launch import world as module
+from megalm.launch.world import World, check_places, find_world
 
 MEETING = {"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}
 
@@ -41,3 +43,26 @@ def test_a_step_of_srun_is_a_rank():
 
 def test_a_job_of_one_task_starts_its_own_ranks():
     assert not find_world(Config(device="cpu"), {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}).external
+
+
+@pytest.mark.parametrize(
+    ("settings", "world", "said"),
+    [
+        (ResilienceConfig(min_ranks=5), World(4), "resilience.min_ranks=5, but the run has 4 ranks"),
+        (ResilienceConfig(min_ranks=2), World(4, external=True), "resilience.min_ranks=2, but another launcher"),
+        (ResilienceConfig(spares=1), World(4, external=True), "resilience.spares=1, but another launcher"),
+        (ResilienceConfig(spares=5), World(4), "torch sees 8 GPUs here: set world_size to at most 3"),
+    ],
+)
+def test_fewest_ranks_and_spares_that_cannot_be_are_refused(settings, world, said, monkeypatch):
+    monkeypatch.setattr(module, "count_accelerators", lambda config: 8)
+    with pytest.raises(ConfigError) as refused:
+        check_places(Config(resilience=settings), world)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_spares_are_left_out_of_the_world_that_the_gpus_make(monkeypatch):
+    monkeypatch.setattr(module, "count_accelerators", lambda config: 8)
+    config = Config(resilience=ResilienceConfig(spares=2))
+    assert find_world(config, {}).size == 6
+    check_places(config, World(6))

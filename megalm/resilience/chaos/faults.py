@@ -14,10 +14,12 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
 
 from megalm.config.chaos import ChaosConfig, FaultConfig
+from megalm.resilience.page import NONE
 from megalm.train.pulse import Phase, Pulse
 
 log = logging.getLogger("megalm.chaos")
@@ -31,8 +33,21 @@ class ChaosError(RuntimeError):
     """An error on purpose."""
 
 
-def add_faults(pulse: Pulse, chaos: ChaosConfig, rank: int, world_size: int, attempt: int) -> Pulse:
-    """The pulse, through which this rank's faults of this attempt strike; the pulse itself where it has none."""
+@dataclass(frozen=True)
+class Occasion:
+    """What of the run decides which faults strike."""
+
+    attempt: int = 0
+    furthest: int = NONE
+    """Last step that any attempt has completed."""
+
+
+def add_faults(pulse: Pulse, chaos: ChaosConfig, rank: int, world_size: int, occasion: Occasion, place: int = NONE) -> Pulse:
+    """The pulse, through which this rank's faults of this attempt strike; the pulse itself where it has none.
+
+    place: of the machine, where the rank stands; -1: its number.
+    """
+    place, attempt = (rank if place < 0 else place), occasion.attempt
     if chaos.mean_s:
         draw = random.Random(f"{chaos.seed} {attempt}")
         fault, victim, after_s = (
@@ -41,8 +56,29 @@ def add_faults(pulse: Pulse, chaos: ChaosConfig, rank: int, world_size: int, att
             draw.expovariate(1 / chaos.mean_s),
         )
         return FaultyPulse(pulse, [fault], rank, after_s=after_s) if victim == rank else pulse
-    own = [fault for fault in chaos.faults if fault.rank == rank and attempt < fault.attempts]
+    own = [
+        fault
+        for fault in chaos.faults
+        if fault.rank == place and (not has_struck(fault, occasion) if fault.kind == "lose" else attempt < fault.attempts)
+    ]
+    if is_lost(chaos, place, occasion.furthest, attempt):
+        own.insert(0, FaultConfig("kill", "start"))
     return FaultyPulse(pulse, own, rank) if own else pulse
+
+
+def has_struck(fault: FaultConfig, occasion: Occasion) -> bool:
+    """True where a fault that strikes once in the run did so in an attempt before this one."""
+    before = fault.phase in BEFORE_STEPS or occasion.furthest >= fault.step - 1
+    return occasion.attempt > 0 and before
+
+
+def is_lost(chaos: ChaosConfig, place: int, furthest: int, attempt: int = 1) -> bool:
+    """True where nothing that is started in this place works, as the run stands."""
+    return any(
+        fault.kind == "lose" and fault.rank == place and not chaos.mean_s and has_struck(fault, Occasion(attempt, furthest))
+        and (fault.until == 0 or furthest < fault.until)
+        for fault in chaos.faults
+    )  # fmt: skip
 
 
 def find_attempt(environment: Mapping[str, str]) -> int:
@@ -101,7 +137,7 @@ class FaultyPulse(Pulse):
 
 def strike(kind: str) -> None:
     """Do to this process what a fault of this kind does. Errors: ChaosError, MemoryError, where that is the fault."""
-    if kind == "kill":
+    if kind in ("kill", "lose"):
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)

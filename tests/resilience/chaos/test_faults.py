@@ -8,7 +8,7 @@ import pytest
 from megalm.config.chaos import ChaosConfig, FaultConfig, check_chaos
 from megalm.config.errors import ConfigError
 from megalm.resilience.chaos import faults
-from megalm.resilience.chaos.faults import FaultyPulse, add_faults, find_attempt
+from megalm.resilience.chaos.faults import FaultyPulse, Occasion, add_faults, find_attempt, is_lost
 from megalm.train.pulse import Pulse
 
 
@@ -21,7 +21,7 @@ def struck(monkeypatch) -> list[str]:
 
 
 def faulty(*given: FaultConfig) -> FaultyPulse:
-    pulse = add_faults(Pulse(), ChaosConfig(list(given)), 0, 2, 0)
+    pulse = add_faults(Pulse(), ChaosConfig(list(given)), 0, 2, Occasion())
     assert isinstance(pulse, FaultyPulse)
     return pulse
 
@@ -57,10 +57,10 @@ def test_a_phase_that_the_step_lacks_is_struck_in_the_next_one_that_has_it(struc
 
 def test_other_ranks_later_attempts_and_runs_without_faults_keep_their_own_pulse():
     own, chaos = Pulse(), ChaosConfig([FaultConfig(rank=1, attempts=2)])
-    assert add_faults(own, ChaosConfig(), 0, 2, 0) is own
-    assert add_faults(own, chaos, 0, 2, 0) is own
-    assert add_faults(own, chaos, 1, 2, 1) is not own
-    assert add_faults(own, chaos, 1, 2, 2) is own
+    assert add_faults(own, ChaosConfig(), 0, 2, Occasion(0)) is own
+    assert add_faults(own, chaos, 0, 2, Occasion(0)) is own
+    assert add_faults(own, chaos, 1, 2, Occasion(1)) is not own
+    assert add_faults(own, chaos, 1, 2, Occasion(2)) is own
 
 
 def test_chance_takes_one_rank_an_attempt_the_same_for_a_seed(struck, monkeypatch):
@@ -70,7 +70,7 @@ def test_chance_takes_one_rank_an_attempt_the_same_for_a_seed(struck, monkeypatc
     for attempt in range(40):
         now[0] = 0.0
         chaos = ChaosConfig([FaultConfig("kill", "data", step=10**6), FaultConfig("exit", "data")], mean_s=30, seed=3)
-        pulses = [add_faults(Pulse(), chaos, rank, 4, attempt) for rank in range(4)]
+        pulses = [add_faults(Pulse(), chaos, rank, 4, Occasion(attempt)) for rank in range(4)]
         (victim,) = [rank for rank, pulse in enumerate(pulses) if isinstance(pulse, FaultyPulse)]
         pulses[victim].enter("data")
         assert len(struck) == attempt, "its time has not come"
@@ -136,3 +136,29 @@ def test_the_attempt_is_the_launchers():
 def test_a_fault_that_cannot_strike_is_refused(chaos, said):
     with pytest.raises(ConfigError, match=said):
         check_chaos(chaos, 1)
+
+
+def test_a_place_that_is_lost_ends_what_is_started_there_until_the_run_has_come_to_a_step():
+    chaos = ChaosConfig([FaultConfig("lose", step=5, rank=1, until=9)])
+    assert not is_lost(chaos, 1, 3) and is_lost(chaos, 1, 4) and is_lost(chaos, 1, 8) and not is_lost(chaos, 1, 9)
+    assert not is_lost(chaos, 0, 4) and not is_lost(chaos, 1, 4, attempt=0)
+    forever = ChaosConfig([FaultConfig("lose", step=5, rank=1)])
+    assert is_lost(forever, 1, 10**6)
+
+
+def test_a_lost_place_strikes_the_rank_that_stands_there_whatever_its_number(struck):
+    chaos, own = ChaosConfig([FaultConfig("lose", "backward", step=5, rank=3)]), Pulse()
+    assert add_faults(own, chaos, 3, 4, Occasion(1, 2), place=4) is own
+    pulse = add_faults(own, chaos, 2, 4, Occasion(1, 2), place=3)
+    pulse.enter("start")
+    pulse.complete_step(4, None)
+    pulse.begin_micro_batch("backward", 0)
+    assert struck == ["lose"]
+    add_faults(own, chaos, 2, 4, Occasion(2, 4), place=3).enter("start")
+    assert struck == ["lose", "kill"]
+
+
+@pytest.mark.parametrize("fault", [FaultConfig("kill", until=3), FaultConfig("lose", step=7, until=3)])
+def test_a_step_at_which_nothing_comes_back_is_refused(fault):
+    with pytest.raises(ConfigError, match="until=3"):
+        check_chaos(ChaosConfig([fault]), 2)

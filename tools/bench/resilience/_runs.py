@@ -69,6 +69,39 @@ def _read_rows(kind: str, folder: Path, same: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def walk_worlds() -> dict[str, Any]:
+    """Have one run lose its places and get them back, 4 -> 3 -> 1 -> 2 -> 4 ranks; compare its losses with one rank's."""
+    lost = (
+        "{kind: lose, step: 25, rank: 3, until: 220}",
+        "{kind: lose, step: 45, rank: 1, until: 60}",
+        "{kind: lose, step: 45, rank: 2, until: 220}",
+    )
+    words = ("train.steps=400", "world_size=4", "resilience.min_ranks=1")
+    with tempfile.TemporaryDirectory(prefix="megalm-resilience-") as name:
+        folder = Path(name)
+        _train(folder, "one", "train.steps=400", "world_size=1")
+        _train(folder, "worlds", *words, f"resilience.chaos.faults=[{', '.join(lost)}]")
+        one, worlds = _losses(folder / "one"), _losses(folder / "worlds")
+        restarts = [event for event in read_events(folder / "worlds/events.jsonl") if event["kind"] == "restart"]
+    rows = [
+        {
+            "world_size": event["world_size"],
+            "excluded": event["excluded"],
+            "step": event["step"],
+            "lost_steps": event["lost_steps"],
+            "seconds": event["seconds"],
+        }
+        for event in restarts
+    ]
+    return {
+        "steps": len(worlds),
+        "worlds": [4, *(row["world_size"] for row in rows)],
+        "restarts": rows,
+        "each_step_once": one.keys() == worlds.keys(),
+        "largest_difference": max(abs(worlds[step] - loss) for step, loss in one.items()),
+    }
+
+
 def soak(seconds: float, mean_s: float) -> dict[str, Any]:
     """Train for so long with a fault by chance every `mean_s`; what share of the time went into steps that were kept."""
     with tempfile.TemporaryDirectory(prefix="megalm-resilience-") as name:

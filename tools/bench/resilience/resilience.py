@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ._runs import KINDS
 
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="faults (default: all)")
+    parser.add_argument("--worlds", action="store_true", help="instead: ranks that are lost for long and come back")
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="instead: train so long with faults by chance")
     parser.add_argument("--mean", type=float, default=30.0, help="--soak: seconds between faults, on average (30)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -22,11 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 only if everything recovered."""
-    from ._runs import soak, tabulate_faults
+    from ._runs import soak, tabulate_faults, walk_worlds
 
     if args.soak:
         report = soak(args.soak, args.mean)
         good = report["given_up"] == 0
+    elif args.worlds:
+        report = walk_worlds()
+        good = report["worlds"] == [4, 3, 1, 2, 4] and report["each_step_once"] and report["largest_difference"] < 1e-6
     else:
         report = tabulate_faults(args.kinds)
         good = all(row["recovered"] and row["same_losses"] for row in report["faults"])
@@ -37,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report))
     elif args.soak:
         _show_soak(report)
+    elif args.worlds:
+        _show_worlds(report)
     else:
         _show_table(report)
     return 0 if good else 1
@@ -54,6 +60,14 @@ def _show_table(report: dict[str, Any]) -> None:
         print(f"{row['kind']:14} {row['phase']:9} {found} {back}  {'the same' if row['same_losses'] else 'DIFFERENT'}"
               f"{'' if row['recovered'] else '  NOT RECOVERED'}")  # fmt: skip
     print(f"{sum(row['recovered'] for row in report['faults'])} of {len(report['faults'])} recovered")
+
+
+def _show_worlds(report: dict[str, Any]) -> None:
+    print(f"{'ranks':>5} {'from step':>9} {'lost steps':>10} {'seconds':>8}  places that are out")
+    for row in report["restarts"]:
+        out = ", ".join(map(str, row["excluded"])) or "none"
+        print(f"{row['world_size']:5} {row['step']:9} {row['lost_steps']:10} {row['seconds']:8.2f}  {out}")
+    print(f"{report['steps']} steps, losses within {report['largest_difference']:.1e} of one rank's")
 
 
 def _show_soak(report: dict[str, Any]) -> None:

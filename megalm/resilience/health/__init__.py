@@ -1,0 +1,1 @@
+"""Whether a machine and its devices are fit to train."""
