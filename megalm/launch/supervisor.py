@@ -222,7 +222,9 @@ class Supervisor:
         pid = group.processes[culprit.rank].process.pid
         group.kill()
         durable = self._find_durable(positions)
-        alone = tuple({culprit.rank, *(f.rank for f in failures if f.error is None and f.exit is not None and f.exit < 0)})
+        alone = tuple(
+            {culprit.rank, *(f.rank for f in failures if f.error is None and f.exit is not None and f.exit < 0)}
+        )
         loss = self._lose(culprit, positions, durable, min(fault, seen), seen, alone)
         if not self.heard:
             self._tell_loss(loss, pid)
@@ -248,7 +250,13 @@ class Supervisor:
         return self._lose(culprit, positions, durable, min(fault, seen), seen, (silence.rank,))
 
     def _lose(
-        self, culprit: Failure, positions: Sequence[Position], durable: int, fault_ns: int, seen_ns: int, ranks: tuple[int, ...]
+        self,
+        culprit: Failure,
+        positions: Sequence[Position],
+        durable: int,
+        fault_ns: int,
+        seen_ns: int,
+        ranks: tuple[int, ...],
     ) -> Loss:
         latest = find_latest_step(positions)
         self.last_step = latest if latest >= 0 else self.last_step

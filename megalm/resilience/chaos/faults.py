@@ -42,7 +42,9 @@ class Occasion:
     """Last step that any attempt has completed."""
 
 
-def add_faults(pulse: Pulse, chaos: ChaosConfig, rank: int, world_size: int, occasion: Occasion, place: int = NONE) -> Pulse:
+def add_faults(
+    pulse: Pulse, chaos: ChaosConfig, rank: int, world_size: int, occasion: Occasion, place: int = NONE
+) -> Pulse:
     """The pulse, through which this rank's faults of this attempt strike; the pulse itself where it has none.
 
     place: of the machine, where the rank stands; -1: its number.
@@ -59,7 +61,8 @@ def add_faults(pulse: Pulse, chaos: ChaosConfig, rank: int, world_size: int, occ
     own = [
         fault
         for fault in chaos.faults
-        if fault.rank == place and (not has_struck(fault, occasion) if fault.kind == "lose" else attempt < fault.attempts)
+        if fault.rank == place
+        and (not has_struck(fault, occasion) if fault.kind == "lose" else attempt < fault.attempts)
     ]
     if is_lost(chaos, place, occasion.furthest, attempt):
         own.insert(0, FaultConfig("kill", "start"))

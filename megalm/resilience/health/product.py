@@ -24,7 +24,10 @@ def hash_product(device: torch.device, dtype: torch.dtype) -> str:
     left, right = (matrix.to(device, dtype) for matrix in _make_matrices())
     if dtype is not torch.bfloat16:
         return _hash(left @ right)
-    halves = torch.chunk(left, SIZE // 4, dim=1), torch.chunk(right, SIZE // 4, dim=0)  # sums of 4 products: exact in bf16, too
+    halves = (
+        torch.chunk(left, SIZE // 4, dim=1),
+        torch.chunk(right, SIZE // 4, dim=0),
+    )  # sums of 4 products: exact in bf16, too
     return _hash(torch.stack([a @ b for a, b in zip(*halves, strict=True)]).to(torch.float32).sum(0))
 
 
