@@ -29,6 +29,10 @@ KINDS = {
         "model.moe.shared_ffn_hidden_size=48", "model.moe.shared_gate=true", "model.moe.every=2",
         "model.moe.balance_loss=1e-2",
     ],
+    "prediction": [
+        "model.moe.num_experts=4", "model.moe.top_k=2", "model.moe.num_shared_experts=1", "model.moe.bias_rate=0.02",
+        "model.moe.first_dense=1", "model.prediction.depth=2", "data.packing=documents",
+    ],
 }  # fmt: skip
 """Overrides by the family that they are like."""
 

@@ -241,6 +241,17 @@ class MLPSpec(BlockSpec):
 
 
 @dataclass(frozen=True)
+class MergeSpec(BlockSpec):
+    """One matrix over two vectors of each token: what a prediction layer makes of a hidden state and a further token."""
+
+    hidden_size: int
+    init_std: float
+
+    def list_tensors(self, name: str) -> Tensors:
+        return list_linear_tensors(name, self.hidden_size, 2 * self.hidden_size, False)
+
+
+@dataclass(frozen=True)
 class RouterSpec:
     """How a token's experts are chosen and weighted; the settings of `model.moe` with the same names say more."""
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from megalm.architecture.blocks import AttentionSpec
-from megalm.architecture.layers import specify_layers
+from megalm.architecture.layers import list_trained_layers
 from megalm.architecture.tensors import count_parameters
 from megalm.config.model import ModelConfig
 
@@ -40,15 +40,16 @@ class ForwardFlops:
 
 
 def count_forward_flops(model: ModelConfig, seq_length: int | None = None, causal: bool = True) -> ForwardFlops:
-    """Forward FLOPs of one token of a sequence of `seq_length` (default: the model's)."""
+    """Forward FLOPs of one token of a sequence of `seq_length` (default: the model's), in training: with the layers that
+    predict further tokens, and logits for each of them."""
     length = seq_length or model.seq_length
-    blocks = [block for layer in specify_layers(model) for block in layer.blocks]
+    blocks = [block for layer in list_trained_layers(model) for block in layer.blocks]
     attention = [block for block in blocks if isinstance(block, AttentionSpec)]
     return ForwardFlops(
         attention_projections=sum(block.matrix_flops for block in attention),
         attention_core=sum(block.count_core_flops(length, causal) for block in attention),
         mlp=sum(block.matrix_flops for block in blocks if not isinstance(block, AttentionSpec)),
-        logits=2.0 * model.hidden_size * model.vocab_size,
+        logits=2.0 * model.hidden_size * model.vocab_size * (1 + model.prediction.depth),
     )
 
 

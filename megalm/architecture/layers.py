@@ -9,6 +9,7 @@ from megalm.architecture.blocks import (
     BalanceSpec,
     BlockSpec,
     LatentAttentionSpec,
+    MergeSpec,
     MixtureSpec,
     MLPSpec,
     NormSpec,
@@ -114,9 +115,39 @@ def choose_block(sublayer: str, model: ModelConfig, usual: BlockSpec) -> BlockSp
     return BLOCKS[sublayer].find(model.blocks[sublayer])(model, usual) if sublayer in model.blocks else usual
 
 
+@dataclass(frozen=True, kw_only=True)
+class PredictionSpec(LayerSpec):
+    """A layer that predicts one token further ahead: before it the hidden state and the embedding of the token so far ahead
+    are normed and merged, behind it stands a norm of its own. Embedding and output matrix are the model's."""
+
+    merge: MergeSpec
+    norm: NormSpec
+    """Of all three norms."""
+
+    def list_tensors(self, prefix: str = "") -> Tensors:
+        yield from self.norm.list_tensors(prefix + "embedding_norm")
+        yield from self.norm.list_tensors(prefix + "hidden_norm")
+        yield from self.merge.list_tensors(prefix + "merge")
+        yield from super().list_tensors(prefix)
+        yield from self.norm.list_tensors(prefix + "final_norm")
+
+    @property
+    def blocks(self) -> Iterator[BlockSpec]:
+        """Yield what is merged and the sublayers' blocks."""
+        yield self.merge
+        yield from super().blocks
+
+
 def name_layer(index: int) -> str:
     """The global name of a layer, in front of its tensors' names."""
     return f"layers.{index}"
+
+
+def is_of_prediction(name: str, num_layers: int) -> bool:
+    """Whether a tensor belongs to a layer behind the last of a model's `num_layers`: one that predicts further tokens."""
+    kind, _, rest = name.partition(".")
+    number = rest.partition(".")[0]
+    return kind == "layers" and number.isdigit() and int(number) >= num_layers
 
 
 @cache_by_model
@@ -139,6 +170,22 @@ def specify_layers(model: ModelConfig) -> tuple[LayerSpec, ...]:
             made[word, is_dense] = LayerSpec((attention, mlp), model.parallel_residual, model.residual_scale)
         layers.append(made[word, is_dense])
     return tuple(layers)
+
+
+@cache_by_model
+def specify_predictions(model: ModelConfig) -> tuple[PredictionSpec, ...]:
+    """A spec for each layer that predicts a further token: of the last layer's kind, and numbered on behind it."""
+    if not model.prediction.depth:
+        return ()
+    last = specify_layers(model)[-1]
+    merge, norm = MergeSpec(model.hidden_size, model.init_std), resolve_shape(model).norm
+    made = PredictionSpec(last.sublayers, last.parallel, last.residual_scale, merge=merge, norm=norm)
+    return (made,) * model.prediction.depth
+
+
+def list_trained_layers(model: ModelConfig) -> tuple[LayerSpec, ...]:
+    """The specs of all layers by number: those of the model, and behind them those that predict further tokens."""
+    return specify_layers(model) + specify_predictions(model)
 
 
 def _specify_sublayer(model: ModelConfig, shape: ModelShape, name: str, block: BlockSpec) -> SublayerSpec:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from megalm.architecture.blocks import Tensors
-from megalm.architecture.layers import name_layer, specify_layers
+from megalm.architecture.layers import list_trained_layers, name_layer, specify_layers, specify_predictions
 from megalm.architecture.shape import ModelShape, resolve_shape
 from megalm.config.model import ModelConfig
 
@@ -22,6 +22,8 @@ class ParameterCounts:
     """Token, position and (untied) output embeddings together."""
     layer: int
     """One transformer layer, the largest."""
+    prediction: int
+    """Of layers that predict further tokens, which are in `total` and `active`; generation has no use for them."""
     tensors: list[tuple[str, tuple[int, ...]]] = field(repr=False)
     """(global name, global shape) of each tensor."""
 
@@ -38,11 +40,13 @@ def list_tensors(model: ModelConfig) -> Tensors:
     for index, layer in enumerate(specify_layers(model)):
         yield from layer.list_tensors(name_layer(index) + ".")
     yield from list_back_tensors(shape)
+    for index, layer in enumerate(specify_predictions(model), model.num_layers):
+        yield from layer.list_tensors(name_layer(index) + ".")
 
 
 def list_states(model: ModelConfig) -> Tensors:
     """Yield (global name, shape) of what is kept in a checkpoint beside the parameters."""
-    for index, layer in enumerate(specify_layers(model)):
+    for index, layer in enumerate(list_trained_layers(model)):
         yield from layer.list_states(name_layer(index) + ".")
 
 
@@ -69,7 +73,7 @@ def list_back_tensors(shape: ModelShape) -> Tensors:
 
 def count_parameters(model: ModelConfig) -> ParameterCounts:
     """Count a model's parameters exactly, tensor by tensor."""
-    every, layers = list(list_tensors(model)), specify_layers(model)
+    every, layers = list(list_tensors(model)), list_trained_layers(model)
     idle = sum(
         count_elements(block.list_tensors("")) - count_elements(block.list_used_tensors(""))
         for one in layers
@@ -79,7 +83,8 @@ def count_parameters(model: ModelConfig) -> ParameterCounts:
         total=count_elements(every),
         active=count_elements(every) - idle,
         embedding=count_elements(entry for entry in every if is_embedding(entry[0])),
-        layer=max(count_elements(layer.list_tensors()) for layer in set(layers)),
+        layer=max(count_elements(layer.list_tensors()) for layer in set(specify_layers(model))),
+        prediction=sum(count_elements(layer.list_tensors()) for layer in specify_predictions(model)),
         tensors=every,
     )
 

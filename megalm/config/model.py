@@ -119,6 +119,17 @@ class MoEConfig:
 
 
 @dataclass
+class PredictionConfig:
+    """Multi-token prediction (DeepSeek-V3, arXiv:2412.19437, section 2.2): layers behind the last one, each of which predicts
+    one token further ahead. They shape the training; generation and evaluation leave them out."""
+
+    depth: Fixed[int] = number(0, at_least=0, at_most=16)
+    """So many layers, of the last layer's kind, each with one more token to look at and to predict (DeepSeek-V3: 1)."""
+    loss: Course[float] = number(0.3, at_least=0)
+    """What is added to the loss: this times the mean over depths (DeepSeek-V3: 0.3, and 0.1 towards the end)."""
+
+
+@dataclass
 class ModelConfig:
     """Every number that decides the parameters' names and shapes and the function computed with them."""
 
@@ -228,6 +239,8 @@ class ModelConfig:
     """Blocks of plugins in place of megalm's own: {attention: NAME, mlp: NAME}; none: megalm's."""
     moe: Fixed[MoEConfig] = field(default_factory=MoEConfig)
     """Mixture of experts."""
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
+    """Layers that predict further tokens."""
 
     def attends(self, layer: int) -> str:
         """The word of layer_pattern that holds for the layer of this number."""

@@ -98,6 +98,11 @@ def _check_model(model: ModelConfig) -> None:
     check_attention(model)
     if model.moe.num_experts:
         check_mixture(model)
+    _require(
+        model.prediction.depth < model.seq_length,
+        f"model.prediction.depth={model.prediction.depth}: a token that lies so far ahead must lie within "
+        f"model.seq_length={model.seq_length}: choose at most {model.seq_length - 1}.",
+    )
 
 
 def _check_optim(optim: OptimConfig) -> None:

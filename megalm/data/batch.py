@@ -35,6 +35,10 @@ class Batch:
     context rank."""
     sources: Tensor | None = declare_dims("batch")
     """int64 [B]: number of the source that each row is of; given where there is more than one source."""
+    further_labels: Tensor | None = declare_dims("batch", "sequence", "depth")
+    """int64 [B, S, D]: the label 1 .. D positions on; see `look_ahead`."""
+    further_mask: Tensor | None = declare_dims("batch", "sequence", "depth")
+    """float32 [B, S, D]: weight of each in the loss, 0 where it lies in another document or behind the row's end."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device; a GPU takes it up when it gets there, the host goes on at once."""
@@ -45,6 +49,27 @@ class Batch:
             # memory to nobody else before the copy from it is over.
             moved = {name: t.pin_memory() if t.device.type == "cpu" else t for name, t in moved.items()}
         return replace(self, **{name: t.to(device, non_blocking=True) for name, t in moved.items()})
+
+    def look_ahead(self, depth: int) -> "Batch":
+        """The same batch with what lies up to `depth` labels further on beside each position: called on whole sequences,
+        before context parallelism cuts them, so that no rank needs a token of another's.
+
+        A position looks no further than its document, where documents are kept apart (`document_ids`): it then counts
+        nothing, and neither does any position behind it in that document, so that attention to it changes no loss.
+        """
+        if not depth:
+            return self
+        length = self.labels.shape[1]
+        labels = self.labels.new_zeros((*self.labels.shape, depth))
+        mask = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
+        for further in range(1, min(depth, length - 1) + 1):
+            here, there = slice(0, length - further), slice(further, length)
+            labels[:, here, further - 1] = self.labels[:, there]
+            weight = 1.0 if self.loss_mask is None else self.loss_mask[:, there]
+            if self.document_ids is not None:
+                weight = weight * (self.document_ids[:, here] == self.document_ids[:, there])
+            mask[:, here, further - 1] = weight
+        return replace(self, further_labels=labels, further_mask=mask)
 
     @property
     def token_count(self) -> float:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from megalm.architecture.layers import is_of_prediction
 from megalm.config import ModelConfig
 from megalm.config.errors import ConfigError
+from megalm.config.model import PredictionConfig
 from megalm.convert.source import Source
 from megalm.convert.weights import WeightReader
 from megalm.data.batch import Batch
@@ -29,9 +32,10 @@ def build_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Transformer:
-    """The whole model with the given global weights, in evaluation mode. Every weight must find its place."""
+    """The whole model with the given global weights, in evaluation mode. Every weight must find its place, but for those of
+    layers that predict further tokens, which only training has a use for."""
     context = LayerContext(Mesh.single(device), policy=PrecisionPolicy(dtype), device=device)
-    model = Transformer(config, context)
+    model = Transformer(replace(config, prediction=PredictionConfig()), context)
     fill_weights(model, weights)
     return model.eval()
 
@@ -43,6 +47,8 @@ def fill_weights(model: Transformer, weights: WeightReader) -> None:
     """
     boxes = list_boxes(model)
     left = set(weights.names()) - {box.name for box in boxes}
+    if not model.config.prediction.depth:
+        left = {name for name in left if not is_of_prediction(name, model.config.num_layers)}
     if left and model.first and model.last and len(model.layers) == model.config.num_layers:
         raise ConfigError(
             f"{len(left)} weights have no place in this model, the first is {min(left)}: is it another model's checkpoint?"

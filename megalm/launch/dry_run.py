@@ -237,7 +237,8 @@ def _step_on_paper(config: Config, mesh: Mesh, chunk: Transformer) -> tuple[int,
         with _Storages([*chunk.parameters(), *chunk.buffers()]) as storages:
             tokens = torch.empty(rows, length, dtype=torch.int64, device="meta")
             hidden = None if chunk.first else torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
-            output, _ = chunk(hidden, Batch(tokens, tokens))
+            batch = Batch(tokens, tokens).look_ahead(config.model.prediction.depth)
+            output, _ = chunk(hidden, batch)
             objective = output.sum()
         del output, hidden
         kept = storages.alive()

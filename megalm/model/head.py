@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.linear import ColumnParallelLinear, Output, column_parallel
 from megalm.parallel.loss import vocabulary_parallel_cross_entropy, vocabulary_parallel_linear_cross_entropy
 from megalm.parallel.mesh import Axis
-from megalm.parallel.slices import Role
+from megalm.parallel.slices import Role, attach, slice_of
 
 
 class Head(nn.Module):
@@ -56,6 +57,8 @@ class Head(nn.Module):
                 product=context.product("output"),
                 **context.of_layers,
             )
+            if config.prediction.depth:  # each depth brings a part of its gradient
+                attach(self.output.weight, replace(slice_of(self.output.weight), shared=True))
 
     @property
     def weight(self) -> Tensor:
@@ -65,7 +68,10 @@ class Head(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """This rank's share of the logits. Shapes: [S/t or S, B, H] -> [S, B, V/t]"""
-        normed = self.normed(hidden)
+        return self._map(self.final_norm(hidden))
+
+    def _map(self, normed: Tensor) -> Tensor:
+        normed = self._scaled(normed)
         (embedding,) = self._tied
         if embedding is not None:
             logits = column_parallel(normed, embedding.weight, None, self.tensor, self.sequence)
@@ -73,9 +79,7 @@ class Head(nn.Module):
             logits = self.output(normed)
         return self.cap(logits)
 
-    def normed(self, hidden: Tensor) -> Tensor:
-        """The normed stream, with the logits' scale in it."""
-        normed = self.final_norm(hidden)
+    def _scaled(self, normed: Tensor) -> Tensor:
         return normed if self.scale == 1.0 else normed * self.scale
 
     def cap(self, logits: Tensor) -> Tensor:
@@ -90,11 +94,17 @@ class Head(nn.Module):
 
         Shapes: hidden [S/t or S, B, H]; labels, mask [S, B] -> fp32 scalar, fp32 [S, B]
         """
-        chunk = self.parallel.loss_positions(labels.numel(), self.weight.shape[0], hidden.element_size())
+        return self.losses_of_normed(self.final_norm(hidden), labels, mask, z_loss)
+
+    def losses_of_normed(
+        self, normed: Tensor, labels: Tensor, mask: Tensor | None = None, z_loss: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """The same of a stream that has been normed already, by the final norm or by another."""
+        chunk = self.parallel.loss_positions(labels.numel(), self.weight.shape[0], normed.element_size())
         if chunk < labels.numel():
-            return self._losses_in_chunks(hidden, labels, mask, z_loss, chunk)
+            return self._losses_in_chunks(normed, labels, mask, z_loss, chunk)
         losses = vocabulary_parallel_cross_entropy(
-            self.logits(hidden),
+            self._map(normed),
             labels,
             self.tensor,
             vocab_size=self.vocab_size,
@@ -135,7 +145,7 @@ class Head(nn.Module):
         return -losses, likeliest == labels
 
     def _losses_in_chunks(
-        self, hidden: Tensor, labels: Tensor, mask: Tensor | None, z_loss: float, chunk: int
+        self, normed: Tensor, labels: Tensor, mask: Tensor | None, z_loss: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
         loss: Any = partial(
             vocabulary_parallel_linear_cross_entropy if self.softcap is None else self._capped_losses,
@@ -147,7 +157,7 @@ class Head(nn.Module):
             chunk=chunk,
             z_loss=z_loss,
         )
-        normed = self.normed(hidden)
+        normed = self._scaled(normed)
         (embedding,) = self._tied
         return self.output(normed, instead=loss) if embedding is None else loss(normed, embedding.weight)
 

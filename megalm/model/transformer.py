@@ -10,7 +10,16 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from megalm.architecture.blocks import AttentionSpec, BlockSpec, LatentAttentionSpec, MixtureSpec, MLPSpec
-from megalm.architecture.layers import BLOCKS, LayerSpec, Specify, SublayerSpec, name_layer, specify_layers
+from megalm.architecture.layers import (
+    BLOCKS,
+    LayerSpec,
+    Specify,
+    SublayerSpec,
+    list_trained_layers,
+    name_layer,
+    specify_layers,
+    specify_predictions,
+)
 from megalm.architecture.shape import resolve_shape
 from megalm.config import ModelConfig
 from megalm.data.batch import Batch
@@ -22,6 +31,7 @@ from megalm.model.mixture import Mixture
 from megalm.model.mlp import MLP
 from megalm.model.norm import make_norm
 from megalm.model.positions import LearnedPositions, Positions, Where
+from megalm.model.prediction import Prediction, Predictions
 from megalm.model.recompute import keep_function_of
 from megalm.parallel.embedding import VocabularyParallelEmbedding
 from megalm.parallel.layer_context import LayerContext
@@ -147,7 +157,8 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The layers `layers` of the model, with the embedding if `first`, and the head and the objective if `last`.
+    """The layers `layers` of the model, with the embedding if `first`, and the head and the objective if `last`; in training
+    also the layers that predict further tokens.
 
     Shapes:  tokens [B, S/c] or hidden [S/(c t) or S/c, B, H] -> (hidden, or on the last chunk the objective's total: a
              scalar to run backward from, a sum over this rank's tokens; named sums, fp32)
@@ -173,7 +184,7 @@ class Transformer(nn.Module):
         self.context = context.mesh.context
         self.parallel = context.parallel
         self.recompute_layers = context.parallel.recompute == "full"
-        if first or config.tie_embeddings and last:
+        if first or last and (config.tie_embeddings or config.prediction.depth):
             self.embedding = VocabularyParallelEmbedding(
                 config.vocab_size,
                 config.hidden_size,
@@ -202,6 +213,16 @@ class Transformer(nn.Module):
         )
         if last:
             self.head = Head(config, context, self.embedding if config.tie_embeddings else None)
+            predictions = [
+                Prediction(spec, context, Layer(spec, context, index=index, dropout=config.dropout), index=index)
+                for index, spec in enumerate(specify_predictions(config), config.num_layers)
+            ]
+            self.predictions = Predictions(
+                predictions,
+                factor=config.prediction.loss,
+                recompute=self.recompute_layers,
+                dropout=config.dropout > 0,
+            )
 
     def forward(
         self, x: Tensor | None, batch: Batch, objective: "Objective | None" = None
@@ -210,19 +231,24 @@ class Transformer(nn.Module):
         hidden = self.embed(batch) if self.first else x
         assert hidden is not None
         auxiliary = Auxiliary(self.loss_scale, self.tensor.size)
-        hidden = self.run_layers(hidden, batch, auxiliary=auxiliary)
+        where = replace(self.positions(batch, context=self.context.size), auxiliary=auxiliary)
+        hidden = self._run_layers(hidden, where)
         if not self.last:
             return hidden, auxiliary.sums
+        if self.training:
+            hidden = self.predictions.attach(hidden, self.head, self._look_up, batch, where, auxiliary)
         objective = objective or self.objective
         if objective is None:
             raise ValueError("a chunk that ends the model runs forward with an objective only: give it one")
         outcome = objective(self.head, hidden, batch)
         return outcome.total, {**auxiliary.sums, **outcome.sums}
 
-    def run_layers(self, hidden: Tensor, batch: Batch, *, seen: int = 0, auxiliary: Auxiliary | None = None) -> Tensor:
+    def run_layers(self, hidden: Tensor, batch: Batch, *, seen: int = 0) -> Tensor:
         """The chunk's layers; `seen` tokens before the batch's are in the attention layers' caches."""
         where = self.positions(batch, context=self.context.size, seen=seen)
-        where = replace(where, auxiliary=auxiliary or Auxiliary(self.loss_scale, self.tensor.size))
+        return self._run_layers(hidden, replace(where, auxiliary=Auxiliary(self.loss_scale, self.tensor.size)))
+
+    def _run_layers(self, hidden: Tensor, where: Where) -> Tensor:
         for layer in self.layers:
             if self.recompute_layers and torch.is_grad_enabled():
                 hidden = torch.utils.checkpoint.checkpoint(
@@ -235,18 +261,22 @@ class Transformer(nn.Module):
     @property
     def reported(self) -> dict[str, int]:
         """Names of the sums that the layers of the whole model report, alike on all ranks, with their numbers of values."""
-        sums: dict[str, int] = {}
-        for index, layer in enumerate(specify_layers(self.config)):
+        depth = self.config.prediction.depth
+        sums = {"prediction_loss": depth, "prediction_tokens": depth} if depth else {}
+        for index, layer in enumerate(list_trained_layers(self.config)):
             sums.update(layer.list_sums(name_layer(index) + "."))
         return sums
 
     def embed(self, batch: Batch) -> Tensor:
         """Tokens [B, S] -> hidden [S/t or S, B, H]."""
-        hidden = self.embedding(batch.tokens.t())
-        if self.config.embedding_scale != 1.0:
-            hidden = hidden * self.config.embedding_scale
+        hidden = self._look_up(batch.tokens)
         if self.config.position == "learned":
             hidden = hidden + self.position_embedding(batch)
         if self.config.embedding_norm:
             hidden = self.embedding_norm(hidden)
         return apply_dropout(hidden, self.config.dropout, self.training, self.tensor, sharded=self.sequence)
+
+    def _look_up(self, tokens: Tensor) -> Tensor:
+        """[B, S] -> the table's rows, [S/t or S, B, H]"""
+        found = self.embedding(tokens.t())
+        return found if self.config.embedding_scale == 1.0 else found * self.config.embedding_scale

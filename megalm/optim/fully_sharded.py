@@ -101,8 +101,8 @@ class FullyShardedOptimizer(Optimizer):
             if own & seen:
                 raise ConfigError(
                     "parallel.data_mode=fully_shard cannot split an embedding that the first and the last stage share on one "
-                    "rank (model.tie_embeddings=true with a V-shaped schedule). Use another schedule, or data_mode=replicate "
-                    "with zero_stage=2."
+                    "rank (model.tie_embeddings=true, or model.prediction.depth above 0, with a V-shaped schedule). Use another "
+                    "schedule, or data_mode=replicate with zero_stage=2."
                 )
             seen |= own
         for chunk in chunks:
@@ -125,7 +125,8 @@ class FullyShardedOptimizer(Optimizer):
         device_mesh = DeviceMesh.from_group(self.axis.group, self.mesh.device.type)
         experts = [module for module in chunk.modules() if isinstance(module, Experts)]
         alone: set[nn.Parameter] = set()
-        parts = [(module, device_mesh) for module in (*getattr(chunk, "layers", []), chunk)]
+        layers = [module for name in ("layers", "predictions") for module in getattr(chunk, name, [])]
+        parts = [(module, device_mesh) for module in (*layers, chunk)]
         if self.mesh.expert_data.group is None:
             alone = {parameter for module in experts for parameter in module.parameters()}
         elif experts:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megalm.architecture.kept import cache_by_model
-from megalm.architecture.layers import LayerSpec, specify_layers
+from megalm.architecture.layers import LayerSpec, specify_layers, specify_predictions
 from megalm.config.errors import ConfigError
 from megalm.config.model import ModelConfig
 
@@ -26,16 +26,18 @@ def count_layer_costs(model: ModelConfig) -> LayerCosts:
     """What each part of the model costs, per token of a sequence of model.seq_length.
 
     layer:      what its blocks cost (matrix products, and for attention the visible part of scores and weighted sums)
-    output:     2 * H * V, plus 5 V for the cross-entropy's exponentials and sums
+    output:     2 * H * V, plus 5 V for the cross-entropy's exponentials and sums; for each layer that predicts a further
+                token the same again, and the layer
     embedding:  a table look-up and its gradient's scatter move H elements and compute nearly nothing: 4 H
     """
     width = model.hidden_size
     layers = specify_layers(model)
+    head = 2.0 * width * model.vocab_size + 5.0 * model.vocab_size
     costs = {layer: _count_layer_cost(layer, model.seq_length) for layer in set(layers)}
     return LayerCosts(
         layers=tuple(costs[layer] for layer in layers),
         embedding=4.0 * width,
-        output=2.0 * width * model.vocab_size + 5.0 * model.vocab_size,
+        output=head + sum(_count_layer_cost(layer, model.seq_length) + head for layer in specify_predictions(model)),
     )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from megalm.architecture.blocks import MixtureSpec
-from megalm.architecture.layers import LayerSpec, specify_layers
+from megalm.architecture.layers import LayerSpec, PredictionSpec, specify_layers
 from megalm.config import ModelConfig
 from megalm.config.precision import BYTES
 from megalm.plan.layout import Layout
@@ -68,6 +68,8 @@ def estimate_layer_activations(
         "activation's input": tokens * width * len(dense.inputs) * size,
         "activation's output": tokens * width * size,
     }
+    if isinstance(layer, PredictionSpec):  # both norms' inputs, what is merged, and the last norm's input
+        every["prediction's inputs"] = 6 * stream + 3 * statistics
     if attention.position == "rope" or attention.query_norm is not None:
         every["rotated queries and keys"] = tokens * (query + key) * size
     if attention.clip_qkv is not None:

@@ -228,6 +228,7 @@ def _stage(
         logits = 3 * stream + at_once * columns * size
         if at_once < tokens:
             logits += 4.0 * columns * model.hidden_size
+        logits *= 1 + model.prediction.depth  # those of all depths wait for backward
     # The loss and a layer's backward follow each other: the larger of the two decides.
     working = max(0.0, max(acts.recomputed + acts.working for acts, _ in kinds) - logits)
     communication = gathered

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from megalm.architecture.blocks import MixtureSpec, count_attended
-from megalm.architecture.layers import LayerSpec
+from megalm.architecture.layers import LayerSpec, PredictionSpec
 from megalm.architecture.shape import ModelShape
 from megalm.config.precision import BYTES
 from megalm.plan.layout import Layout, Narrow
@@ -133,6 +133,8 @@ def estimate_layer_time(model: ModelShape, layer: LayerSpec, layout: Layout, roo
         roofline.layer_products(tokens, query + 2 * key, hidden),
         roofline.layer_products(tokens, hidden, query),
     ]
+    if isinstance(layer, PredictionSpec):
+        products.append(roofline.products(tokens / along_sequence, hidden, 2 * hidden))
     if isinstance(mlp, MixtureSpec):
         local = max(1.0, mlp.num_experts / layout.expert)
         fullest = layout.imbalance if layout.expert > 1 else 1.0

@@ -8,7 +8,7 @@ from math import ceil, prod
 from typing import NamedTuple
 
 from megalm.architecture.kept import cache_by_model
-from megalm.architecture.layers import LayerSpec, specify_layers
+from megalm.architecture.layers import LayerSpec, specify_layers, specify_predictions
 from megalm.architecture.shape import ModelShape, resolve_shape
 from megalm.architecture.tensors import describe_embedding_tensor, list_back_tensors, list_front_tensors
 from megalm.config import ModelConfig
@@ -49,6 +49,8 @@ class Pieces:
     """The different layers, in the order in which they appear."""
     order: tuple[int, ...]
     """The kind of each layer."""
+    behind: Stack
+    """Layers that predict further tokens, by kind: the last stage has them, behind its own."""
     costs: LayerCosts
 
     def count_stack(self, layers: Sequence[int]) -> Stack:
@@ -71,7 +73,7 @@ class Pieces:
             pieces += [(name, full, 1) for name, full in list_front_tensors(self.shape)]
         if last:
             pieces += [(name, full, 1) for name, full in list_back_tensors(self.shape)]
-        if last and not first and self.shape.tie_embeddings:
+        if last and not first and (self.shape.tie_embeddings or any(self.behind)):
             pieces.append((*describe_embedding_tensor(self.shape), 1))
         sums = [0.0, 0.0]
         for name, full, times in pieces:
@@ -82,10 +84,11 @@ class Pieces:
 @cache_by_model
 def sort_layers(model: ModelConfig) -> Pieces:
     """Resolve a model and sort its layers by kind."""
-    layers = specify_layers(model)
-    kinds = tuple(dict.fromkeys(layers))
+    layers, behind = specify_layers(model), specify_predictions(model)
+    kinds = tuple(dict.fromkeys((*layers, *behind)))
     numbers = {kind: number for number, kind in enumerate(kinds)}
-    return Pieces(resolve_shape(model), kinds, tuple(numbers[layer] for layer in layers), count_layer_costs(model))
+    order = tuple(numbers[layer] for layer in layers)
+    return Pieces(resolve_shape(model), kinds, order, tuple(map(behind.count, kinds)), count_layer_costs(model))
 
 
 @lru_cache(maxsize=4096)
@@ -140,7 +143,8 @@ def _cut(layers: int, stages: int, first: float, last: float) -> tuple[int, ...]
 @lru_cache(maxsize=1024)
 def _cut_kinds(pieces: Pieces, stages: int) -> tuple[Stack, ...]:
     """The stages of a model whose layers differ: cut as the engine cuts them."""
-    return tuple(pieces.count_stack(layers) for layers in partition(pieces.costs, stages))
+    *others, last = (pieces.count_stack(layers) for layers in partition(pieces.costs, stages))
+    return (*others, tuple(own + more for own, more in zip(last, pieces.behind, strict=True)))
 
 
 def list_stage_stacks(model: ModelConfig, stages: int) -> tuple[Stack, ...]:

@@ -90,7 +90,9 @@ def _time_kinds(
     """A layer of each kind, and the ends; of a layout without what these do not depend on."""
     roofline = Roofline(_MACHINES[machine], layout.dtype, layout.narrow)
     times = tuple(estimate_layer_time(pieces.shape, kind, layout, roofline) for kind in pieces.kinds)
-    return times, estimate_ends_time(pieces.shape, layout, roofline), roofline
+    forward, backward = estimate_ends_time(pieces.shape, layout, roofline)
+    heads = 1 + sum(pieces.behind)  # each layer that predicts a further token has logits of its own
+    return times, (heads * forward, heads * backward), roofline
 
 
 def _of_a_layer(layout: Layout) -> Layout:
@@ -155,7 +157,7 @@ class _Clock:
         expert = self._expert_communication() * self.mixtures
         logits = self.logits_forward + self.logits_backward
         # A stage's micro-batch: the layers of the fullest stage; the logits' time is shared out by cutting stages by cost.
-        share = layers / self.model.num_layers if layout.pipeline > 1 else 1.0
+        share = layers / (self.model.num_layers + self.model.prediction.depth) if layout.pipeline > 1 else 1.0
         gathered, hidden_gather = self._gathered_weights(layers)
         per_batch = layers * (layer.forward + layer.backward) + tensor + context + expert + logits * share + gathered
         bubble, messages = self._pipeline(per_batch)

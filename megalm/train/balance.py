@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from megalm.architecture.blocks import MixtureSpec
-from megalm.architecture.layers import name_layer, specify_layers
+from megalm.architecture.layers import list_trained_layers, name_layer
 from megalm.config import ModelConfig
 from megalm.model.balance import BalanceLoss
 
@@ -35,7 +35,7 @@ class Balance:
     def __init__(self, model: ModelConfig, chunks: Sequence[Transformer]) -> None:
         self.layers = {
             f"{name_layer(index)}.{sublayer.name}": index
-            for index, layer in enumerate(specify_layers(model))
+            for index, layer in enumerate(list_trained_layers(model))
             for sublayer in layer.sublayers
             if isinstance(sublayer.block, MixtureSpec)
         }

@@ -67,16 +67,17 @@ def build_chunks(
             objective=(objective or build_objective(config)) if stage == where.stages - 1 else None,
         )
         chunks.append(chunk)
-    if model.tie_embeddings:
-        _tie_embeddings(chunks, mesh)
+    if model.tie_embeddings or model.prediction.depth:
+        _share_embedding(chunks, mesh)
     if device.type != "meta":
         for chunk in chunks:
             initialize(chunk, config.train.seed)
     return chunks
 
 
-def _tie_embeddings(chunks: list[Transformer], mesh: Mesh) -> None:
-    """One parameter where the first and the last stage share a rank; else two copies whose gradients are summed."""
+def _share_embedding(chunks: list[Transformer], mesh: Mesh) -> None:
+    """Give the last stage the embedding, too: one parameter where the first and the last stage share a rank; else two copies,
+    whose gradients are summed."""
     first = next((chunk for chunk in chunks if chunk.first), None)
     last = next((chunk for chunk in chunks if chunk.last), None)
     if first is last:

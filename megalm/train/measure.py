@@ -46,6 +46,8 @@ class Measured:
     """Each further sum of the objective and the layers, divided as the loss was."""
     source_losses: dict[str, float]
     """Mean loss of each data source that had tokens."""
+    prediction_losses: dict[str, float]
+    """Mean loss of each depth of multi-token prediction, over the tokens that it predicts."""
     layers: dict[str, np.ndarray]
     """What layers report of their own, as sums over the global batch."""
 
@@ -145,14 +147,22 @@ class Measurement:
             loss_spread=spread,
             worst_rank=worst,
         )
-        known = {"loss", "tokens", self.divisor, "source_loss", "source_tokens", *self.layer_sums}
+        known = {"loss", "tokens", self.divisor, *_PAIRS, *self.layer_sums}
         means = {name: float(values.sum()) / divisor for name, values in sums.items() if name not in known}
         tokens = int(max(float(sums["tokens"].sum()), 1.0))
         layers = {name: values for name, values in sums.items() if name in self.layer_sums}
-        return Measured(signals, divisor, tokens, stop, means, self._source_losses(sums), layers)
+        by_source = _divide(sums, "source", self.sources)
+        by_depth = _divide(sums, "prediction", [str(1 + n) for n in range(len(sums.get("prediction_loss", ())))])
+        return Measured(signals, divisor, tokens, stop, means, by_source, by_depth, layers)
 
-    def _source_losses(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
-        if "source_loss" not in sums:
-            return {}
-        seen = zip(self.sources, sums["source_loss"].tolist(), sums["source_tokens"].tolist(), strict=True)
-        return {name: loss / count for name, loss, count in seen if count > 0}
+
+_PAIRS = ("source_loss", "source_tokens", "prediction_loss", "prediction_tokens")
+"""Sums of several values that are divided by one another."""
+
+
+def _divide(sums: Mapping[str, np.ndarray], kind: str, names: Sequence[str]) -> dict[str, float]:
+    """The mean loss of each of `names` that had tokens."""
+    if f"{kind}_loss" not in sums:
+        return {}
+    seen = zip(names, sums[f"{kind}_loss"].tolist(), sums[f"{kind}_tokens"].tolist(), strict=True)
+    return {name: loss / count for name, loss, count in seen if count > 0}

@@ -64,6 +64,7 @@ class StepRecords:
             record["phase"] = phase.name
         record.update(measured.means)
         record.update({f"loss/{name}": loss for name, loss in measured.source_losses.items()})
+        record.update({f"prediction/{depth}/loss": loss for depth, loss in measured.prediction_losses.items()})
         for name in ("update_rms", "attention_logit", "loss_spread"):
             if (value := getattr(signals, name)) is not None:
                 record[name] = value

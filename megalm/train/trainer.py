@@ -272,7 +272,8 @@ class Trainer:
 
     def _own_part(self, batch: Batch) -> Batch:
         """The batch on this rank's device, cut to the positions that its context rank computes."""
-        return shard_batch(batch.to(self.mesh.device), self.mesh.context)
+        whole = batch.to(self.mesh.device).look_ahead(self.config.model.prediction.depth)
+        return shard_batch(whole, self.mesh.context)
 
     def _update(self, signals: Signals, lr: float, token_scale: float) -> None:
         """Apply the gradients, clipped; what the configuration does to weights and moments beside it."""

@@ -18,7 +18,7 @@ MATRICES = {
     f"{layer}.weight"
     for layer in ("attention.query", "attention.key", "attention.value", "attention.output")
     + ("attention.query_down", "attention.query_up", "attention.key_value_down", "attention.key_value_up")
-    + ("mlp.gate", "mlp.up", "mlp.down")
+    + ("mlp.gate", "mlp.up", "mlp.down", "merge")
 }
 WITH_EVERYTHING = [
     "+model=gpt2-124m", "model.qk_norm=true", "model.embedding_norm=true", "model.tie_embeddings=false",

@@ -55,7 +55,7 @@ def peak_of_training(config: Config, steps: int = 2) -> int:
         optimizer = ShardedOptimizer([chunk], config.optim, mesh, config.parallel)
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, model.vocab_size, (train.micro_batch_size, model.seq_length + 1), generator=generator)
-        batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), None, None, None)
+        batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()).look_ahead(model.prediction.depth)
         for _ in range(steps):
             allocation.peak = allocation.now
             optimizer.begin_step(1)

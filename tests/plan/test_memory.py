@@ -35,6 +35,8 @@ REAL = {
     "llama, full recompute": [*LLAMA, "parallel.recompute=full", "model.num_layers=8"],
     "llama, deeper, more logits": [*LLAMA, "model.vocab_size=2048", "model.num_layers=8"],
     "llama, query and key norms": [*LLAMA, "model.qk_norm=true", "model.tie_embeddings=true"],
+    "llama, two tokens further": [*LLAMA, "model.prediction.depth=2", "model.vocab_size=2048"],
+    "llama, a token further, full recompute": [*LLAMA, "model.prediction.depth=1", "parallel.recompute=full"],
     "norms after": [*LLAMA, "model.norm_placement=post"],
     "gpt-2": GPT,
     "gpt-2, gradient descent": [*GPT, "optim=sgd"],

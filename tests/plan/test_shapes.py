@@ -86,6 +86,7 @@ def test_shared_experts_are_always_active():
         ["+model=tiny", "model.tie_embeddings=false", "model.qk_norm=true"],
         ["+model=tiny", "model.qk_norm=true", "model.qk_norm_scope=full", "model.norm_placement=post"],
         ["+model=gpt2-124m", "model.num_layers=2"],
+        ["+model=tiny-moe", "model.prediction.depth=2"],
         ["+model=125m", "model.num_layers=2", "model.embedding_norm=true", "model.norm_bias=true"],
         [
             "+model=llama3-8b",

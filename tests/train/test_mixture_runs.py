@@ -54,7 +54,7 @@ def whole(ranks, shapes):
     return found
 
 
-@pytest.mark.parametrize("kind", ["deepseek", "gpt-oss"])
+@pytest.mark.parametrize("kind", ["deepseek", "gpt-oss", "prediction"])
 def test_a_run_goes_on_over_any_ranks_of_experts_bit_by_bit(tmp_path, kind):
     words = ("checkpoint.every=3", "checkpoint.keep=9", "optim.schedule=constant")  # a course that no length changes
     straight = mixture_run(tmp_path, kind, "train.steps=9", *words)

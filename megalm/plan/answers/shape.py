@@ -3,7 +3,7 @@
 from collections import Counter
 from math import prod
 
-from megalm.architecture.layers import LayerSpec, specify_layers
+from megalm.architecture.layers import LayerSpec, list_trained_layers
 from megalm.architecture.shape import resolve_shape
 from megalm.architecture.tensors import count_parameters, list_back_tensors, list_front_tensors
 from megalm.config import ModelConfig
@@ -53,12 +53,16 @@ def answer(request: Request) -> Report:
     }
     if model.moe.num_experts:
         data.update(num_experts=model.moe.num_experts, top_k=model.moe.top_k)
+    if model.prediction.depth:
+        data.update(prediction_depth=model.prediction.depth, prediction_parameters=counts.prediction)
     summary = [
         ("parameters", f"{counts.total:,}", format_count(counts.total, 4)),
         ("active for one token", f"{counts.active:,}", format_count(counts.active, 4)),
         ("in embeddings", f"{counts.embedding:,}", format_count(counts.embedding, 4)),
         ("in one layer", f"{counts.layer:,}", format_count(counts.layer, 4)),
     ]
+    if model.prediction.depth:
+        summary.append(("predict further tokens", f"{counts.prediction:,}", format_count(counts.prediction, 4)))
     return Report(
         f"{model.name}: parameters",
         data,
@@ -82,15 +86,16 @@ def _merged(layer: list[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tuple[i
 
 def _kinds(model: ModelConfig) -> list[tuple[LayerSpec, int]]:
     """Each kind of layer, and how many there are."""
-    return list(Counter(specify_layers(model)).items())
+    return list(Counter(list_trained_layers(model)).items())
 
 
 def _parts(model: ModelConfig) -> list[tuple[str, float]]:
     counts = count_parameters(model)
-    sums = {"attention": 0.0, "MLP": 0.0, "norms": 0.0}
+    sums = dict.fromkeys(("attention", "MLP", "norms", *(["prediction"] if model.prediction.depth else [])), 0.0)
     for layer, times in _kinds(model):
         for name, shape in layer.list_tensors():
             part = "norms" if "norm" in name else "attention" if name.startswith("attention") else "MLP"
+            part = "prediction" if name.startswith("merge") else part
             sums[part] += prod(shape) * times
     return [("embeddings", float(counts.embedding)), *sums.items()]
 
