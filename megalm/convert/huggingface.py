@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,15 @@ def open_folder(folder: Path, accept: Collection[str] = ()) -> Source:
     if block is not None:
         stored = BlockFp8Reader(stored, block)
         reading.notes.append(f"config.json: weights in fp8, with scales of blocks {list(block)}, are read as bfloat16")
-    table, ignored = match_names(
-        folder, stored, huggingface_names.make_huggingface_rules(model, config_json["model_type"]), model
-    )
+    if model.prediction.depth and not any(map(partial(_is_behind, model), stored.names())):
+        reading.notes.append(
+            f"config.json: {model.prediction.depth} layers behind the last one predict further tokens, and the files have none"
+        )
+        model.prediction.depth = 0
+    model_type = config_json["model_type"]
+    rules = huggingface_names.make_huggingface_rules(model, model_type)
+    copies = huggingface_names.list_prediction_copies(model, model_type)
+    table, ignored = match_names(folder, stored, rules, model, copies)
     return Source(
         path=folder,
         format="huggingface",
@@ -76,12 +83,12 @@ def open_folder(folder: Path, accept: Collection[str] = ()) -> Source:
 
 
 def match_names(
-    where: Path, stored: WeightReader, table: Sequence[Rule], model: ModelConfig
+    where: Path, stored: WeightReader, table: Sequence[Rule], model: ModelConfig, copies: Sequence[Rule] = ()
 ) -> tuple[list[Rule], dict[str, str]]:
     """Match the table with the names as they are stored; also gives the stored tensors that are left out, with the reason.
 
     Some folders hold the bare inner model: names without `model.` or `transformer.`. Some hold a copy of a tied
-    embedding, which must then be the same bits.
+    embedding, which must then be the same bits; copies: tensors that layers which predict further tokens may have once more.
     """
     there = set(stored.names())
 
@@ -98,12 +105,17 @@ def match_names(
     check_shapes(where, stored, {rule.foreign: rule.shape for rule in table})
     ignored: dict[str, str] = {}
     left = []
+    places = {part.name: rule.foreign for rule in table for part in rule.parts}
+    again = {rule.foreign: places[rule.parts[0].name] for rule in copies}
     embedding = next(rule.foreign for rule in table if rule.parts[0].name == "embedding.weight")
     for name in sorted(there - {rule.foreign for rule in table}):
         if huggingface_names.RECOMPUTED.search(name):
             ignored[name] = "follows from the configuration"
-        elif (layer := _PREDICTION.match(name)) and model.moe.num_experts and int(layer[1]) >= model.num_layers:
-            ignored[name] = "predicts further tokens; transformers leaves it out, too"
+        elif name in again:
+            same = torch.equal(stored.read(name), stored.read(again[name]))
+            ignored[name] = f"is {again[name]} again" if same else f"is read as {again[name]}, from which it differs"
+        elif model.moe.num_experts and _is_behind(model, name):
+            ignored[name] = "predicts further tokens, and config.json counts no such layer"
         elif model.tie_embeddings and name in huggingface_names.TIED_COPIES:
             if not torch.equal(stored.read(name), stored.read(embedding)):
                 raise ConfigError(
@@ -118,8 +130,15 @@ def match_names(
 
 _OF_TRAINING = ".router.load_shares"
 """What a mixture's balance keeps between updates, and no reader of weights needs."""
-_PREDICTION = re.compile(r"model\.layers\.(\d+)\.")
-"""Layers behind the last one, which GLM-4.5 and DeepSeek-V3 have for multi-token prediction."""
+_LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
+
+
+def _is_behind(model: ModelConfig, name: str) -> bool:
+    """Whether a tensor is of a layer behind the last one, as GLM-4.5 and DeepSeek-V3 have them for multi-token prediction."""
+    layer = _LAYER.match(name)
+    return layer is not None and int(layer[1]) >= model.num_layers
+
+
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -132,8 +151,15 @@ def choose_config_json(source: Source, dtype: torch.dtype, control: ControlToken
     """
     name = str(dtype).removeprefix("torch.")
     before = source.config_json
-    if before is not None and collect_function(read_config(before, EVERYTHING)) == collect_function(source.model):
+    same = read_config(before, EVERYTHING) if before is not None else None
+    counted = same.prediction.depth if same is not None else 0
+    if same is not None:
+        same.prediction.depth = source.model.prediction.depth  # files may have fewer such layers than were counted
+    if before is not None and same is not None and collect_function(same) == collect_function(source.model):
         result = {key: value for key, value in before.items() if key not in ("dtype", "torch_dtype")}
+        if counted != source.model.prediction.depth:
+            result = {k: v for k, v in result.items() if k != "num_mtp_layers"}
+            result["num_nextn_predict_layers"] = source.model.prediction.depth
     else:
         preferred = before["model_type"] if before else None
         result = write_config(source.model, preferred=preferred)
@@ -173,6 +199,7 @@ def write_folder(
     left = set(source.weights.names()) - {part.name for rule in table for part in rule.parts}
     check_none_left(source.path, sorted(name for name in left if not name.endswith(_OF_TRAINING)))
     check_shapes(source.path, source.weights, {part.name: part.shape for rule in table for part in rule.parts})
+    table += huggingface_names.list_prediction_copies(source.model, config_json["model_type"])
     layout = [(rule.foreign, rule.shape, dtype or source.weights.dtype(rule.parts[0].name)) for rule in table]
     writer = SafetensorsWriter(folder, layout, max_shard_bytes=max_shard_bytes)
     try:

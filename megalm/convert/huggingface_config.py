@@ -48,6 +48,7 @@ def collect_function(model: ModelConfig) -> Json:
         del fields["window_rope_theta"]
     if not (rotated and windows) or model.rope_scaling.kind == "none":
         del fields["window_rope_scaling"]
+    fields["prediction"] = {"depth": model.prediction.depth}
     fields["latent"] = fields["latent"] if model.latent.key_rank else None
     if model.position != "alibi":
         fields.pop("alibi_max_bias")

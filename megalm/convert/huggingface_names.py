@@ -116,8 +116,9 @@ def make_huggingface_rules(model: ModelConfig, model_type: str) -> list[Rule]:
     family, shapes = FAMILIES[model_type], Shapes(model)
     names = family.names
     table = [rule for theirs, ours in names.ends.items() for rule in _rules(shapes, names, theirs, (ours,), family)]
-    for layer in range(model.num_layers):
-        for theirs, ours in names.layer.items():
+    for layer in range(model.num_layers + model.prediction.depth):
+        more = names.prediction if layer >= model.num_layers else {}
+        for theirs, ours in {**more, **names.layer}.items():
             foreign, own = f"{names.prefix.format(layer)}.{theirs}", name_layer(layer)
             if isinstance(ours, Experts):
                 table += _rules_of_experts(shapes, foreign, own, ours)
@@ -127,6 +128,17 @@ def make_huggingface_rules(model: ModelConfig, model_type: str) -> list[Rule]:
                 each = tuple(part.format(expert) for part in parts)
                 table += _rules(shapes, names, foreign.format(expert), each, family)
     return table
+
+
+def list_prediction_copies(model: ModelConfig, model_type: str) -> list[Rule]:
+    """List the rules of the tables that layers which predict further tokens have once more."""
+    family, shapes = FAMILIES[model_type], Shapes(model)
+    names, found = family.names, []
+    for layer in range(model.num_layers, model.num_layers + model.prediction.depth):
+        for theirs, ours in names.copies.items():
+            ours = "embedding" if model.tie_embeddings else ours
+            found.append(Rule(f"{names.prefix.format(layer)}.{theirs}.weight", (shapes.weight(ours),)))
+    return found
 
 
 def _rules_of_experts(shapes: Shapes, foreign: str, layer: str, ours: Experts) -> Iterator[Rule]:

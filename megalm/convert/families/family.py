@@ -158,6 +158,10 @@ class Names:
     """Stacked queries, keys and values lie group by group: query heads, key, value (GPT-NeoX)."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other foreign names of a tensor, by the usual one."""
+    prediction: Mapping[str, str] = field(default_factory=dict)
+    """What a layer that predicts further tokens has beside those of `layer`."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """What it has that is a tensor of ours outside the layers once more."""
 
 
 def nothing_more(json: Config, model: ModelConfig) -> None:

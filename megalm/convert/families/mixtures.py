@@ -110,24 +110,33 @@ def write_groups(model: ModelConfig) -> Json:
     return {"n_group": model.moe.groups or 1, "topk_group": model.moe.top_groups or 1}
 
 
+def _read_count(experts: int) -> int:
+    if experts < 1:
+        raise ConfigError(f"config.json: {experts} experts: a family of mixtures has no model without")
+    return experts
+
+
 def routed(experts: str, width: str, *more: Setting) -> tuple[Setting, ...]:
     """Settings of nearly all mixtures. experts, width: keys of the number of experts and of an expert's hidden features."""
     return (
-        Setting(experts, ("moe.num_experts",), also=("num_local_experts",)),
+        Setting(experts, ("moe.num_experts",), read=_read_count, also=("num_local_experts",)),
         same("num_experts_per_tok", "moe.top_k"),
         same(width, "moe.ffn_hidden_size"),
         *more,
     )
 
 
-def note_prediction(json: Config, model: ModelConfig) -> None:
-    """Say that layers which predict further tokens are left out, as transformers leaves them out."""
-    numbers = [json.get(key) for key in ("num_nextn_predict_layers", "num_mtp_layers")]
-    layers = next((number for number in numbers if number), 0)
-    if layers:
-        json.notes.append(
-            f"config.json: {layers} layers behind the last one predict further tokens; they are left out, as transformers does"
-        )
+PREDICTION = {
+    "enorm": "embedding_norm",
+    "hnorm": "hidden_norm",
+    "eh_proj": "merge",
+    "shared_head.norm": "final_norm",
+}
+"""What layers have that predict further tokens, numbered on behind the last one."""
+PREDICTION_COPIES = {"embed_tokens": "embedding", "shared_head.head": "output"}
+"""The model's own tables, which such a layer has once more."""
+PREDICTED = Setting("num_nextn_predict_layers", ("prediction.depth",), 1, also=("num_mtp_layers",), none=0)
+"""How many there are: where the files have none, none (transformers leaves them out of what it saves)."""
 
 
 def shared_by_number(default: int) -> Setting:
@@ -221,6 +230,7 @@ DEEPSEEK_LIKE = (
     *routed("n_routed_experts", "moe_intermediate_size"),
     norm_weights(True),
     same("first_k_dense_replace", "moe.first_dense", 1),
+    PREDICTED,
 )
 
 
@@ -238,9 +248,15 @@ GLM4_MOE = Family(
         shared_by_number(1),
         truth("attention_bias", False, "qkv_bias"),
     ),
-    Names(ENDS, PREFIX, {**BEFORE, **ATTENTION, **MLP, **ROUTER, **SELECTION, **EXPERTS, **SHARED}),
+    Names(
+        ENDS,
+        PREFIX,
+        {**BEFORE, **ATTENTION, **MLP, **ROUTER, **SELECTION, **EXPERTS, **SHARED},
+        prediction=PREDICTION,
+        copies=PREDICTION_COPIES,
+    ),
     SIGMOID,
-    chain(make_rope_reader(fraction=0.5), read_groups, _read_qk_norm, note_prediction),
+    chain(make_rope_reader(fraction=0.5), read_groups, _read_qk_norm),
     join(write_partial_rope, write_groups, lambda model: {"use_qk_norm": model.qk_norm}),
 )
 

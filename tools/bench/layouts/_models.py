@@ -144,7 +144,7 @@ MODELS = {
         "model.moe.balance_loss=1e-2",
         "model.moe.z_loss=1e-3",
     ],
-    # groups, a selection bias, shared experts, a dense layer in front; without latent attention
+    # groups, a selection bias, shared experts, a dense layer in front, a token further predicted, within its document
     "deepseek": [
         *_MIXTURE,
         "model.num_layers=4",
@@ -158,6 +158,8 @@ MODELS = {
         "model.moe.weight_scale=2.5",
         "model.moe.bias_rate=0.02",
         "model.moe.balance_loss=1e-2",
+        "model.prediction.depth=1",
+        "data.packing=documents",
     ],
     # biases everywhere, clamped activation, sinks, windows in turn, the load of the update before
     "gpt-oss": [
