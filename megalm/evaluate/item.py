@@ -15,9 +15,10 @@ KINDS = {
     "text": "a whole text, every token of it",
     "generate": "a context, and answers that what is written is compared with",
     "instruct": "a request, and rules that what is written must follow",
+    "code": "the beginning of a program, and tests that it must pass",
 }
 """Kinds of items, and what is scored of each."""
-WRITTEN = frozenset({"generate", "instruct"})
+WRITTEN = frozenset({"generate", "instruct", "code"})
 """Kinds for which a model writes; `megalm.evaluate.written` judges them."""
 
 
@@ -30,7 +31,7 @@ class Item:
     """One; of a schema several. Of a text none."""
     continuations: tuple[str, ...]
     """The choices; of a schema, cloze or text one. What is generated: the answers that count, the first for few-shot;
-    of a request its rules."""
+    of a request its rules, of a program its tests."""
     gold: tuple[int, ...] = (0,)
     """Numbers of the right choices or contexts."""
     source: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.evaluate.item import Item, Task
+from megalm.evaluate.item import WRITTEN, Item, Task
 from megalm.evaluate.tasks.rows import guess_kind, make_item, read_rows
 from megalm.evaluate.tasks.suite import DEFAULTS
 
@@ -253,6 +253,6 @@ def describe_item(item: Item) -> str:
         return "\n".join([*lines, f"  ... {item.continuations[0]}"])
     lines += [*item.contexts[:1]]
     marks: Mapping[bool, str] = {True: ">", False: " "}
-    right = range(len(item.continuations)) if item.kind in ("generate", "instruct", "text") else item.gold
+    right = range(len(item.continuations)) if item.kind in (*WRITTEN, "text") else item.gold
     lines += [f"{marks[n in right]} {text}" for n, text in enumerate(item.continuations)]
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -18,7 +18,7 @@ from megalm.evaluate.protocols import Prompt, Protocol
 from megalm.evaluate.request import Request, Score
 from megalm.evaluate.scoring import Scorer
 from megalm.evaluate.statistics import Estimate, estimate_mean, estimate_ratio
-from megalm.evaluate.written import MARKERS
+from megalm.evaluate.written import MARKERS, Marker
 from megalm.tokenizer.tokenizer import Tokenizer
 
 ITEMS = 512
@@ -105,13 +105,14 @@ def evaluate_task(
     *,
     limit: int | None = None,
     write: Write | None = None,
+    markers: Mapping[str, Marker] = MARKERS,
 ) -> TaskResult:
     """Ask every item, or the first `limit`. On several ranks all call alike.
 
-    write: what generates; None: a task that needs it is refused.
+    write: what generates; None: a task that needs it is refused. markers: who judges what is written, by kind.
     Errors: ConfigError for an item that cannot be put to this model
     """
-    marker = MARKERS.get(task.kind)
+    marker = markers.get(task.kind)
     if marker is not None:
         marker.check(task)
     if marker is not None and write is None:

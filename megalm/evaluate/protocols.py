@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from megalm.config.errors import ConfigError
-from megalm.evaluate.item import Item, Task
+from megalm.evaluate.item import WRITTEN, Item, Task
 from megalm.evaluate.request import Request, Score, cut_left, roll, start_token
 from megalm.generate.generate import tokenize_unfinished
 from megalm.tokenizer.chat import find_chat_template
@@ -134,7 +134,7 @@ class Harness(Protocol):
     ) -> Prompt:
         before = task.description + "".join(shot.as_shot(task.delimiter) + self.between(task) for shot in shots)
         contexts = tuple(before + context for context in item.contexts)
-        if item.kind == "generate":
+        if item.kind in WRITTEN:
             return _written(contexts, tokenizer.encode_prompt(contexts[0]).ids, tokenizer, length, task)
         delimiter = "" if task.bare_target else task.delimiter
         continuations = tuple(delimiter + continuation for continuation in item.continuations)
@@ -204,7 +204,7 @@ class Gauntlet(Protocol):
         start = tokenizer.encode_prompt(preamble).ids
         if len(start) > 1 and start[-1] == tokenizer.eos_id:
             start = start[:-1]
-        if item.kind == "generate":
+        if item.kind in WRITTEN:
             ids = [*start, *tokenizer.encode(contexts[0]).tolist()]
             return _written((preamble + contexts[0],), ids, tokenizer, length, task)
         blank = " " if len(tokenizer.encode(" a")) == 1 else ""
@@ -231,12 +231,12 @@ class Core(Protocol):
     def build(
         self, task: Task, item: Item, shots: Sequence[Item], tokenizer: Tokenizer, length: int, where: str
     ) -> Prompt:
-        if item.kind in ("cloze", "generate"):
+        if item.kind == "cloze" or item.kind in WRITTEN:
             item, shots = _trimmed(item), [_trimmed(shot) for shot in shots]
         before = task.description + "".join(shot.as_shot(task.delimiter) + self.between(task) for shot in shots)
         contexts = tuple(before + task.prelimiter + context for context in item.contexts)
         begin = start_token(tokenizer)
-        if item.kind == "generate":
+        if item.kind in WRITTEN:
             context = (contexts[0] + task.delimiter).rstrip()
             return _written((context,), [begin, *tokenizer.encode(context).tolist()], tokenizer, length, task)
         texts = [context + task.delimiter + c for context in contexts for c in item.continuations]
@@ -283,7 +283,7 @@ class Olmes(Protocol):
         begin = tokenizer.bos_id
         encoded = [ids if begin is None or ids[:1] == [begin] else [begin, *ids] for ids in encoded]
         encoded = [ids or [start_token(tokenizer)] for ids in encoded]
-        if item.kind == "generate":
+        if item.kind in WRITTEN:
             return _written(contexts, encoded[0], tokenizer, length, task)
         continuations = tuple(delimiter[len(kept) :] + continuation for continuation in item.continuations)
         requests = tuple(

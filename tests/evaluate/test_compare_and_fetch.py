@@ -165,7 +165,7 @@ def test_an_address_that_gives_other_content_than_before_is_refused(site, tmp_pa
         fetch("gauntlet", tmp_path / "data")
 
 
-@pytest.mark.parametrize("suite,count", [("inner", 11), ("core", 21), ("gauntlet", 31), ("chat", 3)])
+@pytest.mark.parametrize("suite,count", [("inner", 11), ("core", 21), ("gauntlet", 31), ("chat", 3), ("code", 1)])
 def test_every_file_that_a_shipped_suite_names_can_be_fetched(suite, count):
     assert len(list_sets(suite)) == count
 

@@ -13,6 +13,7 @@ from megalm.evaluate.results import average
 from megalm.evaluate.scoring import TOKENS
 from megalm.evaluate.statistics import Estimate
 from megalm.evaluate.tasks.suite import DATA, list_suites, read_suite
+from megalm.evaluate.written import MARKERS, Code, Marker
 
 from ..model_options import add_device_arguments, choose_device
 
@@ -42,6 +43,11 @@ def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
         "--protocol", choices=PROTOCOLS, help="how it is asked and scored (default: the one the suite is meant for)"
     )
     parser.add_argument("--data", type=Path, default=DATA, help=f"where fetched sets lie (default {DATA})")
+    parser.add_argument(
+        "--run-code",
+        action="store_true",
+        help="run the programs that the model writes, shut in, where a task tests them",
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="only the first items of each task")
     parser.add_argument("--output", type=Path, help="folder of the results (default: evaluation/... in the run's)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def choose_markers(args: argparse.Namespace) -> dict[str, Marker]:
+    """Who judges what is written; programs are run where that was asked for."""
+    return {**MARKERS, "code": Code()} if args.run_code else MARKERS
 
 
 def load(args: argparse.Namespace) -> Model:
@@ -88,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         args.protocol,
         output=args.output,
         limit=args.limit,
+        markers=choose_markers(args),
         on_task=lambda result, reused: print(describe(result, reused), flush=True) if speak else None,
     )
     averages = average(found.results)

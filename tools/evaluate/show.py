@@ -9,9 +9,9 @@ from megalm.evaluate.item import Task
 from megalm.evaluate.measure import judge_scores
 from megalm.evaluate.protocols import Prompt, Protocol, find_protocol
 from megalm.evaluate.tasks.suite import read_suite
-from megalm.evaluate.written import MARKERS
+from megalm.evaluate.written import Marker
 
-from .run import add_model_arguments, add_suite_arguments, load
+from .run import add_model_arguments, add_suite_arguments, choose_markers, load
 
 HELP = "show the exact prompt of an item, its choices, their log-likelihoods, and what the model says"
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if not 1 <= args.item <= len(task.items):
         raise ConfigError(f"{args.name}: there is no item {args.item}; it has {len(task.items)}")
     protocol = find_protocol(args.protocol or suite.protocol)
-    shown = describe(load(args), task, args.item, protocol)
+    shown = describe(load(args), task, args.item, protocol, choose_markers(args).get(task.kind))
     if args.json:
         print(json.dumps(shown, indent=2, ensure_ascii=False))
         return 0
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(model: Model, task: Task, number: int, protocol: Protocol) -> dict:
-    """An item's prompts as the model gets them, decoded from the ids, and what comes of it."""
+def describe(model: Model, task: Task, number: int, protocol: Protocol, marker: Marker | None) -> dict:
+    """An item's prompts as the model gets them, decoded from the ids, and what comes of it. marker: judges what is written."""
     prompts = list(protocol.prompts(task, model.tokenizer, model.length, number))
     prompt: Prompt = prompts[-1]
     item = task.items[number - 1]
@@ -74,7 +74,7 @@ def describe(model: Model, task: Task, number: int, protocol: Protocol) -> dict:
                 "tokens": request.count,
             }
         )
-    if (marker := MARKERS.get(task.kind)) is not None:
+    if marker is not None:
         marker.check(task)
         texts = model.write(prompt.requests, task)
         (mark,) = marker.mark([item], texts, task)

@@ -18,6 +18,7 @@ TYPES = {
     "generation_task_with_answers": "generate",
     "question_answering": "generate",
     "instruction_following": "instruct",
+    "code_evaluation": "code",
     "text": "text",
 }
 """`icl_task_type` of a suite -> kind of item. `text` is ours: a row {"text": ...} whose every token counts."""
@@ -28,6 +29,7 @@ FIELDS = {
     "generate": '{"context": text, "answer": text, "aliases": [text, ...]}',
     "text": '{"text": text}',
     "instruct": '{"prompt": text, "instruction_id_list": [text, ...], "kwargs": [object, ...]}',
+    "code": '{"prompt": text, "test": text, "entry_point": text}',
 }
 """A row of each kind."""
 
@@ -67,6 +69,8 @@ def guess_kind(row: Mapping[str, Any]) -> str | None:
         return "schema"
     if "continuation" in row:
         return "cloze"
+    if "prompt" in row and "test" in row:
+        return "code"
     if "instruction_id_list" in row:
         return "instruct"
     if "answer" in row:
@@ -108,6 +112,12 @@ def make_item(row: Mapping[str, Any], kind: str, where: str) -> Item:
         return Item(kind, (text("context"),), (continuation,), (0,), row)
     if kind == "text":
         return Item(kind, (), (text("text"),), (0,), row)
+    if kind == "code":
+        name = row.get("entry_point", "")
+        if not isinstance(name, str) or not (name.isidentifier() or not name):
+            raise ConfigError(f"{where}: 'entry_point' is {name!r}, it must be the name of the function that is tested")
+        check = f"{text('test')}\n" + (f"check({name})\n" if name else "")
+        return Item(kind, (text("prompt"),), (check,), (0,), row, shown=str(row.get("canonical_solution", "")))
     if kind == "instruct":
         names, settings = texts("instruction_id_list"), row.get("kwargs")
         if (

@@ -124,7 +124,9 @@ def read_file(path: Path) -> Task:
 GENERATED: dict[str, Any] = {"stop": ("\n",), "compare": {"normalize": True}}
 """How rows that are written on from are judged where a suite says nothing: one line, by the gauntlet's comparison."""
 DEFAULTS: dict[str, dict[str, Any]] = {"generate": GENERATED, "instruct": {"chat": True, "max_tokens": 1280}}
-"""Settings of kinds whose model writes, where a suite says nothing: a request's answer is a conversation's."""
+DEFAULTS["code"] = {"stop": ("\nclass", "\ndef", "\n#", "\nif", "\nprint"), "max_tokens": 512}
+"""Settings of kinds whose model writes, where a suite says nothing: a request's answer is a conversation's, a function ends
+where the next statement of the module begins."""
 
 
 COMPARED: dict[str, dict[str, bool]] = {"text": {"normalize": True}, "math": {"math": True}}
