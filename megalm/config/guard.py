@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from megalm.config.errors import ConfigError
 from megalm.config.fields import choice, number
+from megalm.config.guard_rollout import RolloutGuardConfig, check_rollout_guard
 from megalm.config.ranges import check_fields
 
 ACTIONS = ("skip", "skip_data", "rollback", "lower_lr", "reseed", "widen", "give_up")
@@ -161,6 +162,8 @@ class GuardConfig:
     """Batches after the alarm that a rollback skips."""
     skip_limit: int = number(500, at_least=0)
     """Batches that one rollback skips at most."""
+    rollout: RolloutGuardConfig = field(default_factory=RolloutGuardConfig)
+    """What is watched where a run learns from its own texts."""
     provoke: ProvokeConfig = field(default_factory=ProvokeConfig)
     """Damage done on purpose."""
 
@@ -201,6 +204,7 @@ def check_guard(guard: GuardConfig) -> None:
             f"guard.snapshot_lags={lags}: each must be a multiple of the one before, as in [16, 64, 256]."
         )
     _check_detector(guard.detector)
+    check_rollout_guard(guard.rollout)
 
 
 def _check_detector(detector: DetectorConfig) -> None:

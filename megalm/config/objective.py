@@ -7,10 +7,11 @@ from typing import Any
 from megalm.config.effects import Course, Function
 from megalm.config.errors import ConfigError
 from megalm.config.fields import choice, number
+from megalm.config.policy import PolicyConfig, check_policy
 
 PAIRED = ("preference",)
 """Objectives of megalm's own that learn from pairs of answers."""
-BUILT_IN = ("next_token", *PAIRED)
+BUILT_IN = ("next_token", "policy", *PAIRED)
 
 
 @dataclass
@@ -43,16 +44,19 @@ class ObjectiveConfig:
     """
 
     name: Function[str] = "next_token"
-    """next_token (pretraining and fine-tuning), preference (DPO and its kin), or the name under which a plugin registered its
-    own."""
+    """next_token (pretraining and fine-tuning), preference (DPO and its kin), policy (reinforcement: the run learns from texts
+    that it writes), or the name under which a plugin registered its own."""
     preference: Course[PreferenceConfig] = field(default_factory=PreferenceConfig)
     """Pairs of answers."""
+    policy: Course[PolicyConfig] = field(default_factory=PolicyConfig)
+    """Settings of reinforcement."""
     options: Course[dict[str, Any]] = field(default_factory=dict)
     """Settings of an objective that is not megalm's own, by name."""
 
 
 def check_objective(objective: ObjectiveConfig) -> None:
-    """Errors: ConfigError for settings of an objective that was not chosen."""
+    """Errors: ConfigError for settings of an objective that was not chosen, or that contradict each other."""
+    check_policy(objective.policy)
     for part in fields(objective):
         group = getattr(objective, part.name)
         if not is_dataclass(group) or part.name == objective.name:

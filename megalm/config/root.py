@@ -16,6 +16,7 @@ from megalm.config.optim import OptimConfig
 from megalm.config.parallel import ParallelConfig
 from megalm.config.precision import PrecisionConfig
 from megalm.config.resilience import ResilienceConfig
+from megalm.config.rollout import RolloutConfig
 from megalm.config.tracking import TrackingConfig
 from megalm.config.train import TrainConfig
 
@@ -64,6 +65,8 @@ class Config:
     """Length and batch sizes."""
     objective: Course[ObjectiveConfig] = field(default_factory=ObjectiveConfig)
     """What is minimised."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """What the run writes to learn from, where its objective wants that."""
     optim: Course[OptimConfig] = field(default_factory=OptimConfig)
     """Update rule and learning rate."""
     parallel: Layout[ParallelConfig] = field(default_factory=ParallelConfig)

@@ -12,6 +12,7 @@ from megalm.config.optim import READS, STATES, OptimConfig
 from megalm.config.phases import list_configured_spans
 from megalm.config.precision import RECIPES, Fp8Config
 from megalm.config.ranges import check_fields
+from megalm.config.rollout import check_rollout
 from megalm.config.root import Config
 from megalm.config.typed import show
 
@@ -26,6 +27,7 @@ def validate(config: Config) -> None:
     _check_rest(config)
     check_guard(config.guard)
     check_objective(config.objective)
+    check_rollout(config.rollout, config.train.global_batch_size, wanted=config.objective.name == "policy")
     _check_phases(config)
     check_allowed_keys(config)
 

@@ -249,6 +249,13 @@ class Loader:
                 "elsewhere under the same name); add new text as a source of its own."
             )
 
+    def bind(self, engine: object) -> None:
+        """Nothing: batches are read, whatever the run is made of."""
+
+    def measure(self) -> dict[str, float]:
+        """Nothing beside what the run measures itself."""
+        return {}
+
     def close(self) -> None:
         """Ends the background thread."""
         self._forget()

@@ -122,3 +122,9 @@ def stop_tokens(source: Source, tokenizer: Tokenizer) -> frozenset[int]:
     if tokenizer.eos_id is not None and not (hugging_face and ids):
         ids.add(tokenizer.eos_id)
     return frozenset(ids)
+
+
+def find_run_stops(tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens at which a text of a model in training ends: what its tokenizer's folder says, and the end of documents."""
+    ids = set(read_settings_beside(Path(tokenizer.path)).numbers("eos_token_id"))
+    return frozenset(ids if tokenizer.eos_id is None else {*ids, tokenizer.eos_id})

@@ -7,6 +7,7 @@ Every rank sees the same numbers (they are reduced over the world) and so decide
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from megalm.config.guard import GuardConfig
@@ -44,14 +45,15 @@ class Judge:
         """First sample of this step."""
 
     def observe(self, trainer: Trainer, step: int, signals: Signals) -> Observation:
-        """Show the detector what the step measured."""
+        """Show the detector what the step measured; of a loss whose height says nothing, only whether it is finite."""
+        level = signals.loss if signals.judged or not math.isfinite(signals.loss) else 1.0
         return self.detector.observe(
             step,
-            signals.loss,
+            level,
             signals.grad_norm,
             signals.nonfinite,
             update_size=self._update_size(trainer, signals),
-            loss_spread=signals.loss_spread,
+            loss_spread=signals.loss_spread if signals.judged else None,
         )
 
     def answer(self, trainer: Trainer, step: int, signals: Signals, seen: Observation) -> bool:

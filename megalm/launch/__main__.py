@@ -237,6 +237,9 @@ def _check_data(config: Config) -> None:
     from megalm.posttrain.prepare import check_tokenizer
     from megalm.tokenizer.tokenizer import load_tokenizer
 
+    if config.objective.name == "policy":
+        _check_rollout(config)
+        return
     sources = open_sources(config.data, config.model.seq_length)
     make_fill_in_the_middle(config.data, config.train.seed, config.model.vocab_size)
     if config.data.phases:
@@ -248,7 +251,23 @@ def _check_data(config: Config) -> None:
         tokenizer = load_tokenizer(config.data.tokenizer)
         for source in sources:
             check_tokenizer(str(source.file.prefix), tokenizer)
-        size = tokenizer.vocab_size
+    _check_vocabulary(config)
+
+
+def _check_rollout(config: Config) -> None:
+    """Read the prompts, and start the reward functions once."""
+    from megalm.parallel.mesh import Mesh
+    from megalm.posttrain.rollout import RolloutSource
+
+    _check_vocabulary(config)
+    RolloutSource(config, Mesh.single()).close()
+
+
+def _check_vocabulary(config: Config) -> None:
+    from megalm.tokenizer.tokenizer import load_tokenizer
+
+    if config.data.tokenizer is not None:
+        size = load_tokenizer(config.data.tokenizer).vocab_size
         if size > config.model.vocab_size:
             raise ConfigError(
                 f"the tokenizer {config.data.tokenizer} has {size} tokens, more than model.vocab_size="

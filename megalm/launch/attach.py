@@ -36,13 +36,14 @@ def list_hooks(
     rank_log: RankLog,
     tellers: Sequence[Hook] = (),
     preparing: Sequence[Hook] = (),
+    watching: Sequence[Hook] = (),
     *,
     writer: bool,
 ) -> list[Hook]:
     """List the hooks of a run on this rank, in the order in which they are asked.
 
     tellers: write what the supervisor of this machine knows. writer: this is rank 0, which alone speaks and writes.
-    preparing: complete the data before any batch is asked for.
+    preparing: complete the data before any batch is asked for. watching: look at what batches were like.
     memory: counts from before the run was built.
     """
     console = Console(soft_wrap=not sys.stdout.isatty()) if writer else None
@@ -51,7 +52,8 @@ def list_hooks(
         OpenRankLog(rank_log),  # first: what the others have to say when the run begins is in the log
         *preparing,  # before those that ask for batches when the run begins
         GuardHook(config.guard),  # before all that shows a step: it goes back and takes snapshots at a step's end
-        *([RouterHook(config.guard, config.model.moe)] if watched else []),  # before those that show its events
+        *watching,  # before those that show its events
+        *([RouterHook(config.guard, config.model.moe)] if watched else []),  # likewise
         *([Fp8Hook(config.precision.fp8.measure_every)] if config.precision.fp8.recipe != "none" else []),  # likewise
         *make_provoke_hooks(
             config.guard

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from megalm import __version__, ops
 from megalm.config import Config, ConfigError
 from megalm.config.plugins import load_plugins
-from megalm.data.loader import Loader
 from megalm.launch.attach import list_hooks
 from megalm.launch.forkserver import SIGNALS
 from megalm.launch.hold import hold_run
@@ -28,7 +27,7 @@ from megalm.observe.comparison import PeakMemory
 from megalm.ops.backend import find_library
 from megalm.parallel.mesh import build_mesh, choose_local_device
 from megalm.plan.machine import find_machine
-from megalm.posttrain.reference import make_preparing_hooks
+from megalm.posttrain.source import open_source
 from megalm.resilience.chaos.faults import Occasion, add_faults, find_attempt
 from megalm.resilience.chaos.provoke import provoke_source
 from megalm.resilience.pulse import RankPulse
@@ -143,12 +142,12 @@ def _train(
     environment = _environment(config, world, kind)
     if former:
         environment["took_over"] = list(former)
-    loader = Loader(config, mesh.data)
+    opened = open_source(config, mesh, folder)
     trainer = build_trainer(
         config,
         mesh,
         folder,
-        batch_source=provoke_source(config, loader, mesh),
+        batch_source=provoke_source(config, opened.source, mesh),
         hooks=list_hooks(
             config,
             folder,
@@ -156,7 +155,8 @@ def _train(
             memory,
             rank_log,
             _told_by(supervised),
-            make_preparing_hooks(config, loader),
+            opened.preparing,
+            opened.watching,
             writer=mesh.rank == 0,
         ),
         peak_flops=find_machine(config).peak(config.precision.dtype),

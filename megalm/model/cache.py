@@ -55,6 +55,14 @@ def select_rows(model: nn.Module, rows: Tensor) -> None:
             cache.select(rows)
 
 
+def forget(model: nn.Module) -> None:
+    """Within `keep_cache`: begin anew with other texts."""
+    for module in model.modules():
+        cache: Any = getattr(module, "cache", None)
+        if cache is not None:
+            cache.length = 0
+
+
 @contextmanager
 def keep_cache(model: nn.Module, capacity: int) -> Iterator[None]:
     """Within, each attention layer of the model keeps keys and values, and a forward pass takes only the next tokens."""

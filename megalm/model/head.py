@@ -44,6 +44,7 @@ class Head(nn.Module):
         self.scale, self.softcap = config.logit_scale, config.logit_softcap
         self.tensor, self.sequence = context.tensor, context.sequence
         self.context = context.mesh.context
+        """The ranks that a sequence is cut over: what is summed over a whole sequence is added up over them."""
         self.final_norm = make_norm(resolve_shape(config).norm, context, name="final_norm")
         self._tied = (embedding,)  # a tuple, so that its parameters are counted where the embedding stands
         if embedding is None:
@@ -114,13 +115,19 @@ class Head(nn.Module):
         losses = losses if mask is None else losses * mask
         return losses.sum(), losses
 
-    def log_probabilities(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Log-probability of each label, through which gradients flow; 0 for labels outside the vocabulary.
+    def log_probabilities(self, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probability of each label where tokens are drawn at this temperature, through which gradients flow; 0 for labels
+        outside the vocabulary.
 
         Shapes: hidden [S/t or S, B, H]; labels [S, B] -> fp32 [S, B]
         """
+        logits = self.logits(hidden)
         return -vocabulary_parallel_cross_entropy(
-            self.logits(hidden), labels, self.tensor, vocab_size=self.vocab_size, inplace_backward=True
+            logits if temperature == 1.0 else logits / temperature,
+            labels,
+            self.tensor,
+            vocab_size=self.vocab_size,
+            inplace_backward=True,
         )
 
     @torch.no_grad()

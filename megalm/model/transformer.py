@@ -207,9 +207,10 @@ class Transformer(nn.Module):
                 self.embedding_norm = make_norm(resolve_shape(config).norm, context, name="embedding_norm")
         self.positions = Positions(config, context.tensor, context.device)
         specs = specify_layers(config)
+        self.numbers = layers if layers is not None else range(config.num_layers)
+        """Which of the model's layers these are."""
         self.layers = nn.ModuleList(
-            Layer(specs[index], context, index=index, dropout=config.dropout)
-            for index in (layers if layers is not None else range(config.num_layers))
+            Layer(specs[index], context, index=index, dropout=config.dropout) for index in self.numbers
         )
         if last:
             self.head = Head(config, context, self.embedding if config.tie_embeddings else None)

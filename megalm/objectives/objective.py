@@ -29,6 +29,8 @@ class Objective:
 
     sums: dict[str, int] = {"loss": 1, "tokens": 1}
     """Names of the sums, alike on all ranks, with the number of values of each."""
+    judged: bool = True
+    """Whether the loss' height tells how the run does, and a jump of it that something is wrong."""
     divisor: str = "tokens"
     """The sum that the loss is divided by."""
 

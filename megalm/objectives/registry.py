@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from megalm.config import Config, ConfigError
 from megalm.objectives.next_token import NextToken
 from megalm.objectives.objective import Objective
+from megalm.objectives.policy import Policy
 from megalm.objectives.preference import Preference
 
 Builder = Callable[[Config], Objective]
@@ -23,7 +24,15 @@ def _build_preference(config: Config) -> Objective:
     return Preference(config.objective.preference)
 
 
-_BUILDERS: dict[str, Builder] = {"next_token": _build_next_token, "preference": _build_preference}
+def _build_policy(config: Config) -> Objective:
+    return Policy(config.objective.policy, config.rollout.budget, config.rollout.temperature)
+
+
+_BUILDERS: dict[str, Builder] = {
+    "next_token": _build_next_token,
+    "policy": _build_policy,
+    "preference": _build_preference,
+}
 
 
 def register_objective(name: str, build: Builder) -> None:

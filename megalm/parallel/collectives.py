@@ -221,6 +221,16 @@ def broadcast(tensor: Tensor, axis: Axis, source: int = 0) -> Tensor:
     return tensor
 
 
+def hand_over(tensor: Tensor, axis: Axis, source: int, to: int) -> Tensor:
+    """On axis rank `to` overwrite `tensor` with that of axis rank `source`; on both, returns it. Other ranks do not call."""
+    if source != to and axis.rank == source:
+        record("send", axis, tensor.numel() * tensor.element_size())
+        dist.send(tensor.contiguous(), axis.ranks[to], group=axis.group)
+    elif source != to and axis.rank == to:
+        dist.recv(tensor, axis.ranks[source], group=axis.group)
+    return tensor
+
+
 def exchange(tensors: list[Tensor], axis: Axis, to: int, source: int) -> list[Tensor]:
     """Send tensors to axis rank `to` while receiving tensors of the same shapes from axis rank `source`."""
     return exchange_async(tensors, axis, to, source)()

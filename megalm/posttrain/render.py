@@ -6,6 +6,7 @@ the template's generation block; without one, the difference between a conversat
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -60,6 +61,13 @@ class Renderer:
         if not rendered.targets:
             raise BadRecord(f"{record.place}: no token of it is a target: what the assistant says is empty.")
         return rendered
+
+    def render_prompt(self, prompt: str | Sequence[Mapping[str, object]]) -> list[int]:
+        """Ids up to where the answer begins: of a text as before a completion, of messages as before the assistant's next."""
+        if isinstance(prompt, str):
+            return self._begin(prompt)
+        messages = [{**message, "content": self._hide_names(str(message["content"]))} for message in prompt]
+        return self._encode(self.template.render(messages))
 
     # ------------------------------------------------------------------------------------------------------ conversations
     def _conversation(self, record: Record) -> Rendered:

@@ -1,12 +1,33 @@
 """Where batches come from, as the trainer and its hooks see it: the loader, or anything that gives out what it would."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from megalm.data.batch import Batch
 from megalm.data.phases import Phase
+from megalm.pipeline.execute import Executor
+
+if TYPE_CHECKING:
+    from megalm.model.transformer import Transformer
+    from megalm.optim.fully_sharded import FullyShardedOptimizer
+    from megalm.optim.sharded import ShardedOptimizer
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a source that computes its batches uses of the run."""
+
+    model_chunks: Sequence[Transformer]
+    """In training, on this rank."""
+    executor: Executor
+    """Of these."""
+    optimizer: ShardedOptimizer | FullyShardedOptimizer
+    """Whose updates the weights are waited for."""
 
 
 class BatchSource(Protocol):
@@ -14,6 +35,10 @@ class BatchSource(Protocol):
 
     Every rank calls the same methods in the same order; a method that says nothing of ranks answers alike on all of them.
     """
+
+    def bind(self, engine: Engine) -> None:
+        """The run is built: a source that needs it to make its batches takes it."""
+        ...
 
     @property
     def source_names(self) -> list[str]:
@@ -58,6 +83,10 @@ class BatchSource(Protocol):
         """For each position what it holds, in words for a report: at least `source`, `document` and `offset`."""
         ...
 
+    def measure(self) -> dict[str, float]:
+        """What the last global batch was like, for the step's record; alike on every rank. {} where there is nothing to tell."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """All that going on needs, as plain JSON values, on whatever layout."""
         ...
@@ -76,6 +105,9 @@ class WrappedSource(BatchSource):
 
     def __init__(self, source: BatchSource) -> None:
         self.source = source
+
+    def bind(self, engine: Engine) -> None:
+        self.source.bind(engine)
 
     @property
     def source_names(self) -> list[str]:
@@ -109,6 +141,9 @@ class WrappedSource(BatchSource):
 
     def describe(self, positions: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         return self.source.describe(positions)
+
+    def measure(self) -> dict[str, float]:
+        return self.source.measure()
 
     def state_dict(self) -> dict[str, Any]:
         return self.source.state_dict()

@@ -22,7 +22,7 @@ from megalm.precision.fp8 import find_kept_weights, find_meters
 from megalm.precision.meter import Meters
 from megalm.precision.policy import make_policy
 from megalm.train.balance import Balance
-from megalm.train.batch_source import BatchSource
+from megalm.train.batch_source import BatchSource, Engine
 from megalm.train.build import build_chunks, choose_schedule, find_local_seq_length
 from megalm.train.determinism import choose_algorithms, seed_everything
 from megalm.train.hooks import Hook
@@ -94,6 +94,7 @@ def build_parts(
         split_backward=config.parallel.data_mode != "fully_shard",  # weights are whole only during backward
     )
     batch_source = batch_source or Loader(config, mesh.data)
+    batch_source.bind(Engine(chunks, executor, optimizer))
     measurement = Measurement(config, mesh, chunks, optimizer, objective, batch_source.source_names)
     clipped = optimizer.boxes() if config.optim.qk_clip else []
     place = config.checkpoint.path or folder / "checkpoints"

@@ -20,5 +20,7 @@ class Signals:
     """Largest attention logit, over a sample of the queries of every sequence, layer and head."""
     loss_spread: float | None = None
     """Largest mean loss of a data rank less their median, nats; None with one data rank."""
+    judged: bool = True
+    """Whether the loss' height tells how the run does: a policy's surrogate is near 0 however well it learns."""
     worst_rank: int = -1
     """Data rank whose mean loss is largest; -1 where they are not told apart."""

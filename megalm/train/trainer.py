@@ -161,7 +161,11 @@ class Trainer:
             lr=lr, lr_scale=self.control.lr_scale, applied=all(answers), seconds=time.perf_counter() - started,
         )  # fmt: skip
         self.control.end_step()
-        record = {**self.records.make(progress, phase, measured), **self.balance.describe(measured.layers)}
+        record = {
+            **self.records.make(progress, phase, measured),
+            **self.balance.describe(measured.layers),
+            **self.batch_source.measure(),
+        }
         if self._due(self.config.train.eval_every) or self.step == self.total_steps:
             record.update(evaluated := self.evaluate())
             for hook in self.hooks if evaluated else []:
