@@ -1,6 +1,7 @@
 #include "quantize/op.h"
 
 #include "common/vec.h"
+#include "quantize/formats.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -13,21 +14,6 @@ typedef uint8_t ByteVec __attribute__((vector_size(kLanes)));
 
 constexpr int kTile = int(kQuantizeTile);
 constexpr uint32_t kInfinity = 0x7f800000u;
-
-// A format by its bits: kShift is what a mantissa loses, kBias what the exponent loses, kLargest the greatest finite
-// value, kStep the distance of its subnormals and kAlign the number whose fp32 neighbours are kStep apart.
-struct E4M3 {
-  static constexpr int kShift = 20;
-  static constexpr uint32_t kBias = 120, kLargestBits = 0x43e00000u, kSmallestBits = 0x3c800000u;
-  static constexpr float kLargest = 448.f, kAlign = 16384.f, kStep = 0x1p-9f;
-  static constexpr uint32_t kAlignBits = 0x46800000u, kFirstSpecial = 0x7f;
-};
-struct E5M2 {
-  static constexpr int kShift = 21;
-  static constexpr uint32_t kBias = 112, kLargestBits = 0x47600000u, kSmallestBits = 0x38800000u;
-  static constexpr float kLargest = 57344.f, kAlign = 128.f, kStep = 0x1p-16f;
-  static constexpr uint32_t kAlignBits = 0x43000000u, kFirstSpecial = 0x7c;
-};
 
 MEGALM_INLINE UintVec magnitude(Vec v) { return (UintVec)v & 0x7fffffffu; }
 MEGALM_INLINE UintVec larger(UintVec a, UintVec b) { return a > b ? a : b; }

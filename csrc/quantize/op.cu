@@ -1,4 +1,5 @@
 #include "common/kernel.cuh"
+#include "quantize/formats.h"
 #include "quantize/op.h"
 
 namespace megalm::cuda {
@@ -9,20 +10,6 @@ constexpr int kEach = kTile / kWarp;   // neighbouring columns of a lane
 constexpr int kHeld = kTile / kWarps;  // rows of a warp, which it keeps in registers
 constexpr int kWords = kTile / 4 + 1;  // a row of the turned tile in words of four codes, one more against conflicts
 constexpr uint32_t kInfinity = 0x7f800000u;
-
-// A format by its bits: see op.cpp.
-struct E4M3 {
-  static constexpr int kShift = 20;
-  static constexpr uint32_t kBias = 120, kLargestBits = 0x43e00000u, kSmallestBits = 0x3c800000u;
-  static constexpr float kLargest = 448.f, kAlign = 16384.f, kStep = 0x1p-9f;
-  static constexpr uint32_t kAlignBits = 0x46800000u, kFirstSpecial = 0x7f;
-};
-struct E5M2 {
-  static constexpr int kShift = 21;
-  static constexpr uint32_t kBias = 112, kLargestBits = 0x47600000u, kSmallestBits = 0x38800000u;
-  static constexpr float kLargest = 57344.f, kAlign = 128.f, kStep = 0x1p-16f;
-  static constexpr uint32_t kAlignBits = 0x43000000u, kFirstSpecial = 0x7c;
-};
 
 struct Largest {
   __device__ static uint32_t join(uint32_t a, uint32_t b) { return a > b ? a : b; }

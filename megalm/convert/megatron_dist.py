@@ -39,7 +39,7 @@ from megalm.convert.megatron_keys import Place, find_place, list_extra_states, l
 from megalm.convert.megatron_legacy import TRACKER
 from megalm.convert.megatron_names import EMBEDDING, OUTPUT, count_padded_rows
 from megalm.convert.rules import Rule
-from megalm.convert.source import OptimizerState, RuleReader, Source, check_none_left, check_shapes
+from megalm.convert.source import OptimizerState, RuleReader, Source, check_none_left, check_shapes, drop_tied_output
 
 RESHARDABLE = {
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -257,11 +257,8 @@ def open_dist(folder: Path, vocab_size: int | None = None) -> Source:
     optimizer = None if model.moe.num_experts else _optimizer_state(files, table, model.seq_length)
     ignored |= dict.fromkeys(files.optimizer_keys, OPTIMIZER_REASON if optimizer else "is not a weight")
     left = set(files.names()) - {rule.foreign for rule in table}
-    if model.tie_embeddings and OUTPUT in left:
-        if not torch.equal(files.read(OUTPUT), files.read(EMBEDDING)):
-            raise ConfigError(f"{folder}: {OUTPUT} differs from {EMBEDDING} although the arguments tie them")
-        ignored[OUTPUT] = f"is {EMBEDDING} again"
-        left.remove(OUTPUT)
+    if model.tie_embeddings:
+        drop_tied_output(folder, files, left, ignored, output=OUTPUT, embedding=EMBEDDING)
     check_none_left(folder, sorted(left))
     return Source(
         path=folder,

@@ -20,7 +20,7 @@ from megalm.convert import megatron_names, restricted
 from megalm.convert.megatron_args import read_args, write_args
 from megalm.convert.megatron_names import EMBEDDING, OUTPUT, count_padded_rows, spell, spell_plainly
 from megalm.convert.rules import Rule
-from megalm.convert.source import RuleReader, Source, check_none_left, check_shapes
+from megalm.convert.source import RuleReader, Source, check_none_left, check_shapes, drop_tied_output
 
 TRACKER = "latest_checkpointed_iteration.txt"
 _RANK_FOLDER = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?(?:_(\d{3}))?")
@@ -198,13 +198,8 @@ def open_legacy(folder: Path, vocab_size: int | None = None) -> Source:
     check_shapes(folder, files, {rule.foreign: rule.shape for rule in table})
     ignored = dict.fromkeys(files.recomputed, "follows from the configuration")
     left = set(files.names()) - {rule.foreign for rule in table}
-    if model.tie_embeddings and OUTPUT in left:
-        if not torch.equal(files.read(OUTPUT), files.read(EMBEDDING)):
-            raise ConfigError(
-                f"{folder}: {OUTPUT} of the last stage differs from {EMBEDDING} although the arguments tie them"
-            )
-        ignored[OUTPUT] = f"is {EMBEDDING} again"
-        left.remove(OUTPUT)
+    if model.tie_embeddings:
+        drop_tied_output(folder, files, left, ignored, output=OUTPUT, embedding=EMBEDDING)
     check_none_left(folder, sorted(left))
     return Source(
         path=folder,

@@ -167,6 +167,18 @@ def check_none_left(where: Path | str, left: Sequence[str]) -> None:
         )
 
 
+def drop_tied_output(
+    where: Path | str, files: WeightReader, left: set[str], ignored: dict[str, str], *, output: str, embedding: str
+) -> None:
+    """Take the output matrix of a model that ties it to its embedding from what is left over; refuse another one."""
+    if output not in left:
+        return
+    if not torch.equal(files.read(output), files.read(embedding)):
+        raise ConfigError(f"{where}: {output} differs from {embedding} although the model ties them")
+    ignored[output] = f"is {embedding} again"
+    left.remove(output)
+
+
 def _first(items: Sequence[str], count: int = 4) -> str:
     more = f" and {len(items) - count} more" if len(items) > count else ""
     return ", ".join(items[:count]) + more

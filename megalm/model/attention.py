@@ -1,21 +1,18 @@
 """Causal self-attention with grouped key/value heads, over the tensor and context axes."""
 
-import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from megalm import ops
 from megalm.architecture.blocks import AttentionSpec, NormSpec
-from megalm.model.attention_core import attend
-from megalm.model.cache import KeyValueCache
+from megalm.model.attention_core import AttentionCore
 from megalm.model.head_norm import AllHeadsNorm, EachHeadNorm, HeadNorm
-from megalm.model.heads import locate_key_value_heads, make_head_parameter, query_heads
+from megalm.model.heads import locate_key_value_heads, query_heads
 from megalm.model.positions import Where
 from megalm.parallel.layer_context import LayerContext
-from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear
+from megalm.parallel.linear import ColumnParallelLinear, Output, RowParallelLinear, split_rows
 
 
-class Attention(nn.Module):
+class Attention(AttentionCore):
     """y = W_o softmax(scale q k^T + bias) v, causal; each tensor rank holds A/t query heads (see `megalm.model.heads`).
 
     Shapes:  x [S/t or S, B, H] -> y the same;  q [S/c, B, A/t, d];  k, v [S/c, B, max(K/t, 1), d]
@@ -24,12 +21,10 @@ class Attention(nn.Module):
     """
 
     def __init__(self, spec: AttentionSpec, context: LayerContext, *, name: str) -> None:
-        super().__init__()
-        self.spec = spec
         tensor = context.tensor
-        self.context = context.mesh.context
-        self.context_mode = context.parallel.context_mode
         queries = query_heads(spec, tensor, f"{name}.query")
+        super().__init__(spec, context, name=name, local_heads=split_rows(queries, tensor)[2] // spec.head_dim)
+        self.spec = spec
         self.qkv = ColumnParallelLinear(
             spec.hidden_size,
             [
@@ -63,29 +58,13 @@ class Attention(nn.Module):
         if spec.key_norm is not None:
             heads = locate_key_value_heads(spec, tensor, f"{name}.key_norm")
             self.key_norm = _head_norm(spec.key_norm, heads, spec.head_dim, context)
-        self.sinks: nn.Parameter | None = None
-        if spec.sinks:
-            self.sinks = make_head_parameter(spec, tensor, f"{name}.sinks", **context.of_parameters)
-        self.recompute_core = context.recompute_parts
-        self.kernels = context.attention_kernels
-        self.cache: KeyValueCache | None = None  # set while text is generated: see megalm.model.cache
-        self.largest_logit: Tensor | None = None  # [A/t] where it is watched: see megalm.ops.attention_logit
-
-    @property
-    def local_heads(self) -> int:
-        """Query heads of this rank."""
-        return self.qkv.split_sizes[0] // self.spec.head_dim
 
     def forward(self, x: Tensor, where: Where) -> Tensor:
         return self.output(self.attend(self.qkv(x), where))
 
     def attend(self, qkv: Tensor, where: Where) -> Tensor:
         """From the stacked projections [S, B, (A + 2K)/t d] to the heads' outputs [S, B, A/t d]."""
-        if self.recompute_core and torch.is_grad_enabled():
-            return torch.utils.checkpoint.checkpoint(
-                self._core, qkv, where, use_reentrant=False, preserve_rng_state=False
-            )
-        return self._core(qkv, where)
+        return self.compute_core(self._core, qkv, where=where)
 
     def _core(self, qkv: Tensor, where: Where) -> Tensor:
         spec = self.spec
@@ -94,25 +73,9 @@ class Attention(nn.Module):
             cos, sin = where.rotary[spec.rope]
             q = ops.rotary(q, cos, sin, interleaved=spec.rope.interleaved)
             k = ops.rotary(k, cos, sin, interleaved=spec.rope.interleaved)
-        if self.largest_logit is not None and self.training:
-            seen = where.mask(spec.window, q, k).visible() if self.context.size == 1 else None
-            ops.largest_logits_(self.largest_logit, q, k, spec.scale, seen)
         if self.cache is not None:
             k, v = self.cache.append(k, v)
-        mixed = attend(
-            q,
-            k,
-            v,
-            where,
-            scale=spec.scale,
-            window=spec.window,
-            softcap=spec.softcap,
-            sinks=self.sinks,
-            kernels=self.kernels,
-            context=self.context,
-            context_mode=self.context_mode,
-        )
-        return mixed.flatten(2)
+        return self.mix(q, k, v, where)
 
     def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cut the stack into q [S, B, A/t, d] and k, v [S, B, K/t, d], clamped and normalised as configured."""

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import torch
-import torch.utils.checkpoint
-from torch import Tensor, nn
+from torch import Tensor
 
 from megalm import ops
 from megalm.architecture.blocks import LatentAttentionSpec
-from megalm.model.attention_core import attend
-from megalm.model.cache import KeyValueCache
-from megalm.model.heads import make_head_parameter
+from megalm.model.attention_core import AttentionCore
 from megalm.model.norm import make_norm
 from megalm.model.positions import Where
 from megalm.parallel import collectives
 from megalm.parallel.layer_context import LayerContext
-from megalm.parallel.linear import ColumnParallelLinear, Output, ReplicatedLinear, RowParallelLinear
+from megalm.parallel.linear import ColumnParallelLinear, Output, ReplicatedLinear, RowParallelLinear, split_rows
 
 
-class LatentAttention(nn.Module):
+class LatentAttention(AttentionCore):
     """y = W_o softmax(scale q k^T) v, causal, with each head's k and v made of a latent c that all heads share:
 
         q = W_q norm(W_qd x)  (or W_q x);  [c, r] = W_kvd x;  [k', v] = W_kvu norm(c);  k = [k', rope(r)]
@@ -35,10 +32,10 @@ class LatentAttention(nn.Module):
     """
 
     def __init__(self, spec: LatentAttentionSpec, context: LayerContext, *, name: str) -> None:
-        super().__init__()
+        queries = Output(name, spec.num_heads, uneven=True)
+        super().__init__(spec, context, name=name, local_heads=split_rows(queries, context.tensor)[2])
         self.spec = spec
         self.tensor, self.sequence = context.tensor, context.sequence
-        self.context, self.context_mode = context.mesh.context, context.parallel.context_mode
         self.query_down: ReplicatedLinear | None = None
         if spec.query_rank is not None and spec.query_down_norm is not None:
             self.query_down = self._replicated(spec.query_rank, f"{name}.query_down", context)
@@ -62,18 +59,6 @@ class LatentAttention(nn.Module):
             product=context.product(f"{name}.output", shares_input=True),  # attention keeps what it gives
             **context.of_layers,
         )
-        self.sinks: nn.Parameter | None = None
-        if spec.sinks:
-            self.sinks = make_head_parameter(spec, context.tensor, f"{name}.sinks", **context.of_parameters)
-        self.recompute_core = context.recompute_parts
-        self.kernels = context.attention_kernels
-        self.cache: KeyValueCache | None = None  # set while text is generated: see megalm.model.cache
-        self.largest_logit: Tensor | None = None  # [A/t] where it is watched: see megalm.ops.attention_logit
-
-    @property
-    def local_heads(self) -> int:
-        """Query heads of this rank."""
-        return self.query_up.split_sizes[0] // self.spec.head_dim
 
     def forward(self, x: Tensor, where: Where) -> Tensor:
         latent = x if self.query_down is None else self.query_down_norm(self.query_down(x))
@@ -89,13 +74,7 @@ class LatentAttention(nn.Module):
         if self.cache is not None:
             c, shared = self.cache.append(c, shared)
         expanded = self.key_value_up(c)
-        if self.recompute_core and torch.is_grad_enabled():
-            mixed = torch.utils.checkpoint.checkpoint(
-                self._core, q, expanded, shared, where, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            mixed = self._core(q, expanded, shared, where)
-        return self.output(mixed)
+        return self.output(self.compute_core(self._core, q, expanded, shared, where=where))
 
     def _core(self, q: Tensor, expanded: Tensor, shared: Tensor, where: Where) -> Tensor:
         spec = self.spec
@@ -107,23 +86,7 @@ class LatentAttention(nn.Module):
         expanded = expanded.unflatten(-1, (-1, spec.plain_dim + spec.value_dim))
         k, v = expanded.split([spec.plain_dim, spec.value_dim], dim=-1)
         k = torch.cat([k, shared.expand(-1, -1, k.shape[2], -1)], -1)
-        if self.largest_logit is not None and self.training:
-            seen = where.mask(spec.window, q, k).visible() if self.context.size == 1 else None
-            ops.largest_logits_(self.largest_logit, q, k, spec.scale, seen)
-        mixed = attend(
-            q,
-            k,
-            v,
-            where,
-            scale=spec.scale,
-            window=spec.window,
-            softcap=spec.softcap,
-            sinks=self.sinks,
-            kernels=self.kernels,
-            context=self.context,
-            context_mode=self.context_mode,
-        )
-        return mixed.flatten(2)
+        return self.mix(q, k, v, where)
 
     def _replicated(self, features: int, name: str, context: LayerContext) -> ReplicatedLinear:
         return ReplicatedLinear(

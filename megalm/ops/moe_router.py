@@ -82,7 +82,7 @@ def _forward(
     group_scores: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     found = get_library()
-    outputs = _forward_fake(logits, bias, top_k, score, normalize, scale, groups, top_groups, group_scores)
+    outputs = _allocate(logits, bias, top_k)
     weights, chosen, counts, probability, log_z = outputs
     rows, experts = logits.shape
     where = place(logits)
@@ -116,16 +116,8 @@ def _forward(
     return outputs
 
 
-def _forward_fake(
-    logits: Tensor,
-    bias: Tensor | None,
-    top_k: int,
-    score: int,
-    normalize: bool,
-    scale: float,
-    groups: int,
-    top_groups: int,
-    group_scores: int,
+def _allocate(
+    logits: Tensor, bias: Tensor | None, top_k: int, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, experts = logits.shape
     return (
@@ -175,11 +167,7 @@ def _backward_fake(
     dprobability: Tensor | None,
     dlog_z: Tensor | None,
     logits: Tensor,
-    chosen: Tensor,
-    log_z: Tensor,
-    score: int,
-    normalize: bool,
-    scale: float,
+    *_: Any,
 ) -> Tensor:
     return torch.empty_like(logits)
 
@@ -208,7 +196,7 @@ def _gradients(
 _ROUTER = CustomOp(
     "moe_router",
     forward=_forward,
-    forward_fake=_forward_fake,
+    forward_fake=_allocate,
     backward=_backward,
     backward_fake=_backward_fake,
     save=_save,
