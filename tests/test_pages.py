@@ -10,9 +10,9 @@ from tests.test_arrows import ROOMS
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATH = re.compile(r"[A-Za-z][\w.*-]*(?:/[\w.*-]*)+|[\w-]+\.(?:py|toml|sh|h|cuh|cpp|cu)")
-MADE = {"runs", "data", "configs", "logs", "tensorboard", "checkpoints", "huggingface"}
+MADE = {"runs", "data", "configs", "logs", "tensorboard", "checkpoints", "huggingface", "samples"}
 """What runs and tools make."""
-OTHERS = {"encodings", "eval", "gone_back", "events", "loss", "router"}
+OTHERS = {"encodings", "eval", "gone_back", "events", "loss", "router", "prediction", "preference", "policy", "reward"}
 """A folder of Python's sources, and names of curves and events."""
 
 
