@@ -82,9 +82,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="figures whose path holds this word")
     parser.add_argument("--output", type=Path, help="where to write all rounds as JSON")
-    parser.add_argument("words", nargs=argparse.REMAINDER, help="-- a module and its words")
-    arguments = parser.parse_args()
-    words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments, words = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
+    if not words:
+        parser.error("nothing to measure: name a module and its words behind --")
     sides = {"old": arguments.old.resolve(), "new": arguments.new.resolve()}
     rounds: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for number in range(arguments.rounds):
