@@ -55,13 +55,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    measures = {
+        "tokenize": _tokenize,
+        "loader": _loader,
+        "startup": _startup,
+        "order": _order,
+        "dedup": _dedup,
+        "substring": _substring,
+    }
     result: dict[str, Any] = {"machine": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory(prefix="bench-data-") as name:
         folder = Path(name)
         if set(args.subjects or SUBJECTS) - {"startup", "order"}:
             _prepare(args, folder)
         for subject in args.subjects or SUBJECTS:
-            result[subject] = globals()[f"_{subject}"](args, folder)
+            result[subject] = measures[subject](args, folder)
             if not args.json:
                 print(json.dumps({subject: result[subject]}, indent=1))
     if args.json:
@@ -206,10 +214,14 @@ def _loader(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     sides = {"megalm": ours, "megatron_style_map": peers.open_megatron_style(prefix, folder, args.seq_length, batch)}
     result: dict[str, Any] = {"seq_length": args.seq_length, "samples_per_epoch": steps * batch}
-    packages = {"litdata": "litdata", "mosaicml_streaming": "mosaicml-streaming", "megatron_core": "megatron-core"}
-    for name, package in packages.items():
+    others = {
+        "litdata": ("litdata", peers.open_litdata),
+        "mosaicml_streaming": ("mosaicml-streaming", peers.open_mosaicml_streaming),
+        "megatron_core": ("megatron-core", peers.open_megatron_core),
+    }
+    for name, (package, open_epoch) in others.items():
         try:
-            sides[name] = getattr(peers, name)(prefix, folder, args.seq_length, batch)
+            sides[name] = open_epoch(prefix, folder, args.seq_length, batch)
             result[f"{name}_version"] = metadata.version(package)
         except ImportError as error:
             result[name] = f"not installed ({error})"
