@@ -106,7 +106,28 @@ def explain_no_documents(head: bytes, table: bool) -> str:
     if found is None and not table:
         form = next((about for magic, about in _TABLES.items() if re.match(magic, head)), None)
         found = form and (form[0], f"give it the ending {form[1]}")
+    if found is None and not table and not find_encoding(head) and (encoding := _guess_unmarked(head)):
+        found = (
+            f"text in {encoding.upper()} without a byte order mark",
+            f"`iconv -f {encoding} -t utf-8` makes it UTF-8",
+        )
     return f"is {found[0]}: {found[1]}" if found else ""
+
+
+def _guess_unmarked(head: bytes) -> str | None:
+    """The wide encoding of a text that says nothing of it, told by where its zero bytes are; scripts without ASCII have none."""
+    sample = head[: min(len(head), 256) // 4 * 4]
+    if len(sample) < 16:
+        return None
+    zero = [sample[lane::4].count(0) > 0.7 * len(sample) / 4 for lane in range(4)]
+    none = [sample[lane::4].count(0) == 0 for lane in range(4)]
+    lanes = {
+        "utf-16le": zero[1] and zero[3] and none[0] and none[2],
+        "utf-16be": zero[0] and zero[2] and none[1] and none[3],
+        "utf-32le": zero[1] and zero[2] and zero[3] and none[0],
+        "utf-32be": zero[0] and zero[1] and zero[2] and none[3],
+    }
+    return next((encoding for encoding, fits in lanes.items() if fits), None)
 
 
 def _is_tar(block: bytes) -> bool:

@@ -417,7 +417,7 @@ def _csv(piece: Piece, field: str, delimiter: str) -> Iterator[Document | BadDoc
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         rows = csv.reader(text, strict=True, delimiter=delimiter)
         try:
-            header = next((row for row in rows if row), [])
+            header = next((row for row in rows if any(value.strip() for value in row)), [])
             twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
             if twice:
                 what = f"the column {twice[0]!r} is there twice: rename one; the file is left out"

@@ -219,6 +219,14 @@ def test_text_is_taken_for_nothing_else():
     assert not explain_no_documents(bytes(600), False)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_wide_text_without_a_mark_is_named_with_what_mends_it(tmp_path, encoding):
+    (tmp_path / "wide.jsonl").write_bytes('{"text": "some words of text"}\n'.encode(encoding))
+    (found,) = read(tmp_path / "wide.jsonl")
+    short = encoding.replace("-le", "le").replace("-be", "be")
+    assert f"is text in {short.upper()} without a byte order mark: `iconv -f {short} -t utf-8`" in found.reason
+
+
 @pytest.mark.parametrize("window", [27, 28, 31])
 def test_zstd_with_a_long_window_is_read(tmp_path, window):
     parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=window)

@@ -299,6 +299,8 @@ def test_a_store_that_fails_in_its_own_way_is_explained(monkeypatch):
 
 
 def test_a_quote_that_does_not_end_swallows_no_rows(tmp_path):
+    (tmp_path / "b.csv").write_text("  \n,,\n\ntext,n\none,1\n")
+    assert texts([tmp_path / "b.csv"]) == ["one"]
     (tmp_path / "a.csv").write_text('text,n\n"one, two\nthree",1\n"open,2\nmore,3\n')
     first, bad = read([tmp_path / "a.csv"])
     assert first.text == "one, two\nthree" and "not CSV (unexpected end of data)" in bad.reason
