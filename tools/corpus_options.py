@@ -15,6 +15,7 @@ from megalm.corpus.dedup.removal import Removals, Written, write_lists
 from megalm.corpus.dedup.stages import Progress
 from megalm.corpus.engine import make_engine
 from megalm.corpus.fields import unescape_template
+from megalm.corpus.files import ENDINGS, LINE_ENDINGS, find_ending, name_compression
 from megalm.corpus.results import Results
 
 from .engine_options import add_worker_arguments
@@ -95,13 +96,17 @@ class ConsoleProgress(Progress):
 def check_targets(args: argparse.Namespace) -> None:
     """Makes the folders of the results.
 
-    Errors: ConfigError if a result would be written over an input that is named itself, over the other one, or cannot be
-    written there.
+    Errors: ConfigError if a result would be written over an input that is named itself, over the other one, under a name
+    that is read as another format, or cannot be written there.
     """
     list_results(args).refuse_inputs(filter(os.path.isfile, args.inputs))
     for name in filter(None, (args.output, args.removed)):
         if "://" in name:
             raise ConfigError(f"{name}: results are written to files of this machine. Write them there, and copy them.")
+        if name_compression(name) or find_ending(name) in {*ENDINGS} - {*LINE_ENDINGS, ".json"}:
+            raise ConfigError(
+                f"{name}: results are JSON lines, and a name with another ending is read as another format. Say .jsonl."
+            )
         path = os.path.abspath(name)
         if os.path.exists(path) and not os.path.isfile(path):
             raise ConfigError(f"{name} is no file: give the result a name of its own.")

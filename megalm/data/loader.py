@@ -81,6 +81,7 @@ class Loader:
         self._fim = make_fill_in_the_middle(data, train.seed, self.vocab_size)
         if self._fim is not None:  # the marks may not fit into the files' type
             self._dtype = np.result_type(self._dtype, np.int32)
+        self._has_targets = any(file.targets is not None for file in files)
         self._refuse_targets_out_of_place([*self.sources, *self.held_out], data.order)
         self._known: tuple[int, Samples | None] = (0, None)  # first position, and the samples from there on
         self._cold = sys.maxsize if any(source.file.cache for source in self.sources) else COLD_BATCHES
@@ -369,9 +370,10 @@ class Loader:
         rows = self._rows_of(source, index)
         raw, starts, filled = self._read(rows, epoch, length)
         targets = self._read_targets(rows, length)
-        batch = replace(_shifted(raw), sources=torch.from_numpy(source) if len(self.sources) > 1 else None)
+        sources = torch.from_numpy(source) if len(self.sources) > 1 else None
+        batch = Batch(*_shift(raw), loss_mask=targets, sources=sources)
         if self.packing == "stream":
-            return replace(batch, loss_mask=targets)
+            return batch
         mask, positions, ids = separate_documents(starts, length, filled)
         if targets is not None:
             mask *= targets
@@ -380,7 +382,7 @@ class Loader:
 
     def _read_targets(self, rows: Sequence[tuple[TokenSource, int]], length: int) -> torch.Tensor | None:
         """What each label counts in the loss, where a file says it. Shapes: rows [N] -> fp32 [N, length]"""
-        if all(where.file.targets is None for where, _ in rows):
+        if not self._has_targets or all(where.file.targets is None for where, _ in rows):
             return None
         weights = np.empty((len(rows), length + 1), np.float32)
         for row, (where, sample) in zip(weights, rows, strict=True):
@@ -400,7 +402,7 @@ class Loader:
         """Whole samples, (source, number), as one micro-batch; rows that it lacks are padding."""
         length, missing = self.seq_length, self.micro_batch_size - len(placed)
         raw, starts, _ = self._read(placed, np.zeros(len(placed), np.int64), length)
-        batch = _shifted(np.concatenate([raw, np.zeros((missing, length + 1), raw.dtype)]))
+        batch = Batch(*_shift(np.concatenate([raw, np.zeros((missing, length + 1), raw.dtype)])))
         filled = [source.filled(number, length) for source, number in placed] + [1] * missing
         apart = self.packing != "stream"
         starts = [*(starts if apart else [_NOWHERE] * len(placed)), *[_NOWHERE] * missing]
@@ -434,9 +436,9 @@ _NOWHERE = np.empty(0, np.int64)
 """Where documents begin in a row that is taken for one."""
 
 
-def _shifted(raw: np.ndarray) -> Batch:
-    """Inputs and, one further, their labels. Shapes: [B, S + 1] -> [B, S] each"""
-    return Batch(torch.from_numpy(raw[:, :-1].astype(np.int64)), torch.from_numpy(raw[:, 1:].astype(np.int64)))
+def _shift(raw: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut inputs and, one further, their labels. Shapes: [B, S + 1] -> [B, S] each"""
+    return torch.from_numpy(raw[:, :-1].astype(np.int64)), torch.from_numpy(raw[:, 1:].astype(np.int64))
 
 
 def _done(batches: list[Batch]) -> Future[list[Batch]]:

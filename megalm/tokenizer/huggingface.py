@@ -112,8 +112,8 @@ class HuggingFaceTokenizer(Tokenizer):
         if control.end is not None:
             ending = [name for name in (*self._added, *COMMON) if self.token_id(name) == control.end]
             names |= set(ending)
-        if config["model"].get("type") == "Unigram":
-            names |= COMMON  # of SentencePiece models, which never find these in a text
+        if config["model"].get("type") in ("Unigram", "WordLevel", "WordPiece"):
+            names |= COMMON  # entries that no text means: SentencePiece, for one, never finds its own in a text
         return {name for name in names if self.token_id(name) is not None}
 
     @cached_property

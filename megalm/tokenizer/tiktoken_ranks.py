@@ -127,7 +127,7 @@ class TiktokenTokenizer(Tokenizer):
             raise ConfigError(f"{path} is a tiktoken file: `pip install tiktoken` to read it.") from error
         ranks = read_ranks(path)
         known = recognize(path, ranks)
-        by_pattern = next((e for e in ENCODINGS if pattern in (e.name, e.name.removesuffix("_base"), e.pattern)), None)
+        by_pattern = next((e for e in ENCODINGS if pattern in (e.name, *e.called, e.pattern)), None)
         split = known if pattern is None else by_pattern
         if split is None and pattern is None:
             name = os.path.basename(path).lower()
@@ -155,6 +155,8 @@ class TiktokenTokenizer(Tokenizer):
             raise ConfigError(
                 f"{path}: tiktoken cannot use it ({error}). Correct --tiktoken-pattern, or give {FORMATS}."
             ) from error
+        if split is None:
+            self._check_pattern(path, str(pattern))
         ids = frozenset([*ranks.values(), *self._special.values()])
         own = ControlTokens(
             begin=self._special.get(known.begin) if known and known.begin else None,
@@ -166,6 +168,16 @@ class TiktokenTokenizer(Tokenizer):
         control = replace(control, end=choose_end(path, end, control.end, self.token_id))
         super().__init__(path, ids, control)
         self._choose(backend, proven)
+
+    def _check_pattern(self, path: str, pattern: str) -> None:
+        """Refuse a pattern that leaves characters out: tiktoken drops without a word what no match covers."""
+        for sample in ("words, more words", "in 2 lines\n\tor 30", "Größe \u65e5\u672c\u8a9e \U0001f600"):
+            back = self._encoding.decode(self._encoding.encode_ordinary(sample))
+            if back != sample:
+                raise ConfigError(
+                    f"{path}: --tiktoken-pattern {pattern!r} does not cover all of a text: {sample!r} comes back as {back!r}. "
+                    f"Give a regular expression whose matches leave nothing out, or one of {', '.join(NAMES)}."
+                )
 
     def _add_special(self, path: str, ranks: Mapping[bytes, int], special: Sequence[str], end: str | None) -> None:
         """Adds the control tokens that were given with their numbers. Errors: ConfigError for one that cannot be"""

@@ -156,6 +156,13 @@ def test_wordlevel_writes_its_unknown_token(tmp_path):
     assert (tokenizer.eos_id, tokenizer.unknown_id) == (1, 0)
 
 
+def test_common_control_tokens_are_not_found_in_text_where_the_file_marks_none(tmp_path):
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "a": 2, "<pad>": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path, end="</s>").encode("a <pad> a </s>").tolist() == [2, 0, 2, 0]
+
+
 def test_wordpiece_splits_the_names_of_control_tokens(tmp_path):
     vocabulary = {name: number for number, name in enumerate(["[UNK]", "[SEP]", "[", "##S", "##E", "##P", "##]", "a"])}
     words = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))

@@ -164,6 +164,8 @@ def test_a_rank_file_of_no_public_encoding_is_asked_for_its_splitting_and_its_en
         ({"special": ["<f>=99999999999"]}, "beyond"),
         ({"special": ["<f>=300", "<f>=301"]}, "has the number 300"),
         ({"tiktoken_pattern": "("}, "--tiktoken-pattern"),
+        ({"tiktoken_pattern": "gpt3"}, "does not cover all of a text"),
+        ({"tiktoken_pattern": r"\w+| "}, "does not cover all of a text"),
     ],
 )
 def test_numbers_and_patterns_that_a_rank_file_cannot_have_are_refused(tmp_path, asked, match):

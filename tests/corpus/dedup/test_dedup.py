@@ -261,7 +261,11 @@ def test_command_line(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == answer and answer["removed"] == with_runs
     assert run_tool(tools.dedup, ["exact", str(source), "--output", str(source)]) == 2
     assert "is an input" in capsys.readouterr().err
-    for target, message in ((str(tmp_path), "is no file"), (kept + "/under/a/file", "cannot be written")):
+    for target, message in (
+        (str(tmp_path), "is no file"),
+        (kept + "/under/a/file", "cannot be written"),
+        *((f"{kept}.{ending}", "results are JSON lines") for ending in ("parquet", "csv", "txt", "gz", "zst")),
+    ):
         assert run_tool(tools.dedup, ["exact", str(source), "--output", target]) == 2
         assert message in capsys.readouterr().err
     assert run_tool(tools.dedup, ["exact", str(source), "--output", "x", "--removed", "./x"]) == 2
