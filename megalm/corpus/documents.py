@@ -307,7 +307,7 @@ def cut_text(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 def _json_lines(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
     for offset, line in _lines(piece):
-        if line.strip():
+        if line and not line.isspace():
             yield read_json_line(line, offset, field)
 
 

@@ -9,12 +9,20 @@ from typing import BinaryIO
 import numpy as np
 
 from megalm.corpus.archives import Unreadable, read_some
-from megalm.corpus.documents import BadDocument, Piece, describe_damage, explain_failed_reads, read_json_line
-from megalm.corpus.files import open_bytes
+from megalm.corpus.documents import (
+    BadDocument,
+    Document,
+    Piece,
+    describe_damage,
+    explain_failed_reads,
+    read_json_line,
+)
+from megalm.corpus.files import LINE_ENDINGS, find_ending, open_bytes
 from megalm.corpus.suffix import load_native
 
 BLOCK = 1 << 21  # bytes read at a time; a longer line is read whole
 BLANK, ASCII, TEXT, OTHER = range(4)  # as csrc/json_lines/op.h has them
+NEWLINE = 10
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,27 @@ class Lines:
         """The line of a document, as it is."""
         begin = int(self.begins[number]) - self.offset
         return self.block[begin : begin + abs(int(self.sizes[number]))]
+
+
+def holds_lines(piece: Piece) -> bool:
+    """Whether each line of the file is a document."""
+    return find_ending(piece.path) in LINE_ENDINGS
+
+
+def read_texts(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
+    """The documents of a piece of JSON lines one by one, with their texts alone: without the other fields."""
+    for lines in read_lines(piece, field):
+        data, begin, bad = lines.data.data, 0, iter([*lines.bad, (-1, None)])
+        before, wrong = next(bad)
+        for number, (end, place) in enumerate(zip(lines.ends.tolist(), lines.begins.tolist(), strict=True)):
+            while before == number and wrong is not None:
+                yield wrong
+                before, wrong = next(bad)
+            yield Document(str(data[begin:end], "utf-8"), f"byte {place}", {})
+            begin = end
+        while wrong is not None:
+            yield wrong
+            _, wrong = next(bad)
 
 
 def read_lines(piece: Piece, field: str) -> Iterator[Lines]:
@@ -123,7 +152,7 @@ def _scan(block: bytes, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     if library is None or "{" in field:  # a template
         return _scan_in_python(block)
     data, key = np.frombuffer(block, np.uint8), np.frombuffer(field.encode("utf-8", "surrogatepass"), np.uint8)
-    most = block.count(b"\n") + 1
+    most = int(np.count_nonzero(data == NEWLINE)) + 1
     text, kinds = np.empty(len(block), np.uint8), np.empty(most, np.uint8)
     begins, ends = np.empty(most, np.int64), np.empty(most, np.int64)
     addresses = (array.ctypes.data for array in (text, begins, ends, kinds))

@@ -110,7 +110,12 @@ class Watch:
         """Where ids stand that are looked for, or that lie between two such. Shapes: -> int64 [found], rising"""
         if len(self._ranges) > RANGES:
             return np.flatnonzero(self._table[stream])
-        found = [np.flatnonzero(stream - np.uint32(low) <= np.uint32(high - low)) for low, high in self._ranges]
+        found = [
+            np.flatnonzero(
+                stream == np.uint32(low) if low == high else stream - np.uint32(low) <= np.uint32(high - low)
+            )
+            for low, high in self._ranges
+        ]
         return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
 

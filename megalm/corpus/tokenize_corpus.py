@@ -25,6 +25,7 @@ from megalm.config.errors import ConfigError
 from megalm.corpus.blocks import Blocks
 from megalm.corpus.documents import BadDocument, Document, Piece, read_piece
 from megalm.corpus.engine import Engine
+from megalm.corpus.json_lines import holds_lines, read_texts
 from megalm.corpus.losses import Losses, Watch, try_round_trips
 from megalm.data.formats.store import LocalFile
 from megalm.data.tokens import choose_token_dtype
@@ -159,7 +160,9 @@ def tokenize_shard(
             result.losses.add(lost.total())
             columns = (counts.tolist(), lost.unknown.tolist(), lost.dropped.tolist())
             for document, count, unknown, dropped in zip(wanted, *columns, strict=True):
-                text, tally = document.text, result.tallies.setdefault(document.key, Tally())
+                text, tally = document.text, result.tallies.get(document.key)
+                if tally is None:
+                    tally = result.tallies[document.key] = Tally()
                 tally.documents += 1
                 tally.characters += len(text)
                 tally.bytes += len(text) if text.isascii() else len(text.encode())
@@ -260,11 +263,13 @@ def _wanted_documents(pieces: Sequence[Piece], settings: Settings, result: Shard
     others = [settings.language_field] if settings.language_field else []
     for piece in pieces:
         name = piece.label
-        for document in read_piece(piece, settings.field, others):
+        texts_alone = holds_lines(piece) and not others
+        found = read_texts(piece, settings.field) if texts_alone else read_piece(piece, settings.field, others)
+        for document in found:
             if isinstance(document, BadDocument):
                 _leave_out(name, document.place, document.reason, settings, result)
                 continue
-            if not document.text.strip():
+            if not document.text or document.text.isspace():
                 result.empty += 1
                 continue
             language = str(document.field(settings.language_field) or "-") if settings.language_field else "-"

@@ -86,7 +86,7 @@ def _without_names(config: dict[str, Any], names: Collection[str]) -> tuple[dict
     there = {name for name in names if name in vocabulary and _is_name(name, config)}
     if model.get("type") == "BPE" or "merges" in model:
         found = {name for name in there if model.get("ignore_merges") or len(name) == 1}
-        found |= there & {merged for _, merged in _merges(model)}
+        found |= _find_merged(model, there - found)
     else:
         found = there
     if not found:
@@ -110,6 +110,17 @@ def _is_name(name: str, config: dict[str, Any]) -> bool:
     if config["model"].get("byte_fallback") and BYTE_PIECE.fullmatch(name):
         return False
     return len(name) > 1 or not any(part.get("type") == "ByteLevel" for part in walk_parts(config))
+
+
+def _find_merged(model: dict[str, Any], names: Collection[str]) -> set[str]:
+    """Those of the names that a merge leads to. Asks for each name's cuts, as there are far fewer than merges."""
+    merges = {merge if isinstance(merge, str) else " ".join(merge) for merge in (model.get("merges") or ()) if names}
+    prefix = model.get("continuing_subword_prefix") or ""
+    return {
+        name
+        for name in names
+        if any(f"{name[:at]} {before}{name[at:]}" in merges for at in range(1, len(name)) for before in {"", prefix})
+    }
 
 
 def _merges(model: dict[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:

@@ -24,8 +24,8 @@ from megalm.corpus.dedup.stages import Progress, Stages, describe_recipe
 from megalm.corpus.dedup.texts import Texts
 from megalm.corpus.documents import BadDocument, Piece, cut_into_pieces, find_files, read_piece
 from megalm.corpus.engine import Engine
-from megalm.corpus.files import find_ending, is_stream
-from megalm.corpus.json_lines import read_lines
+from megalm.corpus.files import is_stream
+from megalm.corpus.json_lines import holds_lines, read_lines
 from megalm.corpus.results import Results
 from megalm.corpus.shards import make_shards, stamp_files
 
@@ -82,11 +82,6 @@ def explain_read_errors(parts: Iterator[Result], piece: Piece) -> Iterator[Resul
 
 
 _Read = tuple[Texts, np.ndarray, list[tuple[int, BadDocument]]]
-
-
-def holds_lines(piece: Piece) -> bool:
-    """Whether each line of the file is a document."""
-    return find_ending(piece.path) in (".jsonl", ".ndjson")
 
 
 def _lines_of(piece: Piece, field: str) -> Iterator[_Read]:

@@ -14,12 +14,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.corpus.dedup.corpus import Corpus, CorpusShard, ShardStage, explain_read_errors, holds_lines
+from megalm.corpus.dedup.corpus import Corpus, CorpusShard, ShardStage, explain_read_errors
 from megalm.corpus.dedup.files import load, name_shard_file, save, write_whole
 from megalm.corpus.dedup.places import KINDS, PLACE, Places
 from megalm.corpus.documents import BOM, BadDocument, Document, Piece, read_piece
 from megalm.corpus.fields import replace_text
 from megalm.corpus.files import open_bytes
+from megalm.corpus.json_lines import holds_lines
 from megalm.corpus.shards import check_unchanged
 
 WRITTEN = 1 << 12  # rows of the list that are held as Python objects

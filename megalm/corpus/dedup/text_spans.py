@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from megalm.config.errors import ConfigError
-from megalm.corpus.dedup.corpus import Corpus, ShardStage, holds_lines
+from megalm.corpus.dedup.corpus import Corpus, ShardStage
 from megalm.corpus.dedup.files import load, name_shard_file, save
 from megalm.corpus.dedup.places import Places
 from megalm.corpus.dedup.removal import (
@@ -31,6 +31,7 @@ from megalm.corpus.dedup.removal import (
 )
 from megalm.corpus.dedup.spans import Symbols, find_spans
 from megalm.corpus.fields import is_one_text, replace_text
+from megalm.corpus.json_lines import holds_lines
 
 SHOWN = 200  # characters of what was cut in the list of it
 

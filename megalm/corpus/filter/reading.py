@@ -9,13 +9,13 @@ from functools import cached_property
 from typing import Any
 
 from megalm.config.errors import ConfigError
-from megalm.corpus.dedup.corpus import BATCH_CHARACTERS, BATCH_TEXTS, CorpusShard, explain_read_errors, holds_lines
+from megalm.corpus.dedup.corpus import BATCH_CHARACTERS, BATCH_TEXTS, CorpusShard, explain_read_errors
 from megalm.corpus.dedup.places import make_bad_record
 from megalm.corpus.dedup.removal import write_json_row
 from megalm.corpus.dedup.texts import Texts
 from megalm.corpus.documents import BOM, BadDocument, Document, Piece, read_piece
 from megalm.corpus.fields import replace_text
-from megalm.corpus.json_lines import Lines, read_lines
+from megalm.corpus.json_lines import Lines, holds_lines, read_lines
 
 
 @dataclass(frozen=True)
