@@ -151,6 +151,9 @@ class ModelConfig:
     """Rows of the embedding: at least the tokenizer's vocabulary."""
     seq_length: Fixed[int] = required(at_least=1)
     """Tokens in a training sequence."""
+    max_positions: Aside[int | None] = number(None, at_least=1)
+    """The longest sequence that the model is for, where that is longer than those it is trained on: how far it writes, and
+    what an exported `config.json` says. None: seq_length."""
     norm: Function[str] = choice("rmsnorm", "layernorm")
     """rmsnorm (Zhang & Sennrich 2019) or layernorm."""
     norm_eps: Function[float] = number(1e-5, above=0, at_most=1)
@@ -246,6 +249,11 @@ class ModelConfig:
         """The word of layer_pattern that holds for the layer of this number."""
         pattern = self.layer_pattern or ["full" if self.window is None else "window"]
         return pattern[layer % len(pattern)]
+
+    @property
+    def position_limit(self) -> int:
+        """Tokens of the longest sequence that the model is for."""
+        return max(self.max_positions or 0, self.seq_length)
 
     @property
     def gated(self) -> bool:

@@ -101,6 +101,11 @@ def _check_model(model: ModelConfig) -> None:
     if model.moe.num_experts:
         check_mixture(model)
     _require(
+        model.position != "learned" or model.position_limit == model.seq_length,
+        f"model.max_positions={model.max_positions}: with model.position=learned there is a vector for each of the "
+        f"model.seq_length={model.seq_length} positions, and none beyond: leave it out, or train on that length.",
+    )
+    _require(
         model.prediction.depth < model.seq_length,
         f"model.prediction.depth={model.prediction.depth}: a token that lies so far ahead must lie within "
         f"model.seq_length={model.seq_length}: choose at most {model.seq_length - 1}.",

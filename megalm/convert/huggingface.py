@@ -192,7 +192,7 @@ def write_folder(
     # The embedding's dtype stands for the whole model's.
     main_dtype = dtype or source.weights.dtype("embedding.weight")
     folder.mkdir(parents=True, exist_ok=True)
-    control = write_tokenizer(folder, files, source.model.seq_length)
+    control = write_tokenizer(folder, files, source.model.position_limit)
     own = source.config_json is not None and (tokenizer is None or _came_with(source, tokenizer))
     config_json = choose_config_json(source, main_dtype, None if own else control)
     table = huggingface_names.make_huggingface_rules(source.model, config_json["model_type"])

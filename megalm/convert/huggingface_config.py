@@ -25,10 +25,16 @@ class Reading:
     notes: list[str]
 
 
+def widen_positions(model: ModelConfig) -> ModelConfig:
+    """The model with sequences as long as it is for, as `config.json` knows it: nothing there says how it was trained."""
+    limit = model.position_limit
+    return dataclasses.replace(model, seq_length=limit, max_positions=limit)
+
+
 def collect_function(model: ModelConfig) -> Json:
     """Collect the settings that decide the function the model computes; those without effect are left out."""
-    fields = dataclasses.asdict(model)
-    for key in ("name", "init_std", "scaled_init", "z_loss", "dropout"):
+    fields = dataclasses.asdict(widen_positions(model))
+    for key in ("name", "max_positions", "init_std", "scaled_init", "z_loss", "dropout"):
         fields.pop(key)
     fields.pop("rope_interleaved")  # rows are reordered on the way: see order_half_split_rows
     rotated = model.position == "rope"
@@ -98,7 +104,7 @@ def list_unexpressed(model: ModelConfig, architecture: Family) -> list[str]:
     """List what the architecture cannot express of the model: `key=value` of each setting; empty if it fits."""
     try:
         back = collect_function(
-            architecture.read(Config({"model_type": architecture.model_type, **architecture.write(model)}))
+            architecture.read(Config({"model_type": architecture.model_type, **_write(model, architecture)}))
         )
     except ConfigError as error:
         return [str(error)]
@@ -152,4 +158,8 @@ def write_config(model: ModelConfig, *, preferred: str | None = None) -> Json:
     """Write the model's `config.json`, but for the number format of its files."""
     architecture = choose_architecture(model, preferred)
     head = {"architectures": [architecture.class_name], "model_type": architecture.model_type}
-    return {**head, **architecture.write(model)}
+    return {**head, **_write(model, architecture)}
+
+
+def _write(model: ModelConfig, architecture: Family) -> Json:
+    return architecture.write(widen_positions(model))

@@ -51,6 +51,8 @@ def read_args(args: Namespace, vocab_size: int | None = None) -> ModelConfig:
         raise ConfigError(
             f"the checkpoint's arguments lack {', '.join(missing)}: it was not written by Megatron-LM's training"
         )
+    longest = get("max_position_embeddings") or get("seq_length")
+    seq_length = longest if position == "learned" else get("seq_length") or longest
     bias = bool(get("add_bias_linear", True))
     norm = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm"}[get("normalization", "LayerNorm")]
     gelu = "gelu_tanh" if get("openai_gelu", False) or (bias and get("bias_gelu_fusion", True)) else "gelu"
@@ -63,7 +65,8 @@ def read_args(args: Namespace, vocab_size: int | None = None) -> ModelConfig:
         head_dim=get("kv_channels"),
         ffn_hidden_size=get("ffn_hidden_size", 4 * args.hidden_size),
         vocab_size=vocab_size or get("vocab_size") or args.padded_vocab_size,
-        seq_length=get("max_position_embeddings") or get("seq_length"),
+        seq_length=seq_length,
+        max_positions=longest if longest > seq_length else None,
         norm=norm,
         norm_bias=norm == "layernorm",
         norm_eps=float(get("norm_epsilon", get("layernorm_epsilon", 1e-5))),
@@ -102,7 +105,7 @@ def write_args(model: ModelConfig, *, tensor: int, pipeline: int, virtual: int, 
         num_query_groups=model.num_kv_heads,
         kv_channels=model.head_dim,
         seq_length=model.seq_length,
-        max_position_embeddings=model.seq_length,
+        max_position_embeddings=model.position_limit,
         vocab_size=model.vocab_size,
         padded_vocab_size=padded_vocab_size,
         make_vocab_size_divisible_by=128,

@@ -89,6 +89,8 @@ def load_model(
     from megalm.convert.formats import open_source
 
     source = open_source(path, accept=accept)
+    if source.model.position_limit > source.model.seq_length:  # it sees as far as it is for, however it was trained
+        source.model = replace(source.model, seq_length=source.model.position_limit)
     return source, build_model(source.model, source.weights, device=device, dtype=dtype)
 
 

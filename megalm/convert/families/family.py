@@ -111,6 +111,11 @@ def same(key: str, field: str, default: Any = REQUIRED) -> Setting:
     return Setting(key, (field,), default)
 
 
+def longest(key: str, default: int) -> Setting:
+    """The longest sequence that the model is for; how it was trained is not said."""
+    return Setting(key, ("seq_length", "max_positions"), default)
+
+
 def truth(key: str, default: bool, *fields: str) -> Setting:
     """A setting that is true or false."""
     return Setting(key, fields, default, bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megalm.config import ModelConfig
-from megalm.convert.families.family import Config, Family, Json, Names, activation, chain, join, refuse, same
+from megalm.convert.families.family import Config, Family, Json, Names, activation, chain, join, longest, refuse, same
 from megalm.convert.families.llama import ATTENTION, BIASES, ENDS, MLP, PREFIX, QK_HEAD, shape_settings
 from megalm.convert.families.rope import make_rope_reader, write_layers_rope, write_rope
 from megalm.convert.families.windows import make_pattern_reader, write_pattern
@@ -64,10 +64,7 @@ GEMMA3 = Family(
     "gemma3_text",
     "Gemma3ForCausalLM",
     (
-        *(
-            same("max_position_embeddings", "seq_length", 131072) if s.key == "max_position_embeddings" else s
-            for s in _SETTINGS
-        ),
+        *(longest("max_position_embeddings", 131072) if s.key == "max_position_embeddings" else s for s in _SETTINGS),
         same("final_logit_softcapping", "logit_softcap", None),
     ),
     _NAMES,

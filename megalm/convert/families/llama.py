@@ -16,6 +16,7 @@ from megalm.convert.families.family import (
     activation,
     chain,
     join,
+    longest,
     same,
     truth,
 )
@@ -71,7 +72,7 @@ def shape_settings(
         same("head_dim", "head_dim", head_dim),
         same("intermediate_size", "ffn_hidden_size"),
         same("vocab_size", "vocab_size"),
-        same("max_position_embeddings", "seq_length", positions),
+        longest("max_position_embeddings", positions),
         truth("tie_word_embeddings", tied, "tie_embeddings"),
         same("initializer_range", "init_std", 0.02),
     )
