@@ -20,8 +20,9 @@ from megalm.guard.policy import Decision, Policy
 from megalm.guard.recover import NAME, Recovery
 from megalm.guard.reference import Reference
 from megalm.guard.replay import History, Replay, StepRecord
+from megalm.guard.replicas import ReplicaWatch
 from megalm.guard.snapshots import SnapshotRing, check_memory
-from megalm.guard.watch import AttentionWatch, ReplicaWatch
+from megalm.guard.watch import AttentionWatch
 from megalm.train.hooks import Hook
 from megalm.train.signals import Signals
 
@@ -97,14 +98,26 @@ class GuardHook(Hook):
             self._carry_out(trainer, decision)
             return
         if self.recovery.replay is None and self.replicas.look(trainer) and self.config.act and self.config.rungs:
-            self.policy.count += 1
-            onset = self.replicas.equal_at + 1
-            self._carry_out(trainer, Decision(self.policy.count, trainer.step, "replay", "hardware", onset))
+            self._heal(trainer)
         due = self.ring.due(trainer.step) or self.reference.is_due(trainer.step)
         if due and self._is_calm():
             begun = time.perf_counter()
             self._capture(trainer)
             self.spent["snapshots"] += time.perf_counter() - begun
+
+    def _heal(self, trainer: Trainer) -> None:
+        """Go back to where all replicas were equal and make the steps again; where no such state is left, the odd ranks take
+        the majority's weights, and the run goes on with what the wrong ones did to it."""
+        decision = Decision(self.policy.count + 1, trainer.step, "replay", "hardware", self.replicas.equal_at + 1)
+        if self.recovery.source(trainer, decision) is None and self.replicas.has_majority(trainer.mesh):
+            self.replicas.copy_majority(trainer)
+            who = ", ".join(map(str, self.replicas.odd))
+            text = f"ranks {who} took the weights of the others; steps from {decision.onset} on were made with the wrong ones"
+            trainer.events.write("recovered", step=trainer.step, ranks=self.replicas.odd, text=text)
+            self.replicas.equal_at = trainer.step
+            return
+        self.policy.count += 1
+        self._carry_out(trainer, decision)
 
     def _carry_out(self, trainer: Trainer, decision: Decision) -> None:
         gone_back_to = self.recovery.carry_out(trainer, decision)

@@ -17,7 +17,7 @@ from megalm.guard.probe import has_broken_weights, reach_verdict
 from megalm.guard.recover import Recovery, list_measured, write_decision
 from megalm.guard.reference import Reference
 from megalm.guard.replay import History, gather_fingerprints, list_differing
-from megalm.guard.watch import name_ranks
+from megalm.guard.replicas import name_ranks
 from megalm.journal import format_number
 from megalm.train.signals import Signals
 

@@ -146,10 +146,11 @@ class Recovery:
     # --------------------------------------------------------------------------------------------------------- going back
     def source(self, trainer: Trainer, decision: Decision) -> Snapshot | Path | None:
         """Where to go back to: a snapshot, else the newest checkpoint from before the onset, else nowhere."""
-        snapshot = self._snapshot(decision.onset, decision.attempt)
-        if snapshot is not None:
-            return snapshot
-        return self._checkpoint(trainer, decision.onset - self.config.margin)
+        latest = decision.onset - (
+            1 if decision.verdict == "hardware" else self.config.margin
+        )  # there the onset is known
+        snapshot = self.ring.choose(latest, decision.attempt)
+        return snapshot if snapshot is not None else self._checkpoint(trainer, latest)
 
     def _snapshot(self, onset: int, attempt: int) -> Snapshot | None:
         return self.ring.choose(onset - self.config.margin, attempt)

@@ -95,9 +95,19 @@ def gather_fingerprints(chunks: Sequence[Any], boxes: Sequence[Any], axis: Any, 
     return all_gather(torch.tensor([own], dtype=torch.int64, device=device), axis).tolist()
 
 
+def list_replicated(chunks: Sequence[Any], axis: str) -> list[torch.Tensor]:
+    """Weights and states that all ranks of the axis hold. What `fully_shard` has split has no copies."""
+    return [
+        tensor
+        for chunk in chunks
+        for tensor in (*chunk.parameters(), *chunk.buffers())
+        if hasattr(tensor, "megalm_slice") and not isinstance(tensor, DTensor) and slice_of(tensor).reduce_over == axis
+    ]
+
+
 def find_odd_replicas(chunks: Sequence[Any], mesh: Mesh) -> list[int]:
     """World ranks, as far as this one can see, whose copies of weights or states differ from the others': each weight is
-    compared over the ranks that hold it, which are others for experts. What `fully_shard` has split has no copies.
+    compared over the ranks that hold it, which are others for experts.
 
     Comm: all-gather of one integer over data x context, and over the experts' replicas
     """
@@ -106,15 +116,7 @@ def find_odd_replicas(chunks: Sequence[Any], mesh: Mesh) -> list[int]:
         axis = getattr(mesh, name)
         if axis.size == 1:
             continue
-        held = [
-            tensor
-            for chunk in chunks
-            for tensor in (*chunk.parameters(), *chunk.buffers())
-            if hasattr(tensor, "megalm_slice")
-            and not isinstance(tensor, DTensor)
-            and slice_of(tensor).reduce_over == name
-        ]
-        own = torch.tensor([take_fingerprint(held)], dtype=torch.int64, device=mesh.device)
+        own = torch.tensor([take_fingerprint(list_replicated(chunks, name))], dtype=torch.int64, device=mesh.device)
         prints = all_gather(own, axis).tolist()
         if len(set(prints)) > 1:
             odd.update(axis.ranks[place] for place in find_minority(prints))

@@ -8,7 +8,7 @@ the local parameter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -207,6 +207,9 @@ class FullyShardedOptimizer(Optimizer):
 
     def gather_parameters(self) -> None:
         """Nothing to do: the masters are the parameters, and forward gathers them."""
+
+    def copy_from_replicas(self, odd: Collection[int]) -> None:
+        """Nothing to copy: each weight and state has one place."""
 
     def wait_weights(self) -> None:
         """Nothing to do: forward waits for what it gathers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -27,6 +28,10 @@ class Optimizer:
 
     def parts(self) -> list[Part]:
         """The flat buffers with the global tensors in them."""
+        raise NotImplementedError
+
+    def copy_from_replicas(self, odd: Collection[int]) -> None:
+        """Have these ranks (of the world) take weights and states from ranks that hold the same and are not among them."""
         raise NotImplementedError
 
     def clip_factor(self, grad_norm: float) -> float:

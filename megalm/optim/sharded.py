@@ -3,7 +3,7 @@ stages 0, 1 and 2."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -217,6 +217,18 @@ class ShardedOptimizer(Optimizer):
         """
         self.wait_weights()
         for bucket in self.buckets:
+            bucket.publish()
+        self.wait_weights()
+
+    @torch.no_grad()
+    def copy_from_replicas(self, odd: Collection[int]) -> None:
+        """Comm: without ZeRO a broadcast of masters and states; with it, where each has one place, the weights' all-gather."""
+        self.wait_weights()
+        for bucket in self.buckets:
+            if bucket.shards == 1 and bucket.axis.size > 1:
+                source = next(place for place, rank in enumerate(bucket.axis.ranks) if rank not in odd)
+                for flat in (bucket.master, *bucket.state.values()):
+                    collectives.broadcast(flat, bucket.axis, source)
             bucket.publish()
         self.wait_weights()
 

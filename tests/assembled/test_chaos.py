@@ -35,6 +35,18 @@ def test_a_run_sees_six_faults_through_and_ends_as_one_that_saw_none(tmp_path):
     assert run.errors.count("chaos: rank ") == len(FAULTS)
 
 
+def test_a_rank_whose_weights_are_wrong_is_named_and_the_losses_stay_those_of_an_undisturbed_run(tmp_path):
+    words = ("train.steps=40", "checkpoint.every=20", "guard.replica_check_every=8", "guard.snapshot_lags=[4,16]")
+    for name in ("calm", "wrong"):
+        (tmp_path / name).mkdir()
+    calm = train(tmp_path / "calm", *words, ranks=3).ended_well()
+    flip = [f"guard.provoke.{word}" for word in ("kind=bit_flip", "step=20", "rank=1", "bit=3")]
+    run = train(tmp_path / "wrong", *words, *flip, ranks=3).ended_well()
+    assert [(event["step"], event["rank"], event["what"]) for event in run.of("sdc")] == [(24, 1, "weights")]
+    assert losses(run) == losses(calm)
+    assert "rank 1 had computed wrongly" in run.shown and "sdc" in run.report
+
+
 def test_the_same_error_in_the_same_step_twice_is_not_tried_again(tmp_path):
     fault = "resilience.chaos.faults=[{kind: exception, phase: update, step: 12, rank: 1, attempts: 9}]"
     run = train(tmp_path, *WORDS, fault, ranks=2).ended_well(3)
