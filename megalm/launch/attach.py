@@ -46,6 +46,7 @@ def list_hooks(
     preparing: complete the data before any batch is asked for. watching: look at what batches were like.
     memory: counts from before the run was built.
     """
+    trackers = [TRACKERS.find(name)(config, folder) for name in config.tracking.trackers]  # on every rank: see there
     console = Console(soft_wrap=not sys.stdout.isatty()) if writer else None
     watched = config.guard.enabled and config.guard.router_patience and config.model.moe.num_experts
     hooks: list[Hook] = [
@@ -73,10 +74,11 @@ def list_hooks(
         ]
         if config.tracking.tensorboard:
             hooks.append(Bystander(TrackerHook(TensorBoard(folder / "tensorboard"))))  # reads metrics.jsonl
-        hooks += [Bystander(TrackerHook(TRACKERS.find(name)(config, folder))) for name in config.tracking.trackers]
         hooks += tellers  # below those who show it: all are ready when the first event comes
     if config.train.sample and config.train.sample_tokens:
         hooks.append(SampleHook(folder, console))  # on every rank: the tensor ranks write together
     if console is not None and config.tracking.report:
-        hooks.append(Bystander(ReportHook(folder)))  # last: it holds what all the others wrote
+        hooks.append(Bystander(ReportHook(folder)))  # it holds what all the others wrote
+    if console is not None:
+        hooks += [Bystander(TrackerHook(tracker)) for tracker in trackers]  # last: they keep the report, too
     return hooks

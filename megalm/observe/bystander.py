@@ -57,7 +57,7 @@ class Bystander(Hook):
             getattr(self.hook, moment)(trainer, *more)
         except Exception as error:
             self.failed = True
-            name = type(self.hook).__name__
+            name = self.hook.name
             log.exception("%s failed in %s at step %d; the run goes on without it", name, moment, trainer.step)
             text = f"{name} failed and shows nothing more ({type(error).__name__}: {error}); the run goes on"
             trainer.events.write("warning", step=trainer.step, what="observer", text=text)

@@ -67,7 +67,7 @@ def test_the_same_run_given_twice_counts_once_and_what_is_none_is_named(tmp_path
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="holds no run"):
         find_runs([tmp_path / "empty"])
-    with pytest.raises(ConfigError, match="is no folder"):
+    with pytest.raises(ConfigError, match="no such folder"):
         find_runs([tmp_path / "nowhere"])
 
 

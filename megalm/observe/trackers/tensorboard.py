@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megalm.config import Config
+from megalm.observe.trackers.lineage import describe_settings
+from megalm.observe.trackers.tracker import Tracker
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Writes event files into a folder.
 
     Where the run goes back, TensorBoard forgets what was written of the steps that come again, events included. The scalars
@@ -24,6 +27,16 @@ class TensorBoard:
 
     def start(self, config: Config, step: int) -> None:
         self._open(step)
+        self._show_settings(config)
+
+    def _show_settings(self, config: Config) -> None:
+        """The tab of hyperparameters, in the run itself: torch's add_hparams makes a second run of another name."""
+        from torch.utils.tensorboard.summary import hparams
+
+        plain = {key: value if isinstance(value, bool | int | float | str) else str(value)
+                 for key, value in describe_settings(config).items()}  # fmt: skip
+        for summary in hparams(plain, {"train/loss": 0.0, "eval/loss": 0.0}):
+            self._writer._get_file_writer().add_summary(summary)
 
     def _open(self, step: int) -> None:
         self._writer = _writer(self.folder, step)
@@ -44,7 +57,7 @@ class TensorBoard:
                         beside.add_scalar(name, value, at)
         self._open(step)
 
-    def close(self) -> None:
+    def finish(self, status: int, files: Sequence[Path]) -> None:
         self._writer.close()
 
 

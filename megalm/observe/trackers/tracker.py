@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from megalm.config import Config
 from megalm.journal import QUIET, describe_event, read_course, read_events
+from megalm.observe.trackers.lineage import collect_lineage
 from megalm.train.hooks import Hook
 
 if TYPE_CHECKING:
     from megalm.train.trainer import Trainer
 
 
-class Tracker(Protocol):
-    """Shows a run's numbers and events somewhere. Asked on rank 0 alone; what it raises ends its showing, not the run."""
+FILES = ("report.html", "config.yaml", "plan.json", "events.jsonl")
+"""Of a run's folder, for trackers that keep files."""
+
+
+class Tracker:
+    """Shows a run's numbers and events somewhere; override what it shows. Asked on rank 0 alone; what it raises ends its
+    showing, not the run. A step must not wait for a network: what is slow is done in a thread of the tracker's own."""
 
     def start(self, config: Config, step: int) -> None:
         """The run (or what goes on of it) begins; steps from this one on follow. What was shown of them is forgotten."""
-        ...
+
+    def describe(self, facts: Mapping[str, str]) -> None:
+        """Where the run comes from: versions, commit, digests of the data, parent; right after `start`."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Numbers of a step, each by a name with a folder: train/loss, eval/loss, events/spike."""
-        ...
 
     def text(self, step: int, name: str, text: str) -> None:
         """A sentence on a step, under a name as of `scalars`."""
-        ...
 
     def go_back(self, step: int, number: int, abandoned: dict[int, dict[str, float]]) -> None:
         """Steps from this one on are made again. abandoned: what `scalars` was told of them; `number` counts the returns."""
-        ...
 
-    def close(self) -> None:
-        """Nothing follows."""
-        ...
+    def finish(self, status: int, files: Sequence[Path]) -> None:
+        """Nothing follows. status: the run's exit status; files: its report, settings, plan and events, to be kept with it."""
 
 
 class TrackerHook(Hook):
@@ -52,6 +58,7 @@ class TrackerHook(Hook):
     def on_train_start(self, trainer: Trainer) -> None:
         self._folder = trainer.folder
         self.tracker.start(trainer.config, trainer.step + 1)
+        self.tracker.describe(collect_lineage(trainer))
         self._go_on(trainer.step + 1)
 
     def on_event(self, event: dict[str, Any]) -> None:
@@ -78,7 +85,8 @@ class TrackerHook(Hook):
                 self.on_event(event)
 
     def on_train_end(self, trainer: Trainer, status: int) -> None:
-        self.tracker.close()
+        kept = [self._folder / name for name in FILES]
+        self.tracker.finish(status, [file for file in kept if file.is_file()])
 
 
 def name_scalars(record: dict[str, Any]) -> dict[str, float]:

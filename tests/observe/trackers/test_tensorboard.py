@@ -4,9 +4,12 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.summary.writer import event_file_writer
 
+from megalm.config.compose import compose_config
 from megalm.journal import EventLog
 from megalm.observe.metrics import MetricsWriter
 from megalm.observe.trackers.tensorboard import TensorBoard
@@ -25,7 +28,14 @@ class Training:
 
     def __init__(self, folder, step=0):
         self.folder = folder
-        self.trainer = SimpleNamespace(step=step, folder=folder, config=None, events=EventLog(folder / "events.jsonl"))
+        self.trainer = SimpleNamespace(
+            step=step,
+            folder=folder,
+            config=compose_config(["+model=tiny"]),
+            events=EventLog(folder / "events.jsonl"),
+            mesh=SimpleNamespace(world_size=1, device=torch.device("cpu")),
+            batch_source=SimpleNamespace(state_dict=dict),
+        )
         self.hooks = [MetricsWriter(folder / "metrics.jsonl"), TrackerHook(TensorBoard(folder / "tensorboard"))]
         self.trainer.events.listeners += [hook.on_event for hook in self.hooks]
         for hook in self.hooks:
@@ -81,3 +91,12 @@ def test_a_resumed_run_goes_on_where_it_was_and_keeps_its_events(run):
     main = shown(run / "tensorboard")
     assert main["train/loss"] == {**dict.fromkeys(range(1, 5), 1.0), 5: 2.0, 6: 2.0, 7: 4.0, 8: 4.0}
     assert set(main["events/spike"]) == {7} and set(main["events/rollback"]) == {7, 10}
+
+
+def test_the_settings_are_in_the_tab_of_hyperparameters_of_the_same_run(run):
+    read = EventAccumulator(str(run / "tensorboard"))
+    read.Reload()
+    content = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    settings = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert settings["optim.lr"].number_value == 3e-4 and settings["optim.name"].string_value == "adamw"
+    assert {path.name for path in (run / "tensorboard").iterdir() if path.is_dir()} == {"gone_back"}
