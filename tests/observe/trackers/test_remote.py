@@ -57,8 +57,8 @@ def server(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-               "--backend-store-uri", f"sqlite:///{folder}/store.db", "--artifacts-destination", str(folder / "kept")]  # fmt: skip
+    command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/store.db", "--artifacts-destination", str(folder / "kept")]
     with open(folder / "log", "w") as log:
         running = subprocess.Popen([sys.executable, "-m", "mlflow", *command], cwd=folder, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
