@@ -32,6 +32,8 @@ class ModelShape:
     """A vector for each position is added to the embedding."""
     tie_embeddings: bool
     """The output matrix is the embedding's."""
+    value_head: bool
+    """A number for each token, beside the logits."""
 
 
 @cache_by_model
@@ -62,4 +64,5 @@ def resolve_shape(model: ModelConfig) -> ModelShape:
         embedding_norm=full.embedding_norm,
         learned_positions=full.position == "learned",
         tie_embeddings=full.tie_embeddings,
+        value_head=full.value_head,
     )

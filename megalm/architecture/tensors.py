@@ -9,6 +9,8 @@ from megalm.architecture.layers import list_trained_layers, name_layer, specify_
 from megalm.architecture.shape import ModelShape, resolve_shape
 from megalm.config.model import ModelConfig
 
+VALUE_HEAD = "value_head.weight"
+
 
 @dataclass(frozen=True)
 class ParameterCounts:
@@ -69,6 +71,8 @@ def list_back_tensors(shape: ModelShape) -> Tensors:
     yield from shape.norm.list_tensors("final_norm")
     if not shape.tie_embeddings:
         yield "output.weight", (shape.vocab_size, shape.hidden_size)
+    if shape.value_head:
+        yield VALUE_HEAD, (1, shape.hidden_size)
 
 
 def count_parameters(model: ModelConfig) -> ParameterCounts:
@@ -92,6 +96,11 @@ def count_parameters(model: ModelConfig) -> ParameterCounts:
 def count_elements(found: Iterable[tuple[str, tuple[int, ...]]]) -> int:
     """Numbers in all of these tensors."""
     return sum(prod(shape) for _, shape in found)
+
+
+def is_added(name: str) -> bool:
+    """Whether a tensor may be new to a model whose other weights are trained already."""
+    return name == VALUE_HEAD
 
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:

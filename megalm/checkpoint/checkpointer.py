@@ -239,14 +239,16 @@ class Checkpointer:
         *,
         path: Path | str | None = None,
         weights_only: bool = False,
+        optional: Callable[[str], bool] = lambda name: False,
         check: Callable[[dict[str, Any], str], None] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Fill the boxes' tensors in place from `path`, or from the newest good checkpoint of the folder.
 
         A folder of checkpoints, or of a run, as `path` means the newest good one in it. Where a checkpoint turns out to be
         damaged, this is reported (`checkpoint_rejected`) and the one before it is taken; if `path` names one, there is no other.
-        With `weights_only`, boxes of optimizer tensors stay as they are. `check` is called on every rank with a checkpoint's
-        state and its name before anything of it is taken; what it raises (alike on all ranks) ends the load.
+        With `weights_only`, boxes of optimizer tensors stay as they are; so do `optional` ones that it has not. `check` is
+        called on every rank with a checkpoint's state and its name before anything of it is taken; what it raises (alike on
+        all ranks) ends the load.
 
         Returns: (state, this rank's own state; None on another layout than it was saved on, and with `weights_only`).
         Errors: ConfigError if it is a checkpoint of another model (nothing is overwritten), or there is none;
@@ -255,9 +257,7 @@ class Checkpointer:
         self._finish()
         if weights_only:
             boxes = [box for box in boxes if not box.name.startswith(OPTIMIZER_PREFIX)]
-        wanted: dict[str, tuple[int, ...]] = {}
-        for part in self.ranks.all_gather(list_shapes(boxes)):
-            wanted.update(part)
+        wanted = {name: shape for part in self.ranks.all_gather(list_shapes(boxes)) for name, shape in part.items()}
         tried: list[str] = []
         damage = None
         while True:
@@ -270,7 +270,7 @@ class Checkpointer:
                 )
             source = self._source(path, name)
             try:
-                state, own = self._load_one(source, boxes, wanted, check)
+                state, own = self._load_one(source, boxes, wanted, optional, check)
                 if path is None:
                     self.durable = self._step_of(name)
                 return state, None if weights_only else own
@@ -399,6 +399,7 @@ class Checkpointer:
         source: CheckpointSource,
         boxes: Sequence[Box],
         wanted: dict[str, tuple[int, ...]],
+        optional: Callable[[str], bool],
         check: Callable[[dict[str, Any], str], None] | None,
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Load one checkpoint on all ranks; what one rank finds wrong is raised on all of them."""
@@ -410,10 +411,11 @@ class Checkpointer:
         manifest, state, saved = run_on_rank_0(self.ranks, read)
         if check is not None:
             check(state, source.name)
+        wanted = {n: shape for n, shape in wanted.items() if n in manifest.tensors or not optional(n)}
         check_same_model(wanted, manifest, source.name)
         problem = None
         try:
-            fill_boxes(boxes, source, manifest)
+            fill_boxes([box for box in boxes if box.name in wanted], source, manifest)
         except CheckpointError as error:
             problem = error
         agree_on(self.ranks, problem)

@@ -220,6 +220,8 @@ class ModelConfig:
     """Clamp queries, keys and values to +- this value (MPT); None: no clamp."""
     tie_embeddings: Fixed[bool] = False
     """The output matrix is the embedding's."""
+    value_head: Fixed[bool] = False
+    """A linear map from the last hidden state to one number a token, beside the output matrix: of reward models."""
     embedding_norm: Fixed[bool] = False
     """A norm right after the embedding (BLOOM)."""
     embedding_scale: Function[float] = number(1.0, above=0)

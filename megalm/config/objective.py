@@ -9,8 +9,10 @@ from megalm.config.errors import ConfigError
 from megalm.config.fields import choice, number
 from megalm.config.policy import PolicyConfig, check_policy
 
-PAIRED = ("preference",)
+PAIRED = ("preference", "reward")
 """Objectives of megalm's own that learn from pairs of answers."""
+VALUED = ("reward",)
+"""Objectives whose model has a value head."""
 BUILT_IN = ("next_token", "policy", *PAIRED)
 
 
@@ -37,6 +39,14 @@ class PreferenceConfig:
 
 
 @dataclass
+class RewardConfig:
+    """A number for each answer, higher for the better one of a pair."""
+
+    centering: float = number(0.01, at_least=0)
+    """Weight of (r chosen + r rejected)^2, which keeps rewards around 0 (Eisenstein et al. 2023); 0: they may drift."""
+
+
+@dataclass
 class ObjectiveConfig:
     """The objective: `objective=NAME` chooses a file of conf/objective, `objective.name` the objective itself.
 
@@ -44,10 +54,12 @@ class ObjectiveConfig:
     """
 
     name: Function[str] = "next_token"
-    """next_token (pretraining and fine-tuning), preference (DPO and its kin), policy (reinforcement: the run learns from texts
-    that it writes), or the name under which a plugin registered its own."""
+    """next_token (pretraining and fine-tuning), preference (DPO and its kin), reward (a reward model), policy (reinforcement:
+    the run learns from texts that it writes), or the name under which a plugin registered its own."""
     preference: Course[PreferenceConfig] = field(default_factory=PreferenceConfig)
-    """Pairs of answers."""
+    """Of two answers the better one."""
+    reward: Course[RewardConfig] = field(default_factory=RewardConfig)
+    """A number for each answer."""
     policy: Course[PolicyConfig] = field(default_factory=PolicyConfig)
     """Settings of reinforcement."""
     options: Course[dict[str, Any]] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from megalm.config.errors import ConfigError
 from megalm.config.fields import MISSING
 from megalm.config.groups import list_groups
 from megalm.config.model import ModelConfig
+from megalm.config.objective import VALUED
 from megalm.config.plugins import load_plugins
 from megalm.config.root import Config
 from megalm.config.typed import Kind, build, list_fields
@@ -32,6 +33,7 @@ def build_config(values: dict[str, Any]) -> Config:
 def fill_in(config: Config) -> None:
     """Replace what was not given by what follows from other values."""
     config.model.fill_in()
+    config.model.value_head = config.model.value_head or config.objective.name in VALUED
     batches = [phase.global_batch_size for phase in config.data.phases if phase.global_batch_size]
     config.train.fill_in(config.model, batches)
 

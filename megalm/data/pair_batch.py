@@ -21,6 +21,8 @@ class PairBatch(Batch):
 
     answers: Tensor | None = declare_dims("batch", "sequence")
     """int64 [B, S]: which answer of its row each position is in."""
+    ends: Tensor | None = declare_dims("batch", "sequence")
+    """fp32 [B, S]: 1 at the last target of each answer, as an input: where a reward is read."""
     counted: Tensor | None = declare_dims("batch", "pairs")
     """fp32 [B, P]: 1 where there is a pair."""
     margins: Tensor | None = declare_dims("batch", "pairs")
@@ -56,7 +58,21 @@ def add_pairs(batch: Batch, rows: Sequence[tuple[TokenSource, int]], most: int) 
     return PairBatch(
         **{part.name: getattr(batch, part.name) for part in fields(batch)},
         answers=answers,
+        ends=_find_ends(answers, batch.loss_mask, 2 * most),
         counted=torch.from_numpy(counted),
         margins=torch.from_numpy(margins),
         reference=torch.from_numpy(reference) if known else None,
     )
+
+
+def _find_ends(answers: Tensor, mask: Tensor | None, none: int) -> Tensor:
+    """Where the last target of each answer is read. Shapes: answers int64 [B, S], mask fp32 [B, S] -> fp32 [B, S]"""
+    assert mask is not None
+    ends = torch.zeros(answers.shape)
+    for row in range(len(answers)):
+        targets = (mask[row] > 0).nonzero().squeeze(-1)  # each predicts the token that follows
+        own = answers[row, targets]
+        last = torch.ones_like(own, dtype=torch.bool)
+        last[:-1] = own[1:] != own[:-1]
+        ends[row, targets[last & (own < none)] + 1] = 1.0
+    return ends

@@ -45,16 +45,16 @@ class PairedSource(PackedSource):
         return path.with_name(path.name.replace(f".pack{seq_length}", f".pairs{seq_length}"))
 
     def _fill(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-        """Whole pairs, best fit."""
+        """Whole pairs, best fit. Every token is read, the last one too: a reward is read there."""
         both = lengths.reshape(-1, 2).sum(1)
-        if len(both) and both.max() > self.seq_length + 1:
+        if len(both) and both.max() > self.seq_length:
             longest = int(both.argmax())
             raise ConfigError(
                 f"{self.file.prefix}: the answers of pair {longest + self.file.document_at(self.first) // 2 + 1} have "
-                f"{both[longest]} tokens together, and a sample holds {self.seq_length + 1}: make model.seq_length at least "
-                f"{both[longest] - 1}, or prepare the data with --max-length {(self.seq_length + 1) // 2}."
+                f"{both[longest]} tokens together, and a sample holds {self.seq_length}: make model.seq_length at least "
+                f"{both[longest]}, or prepare the data with --max-length {self.seq_length // 2}."
             )
-        bins, samples = pack_best_fit(both, self.seq_length + 1)
+        bins, samples = pack_best_fit(both, self.seq_length)
         documents = np.arange(len(lengths))
         return documents, np.zeros_like(documents), lengths, np.repeat(bins, 2), samples
 

@@ -12,6 +12,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from megalm.architecture.shape import resolve_shape
+from megalm.architecture.tensors import VALUE_HEAD
 from megalm.config import ModelConfig
 from megalm.model.norm import make_norm
 from megalm.parallel import collectives
@@ -20,7 +21,27 @@ from megalm.parallel.layer_context import LayerContext
 from megalm.parallel.linear import ColumnParallelLinear, Output, column_parallel
 from megalm.parallel.loss import vocabulary_parallel_cross_entropy, vocabulary_parallel_linear_cross_entropy
 from megalm.parallel.mesh import Axis
-from megalm.parallel.slices import Role, attach, slice_of
+from megalm.parallel.slices import Role, attach, make_replicated, slice_of
+
+
+class ValueHead(nn.Module):
+    """One number for each hidden state, in fp32; whole on every tensor rank. Shapes: [.., H] -> [..]; weight [1, H]"""
+
+    def __init__(self, size: int, context: LayerContext, init_std: float) -> None:
+        super().__init__()
+        weight = nn.Parameter(torch.empty(1, size, **context.of_parameters))
+        slice_ = make_replicated(
+            VALUE_HEAD,
+            (1, size),
+            context.tensor,
+            partial_gradient=context.sequence,
+            role=Role.OUTPUT,
+            initial=init_std,
+        )
+        self.weight = attach(weight, slice_)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden.float(), self.weight.float()).squeeze(-1)
 
 
 class Head(nn.Module):
@@ -60,6 +81,17 @@ class Head(nn.Module):
             )
             if config.prediction.depth:  # each depth brings a part of its gradient
                 attach(self.output.weight, replace(slice_of(self.output.weight), shared=True))
+
+        if config.value_head:
+            self.value_head = ValueHead(config.hidden_size, context, config.init_std)
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """The value head's number at each position. Shapes: hidden [S/t or S, B, H] -> fp32 [S, B]
+
+        Comm: with sequence parallelism all-gather of [S/t, B]
+        """
+        values = self.value_head(self.final_norm(hidden))
+        return collectives.join(values, self.tensor) if self.sequence else values
 
     @property
     def weight(self) -> Tensor:

@@ -1,7 +1,9 @@
 """The protocol of an objective: from the last hidden states and a batch to what backward runs from, and named sums."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 from megalm.data.batch import Batch
@@ -33,10 +35,16 @@ class Objective:
     """Whether the loss' height tells how the run does, and a jump of it that something is wrong."""
     divisor: str = "tokens"
     """The sum that the loss is divided by."""
+    parts: frozenset[str] = frozenset()
+    """Sums that are no figures of their own; the others stand in the step's record, divided as the loss is."""
 
     def __call__(self, head: Head, hidden: Tensor, batch: Batch) -> Outcome:
         """Shapes: hidden [S/t or S, B, H]; batch fields [B, S/c]"""
         raise NotImplementedError
+
+    def derive(self, sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Further figures of a step, by name, from its whole sums. What only serves here is named in `parts`."""
+        return {}
 
     def expect(self, sequences: int, seq_length: int) -> float:
         """What the divisor will be, as far as it is known before the step: the objective's scale in backward. The update is

@@ -10,6 +10,7 @@ from megalm.objectives.next_token import NextToken
 from megalm.objectives.objective import Objective
 from megalm.objectives.policy import Policy
 from megalm.objectives.preference import Preference
+from megalm.objectives.reward import Reward
 
 Builder = Callable[[Config], Objective]
 """Makes an objective of a run's resolved configuration; alike on every rank."""
@@ -28,10 +29,15 @@ def _build_policy(config: Config) -> Objective:
     return Policy(config.objective.policy, config.rollout.budget, config.rollout.temperature)
 
 
+def _build_reward(config: Config) -> Objective:
+    return Reward(config.objective.reward)
+
+
 _BUILDERS: dict[str, Builder] = {
     "next_token": _build_next_token,
     "policy": _build_policy,
     "preference": _build_preference,
+    "reward": _build_reward,
 }
 
 

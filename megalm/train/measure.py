@@ -69,7 +69,7 @@ class Measurement:
     ) -> None:
         """sources: names of the data sources, alike on all ranks, in the order of the objective's sums of each."""
         self.mesh, self.optimizer = mesh, optimizer
-        self.sources, self.divisor, self.judged = list(sources), objective.divisor, objective.judged
+        self.sources, self.divisor, self.objective = list(sources), objective.divisor, objective
         self.layer_sums = {name for name in chunks[0].reported if name.startswith("layers.")}
         self.sums = Sums({**chunks[0].reported, **objective.sums})
         self.attention: list[Attention | LatentAttention] = []
@@ -146,10 +146,11 @@ class Measurement:
             attention_logit=logit,
             loss_spread=spread,
             worst_rank=worst,
-            judged=self.judged,
+            judged=self.objective.judged,
         )
-        known = {"loss", "tokens", self.divisor, *_PAIRS, *self.layer_sums}
+        known = {"loss", "tokens", self.divisor, *_PAIRS, *self.layer_sums, *self.objective.parts}
         means = {name: float(values.sum()) / divisor for name, values in sums.items() if name not in known}
+        means |= self.objective.derive(sums)
         tokens = int(max(float(sums["tokens"].sum()), 1.0))
         layers = {name: values for name, values in sums.items() if name in self.layer_sums}
         by_source = _divide(sums, "source", self.sources)

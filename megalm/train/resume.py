@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from megalm.architecture.tensors import is_added
 from megalm.checkpoint.errors import CheckpointError
 from megalm.checkpoint.random_state import restore_random_state
 from megalm.config import Config, ConfigError
@@ -66,7 +67,9 @@ def _load(trainer: "Trainer") -> Origin | None:
         return None
     if options.load == "weights":
         check = SettingsCheck(trainer.config, weights_only=True)
-        trainer.checkpoints.load(trainer.boxes(), path=options.load_path, weights_only=True, check=check)
+        trainer.checkpoints.load(
+            trainer.boxes(), path=options.load_path, weights_only=True, optional=is_added, check=check
+        )
         trainer.optimizer.gather_parameters()
         return check.origin("load_weights", 0, path=options.load_path)
     return _take_up(trainer, options.load_path)

@@ -104,7 +104,7 @@ def test_both_answers_of_a_pair_lie_in_one_sample(data, tmp_path):
 
 def test_a_pair_longer_than_a_sample_is_refused(data, tmp_path):
     config = compose_config(pair_run(tmp_path, data, "model.seq_length=64"))
-    with pytest.raises(ConfigError, match="have 79 tokens together, and a sample holds 65"):
+    with pytest.raises(ConfigError, match="have 79 tokens together, and a sample holds 64"):
         open_sources(config.data, 64)
 
 
