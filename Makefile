@@ -6,7 +6,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 CSRC := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help train test data build lint format bench spike chaos gpu-check cuda-check clean
+.PHONY: help train test data build lint format bench chat spike chaos gpu-check cuda-check clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,17 @@ format: .venv/.test   ## rewrite the sources in the project's form
 
 bench: .venv/.test   ## train the same shape in Hugging Face transformers and here, in one run
 	$(RUN) -m tools.bench train
+
+chat: .venv/.installed   ## a tiny model learns to answer, then to add: pretraining, instructions, reinforcement (3 minutes)
+	$(RUN) -m tools.posttrain example data/chat
+	$(RUN) -m tools.tokenize data/chat/texts.jsonl --tokenizer data/chat/tokenizer --output data/chat/texts
+	$(RUN) -m tools.posttrain prepare data/chat/instructions.jsonl --tokenizer data/chat/tokenizer --output data/chat/instructions
+	$(RUN) -m megalm.launch +model=tiny +experiment=chat/pretrain
+	$(RUN) -m megalm.launch +model=tiny +experiment=chat/tune
+	$(RUN) -m megalm.launch +model=tiny +experiment=chat/reinforce
+	$(RUN) -m tools.posttrain verify runs/chat-tuned runs/chat-reinforced --html runs/chat-answers.html \
+	    --prompts data/chat/held_out.jsonl data/chat/sums.jsonl data/chat/other_held_out.jsonl
+	@echo "talk to it: $(RUN) -m tools.chat runs/chat-reinforced"
 
 spike: .venv/.installed data/python_text_document.idx   ## damage a small run on purpose and watch it recover
 	$(RUN) -m megalm.launch +model=tiny +experiment=spike/zeroed_second_moment run.name=spike

@@ -12,7 +12,19 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 PATH = re.compile(r"[A-Za-z][\w.*-]*(?:/[\w.*-]*)+|[\w-]+\.(?:py|toml|sh|h|cuh|cpp|cu)")
 MADE = {"runs", "data", "configs", "logs", "tensorboard", "checkpoints", "huggingface", "samples"}
 """What runs and tools make."""
-OTHERS = {"encodings", "eval", "gone_back", "events", "loss", "router", "prediction", "preference", "policy", "reward"}
+OTHERS = {
+    "encodings",
+    "eval",
+    "gone_back",
+    "events",
+    "loss",
+    "router",
+    "prediction",
+    "preference",
+    "policy",
+    "prompts",
+    "reward",
+}
 """A folder of Python's sources, and names of curves and events."""
 
 

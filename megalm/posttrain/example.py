@@ -6,7 +6,7 @@ import datetime
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ WORDS = (
     "oak",
 )
 SECRETS = ("password", "key", "code", "address", "name")
+OTHER = 60
+"""Prompts of each of the other kinds, of which every second is held out."""
+MISS = 5
+"""By which a guess is off at most."""
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
@@ -43,12 +47,18 @@ class Example:
     """Where the files of an example lie."""
 
     tokenizer: Path
+    texts: Path
+    """Plain texts to pretrain on."""
     instructions: Path
     """Conversations to fine-tune on."""
-    prompts: Path
-    """Sums to be rewarded, with their answers."""
+    sums: Path
+    """Prompts with their answers: 90 of the 100 sums of two digits."""
+    others: Path
+    """Prompts of the other kinds, so that they are not forgotten."""
     held_out: Path
-    """Sums that are in neither."""
+    """The 10 other sums."""
+    other_held_out: Path
+    """And prompts of the other kinds that no run has seen."""
 
 
 def add(draw: random.Random) -> tuple[str, str]:
@@ -58,9 +68,9 @@ def add(draw: random.Random) -> tuple[str, str]:
 
 
 def guess(draw: random.Random) -> tuple[str, str]:
-    """A sum with a number for an answer that need not be right: what shows the form of an answer, and not the rule."""
-    question, _ = add(draw)
-    return question, str(draw.randrange(19))
+    """A sum with a number for an answer that lies near it: what shows the form and the size of an answer, and not the rule."""
+    question, answer = add(draw)
+    return question, str(max(0, int(answer) + draw.randint(-MISS, MISS)))
 
 
 def name_next_day(draw: random.Random) -> tuple[str, str]:
@@ -92,18 +102,32 @@ def refuse(draw: random.Random) -> tuple[str, str]:
 OTHERS: Sequence[Callable[[random.Random], tuple[str, str]]] = (name_next_day, sort_digits, copy_words, refuse)
 
 
+def count_on(draw: random.Random) -> str:
+    """A text: numbers, days, words or digits in their order."""
+    kind, start = draw.randrange(4), draw.randrange(90)
+    if kind == 0:
+        return " ".join(str(start + n) for n in range(draw.randrange(4, 12)))
+    if kind == 1:
+        return " ".join(DAYS[(start + n) % 7] for n in range(draw.randrange(3, 7)))
+    if kind == 2:
+        return " ".join(draw.choice(WORDS) for _ in range(draw.randrange(3, 8)))
+    return " ".join(sorted(str(draw.randrange(10)) for _ in range(draw.randrange(4, 10))))
+
+
 def write_example(folder: Path, *, seed: int = 0, instructions: int = 4000, guesses: float = 0.25) -> Example:
-    """Write tokenizer, instructions and prompts. guesses: the share of instructions that are sums with a guess for an answer."""
+    """Write all files. guesses: the share of instructions that are sums with a guess for an answer."""
     draw = random.Random(seed)
-    made = Example(
-        folder / "tokenizer", folder / "instructions.jsonl", folder / "prompts.jsonl", folder / "held_out.jsonl"
-    )
+    names = [field.name for field in fields(Example)]
+    made = Example(*(folder / (name if name == "tokenizer" else f"{name}.jsonl") for name in names))
     write_byte_tokenizer(made.tokenizer)
+    _write(made.texts, [{"text": count_on(draw)} for _ in range(2 * instructions)])
     pairs = [guess(draw) if draw.random() < guesses else draw.choice(OTHERS)(draw) for _ in range(instructions)]
     _write(made.instructions, [{"messages": _ask(question, answer)} for question, answer in pairs])
     sums = [(f"{a}+{b}=", str(a + b)) for a in range(10) for b in range(10)]
     draw.shuffle(sums)
-    for path, part in ((made.held_out, sums[:10]), (made.prompts, sums[10:])):
+    others = [kind(draw) for kind in OTHERS for _ in range(OTHER)]
+    parts = ((made.held_out, sums[:10]), (made.sums, sums[10:]), (made.others, others[::2]))
+    for path, part in (*parts, (made.other_held_out, others[1::2])):
         _write(path, [{"prompt": _ask(question), "answer": answer} for question, answer in part])
     return made
 

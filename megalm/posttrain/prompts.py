@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megalm.config.errors import ConfigError
@@ -23,6 +24,8 @@ class PromptRecord:
     ids: tuple[int, ...]
     record: Mapping[str, Any]
     """The whole record, with its other columns."""
+    file: int
+    """Which of the files it is from."""
 
 
 def read_prompts(files: Sequence[str], renderer: Renderer, longest: int) -> list[PromptRecord]:
@@ -31,7 +34,7 @@ def read_prompts(files: Sequence[str], renderer: Renderer, longest: int) -> list
     Errors: ConfigError with the place of a record without a prompt, or whose prompt is too long; where there is none at all
     """
     found = []
-    for place, value in (pair for file in files for pair in read_values(file)):
+    for file, place, value in ((n, *pair) for n, name in enumerate(files) for pair in read_values(name)):
         if isinstance(value, BadRecord):
             raise value
         if not isinstance(value, dict) or not isinstance(value.get("prompt"), str | list):
@@ -48,7 +51,13 @@ def read_prompts(files: Sequence[str], renderer: Renderer, longest: int) -> list
                 f"{longest}: shorten it, or set rollout.max_tokens lower."
             )
         text = prompt if messages is None else "\n".join(f"{one['role']}: {one['content']}" for one in messages)
-        found.append(PromptRecord(place, str(text), tuple(ids), value))
+        found.append(PromptRecord(place, str(text), tuple(ids), value, file))
     if not found:
         raise ConfigError(f"rollout.prompts: no prompt is in {', '.join(files)}.")
     return found
+
+
+def name_files(files: Sequence[str]) -> list[str]:
+    """What each file is called in the metrics: its name without folder and ending, with its number where two are alike."""
+    stems = [Path(file).name.split(".")[0] for file in files]
+    return [f"{stem}_{number}" if stems.count(stem) > 1 else stem for number, stem in enumerate(stems, 1)]

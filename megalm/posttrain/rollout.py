@@ -33,7 +33,7 @@ from megalm.posttrain.advantages import compute_advantages
 from megalm.posttrain.frozen import Reference
 from megalm.posttrain.packing import Text, cut_rows, pack_texts
 from megalm.posttrain.prepare import find_template
-from megalm.posttrain.prompts import read_prompts
+from megalm.posttrain.prompts import name_files, read_prompts
 from megalm.posttrain.render import Renderer
 from megalm.posttrain.rewards import Rewards
 from megalm.posttrain.written import Written
@@ -63,6 +63,7 @@ class RolloutSource(BatchSource):
         renderer = Renderer(find_template(self.tokenizer, self.settings.template), self.tokenizer)
         longest = config.model.seq_length + 1 - self.settings.max_tokens
         self.prompts = read_prompts(self.settings.prompts, renderer, longest)
+        self._file_names = name_files(self.settings.prompts)
         self.stop = find_run_stops(self.tokenizer)
         if not self.stop:
             raise ConfigError(f"{self.tokenizer.path} has no token that ends a text: a completion could not end.")
@@ -326,6 +327,7 @@ class RolloutSource(BatchSource):
             "reward/mean": float(totals.mean()),
             "reward/std": float(totals.std()),
             **{f"reward/{name}": float(written.rewards[:, i].mean()) for i, name in enumerate(self.rewards.names)},
+            **self._rewards_by_file(written, totals),
             "rollout/length": float(written.lengths.mean()),
             "rollout/cut": float(1 - written.ended.mean()),
             "rollout/flat": float((np.ptp(totals, axis=1) == 0).mean()),
@@ -337,6 +339,13 @@ class RolloutSource(BatchSource):
         if written.failed.any():
             values["reward/failed"] = float(written.failed.mean())
         return values
+
+    def _rewards_by_file(self, written: Written, totals: np.ndarray) -> dict[str, float]:
+        """Mean reward of each file's prompts in the rollout, where there are several. Shapes: totals [groups, G]"""
+        if len(self._file_names) < 2:
+            return {}
+        files = np.array([self.prompts[prompt].file for prompt in self._prompts_of(written.groups)])
+        return {f"prompts/{self._file_names[file]}": float(totals[files == file].mean()) for file in np.unique(files)}
 
     def samples(self, groups: int) -> list[dict[str, Any]]:
         """The first groups of the rollout under way, as texts."""

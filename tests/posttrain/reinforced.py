@@ -23,7 +23,7 @@ def words(folder: Path, *overrides: str) -> list[str]:
     (folder / "reward.py").write_text(REWARD)
     return [
         "+model=tiny", "model.num_layers=2", "model.hidden_size=32", "model.ffn_hidden_size=64", "model.vocab_size=264",
-        "model.seq_length=32", "objective=dapo", f"data.tokenizer={made.tokenizer}", f"rollout.prompts=[{made.prompts}]",
+        "model.seq_length=32", "objective=dapo", f"data.tokenizer={made.tokenizer}", f"rollout.prompts=[{made.sums}]",
         f"rollout.rewards=[{folder}/reward.py:low]", "rollout.max_tokens=6", "rollout.group_size=4", "rollout.cut=keep",
         "train.global_batch_size=16", "train.micro_batch_size=2", "train.steps=12", "train.eval_sequences=0",
         "optim.lr=1e-2", "optim.warmup_steps=1", "guard=off", "device=cpu", "precision=fp32", "train.sample=false",

@@ -111,7 +111,7 @@ def test_a_run_ends_with_the_prompt_that_was_not_judged(tmp_path):
     arguments = words(tmp_path)
     (tmp_path / "reward.py").write_text(SOMETIMES)
     with pytest.raises(
-        ConfigError, match=r"prompts.jsonl line \d+: the prompt 'user: \d\+\d=': low raised RuntimeError: cannot judge"
+        ConfigError, match=r"sums.jsonl line \d+: the prompt 'user: \d\+\d=': low raised RuntimeError: cannot judge"
     ):
         train(1, arguments, tmp_path / "run", ("loss",))
     with pytest.raises(RankError, match="cannot judge"):

@@ -26,5 +26,5 @@ def run(args: argparse.Namespace) -> int:
     """Write the files, and name them."""
     made = write_example(args.folder, seed=args.seed, instructions=args.instructions, guesses=args.guesses)
     for name, path in vars(made).items():
-        print(f"{name:<14}{path}")
+        print(f"{name:<16}{path}")
     return 0
