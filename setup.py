@@ -20,7 +20,7 @@ setup(
     package_dir={"megalm.conf": "conf", "megalm.tools": "tools"},
     package_data={
         "megalm.conf": ["**/*.yaml"],
-        "megalm.corpus": ["filter/presets/*.yaml"],
+        "megalm.corpus": ["filter/presets/*.yaml", "look/*.html"],
         "megalm.generate": ["*.html"],
         "megalm.evaluate": ["*.html", "suites/*.yaml", "suites/smoke/*"],
         "megalm.plan": ["mixtures/*"],

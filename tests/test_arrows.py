@@ -10,24 +10,25 @@ import megalm
 ROOT = Path(megalm.__file__).parent
 
 ROOMS = [
-    "config", "journal", "page", "architecture", "ops", "precision", "tokenizer", "data", "corpus", "parallel", "model",
-    "objectives", "optim", "pipeline", "plan", "checkpoint", "convert",
+    "config", "serving", "journal", "page", "architecture", "ops", "precision", "tokenizer", "data", "corpus", "parallel",
+    "model", "objectives", "optim", "pipeline", "plan", "checkpoint", "convert",
     "generate", "train", "guard", "evaluate", "posttrain", "observe", "resilience", "launch", "library", "plugins",
 ]  # fmt: skip
 
 NOTHING_BUT = {
     "config": set(),
+    "serving": {"config"},
     "journal": set(),
     "page": set(),
     "architecture": {"config"},
     "tokenizer": {"config"},
     "data": {"config", "tokenizer"},
-    "corpus": {"config", "tokenizer", "data"},
+    "corpus": {"config", "serving", "tokenizer", "data"},
     "plan": {"config", "journal", "architecture", "pipeline", "page"},
 }
 """Rooms that may not use all that lies below them."""
 
-WITHOUT_TORCH = ["config", "journal", "page", "architecture", "plan"]
+WITHOUT_TORCH = ["config", "serving", "journal", "page", "architecture", "plan"]
 
 
 def imports(file: Path, package: str = "megalm") -> set[str]:

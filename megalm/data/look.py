@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,18 @@ def find_repeated_spans(file: TokenFile, length: int, count: int) -> list[dict[s
     else:
         starts = np.linspace(0, file.num_tokens - stretch, STRETCHES).astype(np.int64)
         parts = [(int(start), int(start) + stretch) for start in starts]
+    rows = find_repeats([(start, file.read(start, stop)) for start, stop in parts], length, count)
+    return [{name: row[name] for name in ("times", "token", "tokens")} for row in rows]
+
+
+def find_repeats(parts: Sequence[tuple[int, np.ndarray]], length: int, count: int) -> list[dict[str, Any]]:
+    """The same over parts of a stream, each with the place where it begins; `places`: where the first hundred windows of a
+    span begin."""
     hashes, places = [], []
-    for start, stop in parts:
-        if stop - start >= length:
-            hashes.append(hash_windows(file.read(start, stop), length))
-            places.append(np.arange(start, stop - length + 1))
+    for start, tokens in parts:
+        if len(tokens) >= length:
+            hashes.append(hash_windows(tokens, length))
+            places.append(np.arange(start, start + len(tokens) - length + 1))
     if not hashes:
         return []
     place = np.concatenate(places)
@@ -153,7 +161,12 @@ def find_repeated_spans(file: TokenFile, length: int, count: int) -> list[dict[s
         while end + 1 < len(repeats) and repeats[end + 1] == times[candidate] and place[end + 1] == place[end] + 1:
             end += 1
         taken.append((at, end + length))
-        rows.append({"times": int(times[candidate]), "token": int(place[at]), "tokens": int(end - at) + length})
+        row: dict[str, Any] = {
+            "times": int(times[candidate]),
+            "token": int(place[at]),
+            "tokens": int(end - at) + length,
+        }
+        rows.append({**row, "places": place[np.flatnonzero(inverse == candidate)[:100]].tolist()})
     return rows
 
 

@@ -38,7 +38,8 @@ PII: dict[str, re.Pattern[str]] = {
 numbers (E.164 and North America), and of keys of AWS, GitHub, OpenAI, Slack, Google, JSON web tokens and PEM."""
 
 
-def _is_public(found: str) -> bool:
+def is_public(found: str) -> bool:
+    """Whether an IP address is one of the public network."""
     try:
         return ipaddress.ip_address(found).is_global
     except ValueError:
@@ -85,7 +86,7 @@ class PersonalData:
 
         def mark(match: re.Match[str]) -> str:
             nonlocal count
-            if kind == "ip" and not _is_public(match.group()):
+            if kind == "ip" and not is_public(match.group()):
                 return match.group()
             count += 1
             return f"<{kind}>"

@@ -1,7 +1,7 @@
 """Rules as data: yaml into steps and bounds, in their order.
 
 A rule is a mapping. `score` names a number that is counted of the text, `field` a number or word of the document's own,
-`words`, `address`, `pii`, `language`, `classifier`, `fasttext` and `function` look for something and give a number;
+`words`, `address`, `pii`, `language`, `classifier`, `fasttext`, `labels` and `function` look for something and give a number;
 `at_least`, `at_most` and `one_of` say what stays. `edit` changes the text for the rules behind it. `include` is another set
 of rules.
 """
@@ -27,6 +27,7 @@ from megalm.corpus.filter.batch import Batch, Bound, Step
 from megalm.corpus.filter.classifier import Classified, load_classifier
 from megalm.corpus.filter.edits import CleanLines, Normalize, Repair
 from megalm.corpus.filter.fasttext_model import PREFIX, FastText
+from megalm.corpus.filter.labelled import Labelled
 from megalm.corpus.filter.language import LIBRARIES, Language
 from megalm.corpus.filter.lists import Address, FieldValue, ListedWords, PersonalData, UserFunction
 from megalm.corpus.filter.scores import SCORES, SHORT_LINE, STOP_WORDS, CountSettings
@@ -40,6 +41,7 @@ KINDS = (
     "language",
     "classifier",
     "fasttext",
+    "labels",
     "function",
     "edit",
     "include",
@@ -163,7 +165,7 @@ def _filled(content: dict[str, Any], name: str, above: tuple[str, ...]) -> dict[
 def _listed(key: str, value: Any, folder: str, name: str) -> Any:
     """What a list that stands in a file (`file: PATH`) holds: a line an entry, `#` begins a remark. Of a classifier its path,
     and what changes when it is trained again."""
-    if key in ("classifier", "fasttext") and isinstance(value, str):
+    if key in ("classifier", "fasttext", "labels") and isinstance(value, str):
         path = os.path.join(folder, value)
         with contextlib.suppress(OSError):  # who loads it says so
             status = os.stat(path)
@@ -312,6 +314,20 @@ class _Maker:
         step.check()
         self._step(step)
         self._bound(rule, step.score)
+
+    def _add_labels(self, rule: dict[str, Any]) -> None:
+        _refuse_unknown(rule, ("labels", "drop", "name"))
+        path = rule["labels"]["path"] if isinstance(rule["labels"], dict) else str(rule["labels"])
+        if self._edits:
+            raise ConfigError(f"rule {rule!r}: labels are of texts as they were: put it before every `edit`.")
+        if not os.path.isfile(path):
+            raise ConfigError(f"rule {rule!r}: there is no file {path}: `megalm look DATA --labels FILE` writes it.")
+        names = _strings(rule, "drop") if "drop" in rule else ("bad",)
+        step = Labelled(path, names)
+        if not step.keys:
+            raise ConfigError(f"rule {rule!r}: no text in {path} has a label of {', '.join(names)} now.")
+        self._step(step)
+        self._bound(rule, "labelled", at_most=0)
 
     def _add_function(self, rule: dict[str, Any]) -> None:
         _refuse_unknown(rule, ("function", *_LIMITS))
