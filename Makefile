@@ -2,6 +2,7 @@
 PYTHON ?= python3
 NAME ?= first
 STEPS ?= 1400
+CALL ?= A
 BIN := .venv/bin
 RUN := $(BIN)/python
 CSRC := $(shell find csrc -type f 2>/dev/null)
@@ -76,8 +77,8 @@ chaos: .venv/.installed data/python_text_document.idx   ## kill a rank of a smal
 cuda-check: .venv/.installed   ## compile every CUDA kernel with nvcc; registers, shared memory, spills
 	$(RUN) scripts/cuda_check.py
 
-gpu-check:       ## on a machine with a GPU: build, test, train, measure, sanitize
-	bash scripts/gpu_check.sh
+gpu-check:       ## on a machine with a GPU: build, test, train, measure (CALL=A), beside others (CALL=B)
+	bash scripts/gpu_check.sh $(CALL)
 
 clean:           ## remove builds (not .venv, data and runs)
 	rm -rf build dist *.egg-info megalm/*.so

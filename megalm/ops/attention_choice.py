@@ -121,6 +121,15 @@ class AttentionChoice:
         result: Tensor = self.choose(call.case).kernel(call)
         return result
 
+    def change(self, asked: str, determinism: str) -> None:
+        """Serve by other wishes from now on: what was chosen is forgotten."""
+        self.asked, self.determinism = asked, determinism
+        self._chosen.clear()
+
+    def list_choices(self) -> list[Choice]:
+        """What was chosen so far, in the order in which it was asked for."""
+        return list(self._chosen.values())
+
     def among(self, kernels: Iterable[Served], trial: Callable[[Any, Case, int], str | None]) -> AttentionChoice:
         """The same wishes for other kernels: those of context parallelism."""
         return AttentionChoice(self.asked, self.determinism, kernels=kernels, trial=trial)

@@ -77,7 +77,7 @@ def test_unknown_sides_and_missing_gpus_are_refused(bench, monkeypatch, capsys):
     assert bench("--device", "cuda")[0] == 2 or torch.cuda.is_available()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert train._choose(None, "cuda") == (
-        ["megalm", "reference"],
+        ["megalm", "plain", "plain-compiled", "reference"],
         dict.fromkeys(("transformers", "transformers-compiled"), "transformers is not installed"),
     )
 

@@ -13,8 +13,14 @@ from megalm import ops
 from megalm.ops.adamw import adamw_reference_
 from megalm.ops.gradient_norm import l2_norm_nonfinite_reference
 
-# (tokens, hidden, ffn, vocabulary, heads, head size): the 50M Llama shape of the training benchmark, and the 7b model's.
-SIZES = {"50m": (2048, 512, 1408, 32000, 8, 64), "7b": (4096, 4096, 11008, 50432, 32, 128)}
+# (tokens, hidden, ffn, vocabulary, heads, head size): the 50M and 1.3G Llama shapes of the training benchmark, and 7b's.
+# A GPU's multiprocessors are busy to their end only with many rows.
+SIZES = {
+    "tiny": (64, 32, 96, 512, 2, 16),
+    "50m": (2048, 512, 1408, 32000, 8, 64),
+    "1b": (16384, 2048, 5632, 32000, 16, 128),
+    "7b": (16384, 4096, 11008, 50432, 32, 128),
+}
 
 
 @dataclass
@@ -84,9 +90,10 @@ def list_kernel_cases(size: str, dtype: torch.dtype, device: str) -> Iterator[Ca
     yield Case("bias_dropout_add", dropout_add, drop, 3 * row, peers=peers)
     yield Case("bias_dropout_add backward", dropout_add, drop, 5 * row, grads[:1], peers=peers)
 
-    scores = rand(1, heads, tokens // 4, tokens // 4)
+    square_side = min(tokens // 4, 1024)
+    scores = rand(1, heads, square_side, square_side)
     slopes = torch.rand(heads, device=device)
-    starts = ops.find_document_starts((torch.rand(1, tokens // 4, device=device) < 0.01).cumsum(1))
+    starts = ops.find_document_starts((torch.rand(1, square_side, device=device) < 0.01).cumsum(1))
     weigh = lambda x: ops.causal_softmax(x, scale=0.1, slopes=slopes, starts=starts)  # noqa: E731
     square = scores.numel() * width
     yield Case("causal_softmax", weigh, [scores], 2 * square)

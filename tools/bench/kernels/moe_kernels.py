@@ -18,7 +18,12 @@ from .kernels import Case
 HELP = "router, permute, grouped product, fp8 and Megatron's indices against PyTorch, torch.compile and numpy"
 
 # (tokens, hidden, expert's ffn, experts, top_k): a small mixture for a CPU, and one layer of a 7B-wide model for a GPU.
-SIZES = {"50m": (2048, 512, 704, 32, 4), "7b": (8192, 4096, 1408, 64, 6)}
+SIZES = {
+    "tiny": (64, 32, 48, 4, 2),
+    "50m": (2048, 512, 704, 32, 4),
+    "1b": (16384, 2048, 1408, 32, 4),
+    "7b": (8192, 4096, 1408, 64, 6),
+}
 SAMPLES = 200_000  # of the blend, whose other form is a Python loop
 
 

@@ -8,10 +8,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from ._plain import build_plain
+
 SIDES = {
     "transformers": "Hugging Face transformers, eager, torch's fused AdamW",
     "megalm": "this engine",
     "transformers-compiled": "the same as transformers, model and loss through torch.compile",
+    "plain": "a plain Llama in torch: no engine around it (see _plain.py)",
+    "plain-compiled": "the same, each layer and the loss through torch.compile, cuDNN's attention first: as torchtitan trains",
     "megalm-dense": "with --model moe: this engine with a dense MLP of the chosen experts' width, the same active FLOPs",
     "reference": "this engine with ops.backend=reference: plain PyTorch in place of its kernels",
 }
@@ -95,7 +99,7 @@ def _serve(pipe: Connection, name: str, job: Job) -> None:
     import torch
 
     torch.set_num_threads(job.threads)
-    made = _peer_step(job, name.endswith("compiled")) if name.startswith("transformers") else _our_step(job, name)
+    made = _choose_step(name, job)
     for _ in range(WARM_UP[job.device]):
         loss = made()
     float(loss)
@@ -111,6 +115,15 @@ def _serve(pipe: Connection, name: str, job: Job) -> None:
         if job.device == "cuda":
             torch.cuda.synchronize()
         pipe.send((time.perf_counter() - begun, last, _memory(job.device)))
+
+
+def _choose_step(name: str, job: Job) -> Callable[[], Any]:
+    compiled = name.endswith("compiled")
+    if name.startswith("transformers"):
+        return train_with_torch(_peer(job), job, compiled)
+    if name.startswith("plain"):
+        return train_with_torch(build_plain(job.shape, job.device), job, False, layers_compiled=compiled)
+    return _our_step(job, name)
 
 
 def _memory(device: str) -> dict[str, float]:
@@ -148,7 +161,7 @@ def _peer(job: Job) -> Any:
         "hidden_size": job.shape["hidden_size"],
         "num_hidden_layers": job.shape["num_layers"],
         "num_attention_heads": job.shape["num_heads"],
-        "num_key_value_heads": job.shape["num_heads"],
+        "num_key_value_heads": job.shape.get("num_kv_heads", job.shape["num_heads"]),
         "vocab_size": job.shape["vocab_size"],
         "max_position_embeddings": job.shape["seq_length"],
         "attn_implementation": "sdpa",
@@ -169,11 +182,16 @@ def _peer(job: Job) -> Any:
     return model
 
 
-def _peer_step(job: Job, compiled: bool) -> Callable[[], Any]:
-    """torch's fused AdamW, without decay on norms and embeddings, and clipping; bf16 by autocast with fp32 weights."""
+def train_with_torch(model: Any, job: Job, compiled: bool, *, layers_compiled: bool = False) -> Callable[[], Any]:
+    """Steps of torch's fused AdamW, without decay on norms and embeddings, and clipping; bf16 by autocast with fp32 weights.
+
+    compiled: model and loss through torch.compile as one; layers_compiled: each layer, and the loss, by themselves.
+    """
     import torch
 
-    model = _peer(job)
+    if layers_compiled:
+        for layer in model.layers:
+            layer.compile(fullgraph=True)
     groups: dict[bool, list[Any]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         groups[parameter.ndim > 1 and "embed" not in name].append(parameter)
@@ -187,9 +205,12 @@ def _peer_step(job: Job, compiled: bool) -> Callable[[], Any]:
     vocabulary = job.shape["vocab_size"]
 
     def loss_of(inputs: Any, labels: Any) -> Any:
-        logits = model(input_ids=inputs).logits
+        return measure(model(input_ids=inputs).logits, labels)
+
+    def measure_loss(logits: Any, labels: Any) -> Any:
         return torch.nn.functional.cross_entropy(logits.view(-1, vocabulary).float(), labels.view(-1))
 
+    measure = torch.compile(measure_loss) if layers_compiled else measure_loss
     run = torch.compile(loss_of) if compiled else loss_of
 
     def step() -> Any:
@@ -223,14 +244,14 @@ def compose_our_config(job: Job) -> Any:
 
     model = ModelConfig(
         name="bench",
-        **job.shape,
+        **{name: value for name, value in job.shape.items() if name != "num_kv_heads"},
         norm="rmsnorm",
         norm_eps=1e-6,
         rope_theta=1e6 if job.mixture else 1e4,  # their classes' own
         activation="swiglu",
         position="rope",
         tie_embeddings=False,
-        num_kv_heads=job.shape["num_heads"],
+        num_kv_heads=job.shape.get("num_kv_heads", job.shape["num_heads"]),
         head_dim=job.shape["hidden_size"] // job.shape["num_heads"],
         moe=moe,
     )

@@ -14,6 +14,7 @@ from typing import Any
 from megalm.config.errors import ConfigError
 
 from . import _matrix
+from ._shapes import MICRO_BATCH, SHAPES
 from ._sides import EXPERTS, SIDES, TOP_K, Job, Side, SideEnded, compose_our_config
 
 HELP = (
@@ -21,31 +22,13 @@ HELP = (
     "rate (on a GPU MFU), memory, and the ratio"
 )
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "50m": {
-        "num_layers": 8,
-        "hidden_size": 512,
-        "num_heads": 8,
-        "ffn_hidden_size": 1408,
-        "vocab_size": 32000,
-        "seq_length": 512,
-    },
-    "1b": {
-        "num_layers": 22,
-        "hidden_size": 2048,
-        "num_heads": 16,
-        "ffn_hidden_size": 5632,
-        "vocab_size": 32000,
-        "seq_length": 2048,
-    },
-}
-MICRO_BATCH = {("50m", "cpu"): 4, ("50m", "cuda"): 32, ("1b", "cpu"): 1, ("1b", "cuda"): 4}
 DENSE_SIDE = "megalm-dense"
 DEFAULT_SIDES = {"cpu": ("transformers", "megalm"), "cuda": tuple(name for name in SIDES if name != DENSE_SIDE)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", choices=SHAPES, default="50m", help="50M or 1.26G parameters (default 50m)")
+    parser.add_argument("--shape", choices=SHAPES, default="50m", help="50M, 1.26G or 8G parameters (default 50m)")
+    parser.add_argument("--seq-length", type=int, help="positions of a sequence (default: the shape's)")
     parser.add_argument(
         "--model",
         choices=("dense", "moe"),
@@ -75,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     names, left_out = _choose(args.sides, device, args.model)
     with tempfile.TemporaryDirectory(prefix="megalm-bench-") as folder:
         job = Job(
-            shape=SHAPES[args.shape],
+            shape=SHAPES[args.shape] | ({"seq_length": args.seq_length} if args.seq_length else {}),
             micro_batch=args.micro_batch or MICRO_BATCH[args.shape, device],
             dtype=args.dtype or ("bf16" if device == "cuda" else "fp32"),
             device=device,
@@ -101,6 +84,10 @@ def _choose(wanted: str | None, device: str, model: str = "dense") -> tuple[list
     names = default if wanted is None else [name.strip() for name in wanted.split(",")]
     if unknown := [name for name in names if name not in SIDES]:
         raise ConfigError(f"--sides {','.join(unknown)}: choose of {', '.join(SIDES)}.")
+    if model == "moe":
+        names = [name for name in names if not name.startswith("plain") or wanted is not None]
+        if plain := [name for name in names if name.startswith("plain")]:
+            raise ConfigError(f"--sides {','.join(plain)} is a dense model: leave it out, or --model moe.")
     if DENSE_SIDE in names and model != "moe":
         raise ConfigError(f"--sides {DENSE_SIDE} stands beside a mixture: add --model moe, or leave it out.")
     left_out = {}
