@@ -28,7 +28,7 @@ from megalm.launch.forkserver import prepare_ranks
 from megalm.launch.lock import refuse_if_held
 from megalm.launch.options import read_options
 from megalm.launch.resolve import resolve
-from megalm.launch.run_folder import make_run_folder, run_folder
+from megalm.launch.run_folder import make_run_folder, remove_unused, run_folder
 from megalm.launch.sweep import sweep, train_command
 from megalm.launch.world import World, check_places, find_world
 
@@ -154,11 +154,18 @@ def launch(arguments: Sequence[str]) -> int:
         console.print(note, highlight=False)
     _check_data(config)
     folder = run_folder(config)
+    new = not folder.exists()
     make_run_folder(folder)
     if not world.external:  # there, another rank of this very run may have it already
         refuse_if_held(folder, config.run.name)
     console.print(plan_screen(planned))
-    return _start(config, folder, world, planned.as_dict())
+    status = 2
+    try:
+        status = _start(config, folder, world, planned.as_dict())
+    finally:
+        if status == 2 and new and not world.external:
+            remove_unused(folder)
+    return status
 
 
 def _own(words: Sequence[str]) -> list[str]:

@@ -34,3 +34,14 @@ def make_run_folder(folder: Path) -> None:
     """Make the folder with its place for logs. Errors: ConfigError where it cannot be written."""
     with explain_failed_writes(folder):
         (folder / LOGS).mkdir(parents=True, exist_ok=True)
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove a folder in which nothing was written: that of a start that was refused."""
+    with suppress(OSError):  # what holds something stays
+        inside = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
+        for place in (*inside, folder):
+            for entry in list(place.iterdir()):
+                if entry.is_file() and not entry.is_symlink() and entry.stat().st_size == 0:
+                    entry.unlink()
+            place.rmdir()

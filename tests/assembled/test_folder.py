@@ -120,3 +120,14 @@ def test_ranks_whose_launcher_is_killed_save_and_end(tmp_path):
     launcher.communicate()
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert (folder / f"checkpoints/step-{last:08d}").is_dir()
+
+
+def test_a_start_that_is_refused_leaves_no_folder_and_takes_nothing_from_one_that_is_there(tmp_path):
+    (tmp_path / "file").write_text("")
+    refused = train(tmp_path, f"checkpoint.path={tmp_path}/file/below").ended_well(2)
+    assert "a part of the path is a file" in refused.errors and not refused.folder.exists()
+    kept = refused.folder / "logs" / "rank-0.log"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("")
+    train(tmp_path, f"checkpoint.path={tmp_path}/file/below").ended_well(2)
+    assert kept.exists()

@@ -191,7 +191,9 @@ def make_rules(contents: Sequence[Mapping[str, Any]]) -> RuleSet:
         for rule in content["rules"]:
             maker.add(dict(rule))
     if not maker.items:
-        raise ConfigError("there are no rules: give --preset or --rules.")
+        raise ConfigError(
+            "there are no rules: give some with --rules (a preset or a yaml file; --list shows the presets)."
+        )
     _refuse_contradictions(maker.items)
     return RuleSet(tuple(maker.items), _settings(contents))
 
