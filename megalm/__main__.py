@@ -49,7 +49,7 @@ def load_tools() -> str | None:
 
 
 def describe_usage(tools: dict[str, str]) -> str:
-    """What `megalm --help` prints."""
+    """Describe what `megalm --help` prints."""
     width = max(len(name) for name in ("train", *tools))
     lines = [f"  {name:<{width}}  {text}" for name, text in {"train": TRAIN, **tools}.items()]
     return "\n".join(

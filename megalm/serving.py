@@ -63,7 +63,7 @@ class LocalHandler(BaseHTTPRequestHandler):
         return False
 
     def read_json(self) -> Any:
-        """The body. Errors: ConfigError for one that is too long, or no JSON"""
+        """Read the body. Errors: ConfigError for one that is too long, or no JSON"""
         try:
             length = int(self.headers.get("Content-Length", ""))
         except ValueError:

@@ -48,7 +48,7 @@ class ArgumentParser(argparse.ArgumentParser):
         sys.exit(WRONG)
 
     def list_options(self) -> list[str]:
-        """Every option in its long form."""
+        """List every option in its long form."""
         return [word for word in self._option_string_actions if word.startswith("--")]
 
     def explain_unknown_word(self, word: str) -> str:

@@ -121,7 +121,7 @@ def check_targets(args: argparse.Namespace) -> None:
 
 
 def list_results(args: argparse.Namespace) -> Results:
-    """What the command writes."""
+    """List what the command writes."""
     target = args.output or args.removed
     return Results(tuple(filter(None, (args.output, args.removed))), (f"{target}.parts",) if target else ())
 
@@ -133,7 +133,7 @@ def parse_memory(args: argparse.Namespace) -> int | None:
 
 @contextlib.contextmanager
 def open_corpus(args: argparse.Namespace, command: str, **options: Any) -> Iterator[Corpus]:
-    """The input, and what runs the stages over it; their files lie beside the result until the end. `options`: what
+    """Open the input, and what runs the stages over it; their files lie beside the result until the end. `options`: what
     else decides what the stages leave."""
     check_targets(args)
     target = args.output or args.removed

@@ -18,7 +18,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_device(given: str | None) -> str:
-    """The device that was asked for, or a GPU where there is one."""
+    """Choose the device that was asked for, or a GPU where there is one."""
     import torch
 
     return given or ("cuda" if torch.cuda.is_available() else "cpu")

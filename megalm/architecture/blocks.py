@@ -76,7 +76,7 @@ class BlockSpec(ABC):
         yield from ()
 
     def list_sums(self, name: str) -> dict[str, int]:
-        """Names of what the block reports of each step in training, with their numbers of values."""
+        """List names of what the block reports of each step in training, with their numbers of values."""
         return {}
 
     def list_products(self, name: str) -> Iterator[ProductSpec]:
@@ -97,7 +97,7 @@ class BlockSpec(ABC):
 
 
 def count_attended(length: int, causal: bool, window: int | None = None) -> float:
-    """Positions that a token attends to on average; the causal half is length / 2."""
+    """Count positions that a token attends to on average; the causal half is length / 2."""
     seen = length if window is None else min(window, length)
     return seen - seen**2 / (2 * length) if causal else float(seen)
 
@@ -158,7 +158,7 @@ class AttentionSpec(BlockSpec):
         yield ProductSpec(f"{name}.output", self.hidden_size, self.query_width, "columns")
 
     def count_core_flops(self, length: int, causal: bool) -> float:
-        """Scores, and their product with the values."""
+        """Count scores, and their product with the values."""
         return 4.0 * self.query_width * count_attended(length, causal, self.window)
 
 
@@ -206,7 +206,7 @@ class LatentAttentionSpec(AttentionSpec):
         yield ProductSpec(f"{name}.output", self.hidden_size, self.num_heads * self.value_dim, "columns")
 
     def count_core_flops(self, length: int, causal: bool) -> float:
-        """Scores, and their product with the values."""
+        """Count scores, and their product with the values."""
         seen = count_attended(length, causal, self.window)
         return 2.0 * self.num_heads * (self.head_dim + self.value_dim) * seen
 
@@ -334,7 +334,7 @@ class MixtureSpec(BlockSpec):
             yield f"{name}.router.load_shares", (self.num_experts,)
 
     def list_sums(self, name: str) -> dict[str, int]:
-        """Names of what the block reports of each step in training, with their numbers of values."""
+        """List names of what the block reports of each step in training, with their numbers of values."""
         return {
             **dict.fromkeys((f"{name}.router.counts", f"{name}.router.probability"), self.num_experts),
             "router/balance_loss": 1,

@@ -73,7 +73,7 @@ def count_flops_by_definition(model: ModelConfig, definition: str, seq_length: i
 def count_hardware_flops_per_token(
     model: ModelConfig, seq_length: int | None = None, recompute: str = "none", causal: bool = True
 ) -> float:
-    """FLOPs that are executed for one training token with activation recomputation.
+    """Count FLOPs that are executed for one training token with activation recomputation.
 
     none: the model's own; selective: attention's core once more; full: all layers' forwards once more.
     The logits are computed again in no mode.
@@ -88,7 +88,7 @@ def count_hardware_flops_per_token(
 
 
 def count_narayanan_batch_flops(model: ModelConfig, batch: int, recompute: bool = True) -> float:
-    """The closed form of Narayanan et al. 2021, eq. 3 (GPT: ungated MLP of 4h): 96 or 72 B s L h^2 (...).
+    """Count the closed form of Narayanan et al. 2021, eq. 3 (GPT: ungated MLP of 4h): 96 or 72 B s L h^2 (...).
 
     With full recompute 96 B s L h^2 (1 + s/(6h) + V/(16Lh)); without 72 B s L h^2 (1 + s/(6h) + V/(12Lh)).
     """
@@ -105,7 +105,7 @@ def count_narayanan_batch_flops(model: ModelConfig, batch: int, recompute: bool 
 
 
 def compute_utilisation(flops_per_token: float, tokens_per_second: float, gpus: int, peak: float) -> float:
-    """Share (0..1) of the GPUs' peak: MFU with model FLOPs, HFU with hardware FLOPs."""
+    """Compute share (0..1) of the GPUs' peak: MFU with model FLOPs, HFU with hardware FLOPs."""
     return flops_per_token * tokens_per_second / (gpus * peak)
 
 

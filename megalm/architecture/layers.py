@@ -77,7 +77,7 @@ class LayerSpec:
             yield from sublayer.block.list_states(prefix + sublayer.name)
 
     def list_sums(self, prefix: str = "") -> dict[str, int]:
-        """Names of what the layer reports of each step in training, with their numbers of values."""
+        """List names of what the layer reports of each step in training, with their numbers of values."""
         return {name: n for each in self.sublayers for name, n in each.block.list_sums(prefix + each.name).items()}
 
     @property
@@ -108,7 +108,7 @@ BLOCKS: dict[str, Registry[Specify]] = {
 
 
 def choose_block(sublayer: str, model: ModelConfig, usual: BlockSpec) -> BlockSpec:
-    """The usual block of a sublayer, or the one that `model.blocks` names. Errors: ConfigError for an unknown name."""
+    """Choose the usual block of a sublayer, or the one that `model.blocks` names. Errors: ConfigError for an unknown name."""
     unknown = sorted(set(model.blocks) - set(BLOCKS))
     if unknown:
         raise ConfigError(f"model.blocks.{unknown[0]}: there is no such sublayer. Known are {', '.join(BLOCKS)}.")
@@ -184,7 +184,7 @@ def specify_predictions(model: ModelConfig) -> tuple[PredictionSpec, ...]:
 
 
 def list_trained_layers(model: ModelConfig) -> tuple[LayerSpec, ...]:
-    """The specs of all layers by number: those of the model, and behind them those that predict further tokens."""
+    """List the specs of all layers by number: those of the model, and behind them those that predict further tokens."""
     return specify_layers(model) + specify_predictions(model)
 
 
@@ -195,7 +195,7 @@ def _specify_sublayer(model: ModelConfig, shape: ModelShape, name: str, block: B
 
 @cache_by_model
 def find_shared_layer(model: ModelConfig) -> LayerSpec:
-    """The spec that all layers share, for who prices one layer and multiplies. Errors: ValueError where they differ."""
+    """Find the spec that all layers share, for who prices one layer and multiplies. Errors: ValueError where they differ."""
     first, *others = specify_layers(model)
     if any(other != first for other in others):
         raise ValueError("the layers of this model differ: ask for specify_layers and add them up")

@@ -19,7 +19,7 @@ def list_products(model: ModelConfig) -> Iterator[tuple[int, ProductSpec]]:
 
 
 def choose_fp8_products(model: ModelConfig, fp8: Fp8Config) -> frozenset[str]:
-    """Names of the products that are computed in 8-bit floats.
+    """Choose names of the products that are computed in 8-bit floats.
 
     Errors: ConfigError for a pattern of `precision.fp8.skip` that no product has, and where nothing is left.
     """

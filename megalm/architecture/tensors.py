@@ -53,7 +53,7 @@ def list_states(model: ModelConfig) -> Tensors:
 
 
 def describe_embedding_tensor(shape: ModelShape) -> tuple[str, tuple[int, ...]]:
-    """The embedding, which the last stage has as well where it is tied to the output."""
+    """Describe the embedding, which the last stage has as well where it is tied to the output."""
     return "embedding.weight", (shape.vocab_size, shape.hidden_size)
 
 
@@ -94,7 +94,7 @@ def count_parameters(model: ModelConfig) -> ParameterCounts:
 
 
 def count_elements(found: Iterable[tuple[str, tuple[int, ...]]]) -> int:
-    """Numbers in all of these tensors."""
+    """Count numbers in all of these tensors."""
     return sum(prod(shape) for _, shape in found)
 
 

@@ -136,7 +136,7 @@ def set_aside(folder: Path, names: Sequence[str]) -> Path:
 
 
 def list_committed(folder: Path) -> list[Path]:
-    """Folders under their final names, newest step first. Whether each is good is `read_manifest`'s to say.
+    """List folders under their final names, newest step first. Whether each is good is `read_manifest`'s to say.
 
     Errors: CheckpointError if the folder is there and cannot be read.
     """
@@ -155,7 +155,7 @@ def list_committed(folder: Path) -> list[Path]:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a folder, with every file there in its full length.
+    """Read the manifest of a folder, with every file there in its full length.
 
     Errors: CorruptCheckpointError if it is not a whole checkpoint.
     """
@@ -170,7 +170,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def list_left_over(folder: Path) -> list[Path]:
-    """What interrupted saves and deletions left behind."""
+    """List what interrupted saves and deletions left behind."""
     if not folder.is_dir():
         return []
     return [folder / name for name in sorted(os.listdir(folder)) if _LEFT_OVER.fullmatch(name)]
@@ -185,7 +185,7 @@ def remove_left_over(folder: Path) -> None:
 def list_superseded(
     found: Sequence[tuple[int, str]], is_good: Callable[[str], bool], keep: int, keep_every: int
 ) -> list[str]:
-    """The checkpoints that retention gives up.
+    """List the checkpoints that retention gives up.
 
     Only good ones count towards `keep`, so the newest good one stays, whatever lies around it. What is no good, and a
     second attempt at a step, goes where a newer good one exists.
@@ -230,7 +230,7 @@ def delete_superseded(folder: Path, keep: int, keep_every: int, up_to: int | Non
 
 
 def parse_step(path: Path) -> int:
-    """The step in a checkpoint folder's name; CheckpointError for other names."""
+    """Parse the step in a checkpoint folder's name; CheckpointError for other names."""
     match = _COMMITTED.fullmatch(path.name)
     if match is None:
         raise CheckpointError(f"{path.name!r} is no name of a checkpoint (step-00000100)")

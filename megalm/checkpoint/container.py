@@ -67,7 +67,7 @@ class _Pickler(pickle.Pickler):
 
 @lru_cache(maxsize=4096)
 def make_frame(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[bytes, bytes]:
-    """The bytes of a torch.save archive before and after the values of a contiguous tensor.
+    """Make the bytes of a torch.save archive before and after the values of a contiguous tensor.
 
     Returns: (head, tail); `head` is a multiple of 64 bytes, so values stay aligned where the archive starts aligned.
     """

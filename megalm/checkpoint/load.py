@@ -76,7 +76,7 @@ def read_chunk(source: CheckpointSource, name: str, tensor: TensorRecord, chunk:
 
 
 def read_state(source: CheckpointSource, manifest: Manifest) -> dict[str, Any]:
-    """The run's state."""
+    """Read the run's state."""
     return _json(source, manifest, STATE)
 
 
@@ -107,7 +107,7 @@ def check_same_model(wanted: dict[str, tuple[int, ...]], manifest: Manifest, whe
 
 
 def describe_differing_shapes(stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
-    """How many tensors differ, and the first of them a line each; None where all are the same."""
+    """Describe how many tensors differ, and the first of them a line each; None where all are the same."""
     differing = [
         f"\n  {name}: {_shape(stored.get(name))} in the checkpoint, {_shape(wanted.get(name))} in the model"
         for name in sorted(
@@ -127,7 +127,7 @@ def list_shapes(boxes: Iterable[Box]) -> dict[str, tuple[int, ...]]:
 
 
 def make_torch_metadata(manifest: Manifest) -> Metadata:
-    """The manifest as torch's `Metadata`, without reading the pickled one."""
+    """Make the manifest as torch's `Metadata`, without reading the pickled one."""
     return Metadata(
         {
             name: TensorStorageMetadata(

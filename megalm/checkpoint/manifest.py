@@ -81,7 +81,7 @@ def compute_checksum(data: Any) -> str:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest as JSON that carries a checksum of itself."""
+    """Encode the manifest as JSON that carries a checksum of itself."""
     body = {
         "format": FORMAT,
         "version": VERSION,
@@ -106,7 +106,7 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def decode(data: bytes, where: str) -> Manifest:
-    """The manifest out of its JSON.
+    """Decode the manifest out of its JSON.
 
     Errors: CorruptCheckpointError if it is cut short, changed, or describes what cannot be.
     """

@@ -21,7 +21,7 @@ class Ranks(Protocol):
         ...
 
     def gather(self, value: Any) -> list[Any] | None:
-        """Every rank's `value` on rank 0; None elsewhere."""
+        """Gather every rank's `value` on rank 0; None elsewhere."""
         ...
 
     def broadcast(self, value: Any) -> Any:
@@ -76,7 +76,7 @@ class GroupRanks:
 
 
 def find_ranks(world_size: int, timeout_s: float) -> Ranks:
-    """The ranks to save and load with: one process, or all ranks of the default process group."""
+    """Find the ranks to save and load with: one process, or all ranks of the default process group."""
     return SingleRank() if world_size == 1 else GroupRanks(timeout_s)
 
 

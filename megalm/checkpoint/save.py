@@ -289,7 +289,7 @@ def _torch_metadata(written: list[_Written]) -> bytes:
 
 
 def list_versions() -> dict[str, str]:
-    """What wrote the checkpoint."""
+    """List what wrote the checkpoint."""
     import megalm
 
     return {

@@ -54,7 +54,7 @@ class LocalSource:
 
 
 def read_checked(source: CheckpointSource, manifest: Manifest, file: str) -> memoryview:
-    """A whole small file, compared with its checksum in the manifest."""
+    """Read a whole small file, compared with its checksum in the manifest."""
     record = manifest.files[file]
     data = source.read(file, 0, record.bytes)
     if compute_checksum(data) != record.xxh3:

@@ -69,7 +69,7 @@ class Store(Protocol):
         ...
 
     def read_note(self, name: str) -> str | None:
-        """A small text that lies beside the checkpoints; None if it is not there. Errors: CheckpointError."""
+        """Read a small text that lies beside the checkpoints; None if it is not there. Errors: CheckpointError."""
         ...
 
     def write_note(self, name: str, text: str) -> None:
@@ -157,7 +157,7 @@ def place_of(path: Path | str) -> str:
 
 
 def open_store(path: Path | str) -> Store:
-    """The store at a folder or a fsspec URL."""
+    """Open the store at a folder or a fsspec URL."""
     url = read_url(path)
     if url is None:
         return LocalStore(Path(path))
@@ -167,13 +167,13 @@ def open_store(path: Path | str) -> Store:
 
 
 def find_store(path: Path | str) -> Store:
-    """The store at a folder of checkpoints, or at the `checkpoints/` of a run's folder."""
+    """Find the store at a folder of checkpoints, or at the `checkpoints/` of a run's folder."""
     store, inner = open_store(path), open_store(f"{path}/checkpoints")
     return inner if not store.names() and inner.names() else store
 
 
 def open_checkpoint(path: Path | str) -> CheckpointSource:
-    """The checkpoint that `path` means: itself, or the newest good one under it or under its `checkpoints/`.
+    """Open the checkpoint that `path` means: itself, or the newest good one under it or under its `checkpoints/`.
 
     Errors: ConfigError when there is none.
     """

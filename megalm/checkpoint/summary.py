@@ -44,7 +44,7 @@ class TensorDifference:
 
 
 def make_overview(reader: CheckpointReader) -> dict[str, Any]:
-    """The checkpoint as a whole, from its manifest and state; reads no tensor."""
+    """Make the checkpoint as a whole, from its manifest and state; reads no tensor."""
     manifest, state = reader.manifest, reader.state()
     weights = [t for n, t in manifest.tensors.items() if not n.startswith(OPTIMIZER_PREFIX)]
     optimizer = [t for n, t in manifest.tensors.items() if n.startswith(OPTIMIZER_PREFIX)]
@@ -66,7 +66,7 @@ def make_overview(reader: CheckpointReader) -> dict[str, Any]:
 
 
 def summarize(reader: CheckpointReader, *, optimizer: bool = False) -> list[TensorSummary]:
-    """Each tensor's norm, largest magnitude and count of non-finite elements; one tensor is in memory at a time."""
+    """Summarize each tensor's norm, largest magnitude and count of non-finite elements; one tensor is in memory at a time."""
     rows = []
     for name, tensor in reader.tensors(optimizer=optimizer):
         squares, largest, nonfinite = 0.0, 0.0, 0
@@ -88,7 +88,7 @@ def summarize(reader: CheckpointReader, *, optimizer: bool = False) -> list[Tens
 def list_differences(
     first: CheckpointReader, second: CheckpointReader, *, optimizer: bool = False
 ) -> list[TensorDifference]:
-    """The tensors that differ, in the order of the first checkpoint; empty when all are the same, bit by bit."""
+    """List the tensors that differ, in the order of the first checkpoint; empty when all are the same, bit by bit."""
     names = first.names(optimizer=optimizer)
     others = second.names(optimizer=optimizer)
     rows = []
@@ -107,7 +107,7 @@ def list_differences(
 
 
 def list_state_differences(first: Any, second: Any, where: str = "") -> list[str]:
-    """The entries of two states that differ, one `path: first, second` a line."""
+    """List the entries of two states that differ, one `path: first, second` a line."""
     if isinstance(first, dict) and isinstance(second, dict):
         lines = []
         for key in sorted({*first, *second}):

@@ -269,6 +269,6 @@ def take_up(store: RemoteStore, folder: Path) -> list[int]:
 
 
 def find_waiting_room(config: CheckpointConfig, url: str) -> Path:
-    """The local folder of checkpoints that are not in the store yet: one for each URL."""
+    """Find the local folder of checkpoints that are not in the store yet: one for each URL."""
     parent = Path(config.local_path) if config.local_path else Path(tempfile.gettempdir()) / "megalm-checkpoints"
     return parent / compute_checksum(url.encode())

@@ -22,7 +22,7 @@ def verify(source: CheckpointSource) -> Manifest:
 
 
 def list_problems(source: CheckpointSource, manifest: Manifest) -> Iterator[str]:
-    """What is wrong with a checkpoint's files: nothing, if it is whole.
+    """List what is wrong with a checkpoint's files: nothing, if it is whole.
 
     Each file is compared with the checksum of what was written, and each tensor's pieces with the checksum of the
     tensor they were copied from: the second finds what went wrong before the writing.

@@ -34,7 +34,7 @@ def has_attempts(folder: Path) -> bool:
 
 
 def find_config_of_step(folder: Path, step: int) -> Path:
-    """The file with the settings that made a step the last time, or would make it."""
+    """Find the file with the settings that made a step the last time, or would make it."""
     fitting = [path for _, first, path in _attempts(folder) if first <= step]
     return fitting[-1] if fitting else folder / CONFIG
 

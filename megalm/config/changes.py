@@ -82,13 +82,13 @@ def is_allowed(key: str, allowed: Iterable[str]) -> bool:
 
 
 def describe_changes(changes: Sequence[Change]) -> str:
-    """The changes in one line."""
+    """Describe the changes in one line."""
     more = f" and {len(changes) - _NAMED} more (config.yaml has them)" if len(changes) > _NAMED else ""
     return ", ".join(change.describe() for change in changes[:_NAMED]) + more
 
 
 def read_value(config: Config, key: str) -> Any:
-    """The value of a dotted key, as plain JSON has it."""
+    """Read the value of a dotted key, as plain JSON has it."""
     value: Any = config
     for part in key.split("."):
         value = getattr(value, part)

@@ -152,7 +152,7 @@ _OPTIONAL = ("gpus", "aliases", "price", "failures_per_1000_gpu_days", "sources"
 
 @lru_cache(maxsize=1)
 def read_hardware() -> dict[str, ClusterConfig]:
-    """Every record of conf/cluster by name."""
+    """Read every record of conf/cluster by name."""
     records = {}
     for path in sorted((CONF / "cluster").glob("*.yaml")):
         entries = read_yaml_file(path, str(path)) or {}
@@ -168,7 +168,7 @@ def read_hardware() -> dict[str, ClusterConfig]:
 
 
 def find_accelerator(name: str, overrides: ClusterConfig | None = None) -> Accelerator:
-    """The accelerator called `name` (any spelling of case, `_` and `-`, or an alias), with a config's own figures."""
+    """Find the accelerator called `name` (any spelling of case, `_` and `-`, or an alias), with a config's own figures."""
     wanted = _spelling(name)
     for record in read_hardware().values():
         if wanted in [_spelling(known) for known in (record.gpu, *(record.aliases or []))]:

@@ -117,7 +117,7 @@ _STORED: dict[str, tuple[Path, int]] = {}
 
 
 def _read_group_file(file: Path, group: str) -> dict[str, Any]:
-    """The keys of a file; those of a group may stand under its name (`data: {train: ...}`), as in a run's config.yaml."""
+    """Read the keys of a file; those of a group may stand under its name (`data: {train: ...}`), as in a run's config.yaml."""
     try:
         values = read_yaml_file(file, str(file)) or {}
     except OSError as error:

@@ -24,7 +24,7 @@ def explain_missing_folder(path: Path, wanted: str) -> ConfigError:
 
 
 def explain_full_disk(error: OSError) -> ConfigError | None:
-    """The error in words, if it says that a file could not be written for want of space; None for any other."""
+    """Explain the error in words, if it says that a file could not be written for want of space; None for any other."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return None
     place = f" at {error.filename}" if error.filename else ""

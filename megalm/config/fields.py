@@ -52,7 +52,7 @@ def choice(default: str, *others: str) -> Any:
 
 
 def open_choice(default: str, registry: Collection[str]) -> Any:
-    """A word out of a table that plugins add to: it is held against what the table has when a configuration is checked."""
+    """Open a word out of a table that plugins add to: it is held against what the table has when a configuration is checked."""
     return field(default=default, metadata={"choices": registry})
 
 

@@ -26,7 +26,7 @@ def find_conf_dir() -> Path:
 
 
 def take_out_folders(words: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Words without `--config-dir FOLDER` (or `-cd FOLDER`), and those folders.
+    """Take words without `--config-dir FOLDER` (or `-cd FOLDER`), and those folders.
 
     Errors: ConfigError where no folder follows.
     """
@@ -48,7 +48,7 @@ def take_out_folders(words: Sequence[str]) -> tuple[list[str], list[Path]]:
 
 
 def find_search_path(folders: Sequence[Path] = ()) -> list[Path]:
-    """The folders in which choices are looked for; the first that has one wins.
+    """Find the folders in which choices are looked for; the first that has one wins.
 
     folders: those of the command line. Errors: ConfigError for a folder of $MEGALM_CONF that is not there.
     """
@@ -79,7 +79,7 @@ def find_group_files(folders: Sequence[Path] = ()) -> dict[str, Path]:
 
 
 def list_groups(folders: Sequence[Path] = ()) -> dict[str, list[str]]:
-    """The choices of each configuration group, by name: {"model": ["125m", ...], ...}."""
+    """List the choices of each configuration group, by name: {"model": ["125m", ...], ...}."""
     found: dict[str, list[str]] = {}
     for name in sorted(find_group_files(folders)):
         group, _, choice = name.partition("/")

@@ -18,7 +18,7 @@ def check_mixture(model: ModelConfig) -> None:
 
 
 def name_near_divisors(number: int, wanted: int, count: int = 2) -> str:
-    """The divisors of a number that lie nearest to the wanted one, as a text."""
+    """Name the divisors of a number that lie nearest to the wanted one, as a text."""
     divisors = [d for d in range(1, number + 1) if number % d == 0]
     return " or ".join(map(str, sorted(sorted(divisors, key=lambda d: abs(d - wanted))[:count])))
 

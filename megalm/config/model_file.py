@@ -12,7 +12,7 @@ from megalm.config.yaml_text import read_yaml_file, write_yaml
 
 
 def read_model_file(path: Path) -> dict[str, Any]:
-    """The words of a model's file, in nested mappings as conf/model/*.yaml have them.
+    """Read the words of a model's file, in nested mappings as conf/model/*.yaml have them.
 
     In a run's config.yaml those under `model:` are taken. What the command line says of the model wins over them.
     Errors: ConfigError if the file is not there, is no yaml mapping, or has keys that a model does not.

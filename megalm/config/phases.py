@@ -13,7 +13,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def parse_quantity(value: Any) -> float:
-    """A number such as 335B, 1.4T, 33.5% or 0.335.
+    """Parse a number such as 335B, 1.4T, 33.5% or 0.335.
 
     Errors: ValueError when it is none.
     """
@@ -93,7 +93,7 @@ def parse_share(where: str, value: Any) -> tuple[str, float]:
 def list_spans(
     phases: Sequence[PhaseConfig], *, seq_length: int, global_batch_size: int, micro_batch_size: int
 ) -> list[Span]:
-    """The phases with their first and last steps.
+    """List the phases with their first and last steps.
 
     Errors: ConfigError for the first thing in them that cannot work.
     """

@@ -36,7 +36,7 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
 
 
 def list_loaded() -> list[str]:
-    """Names of the modules that were loaded in this process."""
+    """List names of the modules that were loaded in this process."""
     return sorted(_LOADED)
 
 

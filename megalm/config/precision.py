@@ -15,7 +15,7 @@ RECIPES = ("tensorwise", "rowwise", "rowwise_wide", "blockwise", "mxfp8")
 
 
 def find_multiple(recipe: str) -> int:
-    """What sizes of matrices must be a multiple of: 16 bytes of a row, or 32 of a block that hardware takes."""
+    """Find what sizes of matrices must be a multiple of: 16 bytes of a row, or 32 of a block that hardware takes."""
     return 32 if recipe == "mxfp8" else 16
 
 

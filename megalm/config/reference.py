@@ -36,12 +36,12 @@ class Key:
 
 
 def list_keys() -> list[Key]:
-    """Every key that can be set, in the order of the dataclasses."""
+    """List every key that can be set, in the order of the dataclasses."""
     return list(_keys(Config, "", None))
 
 
 def describe(name: str) -> str:
-    """The answer to `--help KEY`: a key, or all keys of a group.
+    """Describe the answer to `--help KEY`: a key, or all keys of a group.
 
     Errors: ConfigError for an unknown key, with the one that is probably meant.
     """

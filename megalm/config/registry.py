@@ -27,7 +27,7 @@ class Registry(dict[str, T]):
         self[name] = entry
 
     def find(self, name: str) -> T:
-        """The entry of this name. Errors: ConfigError with the nearest name, and all of them."""
+        """Find the entry of this name. Errors: ConfigError with the nearest name, and all of them."""
         if name not in self:
             near = get_close_matches(name, self, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -16,7 +16,7 @@ from megalm.config.yaml_text import read_yaml_file, write_yaml
 
 
 def build_config(values: dict[str, Any]) -> Config:
-    """The configuration that nested words stand for."""
+    """Build the configuration that nested words stand for."""
     run = values.get("run")
     named = run.get("plugins") if isinstance(run, dict) else None
     load_plugins(named if isinstance(named, list) else ([named] if isinstance(named, str) else ()))
@@ -61,7 +61,7 @@ def _damaged(file: Path, why: str) -> str:
 
 
 def make_config(values: Any, where: str) -> Config:
-    """The configuration that nested values describe, as a run's `config.yaml` or a checkpoint has them."""
+    """Make the configuration that nested values describe, as a run's `config.yaml` or a checkpoint has them."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: holds no configuration of a run, which has keys such as model and train.")
     try:

@@ -14,7 +14,7 @@ _LARGEST_EXPONENT = 30  # of a whole number written as 1e9: far beyond any count
 
 
 def read_whole(word: object) -> int:
-    """The whole number that a word stands for: 1000, 1_000, 1e3. Errors: ValueError."""
+    """Read the whole number that a word stands for: 1000, 1_000, 1e3. Errors: ValueError."""
     if isinstance(word, bool):
         raise ValueError
     if isinstance(word, int):
@@ -31,7 +31,7 @@ def read_whole(word: object) -> int:
 
 
 def read_number(word: object) -> float:
-    """The number that a word stands for, also inf and nan. Errors: ValueError."""
+    """Read the number that a word stands for, also inf and nan. Errors: ValueError."""
     if isinstance(word, bool):
         raise ValueError
     if isinstance(word, int | float):
@@ -57,7 +57,7 @@ def read_truth(word: object) -> bool:
 
 
 def read_any(word: str) -> int | float | str:
-    """A word of which only its reader knows what it is: a number where it looks like one, else the text."""
+    """Read a word of which only its reader knows what it is: a number where it looks like one, else the text."""
     text = word.strip()
     if _WHOLE.fullmatch(text):
         return int(text)
@@ -65,7 +65,7 @@ def read_any(word: str) -> int | float | str:
 
 
 def explain_number(word: str) -> str:
-    """What is wrong with a word that was meant as a number, where one can tell; a sentence with a space before it."""
+    """Explain what is wrong with a word that was meant as a number, where one can tell; a sentence with a space before it."""
     text = word.strip()
     plain = re.sub(r"[\u2010-\u2015\u2212\ufe63\uff0d]", "-", text)
     if plain != text:

@@ -89,13 +89,13 @@ def classify_type(hint: Any, field: Field[Any] | None = None) -> Kind:
 
 @cache
 def list_fields(group: type) -> dict[str, Kind]:
-    """The fields of a dataclass."""
+    """List the fields of a dataclass."""
     hints = get_type_hints(group)
     return {field.name: classify_type(hints[field.name], field) for field in fields(group)}
 
 
 def find_kind(root: type, path: Sequence[str]) -> Kind:
-    """What the dotted path leads to.
+    """Find what the dotted path leads to.
 
     Errors: ConfigError for an unknown key, with the one that is probably meant.
     """
@@ -120,7 +120,7 @@ def find_kind(root: type, path: Sequence[str]) -> Kind:
 
 
 def explain_unknown_key(root: type, parents: Sequence[str], name: str, known: dict[str, Kind]) -> ConfigError:
-    """The refusal of a key that nobody reads."""
+    """Explain the refusal of a key that nobody reads."""
     where = ".".join(parents)
     whole = f"{where}.{name}" if where else name
     listing = f"Keys of {where or 'the configuration'}: {', '.join(known)}."
@@ -147,7 +147,7 @@ def _meant(root: type, name: str, known: dict[str, Kind], where: str) -> str:
 
 @cache
 def list_paths(root: type) -> tuple[str, ...]:
-    """The dotted path of every field that is no group itself; what lies in lists is left out."""
+    """List the dotted path of every field that is no group itself; what lies in lists is left out."""
     found: list[str] = []
     for name, kind in list_fields(root).items():
         found += [f"{name}.{inner}" for inner in list_paths(kind.type)] if kind.is_group else [name]
@@ -155,7 +155,7 @@ def list_paths(root: type) -> tuple[str, ...]:
 
 
 def build(kind: Kind, value: Any, where: str = "", root: type | None = None) -> Any:
-    """The value as its kind has it.
+    """Build the value as its kind has it.
 
     where: its dotted path, for messages; root: what unknown keys are looked for in.
     Errors: ConfigError with the path, the value and what is allowed.

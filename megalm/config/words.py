@@ -166,7 +166,7 @@ def _no_such_choice(group: str, name: str, groups: dict[str, list[str]]) -> Conf
 
 
 def parse(kind: Kind, value: str, key: str) -> Any:
-    """A value of the command line as words, lists and mappings of words, by what its field holds.
+    """Parse a value of the command line as words, lists and mappings of words, by what its field holds.
 
     Errors: ConfigError for one that could be meant in two ways, with both forms.
     """

@@ -49,7 +49,7 @@ def write_yaml(values: Any) -> str:
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """The mappings, lists and words of a yaml text.
+    """Read the mappings, lists and words of a yaml text.
 
     Errors: ConfigError that names `where` and the line, for what is not yaml or has a key twice.
     """

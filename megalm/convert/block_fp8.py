@@ -57,7 +57,7 @@ _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def read_fp8_block(config: dict[str, Any]) -> tuple[int, int] | None:
-    """The block of a `quantization_config` that is read here; None: another quantization, or none."""
+    """Read the block of a `quantization_config` that is read here; None: another quantization, or none."""
     settings = config.get("quantization_config")
     if not isinstance(settings, dict) or settings.get("quant_method") != "fp8":
         return None

@@ -64,7 +64,7 @@ class Shapes:
         return {name: self.attention(layer, f"{name}_norm")["weight"] for name in names}
 
     def find(self, name: str) -> Part | None:
-        """The tensor of this name, where the model has it."""
+        """Find the tensor of this name, where the model has it."""
         return Part(name, self._tensors[name]) if name in self._tensors else None
 
     def view(self, name: str) -> tuple[int, ...] | None:

@@ -72,6 +72,6 @@ class UpcycledWeights:
 
 
 def _find_dense(name: str) -> str:
-    """The dense model's tensor that a tensor of the mixture is a copy of."""
+    """Find the dense model's tensor that a tensor of the mixture is a copy of."""
     layer, inside, rest = name.partition(EXPERTS)
     return f"{layer}.mlp.{rest.partition('.')[2]}" if inside else name

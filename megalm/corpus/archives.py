@@ -91,7 +91,7 @@ _PADDED = ("gzip", "xz")  # their streams may be followed by zeros
 
 
 def list_damage_errors() -> tuple[type[Exception], ...]:
-    """What the libraries raise for content that is no archive, or a broken one."""
+    """List what the libraries raise for content that is no archive, or a broken one."""
     import zstandard
 
     return EOFError, ValueError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError

@@ -72,12 +72,12 @@ _MARKS = {
 
 
 def find_compression(head: bytes) -> str | None:
-    """How a file that begins so is compressed; None: not in a way that is read."""
+    """Find how a file that begins so is compressed; None: not in a way that is read."""
     return next((kind for magic, kind in _COMPRESSED.items() if re.match(magic, head)), None)
 
 
 def find_encoding(head: bytes) -> str | None:
-    """What the byte order mark says the text is, if not UTF-8."""
+    """Find what the byte order mark says the text is, if not UTF-8."""
     return next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)
 
 
@@ -185,7 +185,7 @@ class Recoded(Stream):
 
 
 def open_as_documents(file: BinaryIO, head: bytes, table: bool) -> BinaryIO:
-    """The file, decompressed already, which begins so: as it is, in UTF-8, or as one that says why it cannot be read."""
+    """Open the file, decompressed already, which begins so: as it is, in UTF-8, or as one that says why it cannot be read."""
     reason = explain_no_documents(head, table)
     if reason:
         return io.BufferedReader(Refused(reason))

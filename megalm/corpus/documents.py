@@ -102,7 +102,7 @@ class BadDocument:
 def find_files(
     inputs: Sequence[str], say: Callable[[str], None] = lambda message: None, results: Sequence[str] = ()
 ) -> list[Piece]:
-    """Every data file behind files, folders, globs and URLs, whole; sorted inside each input, each once. `say` is told
+    """Find every data file behind files, folders, globs and URLs, whole; sorted inside each input, each once. `say` is told
     what folders and globs hold besides. `results`: files and folders that the command writes, which are no input.
 
     Errors: ConfigError for an input that names nothing, or cannot be listed.
@@ -127,7 +127,7 @@ def find_files(
 
 
 def choose_piece_bytes(files: Sequence[Piece]) -> int:
-    """How much of this input one process takes at a time."""
+    """Choose how much of this input one process takes at a time."""
     return min(max(sum(file.size for file in files) // PIECES, SMALLEST_PIECE), LARGEST_PIECE)
 
 
@@ -168,7 +168,7 @@ def _is_plain(file: Piece) -> bool:
 def read_piece(
     piece: Piece, field: str = "text", others: Sequence[str] | None = None
 ) -> Iterator[Document | BadDocument]:
-    """The documents of a piece, in order.
+    """Read the documents of a piece, in order.
 
     field: a key or column, a path into one, or a template (see fields.py). others: what else of the fields will be asked
     for, so that the remaining columns of a table need not be read; None: everything.
@@ -186,7 +186,7 @@ def read_piece(
 
 
 def describe_damage(error: Unreadable) -> BadDocument:
-    """What is missing of a file."""
+    """Describe what is missing of a file."""
     return BadDocument(f"byte {error.at}", error.reason)
 
 
@@ -312,7 +312,7 @@ def _json_lines(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
 
 
 def read_json_line(line: bytes, offset: int, field: str) -> Document | BadDocument:
-    """The document of a line that is not empty and begins at this byte of its file."""
+    """Read the document of a line that is not empty and begins at this byte of its file."""
     text = _decode(line, offset)
     if isinstance(text, BadDocument):
         return text

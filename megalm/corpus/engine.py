@@ -300,7 +300,7 @@ class RayEngine(Engine):
 
 
 def make_engine(name: str = "local", workers: int = 1, address: str | None = None) -> Engine:
-    """The engine of that name; `address` is Spark's master or Ray's cluster, None one of this machine.
+    """Make the engine of that name; `address` is Spark's master or Ray's cluster, None one of this machine.
 
     Errors: ConfigError if it is unknown, not installed, or does not start.
     """

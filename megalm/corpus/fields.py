@@ -28,7 +28,7 @@ class Template(NamedTuple):
 
 @lru_cache(maxsize=64)
 def parse_template(field: str) -> Template | None:
-    """The parts of a template; None for the name of a key, which is also what has braces that do not match."""
+    """Parse the parts of a template; None for the name of a key, which is also what has braces that do not match."""
     literals, names = [""], []
     at = 0
     while at < len(field):
@@ -75,7 +75,7 @@ def _escaped(text: str) -> str:
 
 
 def list_names(field: str) -> list[str]:
-    """The keys, columns or paths that it needs."""
+    """List the keys, columns or paths that it needs."""
     template = parse_template(field)
     return [field] if template is None else list(template.names)
 
@@ -86,7 +86,7 @@ def is_one_text(field: str) -> bool:
 
 
 def find_column(name: str, columns: Any) -> str | None:
-    """The column that a name is of, or a path into; None where there is none."""
+    """Find the column that a name is of, or a path into; None where there is none."""
     heads = (name[:end] for end in (len(name), *_dots(name)))
     return next((head for head in heads if head in columns), None)
 
@@ -191,7 +191,7 @@ def _names_near(record: dict[str, Any], name: str, value: Any) -> list[str]:
 
 
 def explain_no_text(text: str) -> str:
-    """Why a string is not text that can be written, where it is none."""
+    """Explain why a string is not text that can be written, where it is none."""
     if text.isascii():
         return ""
     try:

@@ -43,7 +43,7 @@ class Found:
 
 
 def find_ending(path: str) -> str:
-    """The ending that tells the format, in small letters, without that of a compression."""
+    """Find the ending that tells the format, in small letters, without that of a compression."""
     stem, ending = os.path.splitext(path.lower())
     return os.path.splitext(stem)[1] if ending in COMPRESSIONS else ending
 
@@ -55,7 +55,7 @@ def name_compression(path: str) -> str | None:
 
 @contextlib.contextmanager
 def open_bytes(path: str, plain: bool = False) -> Iterator[BinaryIO]:
-    """The bytes of a local file or URL: decompressed, and in UTF-8 where a byte order mark says that it is UTF-16; it can be
+    """Open the bytes of a local file or URL: decompressed, and in UTF-8 where a byte order mark says that it is UTF-16; it can be
     sought in if neither had to be done. Content that holds no documents raises Unreadable where it is read.
 
     plain: it is known to be none of this, and is opened as it is.

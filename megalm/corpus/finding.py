@@ -55,7 +55,7 @@ class LeftOut:
 
 
 def list_files(item: str, left_out: LeftOut | None = None, results: Sequence[str] = ()) -> list[Found]:
-    """The files behind a path, folder, glob or URL, sorted; empty where there are none.
+    """List the files behind a path, folder, glob or URL, sorted; empty where there are none.
 
     results: what the command itself writes, files or folders; they are no input, though they lie in its folder.
     Errors: ConfigError for what cannot be listed, such as a folder that may not be read or a link that points nowhere.

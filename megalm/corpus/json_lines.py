@@ -61,7 +61,7 @@ def holds_lines(piece: Piece) -> bool:
 
 
 def read_texts(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
-    """The documents of a piece of JSON lines one by one, with their texts alone: without the other fields."""
+    """Read the documents of a piece of JSON lines one by one, with their texts alone: without the other fields."""
     for lines in read_lines(piece, field):
         data, begin, bad = lines.data.data, 0, iter([*lines.bad, (-1, None)])
         before, wrong = next(bad)
@@ -77,7 +77,7 @@ def read_texts(piece: Piece, field: str) -> Iterator[Document | BadDocument]:
 
 
 def read_lines(piece: Piece, field: str) -> Iterator[Lines]:
-    """The documents of a piece of JSON lines, the same as `documents.read_piece` gives, some megabytes at a time.
+    """Read the documents of a piece of JSON lines, the same as `documents.read_piece` gives, some megabytes at a time.
 
     Errors: ConfigError if the file is not there or cannot be read.
     """
@@ -113,7 +113,7 @@ def _blocks(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, bytes]]:
 
 
 def parse(block: bytes, offset: int, field: str) -> Lines:
-    """The documents of whole lines, the first of which begins at byte `offset` of its file."""
+    """Parse the documents of whole lines, the first of which begins at byte `offset` of its file."""
     text, begins, ends, kinds = _scan(block, field)
     sizes = np.diff(begins, append=len(block))
     lengths = np.diff(ends, prepend=0)

@@ -35,7 +35,7 @@ SMALLEST, LARGEST = 400, 400_000  # bytes: below there is no sentence, above the
 
 
 def choose_python_files(megabytes: float = DEFAULT_MEGABYTES) -> list[Piece]:
-    """The chosen files as pieces, in their shuffled order; the same for the same installation."""
+    """Choose the chosen files as pieces, in their shuffled order; the same for the same installation."""
     paths = sysconfig.get_paths()
     library, packages = paths["stdlib"], paths["purelib"]
     prose: list[tuple[str, str]] = []

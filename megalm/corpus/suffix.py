@@ -27,7 +27,7 @@ def _symbols(text: np.ndarray) -> np.ndarray:
 
 
 def build_suffix_array(text: np.ndarray) -> np.ndarray:
-    """The places of the suffixes in their order; one that is the beginning of another comes first.
+    """Build the places of the suffixes in their order; one that is the beginning of another comes first.
 
     Memory: text, result, 1 byte a symbol, and 8 bytes for each value up to the largest one.
     Shapes: integers of 1, 2 or 4 bytes [N] -> int32 [N], from 2^31 symbols on int64 [N]

@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 def count_row_groups(paths: Sequence[str]) -> dict[str, int]:
-    """How many row groups each Parquet file has; 0 where it does not say so.
+    """Count how many row groups each Parquet file has; 0 where it does not say so.
 
     Errors: ConfigError for a file that cannot be read, or without pyarrow.
     """
@@ -43,7 +43,7 @@ def count_row_groups(paths: Sequence[str]) -> dict[str, int]:
 def read_records(
     path: str, ending: str, first: int, stop: int | None, names: Sequence[str], others: Sequence[str] | None
 ) -> Iterator[Row]:
-    """The rows of a .parquet or .arrow file, in order. Which of them are there, and which have something wrong, depends on
+    """Read the rows of a .parquet or .arrow file, in order. Which of them are there, and which have something wrong, depends on
     the needed columns alone: who reads more columns sees the same rows.
 
     first, stop: of the row groups of a Parquet file; stop None: the last. names: columns, or paths such as meta.text,

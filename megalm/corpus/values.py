@@ -32,7 +32,7 @@ class Values:
 
 
 def list_values(column: Any) -> Values:
-    """The values of a pyarrow array, each by itself where not all can be had at once. Unchecked, offsets that point
+    """List the values of a pyarrow array, each by itself where not all can be had at once. Unchecked, offsets that point
     anywhere would be followed."""
     try:
         column.validate(full=True)

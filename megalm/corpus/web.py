@@ -28,7 +28,7 @@ class Page:
 
 
 def read_pages(file: BinaryIO) -> Iterator[Page]:
-    """The pages of a WARC or WET file, in order. Requests, redirections, images and pages without text are left out.
+    """Read the pages of a WARC or WET file, in order. Requests, redirections, images and pages without text are left out.
 
     Errors: Unreadable where the file is damaged; ConfigError where warcio or, for HTML, trafilatura is not installed.
     """
@@ -59,7 +59,7 @@ class _Watched:
         self.damage: Unreadable | None = None
 
     def read(self, size: int) -> bytes:
-        """Bytes of the file."""
+        """Read bytes of the file."""
         try:
             return read_some(self._file, size)
         except Unreadable as error:

@@ -345,7 +345,7 @@ class Loader:
     def _read(
         self, rows: Sequence[tuple[TokenSource, int]], epoch: np.ndarray, length: int
     ) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
-        """Rows (source, sample), where documents begin in each, and how many tokens each has; the latter only where they
+        """Read rows (source, sample), where documents begin in each, and how many tokens each has; the latter only where they
         are used.
 
         Shapes: rows and epoch [N] -> [N, length + 1]
@@ -381,7 +381,7 @@ class Loader:
         return add_pairs(batch, rows, self._most_pairs) if self.packing == "pairs" else batch
 
     def _read_targets(self, rows: Sequence[tuple[TokenSource, int]], length: int) -> torch.Tensor | None:
-        """What each label counts in the loss, where a file says it. Shapes: rows [N] -> fp32 [N, length]"""
+        """Read what each label counts in the loss, where a file says it. Shapes: rows [N] -> fp32 [N, length]"""
         if not self._has_targets or all(where.file.targets is None for where, _ in rows):
             return None
         weights = np.empty((len(rows), length + 1), np.float32)
@@ -390,7 +390,7 @@ class Loader:
         return torch.from_numpy(weights[:, 1:].copy())
 
     def read_all(self, source: TokenSource) -> Iterator[tuple[range, Batch]]:
-        """Every sample of a source once, in its order: this rank's micro-batches, as many on every rank, and which samples
+        """Read every sample of a source once, in its order: this rank's micro-batches, as many on every rank, and which samples
         their first rows are; the other rows are padding."""
         step = self.micro_batch_size * self._axis.size
         for at in range(0, source.num_samples, step):

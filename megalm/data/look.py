@@ -23,7 +23,7 @@ STRETCHES = 64
 
 
 def find_tokenizer(prefix: str | os.PathLike) -> Tokenizer | None:
-    """The tokenizer that `tools/tokenize` left beside the data, or named in its recipe."""
+    """Find the tokenizer that `tools/tokenize` left beside the data, or named in its recipe."""
     candidates = [Path(f"{_stem(prefix)}_tokenizer.json")]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         candidates.append(Path(_recipe(prefix)["outcome"]["tokenizer"]))
@@ -62,13 +62,13 @@ def _recipe(prefix: str | os.PathLike) -> dict[str, Any]:
 
 
 def measure_documents(file: TokenFile) -> np.ndarray:
-    """Tokens of each document. Shapes: -> int64 [documents]"""
+    """Measure tokens of each document. Shapes: -> int64 [documents]"""
     ends = np.append(np.asarray(file.pointers), file.num_tokens * file.dtype.itemsize)
     return np.diff(ends[np.asarray(file.documents)]) // file.dtype.itemsize
 
 
 def count_lengths(lengths: np.ndarray) -> list[dict[str, int]]:
-    """Documents and tokens by length, in powers of two: `from` <= length < `to`."""
+    """Count documents and tokens by length, in powers of two: `from` <= length < `to`."""
     bins = np.where(lengths > 0, np.floor(np.log2(np.maximum(lengths, 1))), -1).astype(int)
     rows = []
     for value in range(bins.min(), bins.max() + 1):
@@ -118,7 +118,7 @@ def sample_documents(
 
 
 def find_repeated_spans(file: TokenFile, length: int, count: int) -> list[dict[str, Any]]:
-    """The spans of `length` tokens that occur most often, each extended for as long as all that follows repeats as often.
+    """Find the spans of `length` tokens that occur most often, each extended for as long as all that follows repeats as often.
 
     Counted by a 64-bit polynomial hash of every window; of a large file only in evenly spaced stretches.
     """
@@ -133,7 +133,7 @@ def find_repeated_spans(file: TokenFile, length: int, count: int) -> list[dict[s
 
 
 def find_repeats(parts: Sequence[tuple[int, np.ndarray]], length: int, count: int) -> list[dict[str, Any]]:
-    """The same over parts of a stream, each with the place where it begins; `places`: where the first hundred windows of a
+    """Find the same over parts of a stream, each with the place where it begins; `places`: where the first hundred windows of a
     span begin."""
     hashes, places = [], []
     for start, tokens in parts:

@@ -33,7 +33,7 @@ def normalize(weights: Sequence[float]) -> list[float]:
 
 
 def split_bounds(split: Sequence[float], size: int) -> list[tuple[int, int]]:
-    """Ranges of sequences for training, validation and test. Python's round: halves go to the even number."""
+    """Split ranges of sequences for training, validation and test. Python's round: halves go to the even number."""
     edges = [0.0, *accumulate(normalize(split))]
     return [(int(round(a * float(size))), int(round(b * float(size)))) for a, b in zip(edges, edges[1:], strict=False)]
 
@@ -272,7 +272,7 @@ class MegatronStream:
 
 
 def open_megatron_sources(data: DataConfig, seq_length: int, wanted: int, seed: int) -> list[MegatronSource]:
-    """The sources of `data.train` with the number of samples that Megatron asks of each.
+    """Open the sources of `data.train` with the number of samples that Megatron asks of each.
 
     With weights each gives its share and half a percent, also a single one; without, several give an epoch each, and one
     all that is wanted.

@@ -27,7 +27,7 @@ def name_sources(prefixes: Sequence[str]) -> list[str]:
 
 
 def open_tokens(prefix: str | os.PathLike, data: DataConfig) -> TokenFile:
-    """A .bin/.idx pair or a folder of MDS shards, on this machine or in an object store."""
+    """Open a .bin/.idx pair or a folder of MDS shards, on this machine or in an object store."""
     prefix = os.fspath(prefix)
     scheme, _, rest = prefix.partition("://")
     if rest and scheme in OPENERS:
@@ -51,7 +51,7 @@ def register_token_source(scheme: str, open_source: OpenTokens) -> None:
 
 
 def choose_cache(data: DataConfig) -> Cache:
-    """The process' cache of remote data, one for each folder."""
+    """Choose the process' cache of remote data, one for each folder."""
     if data.cache_gb <= 0 or data.retries < 1:
         raise ConfigError(
             f"data.cache_gb={data.cache_gb} and data.retries={data.retries}: the cache needs room, and a request one try."
@@ -93,7 +93,7 @@ def open_sources(data: DataConfig, seq_length: int) -> list[TokenSource]:
 
 
 def open_held_out(data: DataConfig, seq_length: int, sources: Sequence[TokenSource]) -> list[TokenSource]:
-    """What evaluation reads: the file `data.valid` names, else the held-out ends of the sources themselves."""
+    """Open what evaluation reads: the file `data.valid` names, else the held-out ends of the sources themselves."""
     if data.valid is None:
         return [source.held_out() for source in sources]
     kind = _KINDS.get(data.packing, TokenSource)

@@ -66,7 +66,7 @@ def add_pairs(batch: Batch, rows: Sequence[tuple[TokenSource, int]], most: int) 
 
 
 def _find_ends(answers: Tensor, mask: Tensor | None, none: int) -> Tensor:
-    """Where the last target of each answer is read. Shapes: answers int64 [B, S], mask fp32 [B, S] -> fp32 [B, S]"""
+    """Find where the last target of each answer is read. Shapes: answers int64 [B, S], mask fp32 [B, S] -> fp32 [B, S]"""
     assert mask is not None
     ends = torch.zeros(answers.shape)
     for row in range(len(answers)):

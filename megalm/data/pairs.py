@@ -77,7 +77,7 @@ class PairedHeldOut(PackedHeldOut, PairedSource):
 
 
 def read_margins(file: TokenFile) -> np.ndarray:
-    """The margin of each pair of a file. Errors: ConfigError where it holds none, or other ones"""
+    """Read the margin of each pair of a file. Errors: ConfigError where it holds none, or other ones"""
     path = f"{file.prefix}.pairs"
     if not os.path.exists(path):
         raise ConfigError(
@@ -94,5 +94,5 @@ def read_margins(file: TokenFile) -> np.ndarray:
 
 
 def count_most_pairs(sources: Sequence[TokenSource]) -> int:
-    """Pairs in the fullest sample of all sources."""
+    """Count pairs in the fullest sample of all sources."""
     return max((source.most_pairs for source in sources if isinstance(source, PairedSource)), default=0)

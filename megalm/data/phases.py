@@ -56,7 +56,7 @@ class Curriculum:
 
 
 def make_single_phase(weights: Mapping[str, float], seq_length: int, global_batch_size: int) -> Curriculum:
-    """The curriculum of a run without phases."""
+    """Make the curriculum of a run without phases."""
     return Curriculum([Phase("", 0, None, seq_length, global_batch_size, dict(weights))])
 
 
@@ -111,7 +111,7 @@ def _weights(where: str, span: Span, available: Mapping[str, int]) -> dict[str, 
 
 
 def tabulate_phases(curriculum: Curriculum, available: Mapping[str, int], total_steps: int) -> list[dict[str, Any]]:
-    """The curriculum as a table: for each phase and source tokens, share, epochs in the phase and up to its end."""
+    """Tabulate the curriculum: for each phase and source tokens, share, epochs in the phase and up to its end."""
     rows: list[dict[str, Any]] = []
     drawn = dict.fromkeys(available, 0.0)
     for phase in curriculum.phases:

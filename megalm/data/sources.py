@@ -67,7 +67,7 @@ class TokenSource:
         self._copy(row, index, self.file.tokens)
 
     def read_targets_into(self, row: np.ndarray, index: int) -> None:
-        """The weight of each of these tokens as a target; ones where the file has none. Shapes: row fp32 [length + 1]"""
+        """Read the weight of each of these tokens as a target; ones where the file has none. Shapes: row fp32 [length + 1]"""
         if self.file.targets is None:
             row[:] = 1.0
         else:
@@ -103,7 +103,7 @@ class TokenSource:
         return (length or self.seq_length) + 1
 
     def locate(self, index: int, length: int | None = None) -> dict[str, Any]:
-        """Where the sample lies: document, token inside it, token of the file, byte of .bin."""
+        """Locate where the sample lies: document, token inside it, token of the file, byte of .bin."""
         start = index * (length or self.seq_length)
         document = self.file.document_at(start)
         return {

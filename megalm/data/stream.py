@@ -208,7 +208,7 @@ def merge_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def take(position: int, count: int, skipped: Sequence[tuple[int, int]]) -> tuple[np.ndarray, int]:
-    """The next `count` positions from `position` on that lie in no skipped range, and the position after the last of
+    """Take the next `count` positions from `position` on that lie in no skipped range, and the position after the last of
     them.
 
     Shapes: -> int64 [count]

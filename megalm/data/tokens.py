@@ -34,12 +34,12 @@ ADVICE = "Restore the file from its source, or make the data set again with `meg
 
 
 def choose_token_dtype(vocab_size: int) -> np.dtype:
-    """The type in which Megatron stores the tokens of a vocabulary of this size."""
+    """Choose the type in which Megatron stores the tokens of a vocabulary of this size."""
     return np.dtype(np.uint16 if vocab_size < UINT16_VOCABULARY else np.int32)
 
 
 def resolve_prefix(prefix: str | os.PathLike) -> Path:
-    """The local prefix whose .idx exists: as given (with or without an ending), or with `_text_document` added, as the
+    """Resolve the local prefix whose .idx exists: as given (with or without an ending), or with `_text_document` added, as the
     tokenizer writes it.
 
     Errors: ConfigError naming every file that was looked for.
@@ -258,7 +258,7 @@ class TokenFile:
         return first, starts
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) of the whole stream, as int64."""
+        """Read tokens [start, stop) of the whole stream, as int64."""
         return self.tokens[start:stop].astype(np.int64)
 
     def verify(self, vocab_size: int | None = None, chunk: int = 1 << 22) -> None:

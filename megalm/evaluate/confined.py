@@ -65,13 +65,13 @@ PROGRAM = "<program>"
 
 
 def find_machine() -> str | None:
-    """The machine's name where programs can be shut in here; None where they cannot."""
+    """Find the machine's name where programs can be shut in here; None where they cannot."""
     machine = platform.machine()
     return machine if sys.platform == "linux" and machine in MACHINES and struct.calcsize("P") == 8 else None
 
 
 def build_filter(machine: str) -> bytes:
-    """The seccomp program."""
+    """Build the seccomp program."""
 
     def step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
         return struct.pack("HBBI", code, yes, no, value)

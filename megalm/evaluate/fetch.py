@@ -70,7 +70,7 @@ class Set:
 
 
 def list_sets(suite: str) -> list[Set]:
-    """The files of a suite that can be fetched. ConfigError for a suite that has none"""
+    """List the files of a suite that can be fetched. ConfigError for a suite that has none"""
     if suite == "inner":
         return [Set(f"{name}.jsonl", OLMO, f"{REQUESTS}/{member}/requests.jsonl.gz", unpack) for name, member in INNER]
     if suite == "core":

@@ -35,7 +35,7 @@ class Followed:
 
 
 def read_rules(item: Item) -> tuple[list[str], list[dict[str, Any]]]:
-    """Names of an item's rules, and the settings of each."""
+    """Read names of an item's rules, and the settings of each."""
     return list(item.source["instruction_id_list"]), [_drop_none(one) for one in item.source["kwargs"]]
 
 
@@ -86,7 +86,7 @@ def count_sentences(text: str) -> int:
 
 
 def count_capital_words(text: str) -> int:
-    """Words, as nltk cuts them, that have no small letter; hyphens part none."""
+    """Count words, as nltk cuts them, that have no small letter; hyphens part none."""
     from nltk.tokenize import NLTKWordTokenizer
 
     cut = NLTKWordTokenizer()
@@ -104,7 +104,7 @@ def _make_splitter() -> Any:
 
 @functools.cache
 def _open_library() -> tuple[Mapping[str, Any], Callable[..., Any]]:
-    """The rules by name, and what evaluates them. Errors: ConfigError where they are not installed"""
+    """Open the rules by name, and what evaluates them. Errors: ConfigError where they are not installed"""
     try:
         import langdetect
         from if_verifiable.common import evaluate_instructions
@@ -138,6 +138,6 @@ def _drop_none(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_rules(names: list[str], settings: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Each rule with its settings, as it is read and digested."""
+    """Describe each rule with its settings, as it is read and digested."""
     pairs = zip(names, settings, strict=True)
     return tuple(f"{name} {json.dumps(_drop_none(one), ensure_ascii=False, sort_keys=True)}" for name, one in pairs)

@@ -134,7 +134,7 @@ class Judge:
 
 
 def read_verdict(text: str) -> str | None:
-    """A, B, or C for neither: the last verdict of an answer; None where it has none."""
+    """Read a, B, or C for neither: the last verdict of an answer; None where it has none."""
     found = VERDICT.findall(text)
     return found[-1] if found else None
 

@@ -246,7 +246,7 @@ CHECKS: Sequence[Callable[[Task], Iterator[Finding]]] = (
 
 
 def describe_item(item: Item) -> str:
-    """An item to be read: its prompt, its choices, the right one marked."""
+    """Describe an item to be read: its prompt, its choices, the right one marked."""
     lines: list[str] = []
     if item.kind == "schema":
         lines += [f"{'>' if n in item.gold else ' '} {context}" for n, context in enumerate(item.contexts)]

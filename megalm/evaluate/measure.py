@@ -159,7 +159,7 @@ def _in_parts(prompts: Iterator[Prompt]) -> Iterator[list[Prompt]]:
 
 
 def judge_scores(item: Item, scores: Sequence[Score], protocol: Protocol) -> Outcome:
-    """What the scores of an item's requests say."""
+    """Judge what the scores of an item's requests say."""
     numbers = [score.log_probability for score in scores]
     tokens = [score.tokens for score in scores]
     if item.kind == "text":
@@ -179,7 +179,7 @@ def judge_scores(item: Item, scores: Sequence[Score], protocol: Protocol) -> Out
 
 
 def summarize(kind: str, outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
-    """Figures of a task: accuracies first, then what the right continuation costs.
+    """Summarize figures of a task: accuracies first, then what the right continuation costs.
 
     Bits per byte: -sum log2 p(right) / bytes, over all items together; of a text's perplexities the word's is lm-eval's.
     """

@@ -100,7 +100,7 @@ class Address(Origin):
 
 
 def read_member(path: Path, member: str) -> bytes:
-    """A file out of an archive; of a plain file ("") all of it. Errors: ConfigError where it is not there"""
+    """Read a file out of an archive; of a plain file ("") all of it. Errors: ConfigError where it is not there"""
     try:
         if not member:
             return path.read_bytes()

@@ -18,7 +18,7 @@ MOST_ITEMS = 200
 
 
 def render_findings(linted: Sequence[Linted]) -> str:
-    """The page of `megalm evaluate lint`."""
+    """Render the page of `megalm evaluate lint`."""
     blocks: list[Block] = []
     for one in linted:
         blocks += [Heading(one.name), Facts({"kind": one.kind, "items": str(len(one.items))})]
@@ -102,7 +102,7 @@ def compare_rows(compared: Sequence[Compared]) -> list[list[str]]:
 
 
 def render_comparison(names: Sequence[str], compared: Sequence[Compared], protocol: str) -> str:
-    """The page of `megalm evaluate compare`."""
+    """Render the page of `megalm evaluate compare`."""
     note = (
         "± is half of a 95% interval. In brackets: the difference from the first model item by item, and the chance of one as "
         "large if both were alike (exact sign test for right and wrong); * below 0.05, which one task in twenty reaches by luck."

@@ -40,7 +40,7 @@ class Pair:
 def make_pairs(
     prompts: Sequence[str], first: Mapping[str, str], second: Mapping[str, str], names: tuple[str, str], seed: int = 0
 ) -> list[Pair]:
-    """Pairs of two models' answers by prompt, in an order that the seed decides.
+    """Make pairs of two models' answers by prompt, in an order that the seed decides.
 
     Shapes: one pair a prompt, REPEATED of them twice, PLANTED of them more with one side shuffled
     """
@@ -77,7 +77,7 @@ def write_pairs(folder: Path, pairs: Sequence[Pair]) -> None:
 
 
 def read_pairs(folder: Path) -> dict[str, Pair]:
-    """The key of a folder, by id. Errors: ConfigError where there is none"""
+    """Read the key of a folder, by id. Errors: ConfigError where there is none"""
     try:
         lines = (folder / KEY).read_text(encoding="utf-8").splitlines()
         return {(pair := Pair(**json.loads(line))).id: pair for line in lines}
@@ -86,7 +86,7 @@ def read_pairs(folder: Path) -> dict[str, Pair]:
 
 
 def read_votes(path: Path, pairs: Mapping[str, Pair]) -> dict[str, str]:
-    """A person's votes by pair. Errors: ConfigError that names the vote that is none"""
+    """Read a person's votes by pair. Errors: ConfigError that names the vote that is none"""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         votes = dict(content["votes"])

@@ -74,7 +74,7 @@ class Protocol:
     def build(
         self, task: Task, item: Item, shots: Sequence[Item], tokenizer: Tokenizer, length: int, where: str
     ) -> Prompt:
-        """The prompt of one item after its examples. For what is generated, a request of count 0."""
+        """Build the prompt of one item after its examples. For what is generated, a request of count 0."""
         raise NotImplementedError
 
     def choose(self, item: Item, scores: Sequence[Score]) -> dict[str, int]:

@@ -88,7 +88,7 @@ class ResultFolder:
             folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, task: str, data_sha256: str, num_fewshot: int) -> TaskResult | None:
-        """A task's result that was computed before, of the same model, items and settings."""
+        """Find a task's result that was computed before, of the same model, items and settings."""
         try:
             result, key = read_task_result(self.folder / f"{task}.jsonl")
         except ConfigError:
@@ -117,7 +117,7 @@ class ResultFolder:
 
 
 def read_task_result(path: Path) -> tuple[TaskResult, dict[str, Any]]:
-    """A task's file, and what it was computed of. Errors: ConfigError where it is none"""
+    """Read a task's file, and what it was computed of. Errors: ConfigError where it is none"""
     try:
         head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         outcomes = [

@@ -160,7 +160,7 @@ class Scorer:
 
 
 def make_executor(model: Transformer, mesh: Mesh) -> Executor:
-    """An executor of a whole model in one process."""
+    """Make an executor of a whole model in one process."""
     weight = model.embedding.weight
     return Executor(
         [model],

@@ -100,7 +100,7 @@ class SharingScorer(Scorer):
         }  # fmt: skip
 
     def _read(self, batch: Batch, begin: Tensor, seen: int) -> Tensor:
-        """The hidden states of tokens at indices from `seen` on, in rows whose texts begin at `begin`."""
+        """Read the hidden states of tokens at indices from `seen` on, in rows whose texts begin at `begin`."""
         length = batch.tokens.shape[1]
         everything = torch.arange(seen + length, device=begin.device)
         positions = (everything[seen:] - begin[:, None]).clamp(0, self.length - 1)  # beyond it is padding alone

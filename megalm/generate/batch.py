@@ -164,7 +164,7 @@ def _take(row: _Row, logits: Tensor, unwritable: Tensor, stop: frozenset[int], o
 
 
 def compute_next_logits(model: Transformer, tokens: Tensor, position: int, begin: Tensor | None = None) -> Tensor:
-    """Logits fp32 [B, V] of the token after `tokens` [B, S], whose first one stands at index `position` of the cache.
+    """Compute logits fp32 [B, V] of the token after `tokens` [B, S], whose first one stands at index `position` of the cache.
 
     begin [B]: the index that each row's text begins at; None: all at 0.
     """

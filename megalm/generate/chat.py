@@ -60,7 +60,7 @@ class Speaker:
                 del kept[first]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text to go on from. Errors: ConfigError"""
+        """Encode ids of a text to go on from. Errors: ConfigError"""
         return tokenize_unfinished(self.tokenizer, text)
 
     def write(

@@ -41,7 +41,7 @@ def run(path: Path, tokens: Tensor, *, vocab_size: int | None = None) -> tuple[T
 def measure_largest_difference(
     source: Path, target: Path, *, vocab_size: int, seq_length: int
 ) -> tuple[float, str, str]:
-    """Largest |difference| of the logits of the two folders' models, and what computed each."""
+    """Measure largest |difference| of the logits of the two folders' models, and what computed each."""
     tokens = sample_tokens(vocab_size, seq_length)
     first, first_by = run(source, tokens, vocab_size=vocab_size)
     second, second_by = run(target, tokens, vocab_size=vocab_size)

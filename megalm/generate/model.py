@@ -32,7 +32,7 @@ def build_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Transformer:
-    """The whole model with the given global weights, in evaluation mode. Every weight must find its place, but for those of
+    """Build the whole model with the given global weights, in evaluation mode. Every weight must find its place, but for those of
     layers that predict further tokens, which only training has a use for."""
     context = LayerContext(Mesh.single(device), policy=PrecisionPolicy(dtype), device=device)
     model = Transformer(replace(config, prediction=PredictionConfig()), context)
@@ -69,7 +69,7 @@ def fill_weights(model: Transformer, weights: WeightReader) -> None:
 
 @torch.no_grad()
 def compute_logits(model: Transformer, tokens: Tensor) -> Tensor:
-    """Logits fp32 at every position. Shapes: tokens [B, S] -> [B, S, V]"""
+    """Compute logits fp32 at every position. Shapes: tokens [B, S] -> [B, S, V]"""
     batch = Batch(tokens=tokens, labels=tokens)
     return (
         model.head.logits(model.run_layers(model.embed(batch), batch))
@@ -85,7 +85,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     accept: Collection[str] = (),
 ) -> tuple[Source, Transformer]:
-    """The model of any folder that `megalm.convert` reads, and where it came from."""
+    """Load the model of any folder that `megalm.convert` reads, and where it came from."""
     from megalm.convert.formats import open_source
 
     source = open_source(path, accept=accept)
@@ -127,6 +127,6 @@ def stop_tokens(source: Source, tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def find_run_stops(tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens at which a text of a model in training ends: what its tokenizer's folder says, and the end of documents."""
+    """Find the tokens at which a text of a model in training ends: what its tokenizer's folder says, and the end of documents."""
     ids = set(read_settings_beside(Path(tokenizer.path)).numbers("eos_token_id"))
     return frozenset(ids if tokenizer.eos_id is None else {*ids, tokenizer.eos_id})

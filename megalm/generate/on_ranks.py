@@ -198,7 +198,7 @@ class _Round:
     def _draw(
         self, logits: Tensor | None, numbers: np.ndarray, temperature: float
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """The next token of each text on every stage, with log-probability and entropy on the last."""
+        """Draw the next token of each text on every stage, with log-probability and entropy on the last."""
         axis, scores, entropies = self.writer.mesh.pipeline, None, None
         if logits is not None:
             try:

@@ -114,7 +114,7 @@ def _prompts(given: Any, speaker: Speaker) -> list[list[int]]:
 
 
 def make_answer(asked: Asked, written: list[WrittenText], speaker: Speaker) -> dict[str, Any]:
-    """The whole answer to a request."""
+    """Make the whole answer to a request."""
     choices = []
     for index, one in enumerate(written):
         choice: dict[str, Any] = {"index": index, "finish_reason": one.written.reason}

@@ -19,7 +19,7 @@ from megalm.precision.policy import make_policy
 
 
 def make_twin(chunk: Transformer, config: Config, mesh: Mesh) -> Transformer:
-    """The chunk's layers with its weights, in evaluation mode, for whole texts on each context rank."""
+    """Make the chunk's layers with its weights, in evaluation mode, for whole texts on each context rank."""
     alone = replace(mesh, context=Axis("context", ranks=(mesh.rank,)))
     parallel = replace(config.parallel, sequence=False, recompute="none", context=1)
     choice = AttentionChoice(config.ops.attention, config.train.determinism)

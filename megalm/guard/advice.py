@@ -8,7 +8,7 @@ from megalm.config.optim import READS
 
 
 def list_advice(config: Any) -> list[str]:
-    """The changes that this configuration has not made yet."""
+    """List the changes that this configuration has not made yet."""
     model, optim = config.model, config.optim
     hints = []
     if not model.qk_norm:

@@ -21,7 +21,7 @@ PREFIX = "fp8/"
 
 
 def describe(products: Sequence[Seen]) -> dict[str, float]:
-    """Numbers for a step's record: of each layer, and of the worst of them.
+    """Describe numbers for a step's record: of each layer, and of the worst of them.
 
     largest: magnitude of any operand; zeroed, saturated: the largest share of an operand's elements that becomes zero, or lies
     beyond the largest number.
@@ -41,7 +41,7 @@ def describe(products: Sequence[Seen]) -> dict[str, float]:
 
 
 def explain(products: Sequence[Seen]) -> str:
-    """Where values that are not finite were met first, forward and backward."""
+    """Explain where values that are not finite were met first, forward and backward."""
     forward = [f"{product.name} ({' and '.join(found)})" for product in products if (found := _forward(product))]
     backward = [product.name for product in reversed(products) if "grad" in product.not_finite]
     if forward:

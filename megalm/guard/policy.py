@@ -29,7 +29,7 @@ _ANSWERS = {
 
 
 def choose_unprobed_action(kind: str, lasting: bool) -> str:
-    """What the default ladder does when there is only the curve to judge by: none, skip or rollback."""
+    """Choose what the default ladder does when there is only the curve to judge by: none, skip or rollback."""
     if kind == "none":
         return "none"
     return "rollback" if lasting else "skip"

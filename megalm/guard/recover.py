@@ -41,7 +41,7 @@ EARLIER_NAME = "GuardHook"
 
 
 def list_measured(signals: Signals) -> list[str]:
-    """What a replay must give again, bit by bit: loss, gradient norm, and the size of the coming update, which shows what
+    """List what a replay must give again, bit by bit: loss, gradient norm, and the size of the coming update, which shows what
     the other two do not (the optimizer's state and the learning rate)."""
     return [repr(signals.loss), repr(signals.grad_norm), repr(signals.update_rms)]
 

@@ -85,7 +85,7 @@ def take_fingerprint(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def gather_fingerprints(chunks: Sequence[Any], boxes: Sequence[Any], axis: Any, device: Any) -> list[int]:
-    """Every rank's fingerprint of its weights and optimizer state.
+    """Gather every rank's fingerprint of its weights and optimizer state.
 
     Comm: all-gather of one integer over `axis`.
     """
@@ -96,7 +96,7 @@ def gather_fingerprints(chunks: Sequence[Any], boxes: Sequence[Any], axis: Any, 
 
 
 def list_replicated(chunks: Sequence[Any], axis: str) -> list[torch.Tensor]:
-    """Weights and states that all ranks of the axis hold. What `fully_shard` has split has no copies."""
+    """List weights and states that all ranks of the axis hold. What `fully_shard` has split has no copies."""
     return [
         tensor
         for chunk in chunks

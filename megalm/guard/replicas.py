@@ -79,7 +79,7 @@ def name_ranks(ranks: list[int]) -> str:
 
 
 def _gather_flags(flags: Tensor, axis: Axis) -> list[int]:
-    """The places that any rank has flagged."""
+    """Gather the places that any rank has flagged."""
     if axis.size > 1:
         flags = all_gather(flags.unsqueeze(0), axis).amax(0)
     return torch.nonzero(flags).flatten().tolist()

@@ -93,7 +93,7 @@ class RolloutWatch:
         return told
 
     def _judge(self, record: Mapping[str, Any]) -> list[Finding]:
-        """What one rollout is out of line with."""
+        """Judge what one rollout is out of line with."""
         config, found = self.config, []
 
         def tell(cause: str, key: str, text: str, start: float = 0.0) -> None:

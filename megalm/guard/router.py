@@ -58,7 +58,7 @@ class RouterWatch:
         return found
 
     def explain(self, collapse: Collapse, step: int) -> str:
-        """What it means, and what helps."""
+        """Explain what it means, and what helps."""
         moe = self.moe
         bias = f"model.moe.bias_rate={moe.bias_rate * 10:g}, " if moe.selection_bias else ""
         loss = f"model.moe.balance_loss={max(moe.balance_loss * 10, 1e-3):g}"

@@ -98,7 +98,7 @@ class SnapshotRing:
             self._copied = None
 
     def choose(self, latest: int, attempt: int = 1) -> Snapshot | None:
-        """The `attempt`-th youngest snapshot of at most step `latest` (the oldest of them, if there are not so many)."""
+        """Choose the `attempt`-th youngest snapshot of at most step `latest` (the oldest of them, if there are not so many)."""
         self._finish()
         fitting = [s for s in self.slots if s is not None and s.step <= latest]
         return fitting[min(attempt, len(fitting)) - 1] if fitting else None
@@ -162,7 +162,7 @@ def check_memory(lags: Sequence[int], boxes: Sequence[Box], *, local_ranks: int,
 
 
 def measure_free_memory() -> int | None:
-    """Bytes of host memory that can still be had; None where the system does not say."""
+    """Measure bytes of host memory that can still be had; None where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

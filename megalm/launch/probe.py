@@ -37,7 +37,7 @@ class PlaceTrials:
             self._running[place] = (process, now + PATIENCE_S)
 
     def take(self) -> list[int] | None:
-        """The places that work, once every trial under way has ended; None while one goes on, or where there was none."""
+        """Take the places that work, once every trial under way has ended; None while one goes on, or where there was none."""
         if not self._running:
             return None
         for process, deadline in self._running.values():

@@ -100,7 +100,7 @@ def sweep(options: Options, command: Callable[[list[str]], list[str]]) -> int:
 
 
 def tabulate_outcomes(runs: Sequence[SweptRun], folder: Path, statuses: dict[str, int]) -> str:
-    """What each run came to, the best held-out loss first (the training loss where nothing was held out)."""
+    """Tabulate what each run came to, the best held-out loss first (the training loss where nothing was held out)."""
     keys = list(runs[0].differing)
     rows = []
     for run in runs:
@@ -213,7 +213,7 @@ def _values(text: str) -> Iterator[str]:
 
 
 def _name(differing: dict[str, str]) -> str:
-    """A folder's name that says what differs: `lr-1e-3_seed-1`."""
+    """Name a folder's name that says what differs: `lr-1e-3_seed-1`."""
     parts = []
     for key, value in differing.items():
         short = key.lstrip("+").rpartition(".")[2]

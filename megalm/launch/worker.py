@@ -90,7 +90,7 @@ def run_rank(
 
 
 def _choose_pulse(config: Config, world: World, supervised: Supervised | None) -> Pulse:
-    """Where this rank says what it is at: to its supervisor, and to the faults that are to strike it."""
+    """Choose where this rank says what it is at: to its supervisor, and to the faults that are to strike it."""
     if supervised is None:
         return add_faults(Pulse(), config.resilience.chaos, world.rank, world.size, Occasion(find_attempt(os.environ)))
     restart = supervised.restart

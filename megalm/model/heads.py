@@ -24,19 +24,19 @@ def query_heads(spec: AttentionSpec, axis: Axis, name: str) -> Output:
 
 
 def locate_key_value_heads(spec: AttentionSpec, axis: Axis, name: str) -> Output:
-    """The key or the value heads as the rows of the tensor called `name`."""
+    """Locate the key or the value heads as the rows of the tensor called `name`."""
     own = spec.num_kv_heads >= axis.size
     return Output(name, spec.key_width, unit=spec.head_dim, replicate=not own, uneven=own)
 
 
 def locate_query_heads(spec: AttentionSpec, axis: Axis) -> slice:
-    """Which of the query heads this rank computes."""
+    """Locate which of the query heads this rank computes."""
     first, rows, _, _ = split_rows(query_heads(spec, axis, "query"), axis)
     return slice(first // spec.head_dim, (first + rows) // spec.head_dim)
 
 
 def make_head_parameter(spec: AttentionSpec, axis: Axis, name: str, **made: Any) -> nn.Parameter:
-    """A number for each query head, where the head is: [A/t], at first 0."""
+    """Make a number for each query head, where the head is: [A/t], at first 0."""
     rows = query_heads(spec, axis, name)
     heads = Output(name, spec.num_heads, rows.unit // spec.head_dim, rows.replicate, rows.uneven)
     first, count, _, replicas = split_rows(heads, axis)

@@ -52,7 +52,7 @@ def register_objective(name: str, build: Builder) -> None:
 
 
 def find_builder(name: str) -> Builder:
-    """What builds the objective of this name. Errors: ConfigError for an unknown one"""
+    """Find what builds the objective of this name. Errors: ConfigError for an unknown one"""
     if name not in _BUILDERS:
         close = get_close_matches(name, _BUILDERS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -63,5 +63,5 @@ def find_builder(name: str) -> Builder:
 
 
 def build_objective(config: Config) -> Objective:
-    """What the run minimises."""
+    """Build what the run minimises."""
     return find_builder(config.objective.name)(config)

@@ -54,7 +54,7 @@ class RunSummary:
 
 
 def find_runs(places: Sequence[Path]) -> list[Path]:
-    """The folders of runs among the given ones and directly below them, each once, in the order given.
+    """Find the folders of runs among the given ones and directly below them, each once, in the order given.
 
     Errors: ConfigError for a place that is no folder or holds no run.
     """
@@ -92,7 +92,7 @@ def summarize(folder: Path) -> RunSummary:
 
 
 def list_differing_settings(runs: Sequence[RunSummary]) -> list[str]:
-    """The keys in which the runs' settings differ."""
+    """List the keys in which the runs' settings differ."""
     keys = dict.fromkeys(key for run in runs for key in run.settings if key not in UNIMPORTANT)
     return [key for key in keys if len({show(run.settings.get(key)) for run in runs}) > 1]
 

@@ -87,7 +87,7 @@ class Mask:
         return self._visible
 
     def draw(self, dtype: torch.dtype) -> Tensor | None:
-        """The mask as torch's attention takes it, bool or to be added to the scores; None where causality says it all."""
+        """Draw the mask as torch's attention takes it, bool or to be added to the scores; None where causality says it all."""
         if self.slopes is None:
             return self.visible()
         drawn = self._drawn.get(dtype)

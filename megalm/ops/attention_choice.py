@@ -127,7 +127,7 @@ class AttentionChoice:
         self._chosen.clear()
 
     def list_choices(self) -> list[Choice]:
-        """What was chosen so far, in the order in which it was asked for."""
+        """List what was chosen so far, in the order in which it was asked for."""
         return list(self._chosen.values())
 
     def among(self, kernels: Iterable[Served], trial: Callable[[Any, Case, int], str | None]) -> AttentionChoice:
@@ -135,7 +135,7 @@ class AttentionChoice:
         return AttentionChoice(self.asked, self.determinism, kernels=kernels, trial=trial)
 
     def choose(self, case: Case) -> Choice:
-        """The kernel that serves a case. ConfigError where one was asked for that does not."""
+        """Choose the kernel that serves a case. ConfigError where one was asked for that does not."""
         choice = self._chosen.get(case)
         if choice is None:
             choice = self._chosen[case] = self._find(case)
@@ -237,7 +237,7 @@ def _make_inputs(case: Case, device: str) -> tuple[Inputs, Tensor]:
 
 
 def _draw_documents(device: str) -> Tensor:
-    """Documents of several lengths."""
+    """Draw documents of several lengths."""
     return (torch.arange(_LENGTH, device=device) * 5 // _LENGTH)[None].int()
 
 

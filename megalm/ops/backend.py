@@ -30,7 +30,7 @@ _SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 
 
 def explain_other_sources(module: ModuleType, sources: Path = _SOURCES) -> str | None:
-    """Why `module` does not fit the sources beside this package; None where it does, or where there are none.
+    """Explain why `module` does not fit the sources beside this package; None where it does, or where there are none.
 
     Its functions take addresses and sizes on trust: those of another version must not be called.
     """
@@ -47,7 +47,7 @@ def explain_other_sources(module: ModuleType, sources: Path = _SOURCES) -> str |
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """The extension, or None and why."""
+    """Load the extension, or None and why."""
     # torch is loaded before the extension, which then shares torch's own OpenMP runtime and its number of threads.
     try:
         from megalm import _C as module  # type: ignore[attr-defined]
@@ -77,7 +77,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def find_library() -> ModuleType | None:
-    """The compiled extension, None where it was not built."""
+    """Find the compiled extension, None where it was not built."""
     return _library
 
 
@@ -113,7 +113,7 @@ def set_backend(choice: str) -> None:
 
 
 def find_vendor(op: str, tensor: Tensor) -> Callable[..., Any] | None:
-    """A vendor's function for the op on tensors like this one; None: the kernel or the reference serves."""
+    """Find a vendor's function for the op on tensors like this one; None: the kernel or the reference serves."""
     for found in _vendors:
         if found.serves(op, tensor):
             return found.functions[op]
@@ -126,7 +126,7 @@ def get_vendors() -> tuple[Vendor, ...]:
 
 
 def explain_missing() -> str:
-    """Why there is no extension; empty where there is."""
+    """Explain why there is no extension; empty where there is."""
     return "" if _library is not None else _missing or "the extension megalm._C is not built: run `make build`"
 
 
@@ -227,7 +227,7 @@ def place(tensor: Tensor) -> tuple[int, int]:
 
 
 def find_address(tensor: Tensor | None) -> int:
-    """A tensor's address, 0 for none."""
+    """Find a tensor's address, 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
 
 

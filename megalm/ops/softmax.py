@@ -15,7 +15,7 @@ from megalm.ops.custom import CustomOp
 
 
 def find_document_starts(document_ids: Tensor) -> Tensor:
-    """The first position of the document that each position is in: equal neighbours are one document.
+    """Find the first position of the document that each position is in: equal neighbours are one document.
 
     Shapes: document_ids [B, S] integers -> int32 [B, S]
     """

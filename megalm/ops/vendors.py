@@ -38,7 +38,7 @@ class Vendor:
 
 
 def load(name: str) -> Vendor:
-    """The vendor `apex` or `te`; with `why` set where it is not installed or not what it should be."""
+    """Load the vendor `apex` or `te`; with `why` set where it is not installed or not what it should be."""
     try:
         return Vendor(name, {"apex": _apex, "te": _transformer_engine}[name]())
     except (ImportError, AttributeError, OSError) as error:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def build_optimizer(
     chunks: Sequence[nn.Module], optim: Any, mesh: Mesh, parallel: Any
 ) -> ShardedOptimizer | FullyShardedOptimizer:
-    """The optimizer that parallel.data_mode asks for; with nobody to share with both modes are the same.
+    """Build the optimizer that parallel.data_mode asks for; with nobody to share with both modes are the same.
 
     Under fully_shard the weights are whole only during backward: pipelines must not split it (Executor's
     split_backward=False).

@@ -124,7 +124,7 @@ class AdaGC:
 
 
 def make_clip(optim: OptimConfig, names: Sequence[str]) -> Clip:
-    """The clipping that `optim.clip_grad_norm` and `optim.adaptive_clip` ask for."""
+    """Make the clipping that `optim.clip_grad_norm` and `optim.adaptive_clip` ask for."""
     config = optim.adaptive_clip
     if config.kind == "zclip":
         return ZClip(config, optim.clip_grad_norm)

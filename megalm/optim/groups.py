@@ -54,12 +54,12 @@ class Choice:
 
 
 def choose_rule(optim: OptimConfig) -> Rule:
-    """The rule that `optim.name` asks for."""
+    """Choose the rule that `optim.name` asks for."""
     return RULES.find(optim.name)(optim)
 
 
 def list_usual_choices(optim: OptimConfig) -> tuple[Choice, ...]:
-    """The configured rule for all parameters, or, where it is one for matrices, AdamW for the others; decay for those that
+    """List the configured rule for all parameters, or, where it is one for matrices, AdamW for the others; decay for those that
     need it; before all `optim.groups`."""
     rule = choose_rule(optim)
     usual: tuple[Choice, ...] = (Choice(Group(rule), NEVER_DECAYED), Choice(Group(rule, decay=optim.weight_decay)))

@@ -37,7 +37,7 @@ class TensorRules:
         return sum_squares(self.parts, self.index) if self.index and isinstance(self.clip, AdaGC) else None
 
     def take(self, summed: Tensor) -> None:
-        """The sums of `message`."""
+        """Take the sums of `message`."""
         self._norms = summed.sqrt().cpu().numpy()
 
     def rates(self, grad_scale: float, step: int) -> list[Segments | None]:

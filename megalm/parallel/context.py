@@ -105,7 +105,7 @@ def _spread_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _collect_heads(grad: Tensor, groups: int) -> Tensor:
-    """The backward of `_spread_heads`, in fp32."""
+    """Collect the backward of `_spread_heads`, in fp32."""
     grad = grad.float()
     return grad if grad.shape[1] == groups else grad.unflatten(1, (groups, -1)).sum(2)
 

@@ -88,7 +88,7 @@ class Experts(nn.Module):
         return self.dispatch(x, weights, experts, self.compute)
 
     def compute(self, rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
-        """The weighted outputs of rows that are sorted by this rank's experts."""
+        """Compute the weighted outputs of rows that are sorted by this rank's experts."""
         dtype = rows.dtype  # the weights' own are fp32 where fully_shard leaves an expert on one rank
         up, down = (w.to(dtype) for w in (self.up, self.down))
         how = self.activation, self.rows_at_once, self.products

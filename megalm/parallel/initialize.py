@@ -75,7 +75,7 @@ def _centred(key: int, index: np.ndarray) -> np.ndarray:
 
 
 def draw_values(seed: int, piece: Piece, std: float) -> Iterator[tuple[int, np.ndarray]]:
-    """The piece's initial values in row-major order, as (first element, float32 values) chunks."""
+    """Draw the piece's initial values in row-major order, as (first element, float32 values) chunks."""
     key, scale = derive_key(seed, piece.name), std * _SCALE
     total = prod(piece.shape)
     if not total:

@@ -132,7 +132,7 @@ def row_parallel(
 
 
 def find_largest_over(axis: Axis) -> Reduce | None:
-    """How the largest of all ranks of the axis is found; None on an axis of one."""
+    """Find how the largest of all ranks of the axis is found; None on an axis of one."""
     return None if axis.size == 1 else lambda values: collectives.all_reduce(values, axis, "max")
 
 

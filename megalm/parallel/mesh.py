@@ -105,7 +105,7 @@ class Mesh:
 
 
 def build_mesh(parallel: ParallelSizes, device_type: str = "cpu", timeout: timedelta | None = None) -> Mesh:
-    """The mesh of this process in the initialised default process group (or of one process without any).
+    """Build the mesh of this process in the initialised default process group (or of one process without any).
 
     Every rank must call it, at the same point: making groups is collective.
     timeout: of an operation on one of the groups; None: the process library's, which is not the default group's.

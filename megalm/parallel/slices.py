@@ -120,7 +120,7 @@ def tie(parameter: nn.Parameter, axis: Axis) -> nn.Parameter:
 def make_replicated(
     name: str, shape: Sequence[int], axis: Axis, *, partial_gradient: bool, role: Role, initial: float | str
 ) -> Slice:
-    """A whole tensor on every rank of `axis`; partial_gradient: each rank sees only a part of its gradient."""
+    """Make a whole tensor on every rank of `axis`; partial_gradient: each rank sees only a part of its gradient."""
     whole = tuple(shape)
     piece = Piece(
         name,
@@ -140,7 +140,7 @@ def view_piece(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
 
 
 def list_boxes(module: nn.Module) -> list[Box]:
-    """The module's own parameters (not fp32 masters) and states as boxes of global tensors; a shared parameter once."""
+    """List the module's own parameters (not fp32 masters) and states as boxes of global tensors; a shared parameter once."""
     parameters = [
         Box(piece.name, piece.global_shape, piece.offset, view_piece(parameter.detach(), piece))
         for parameter in module.parameters()

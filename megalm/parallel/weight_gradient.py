@@ -25,7 +25,7 @@ class GradientSink(Protocol):
         """Whether gradients are being collected now; if not, they go to `.grad` as usual."""
 
     def open(self) -> tuple[Tensor, bool]:
-        """The fp32 buffer, shaped as the parameter, and whether it is empty (to be overwritten instead of added to)."""
+        """Open the fp32 buffer, shaped as the parameter, and whether it is empty (to be overwritten instead of added to)."""
 
     def close(self) -> None:
         """The gradient is in the buffer."""

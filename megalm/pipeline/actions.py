@@ -83,5 +83,5 @@ class Placement(NamedTuple):
 
 
 def describe(action: Action) -> str:
-    """An action in words."""
+    """Describe an action in words."""
     return f"{action.kind.value} of micro-batch {action.micro_batch} on its chunk {action.chunk}"

@@ -67,7 +67,7 @@ def _chunk_name(chunk: int) -> str:
 
 
 def summarize(simulation: Simulation) -> str:
-    """The figures under the picture, in words."""
+    """Summarize the figures under the picture, in words."""
     schedule = simulation.schedule
     placement = schedule.placement
     peaks = simulation.peak_micro_batches
@@ -83,7 +83,7 @@ def summarize(simulation: Simulation) -> str:
 
 
 def draw_svg(simulation: Simulation, *, unit_width: float = 26.0, row_height: float = 26.0) -> str:
-    """The picture as one self-contained SVG document, readable on light and dark pages."""
+    """Draw the picture as one self-contained SVG document, readable on light and dark pages."""
     schedule, times = simulation.schedule, simulation.timeline
     durations = [e - s for ss, ee in zip(times.starts, times.ends, strict=True) for s, e in zip(ss, ee, strict=True)]
     unit = min((d for d in durations if d > 0), default=1.0)

@@ -23,7 +23,7 @@ class LayerCosts:
 
 @cache_by_model
 def count_layer_costs(model: ModelConfig) -> LayerCosts:
-    """What each part of the model costs, per token of a sequence of model.seq_length.
+    """Count what each part of the model costs, per token of a sequence of model.seq_length.
 
     layer:      what its blocks cost (matrix products, and for attention the visible part of scores and weighted sums)
     output:     2 * H * V, plus 5 V for the cross-entropy's exponentials and sums; for each layer that predicts a further

@@ -253,7 +253,7 @@ def place_stages(kind: str, ranks: int, chunks: int | None = None) -> Placement:
 
 
 def build_schedule(kind: str, ranks: int, micro_batches: int, chunks: int | None = None) -> Schedule:
-    """The schedule `kind` for so many pipeline ranks, micro-batches and chunks on each rank.
+    """Build the schedule `kind` for so many pipeline ranks, micro-batches and chunks on each rank.
 
     One rank and one chunk is a pipeline like any other: forward, backward, forward, ...
 

@@ -44,7 +44,7 @@ def count_mask_bytes(model: ModelConfig, layout: Layout) -> float:
 def estimate_layer_activations(
     model: ModelConfig, layout: Layout, layer: LayerSpec | None = None, *, cpu: bool = False
 ) -> LayerActivations:
-    """What one layer (default: the model's last) keeps for one micro-batch under the layout's recompute mode."""
+    """Estimate what one layer (default: the model's last) keeps for one micro-batch under the layout's recompute mode."""
     size = BYTES[layout.dtype]
     tokens = model.seq_length * layout.micro_batch / layout.context
     t = layout.tensor
@@ -126,7 +126,7 @@ EXPERTS_INPUT = "experts' activation's input"
 
 
 def _count_expert_rows(mlp: MixtureSpec, layout: Layout, tokens: float) -> float:
-    """Rows that the fullest rank of experts gets for a micro-batch of which each rank routes so many tokens: every token
+    """Count rows that the fullest rank of experts gets for a micro-batch of which each rank routes so many tokens: every token
     visits all parts of its experts."""
     return tokens * mlp.top_k * layout.expert_tensor * (layout.imbalance if layout.expert > 1 else 1.0)
 
@@ -137,7 +137,7 @@ def _part_width(mlp: MixtureSpec, layout: Layout) -> float:
 
 
 def _count_expert_bytes(model: ModelConfig, mlp: MixtureSpec, layout: Layout, tokens: float) -> dict[str, float]:
-    """What routing and experts keep: the router's input in fp32, its logits, the rows that came, what they became."""
+    """Count what routing and experts keep: the router's input in fp32, its logits, the rows that came, what they became."""
     size, rows = BYTES[layout.dtype], _count_expert_rows(mlp, layout, tokens)
     every = {
         "router's input and logits": 4.0 * tokens * (mlp.num_experts + (model.hidden_size if size < 4 else 0)),
@@ -153,7 +153,7 @@ def _count_expert_bytes(model: ModelConfig, mlp: MixtureSpec, layout: Layout, to
 def estimate_by_korthikanti(
     length: int, batch: int, hidden: int, heads: int, tensor: int = 1, sequence: bool = False, recompute: str = "none"
 ) -> float:
-    """Bytes of activations per layer and GPU of a 16-bit GPT with dropout and unfused attention.
+    """Estimate bytes of activations per layer and GPU of a 16-bit GPT with dropout and unfused attention.
 
     Source: Korthikanti et al. 2022 (arXiv:2205.05198), table 2.
     """

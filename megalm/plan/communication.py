@@ -37,7 +37,7 @@ class Links:
 
 
 def choose_links(machine: Machine, size: int, stride: int, point_to_point: bool = False) -> Links:
-    """The links of an axis of `size` ranks that are `stride` ranks apart (tensor fastest).
+    """Choose the links of an axis of `size` ranks that are `stride` ranks apart (tensor fastest).
 
     An axis inside a node has the fast link. One that leaves it has as many network ports as the node has ranks of the
     axis, and is no faster than the link (rings of NCCL through every port).

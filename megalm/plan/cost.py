@@ -63,7 +63,7 @@ def price_checkpoint_storage(counts: ParameterCounts | int, kept: int, days: flo
 
 
 def draw_cost_by_size(model: ModelConfig, found: Machine, peak: float, mfu: float) -> Lines:
-    """Dollars (or GPU-days without a price) of compute-optimal training against model size, at one utilisation."""
+    """Draw dollars (or GPU-days without a price) of compute-optimal training against model size, at one utilisation."""
     price = found.price
     unit = "cost ($)" if price is not None else "GPU-days"
     scale = 24.0 * price if price is not None else 1.0

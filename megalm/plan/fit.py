@@ -46,7 +46,7 @@ def check_fits(config: Config, machine: Machine) -> MemoryEstimate:
 
 
 def find_nearest_fitting(config: Config, layout: Layout, machine: Machine) -> str | None:
-    """The first, mildest change of settings that makes a layout fit, as command-line overrides; None: none does."""
+    """Find the first, mildest change of settings that makes a layout fit, as command-line overrides; None: none does."""
     kept = count_guard_snapshots(config)
     choices: list[tuple[int, list[str]]] = [(kept, [])]
     if machine.is_cpu and kept > 1:  # where ranks and snapshots share the memory

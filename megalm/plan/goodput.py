@@ -30,7 +30,7 @@ def compute_young_daly(stall: float, mtti: float) -> float:
 
 
 def estimate_checkpoint_loss(interval: float, stall: float, mtti: float) -> float:
-    """Share of the time lost to saving and to repeating work: stall/interval + interval/(2 MTTI)."""
+    """Estimate share of the time lost to saving and to repeating work: stall/interval + interval/(2 MTTI)."""
     if mtti == float("inf"):
         return stall / interval if interval not in (0.0, float("inf")) else 0.0
     return stall / interval + interval / (2.0 * mtti)
@@ -102,7 +102,7 @@ def estimate_goodput(
     days: float | None = None,
     mtti: float | None = None,
 ) -> Goodput:
-    """Losses of a job to failures; interval None: the best one, spares None: as many as pay.
+    """Estimate losses of a job to failures; interval None: the best one, spares None: as many as pay.
 
     Args: seconds, but for `days` of training (without losses).
     Errors: ConfigError for values that are not positive.

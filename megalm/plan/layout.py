@@ -12,7 +12,7 @@ from megalm.config.optim import STATES
 
 
 def count_states(config: Config) -> float:
-    """How many fp32 numbers the update rules keep beside each weight, on average over the model's weights.
+    """Count how many fp32 numbers the update rules keep beside each weight, on average over the model's weights.
 
     A rule for matrices alone (muon) leaves tables, the output matrix, norms, biases and routers to adamw.
     """
@@ -42,7 +42,7 @@ class Narrow:
 
 
 def measure_narrow(config: Config) -> Narrow:
-    """What a configuration computes in 8-bit floats."""
+    """Measure what a configuration computes in 8-bit floats."""
     fp8 = config.precision.fp8
     chosen = choose_fp8_products(config.model, fp8)
     dense = [product for _, product in list_products(config.model) if product.split != "experts"]
@@ -161,7 +161,7 @@ class Layout:
 
 
 def read_layout(config: Config, gpus: int) -> Layout:
-    """The layout that a configuration asks for on `gpus` ranks.
+    """Read the layout that a configuration asks for on `gpus` ranks.
 
     Errors: ConfigError when the axes do not multiply to the ranks, with the nearest numbers that work.
     """
@@ -209,7 +209,7 @@ def read_layout(config: Config, gpus: int) -> Layout:
 
 
 def explain_indivisible(model: ModelConfig, layout: Layout, *, uneven: bool = False) -> list[str]:
-    """What does not divide, each with the nearest thing that does; empty when all is well.
+    """Explain what does not divide, each with the nearest thing that does; empty when all is well.
 
     uneven: also take key/value heads that the tensor ranks do not divide, but that are enough for each to have one:
     it works, and the ranks with fewer wait for the others.

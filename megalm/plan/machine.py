@@ -121,7 +121,7 @@ def find_failure_rate(name: str | None = None) -> tuple[float, str]:
 
 
 def find_machine(config: Config, gpus: int | None = None) -> Machine:
-    """The machine that a configuration is planned for: its cluster, or else this machine."""
+    """Find the machine that a configuration is planned for: its cluster, or else this machine."""
     cluster = config.cluster
     count = gpus or cluster.gpus or config.world_size or _world_from_environment()
     if cluster.gpu and cluster.gpu.lower() not in THIS_MACHINE:
@@ -143,7 +143,7 @@ def _world_from_environment() -> int | None:
 
 @lru_cache(maxsize=2)
 def measure_this_machine(gpu: bool | None = None) -> Machine:
-    """The machine that this runs on: its GPUs if there are any (unless gpu=False), else its processor, measured."""
+    """Measure the machine that this runs on: its GPUs if there are any (unless gpu=False), else its processor, measured."""
     cores, memory = _cores(), _host_memory()
     found = [] if gpu is False else _gpus()
     if found:

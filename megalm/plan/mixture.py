@@ -239,7 +239,7 @@ def read(name: str) -> tuple[str, list[TokenSupply], float | None]:
 
 
 def make_source(where: str, entry: dict[str, Any]) -> TokenSupply:
-    """A source out of a mapping; figures may be words such as 335B or 33.5%."""
+    """Make a source out of a mapping; figures may be words such as 335B or 33.5%."""
     unknown = set(entry) - {"name", "available", "proportion", "tokens", "epochs", "prefix"}
     if unknown or "name" not in entry:
         raise ConfigError(

@@ -28,7 +28,7 @@ class ModelRow:
 
 @lru_cache(maxsize=1)
 def list_models() -> dict[str, ModelConfig]:
-    """Every model of conf/model by name, smallest first."""
+    """List every model of conf/model by name, smallest first."""
     found = {}
     for path in sorted((CONF / "model").glob("*.yaml")):
         found[path.stem] = read_model(path.stem)
@@ -36,7 +36,7 @@ def list_models() -> dict[str, ModelConfig]:
 
 
 def read_model(name: str) -> ModelConfig:
-    """A model of conf/model, without composing a whole configuration."""
+    """Read a model of conf/model, without composing a whole configuration."""
     path = CONF / "model" / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in (CONF / "model").glob("*.yaml")))
@@ -47,7 +47,7 @@ def read_model(name: str) -> ModelConfig:
 
 
 def choose_frugal_layout(machine: Machine, dtype: str | None = None, model: ModelConfig | None = None) -> Layout:
-    """The layout of a machine that needs least memory: one sequence a rank, everything recomputed and split."""
+    """Choose the layout of a machine that needs least memory: one sequence a rank, everything recomputed and split."""
     chosen = dtype or ("fp32" if machine.is_cpu else "bf16")
     context = 1
     return Layout(
@@ -68,7 +68,7 @@ def measure_fit(model: ModelConfig, machine: Machine, dtype: str | None = None) 
 
 
 def tabulate_models(machine: Machine) -> list[ModelRow]:
-    """Every model of conf/model, smallest first, with whether it can be trained on the machine."""
+    """Tabulate every model of conf/model, smallest first, with whether it can be trained on the machine."""
     rows = []
     for name, model in list_models().items():
         counts = count_parameters(model)
@@ -130,7 +130,7 @@ def _ffn(base: ModelConfig, width: int) -> int:
 
 
 def estimate_parameters(model: ModelConfig) -> float:
-    """Parameters in closed form, without listing tensors (biases and norms left out)."""
+    """Estimate parameters in closed form, without listing tensors (biases and norms left out)."""
     shape = resolve_shape(model)
     hidden, heads = shape.hidden_size, 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
     layer = hidden * (heads + (3 if model.gated else 2) * shape.ffn_hidden_size)

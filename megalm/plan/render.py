@@ -31,7 +31,7 @@ def format_dollars(value: float | None) -> str:
 
 
 def make_grid(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
-    """A rich table: first column to the left, the others to the right; units belong in the headers."""
+    """Make a rich table: first column to the left, the others to the right; units belong in the headers."""
     from rich import box
     from rich.table import Table
 
@@ -45,7 +45,7 @@ def make_grid(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]])
 
 
 def make_console(width: int | None = None) -> Any:
-    """A rich console that does not wrap tables when the output is a file."""
+    """Make a rich console that does not wrap tables when the output is a file."""
     import sys
 
     from rich.console import Console

@@ -250,7 +250,7 @@ def _on_cpu(request: Request) -> bool:
 
 
 def choose_divisible_batch(sequences: float) -> int:
-    """A whole number of sequences close by that many layouts divide: a power of two within 6%, else an eighth's one.
+    """Choose a whole number of sequences close by that many layouts divide: a power of two within 6%, else an eighth's one.
 
     '4M tokens' of 8,192 are 488 sequences; 512 is what is meant.
     """
@@ -263,12 +263,12 @@ def choose_divisible_batch(sequences: float) -> int:
 
 
 def choose_batch_tokens(size: float) -> float:
-    """Tokens of a step when none are asked for: GPT-3's table (0.5M at 125M ... 2M at 13B) and Llama's 4M above."""
+    """Choose tokens of a step when none are asked for: GPT-3's table (0.5M at 125M ... 2M at 13B) and Llama's 4M above."""
     return 0.5e6 if size < 1e9 else 1e6 if size < 5e9 else 2e6 if size < 20e9 else 4e6
 
 
 def choose_machine(request: Request, config: Config | None = None) -> Machine:
-    """The machine that the request names: gpu= and gpus=, or the configuration's cluster, or this one."""
+    """Choose the machine that the request names: gpu= and gpus=, or the configuration's cluster, or this one."""
     gpus = request.whole("gpus")
     gpu = request.word("gpu")
     price = request.number("price")

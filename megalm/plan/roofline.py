@@ -118,7 +118,7 @@ class Roofline:
 
 
 def estimate_layer_time(model: ModelShape, layer: LayerSpec, layout: Layout, roofline: Roofline) -> LayerTime:
-    """Seconds of one layer for one micro-batch."""
+    """Estimate seconds of one layer for one micro-batch."""
     length, t = model.seq_length, layout.tensor
     tokens = length * layout.micro_batch / layout.context
     hidden, size = model.hidden_size, roofline.size
@@ -183,7 +183,7 @@ def estimate_ends_time(model: ModelShape, layout: Layout, roofline: Roofline) ->
 
 
 def estimate_optimizer_time(held: float, roofline: Roofline) -> float:
-    """Seconds of the update of `held` parameters on one rank."""
+    """Estimate seconds of the update of `held` parameters on one rank."""
     return roofline.moving(OPTIMIZER_BYTES * held)
 
 
@@ -192,7 +192,7 @@ HALF = 9 / 16
 
 
 def count_orthogonal_flops(shape: Sequence[int], *, half: bool) -> float:
-    """FLOPs of one Newton-Schulz step of a matrix: X X^T, its square, and their product with X.
+    """Count FLOPs of one Newton-Schulz step of a matrix: X X^T, its square, and their product with X.
 
     half: the two symmetric ones are computed up to their diagonals.
     """

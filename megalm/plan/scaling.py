@@ -38,7 +38,7 @@ class Fitted:
     theta: "numpy.ndarray"
 
     def predict(self, parameters: float, tokens: float) -> float:
-        """Loss at a size and a length."""
+        """Predict loss at a size and a length."""
         return float(numpy.exp(_log_loss(self.form, self.theta, numpy.array([parameters]), numpy.array([tokens]))[0]))
 
     def interval(self, parameters: float, tokens: float, share: float = 0.9) -> tuple[float, float]:

@@ -126,7 +126,7 @@ def list_fixed(overrides: Sequence[str], config: Config) -> dict[str, Any]:
 
 
 def choose_auto_overrides(config: Config, machine: Machine, fixed: dict[str, Any] | None = None) -> list[str]:
-    """The command-line overrides of the fastest layout that fits: what `parallel=auto` means.
+    """Choose the command-line overrides of the fastest layout that fits: what `parallel=auto` means.
 
     Errors: ConfigError when none fits.
     """
@@ -191,7 +191,7 @@ class _Search:
         )  # fmt: skip
 
     def list_meshes(self) -> Iterator[Layout]:
-        """Every way to deal the ranks over tensor, pipeline, context, expert and data that divides."""
+        """List every way to deal the ranks over tensor, pipeline, context, expert and data that divides."""
         ranks, node = self.machine.gpus, self.machine.accelerator.gpus_per_node
         dtype, narrow = self.config.precision.dtype, measure_narrow(self.config)
         experts = _divisors(self.model.moe.num_experts) if self.model.moe.num_experts else [1]
@@ -342,7 +342,7 @@ class _Search:
 
 
 def explain_win(best: Candidate, second: Candidate) -> str:
-    """Why the first is first."""
+    """Explain why the first is first."""
     shares = sorted(((getattr(best.time, part) / best.seconds, part) for part in TIME_PARTS), reverse=True)[:3]
     where = ", ".join(f"{_word(part)} {100 * share:.0f}%" for share, part in shares)
     if second is best or not list_differences(second, best):
@@ -352,7 +352,7 @@ def explain_win(best: Candidate, second: Candidate) -> str:
 
 
 def explain_defeat(candidate: Candidate, best: Candidate, machine: Machine) -> str:
-    """Why a layout comes behind the best: what does not fit, or what takes longer."""
+    """Explain why a layout comes behind the best: what does not fit, or what takes longer."""
     if not candidate.fits:
         worst = candidate.memory.worst
         part = max(MEMORY_PARTS, key=lambda name: getattr(worst, name))
@@ -366,7 +366,7 @@ def explain_defeat(candidate: Candidate, best: Candidate, machine: Machine) -> s
 
 
 def list_differences(candidate: Candidate, best: Candidate) -> str:
-    """The parts that make the difference, in percent of the best step."""
+    """List the parts that make the difference, in percent of the best step."""
     changes = [
         (100 * (getattr(candidate.time, part) - getattr(best.time, part)) / best.seconds, part) for part in TIME_PARTS
     ]

@@ -36,7 +36,7 @@ class Held(NamedTuple):
 
 
 def take_one(stack: Stack, kind: int) -> Stack:
-    """A single layer of a kind, where the stage has one."""
+    """Take a single layer of a kind, where the stage has one."""
     return tuple(int(number == kind and times > 0) for number, times in enumerate(stack))
 
 
@@ -61,7 +61,7 @@ class Pieces:
         return tuple(found)
 
     def count_held(self, stack: Stack, first: bool, last: bool, axes: tuple[int, int, int]) -> Held:
-        """Parameters that one rank of a stage with these layers holds; axes: tensor, expert, expert_tensor."""
+        """Count parameters that one rank of a stage with these layers holds; axes: tensor, expert, expert_tensor."""
         kv_heads = self.kinds[0].attention.num_kv_heads
         pieces = [
             (name, full, times)
@@ -148,7 +148,7 @@ def _cut_kinds(pieces: Pieces, stages: int) -> tuple[Stack, ...]:
 
 
 def list_stage_stacks(model: ModelConfig, stages: int) -> tuple[Stack, ...]:
-    """Layers of each pipeline stage, cut by cost: the logits count on the last one."""
+    """List layers of each pipeline stage, cut by cost: the logits count on the last one."""
     pieces = sort_layers(model)
     if len(pieces.kinds) > 1:
         return _cut_kinds(pieces, stages)
@@ -158,12 +158,12 @@ def list_stage_stacks(model: ModelConfig, stages: int) -> tuple[Stack, ...]:
 
 
 def count_stage_layers(model: ModelConfig, stages: int) -> tuple[int, ...]:
-    """How many layers each pipeline stage has."""
+    """Count how many layers each pipeline stage has."""
     return tuple(sum(stack) for stack in list_stage_stacks(model, stages))
 
 
 def list_rank_stacks(model: ModelConfig, layout: Layout) -> list[Stack]:
-    """Layers of each pipeline rank, over all its chunks."""
+    """List layers of each pipeline rank, over all its chunks."""
     cut = list_stage_stacks(model, layout.pipeline * layout.virtual)
     where = Placement(layout.pipeline, layout.virtual, "v" if layout.schedule in V_SCHEDULES else "loop")
     return [

@@ -170,7 +170,7 @@ SAVE_SECONDS = 1.0
 
 
 def estimate_checkpoint_stall(total_parameters: int, layout: Layout, machine: Machine) -> float:
-    """Seconds that the step waits for an asynchronous save: ranks meet, and copy their shares to host memory."""
+    """Estimate seconds that the step waits for an asynchronous save: ranks meet, and copy their shares to host memory."""
     holders = layout.world if layout.zero_stage or layout.fully_shard else layout.tensor * layout.pipeline
     return SAVE_SECONDS + 4.0 * (1 + layout.states) * total_parameters / holders / machine.accelerator.host_bandwidth
 

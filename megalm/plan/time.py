@@ -69,12 +69,12 @@ PARTS = (
 
 
 def estimate_step_time(model: ModelConfig, layout: Layout, machine: Machine, *, exact: bool = True) -> StepTime:
-    """Seconds of one step of a model under a layout on a machine; exact: the pipeline is simulated, action by action."""
+    """Estimate seconds of one step of a model under a layout on a machine; exact: the pipeline is simulated, action by action."""
     return _Clock(model, sort_layers(model), layout, machine, exact).step()
 
 
 def make_machine_key(machine: Machine) -> tuple[Any, ...]:
-    """A hashable stand-in of what a machine's kernels depend on."""
+    """Make a hashable stand-in of what a machine's kernels depend on."""
     key = (id(machine.accelerator), machine.gpus if machine.is_cpu else 0)
     _MACHINES.setdefault(key, machine)
     return key

@@ -74,7 +74,7 @@ def guess(draw: random.Random) -> tuple[str, str]:
 
 
 def name_next_day(draw: random.Random) -> tuple[str, str]:
-    """A date, and the one that follows."""
+    """Name a date, and the one that follows."""
     date = datetime.date(2000, 1, 1) + datetime.timedelta(days=draw.randrange(9000))
     after = date + datetime.timedelta(days=1)
     if draw.random() < 0.5:
@@ -103,7 +103,7 @@ OTHERS: Sequence[Callable[[random.Random], tuple[str, str]]] = (name_next_day, s
 
 
 def count_on(draw: random.Random) -> str:
-    """A text: numbers, days, words or digits in their order."""
+    """Count a text: numbers, days, words or digits in their order."""
     kind, start = draw.randrange(4), draw.randrange(90)
     if kind == 0:
         return " ".join(str(start + n) for n in range(draw.randrange(4, 12)))

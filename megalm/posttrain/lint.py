@@ -154,7 +154,7 @@ TEXTS = {
 
 
 def parse_pair(value: Mapping[str, Any], place: str) -> Pair:
-    """The pair that a JSON value is: prompt, chosen and rejected, texts or lists of messages; or two conversations.
+    """Parse the pair that a JSON value is: prompt, chosen and rejected, texts or lists of messages; or two conversations.
 
     Errors: ConfigError
     """
@@ -197,7 +197,7 @@ def _kind_of(record: Record) -> str:
 
 
 def _split(record: Record) -> tuple[str, str]:
-    """What is asked, and what is answered last."""
+    """Split what is asked, and what is answered last."""
     if record.messages:
         said = [f"{m['role']}: {m['content']}" for m in record.messages]
         return "\n".join(said[:-1]), said[-1]

@@ -140,7 +140,7 @@ def _render_pair(pair: PairRecord, renderer: Renderer, max_length: int | None, m
 
 
 def find_template(tokenizer: Tokenizer, file: str | None) -> ChatTemplate:
-    """The template of a file, or the one beside the tokenizer. Errors: ConfigError"""
+    """Find the template of a file, or the one beside the tokenizer. Errors: ConfigError"""
     own = find_chat_template(tokenizer)
     if file is None:
         return own
@@ -158,7 +158,7 @@ def describe_recipe(
     skip_bad: bool,
     pairs: bool = False,
 ) -> dict[str, Any]:
-    """All that decides the tokens, by content."""
+    """Describe all that decides the tokens, by content."""
     return {
         "version": VERSION,
         "files": [_digest_file(file) for file in files],
@@ -182,7 +182,7 @@ def _digest_file(file: str) -> str:
 
 
 def read_note(note: Path, prefix: str, recipe: dict[str, Any]) -> Prepared | None:
-    """What an earlier call made of the same; None where it did not."""
+    """Read what an earlier call made of the same; None where it did not."""
     try:
         known = json.loads(note.read_text(encoding="utf-8"))
         if known["recipe"] != recipe or not all(

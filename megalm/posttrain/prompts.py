@@ -58,6 +58,6 @@ def read_prompts(files: Sequence[str], renderer: Renderer, longest: int) -> list
 
 
 def name_files(files: Sequence[str]) -> list[str]:
-    """What each file is called in the metrics: its name without folder and ending, with its number where two are alike."""
+    """Name what each file is called in the metrics: its name without folder and ending, with its number where two are alike."""
     stems = [Path(file).name.split(".")[0] for file in files]
     return [f"{stem}_{number}" if stems.count(stem) > 1 else stem for number, stem in enumerate(stems, 1)]

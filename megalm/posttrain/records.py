@@ -115,7 +115,7 @@ def _read_parquet(path: str) -> Iterator[tuple[str, Any]]:
 
 
 def parse_record(value: Any, place: str) -> Record:
-    """The record that a JSON value is. Errors: ConfigError that says what is wrong with it, and what is allowed."""
+    """Parse the record that a JSON value is. Errors: ConfigError that says what is wrong with it, and what is allowed."""
     if not isinstance(value, dict):
         raise ConfigError(f"{place}: is {type(value).__name__}, not an object with {KINDS}.")
     given = [key for key in ("messages", "conversations", "prompt", "text") if value.get(key) is not None]
@@ -133,7 +133,7 @@ def parse_record(value: Any, place: str) -> Record:
 
 
 def name_turns(turns: Any, place: str) -> list[dict[str, Any]]:
-    """The messages that ShareGPT's turns are. Errors: ConfigError for an unknown speaker"""
+    """Name the messages that ShareGPT's turns are. Errors: ConfigError for an unknown speaker"""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ConfigError(f'{place}: conversations must be a list of {{"from", "value"}}.')
     messages = []

@@ -150,7 +150,7 @@ def describe_data(source: PairedSource, config: Config) -> dict[str, Any]:
 
 
 def _read(place: Path, wanted: dict[str, Any]) -> np.ndarray | None:
-    """What an earlier run scored of the same; None where there is nothing that fits."""
+    """Read what an earlier run scored of the same; None where there is nothing that fits."""
     try:
         with np.load(place, allow_pickle=False) as stored:
             if json.loads(str(stored["of"])) != wanted:

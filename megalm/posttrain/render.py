@@ -94,7 +94,7 @@ class Renderer:
         return self._join(parts)
 
     def _find_span(self, messages: list[dict[str, object]], number: int, whole: str, place: str) -> tuple[int, int]:
-        """Where a message's words lie in the text, with what ends them."""
+        """Find where a message's words lie in the text, with what ends them."""
         before = self.template.render(messages[:number], answer=True)
         through = self.template.render(messages[: number + 1], answer=False)
         if not through.startswith(before) or not whole.startswith(through):
@@ -122,7 +122,7 @@ class Renderer:
         return content
 
     def _encode(self, text: str) -> list[int]:
-        """Ids of rendered text: names of control tokens are those tokens, but where a message spelt them."""
+        """Encode ids of rendered text: names of control tokens are those tokens, but where a message spelt them."""
         ids: list[int] = []
         at = 0
         for place, character in enumerate(text):

@@ -281,7 +281,7 @@ class RolloutSource(BatchSource):
         return bytes(n for n in all_reduce(letters, world).tolist() if n).decode(errors="replace")
 
     def _read(self, completion: Completion) -> str:
-        """The text, without the token that ends it."""
+        """Read the text, without the token that ends it."""
         ids = completion.tokens[:-1] if completion.ended else completion.tokens
         return self.tokenizer.decode([token for token in ids if token not in self.unreadable])
 
@@ -319,7 +319,7 @@ class RolloutSource(BatchSource):
         return list(batches if self._reference is None else self._reference.score(batches))
 
     def _measure(self, written: Written, seconds: float) -> dict[str, float]:
-        """What the step's record tells of a rollout."""
+        """Measure what the step's record tells of a rollout."""
         size = self.settings.group_size
         totals = np.array([self.rewards.total(values) for values in written.rewards]).reshape(-1, size)
         tokens = int(written.lengths.sum())

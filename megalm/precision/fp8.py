@@ -180,12 +180,12 @@ def list_8_bit_products(modules: Iterable[nn.Module]) -> Iterator[Fp8Product | F
 
 
 def find_meters(modules: Iterable[nn.Module]) -> list[Meter]:
-    """Those of all 8-bit products inside the modules."""
+    """Find those of all 8-bit products inside the modules."""
     return [product.meter for product in list_8_bit_products(modules)]
 
 
 def find_kept_weights(modules: Iterable[nn.Module]) -> list[KeptWeight]:
-    """Where the linear layers inside the modules keep their weights through a step."""
+    """Find where the linear layers inside the modules keep their weights through a step."""
     return [product.weights for product in list_8_bit_products(modules) if isinstance(product, Fp8Product)]
 
 

@@ -92,7 +92,7 @@ class Meters:
         return [name for name in self.names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
     def collect(self, reduce: Callable[[Tensor, str], Tensor], device: torch.device) -> list[Seen]:
-        """What was seen since `begin`, of all ranks.
+        """Collect what was seen since `begin`, of all ranks.
 
         reduce: over the world, in place: (values, "max" or "sum"). Comm: two of them.
         """

@@ -31,12 +31,12 @@ class PrecisionPolicy:
     """Names of the products that are."""
 
     def choose_product(self, name: str) -> Product:
-        """The product that a weight takes part in, by its global name; of several stacked ones, by that of the stack."""
+        """Choose the product that a weight takes part in, by its global name; of several stacked ones, by that of the stack."""
         return Fp8Product(RECIPES[self.recipe], Meter(name)) if name in self.fp8 else PLAIN
 
 
 def make_policy(config: PrecisionConfig, model: ModelConfig) -> PrecisionPolicy:
-    """The policy that a resolved configuration asks for."""
+    """Make the policy that a resolved configuration asks for."""
     return PrecisionPolicy(DTYPES[config.dtype], config.fp8.recipe, choose_fp8_products(model, config.fp8))
 
 

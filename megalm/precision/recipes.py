@@ -31,7 +31,7 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 @torch.no_grad()
 def find_largest(x: Tensor, over: tuple[Reduce, ...] = ()) -> Tensor:
-    """The largest magnitude of x, NaN or infinite where x has such a value; over: the ranks that have other parts of it.
+    """Find the largest magnitude of x, NaN or infinite where x has such a value; over: the ranks that have other parts of it.
 
     NaN must not get lost in the reduction, whose maximum may ignore it: it travels as infinity.
 

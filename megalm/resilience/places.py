@@ -66,7 +66,7 @@ class Places:
         return True
 
     def _choose(self) -> None:
-        """A rank on each place that works, the first ones first; the others are spares."""
+        """Choose a rank on each place that works, the first ones first; the others are spares."""
         working = [place for place in self.all if place not in self.out]
         kept = [place for place in self.active if place in working]
         more = [place for place in working if place not in kept]

@@ -42,14 +42,14 @@ class ChatTemplate:
         return PLAIN_STOP if self.template is None else ()
 
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
-        """The conversation as text; `answer`: up to where the assistant begins to speak.
+        """Render the conversation as text; `answer`: up to where the assistant begins to speak.
 
         Errors: ConfigError where the template refuses the messages
         """
         return self.render_spans(messages, answer=answer)[0]
 
     def render_spans(self, messages: Sequence[Message], *, answer: bool = True) -> tuple[str, list[tuple[int, int]]]:
-        """The same, and which characters lie in the template's `{% generation %}` blocks: what the assistant says.
+        """Render the same, and which characters lie in the template's `{% generation %}` blocks: what the assistant says.
 
         Errors: as `render`; ConfigError for text that holds the two characters of Unicode's private use that mark the blocks
         """
@@ -129,7 +129,7 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def find_chat_template(tokenizer: Tokenizer) -> ChatTemplate:
-    """The template beside a tokenizer: chat_template.jinja, else tokenizer_config.json's; none: a plain transcript."""
+    """Find the template beside a tokenizer: chat_template.jinja, else tokenizer_config.json's; none: a plain transcript."""
     settings = read_settings_beside(Path(tokenizer.path))
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     tokens = {name: settings.name(name) or "" for name in names}

@@ -64,7 +64,7 @@ class FolderSettings:
     model: dict[str, Any] = field(default_factory=dict)
 
     def name(self, key: str) -> str | None:
-        """The name of a control token, `eos_token` say."""
+        """Name a control token, `eos_token` say."""
         value = self.tokenizer.get(key)
         value = value.get("content") if isinstance(value, dict) else value
         return value if isinstance(value, str) else None
@@ -88,7 +88,7 @@ class FolderSettings:
 
 
 def read_folder_settings(folder: Path) -> FolderSettings:
-    """The control tokens' settings in the files of a folder. ConfigError where one of them is damaged."""
+    """Read the control tokens' settings in the files of a folder. ConfigError where one of them is damaged."""
     tokenizer = read_optional_json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in tokenizer:
         tokenizer = {**tokenizer, **read_optional_json(folder / "special_tokens_map.json")}
@@ -100,7 +100,7 @@ def read_folder_settings(folder: Path) -> FolderSettings:
 
 
 def read_settings_beside(file: Path) -> FolderSettings:
-    """The settings that belong to a tokenizer's file: those beside it, if it has the name of a folder's tokenizer."""
+    """Read the settings that belong to a tokenizer's file: those beside it, if it has the name of a folder's tokenizer."""
     own = file.name in TOKENIZER_NAMES or file.suffix == ".tiktoken"
     return read_folder_settings(file.parent) if own else FolderSettings()
 
@@ -113,7 +113,7 @@ def resolve_control_tokens(
     own: ControlTokens | None = None,
     special: Collection[str] = (),
 ) -> ControlTokens:
-    """The control tokens of a tokenizer.
+    """Resolve the control tokens of a tokenizer.
 
     token_id: the number of a token by its exact name; known: whether the tokenizer has a number at all; own: what its
     file says by itself; special: names of the control tokens that the common spellings may be looked for in.
@@ -156,18 +156,18 @@ def resolve_control_tokens(
 
 
 def find_first_spelling(key: str, special: Collection[str], token_id: Callable[[str], int | None]) -> int | None:
-    """The likeliest of the common spellings that is one of the control tokens."""
+    """Find the likeliest of the common spellings that is one of the control tokens."""
     return next((token_id(name) for name in SPELLINGS[key] if name in special), None)
 
 
 def list_missing_ids(ids: Iterable[int], size: int) -> list[int]:
-    """The numbers below `size` that no token has, in order."""
+    """List the numbers below `size` that no token has, in order."""
     there = set(ids)
     return [number for number in range(size) if number not in there]
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, empty where there is no file. ConfigError where it is damaged."""
+    """Read the JSON object in a file, empty where there is no file. ConfigError where it is damaged."""
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -178,7 +178,7 @@ def read_optional_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(path: Path, content: bytes) -> dict[str, Any]:
-    """The JSON object in a file's bytes. ConfigError that says what the file is instead."""
+    """Parse the JSON object in a file's bytes. ConfigError that says what the file is instead."""
     try:
         found = json.loads(content.decode("utf-8-sig"))
     except ValueError as error:

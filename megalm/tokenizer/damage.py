@@ -8,7 +8,7 @@ LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def describe_damage(start: bytes) -> str | None:
-    """What else the file is, with what to do, by its first bytes; None where they do not tell."""
+    """Describe what else the file is, with what to do, by its first bytes; None where they do not tell."""
     if not start:
         return "is empty; copy it again"
     if start.startswith(LFS):

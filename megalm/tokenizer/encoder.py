@@ -77,7 +77,7 @@ class Tokenizer:
             )
 
     def _encode_slowly(self, text: str) -> Any:
-        """The ids by the library that the format belongs to, which are right by definition."""
+        """Encode the ids by the library that the format belongs to, which are right by definition."""
         raise NotImplementedError
 
     def _encode_batch_slowly(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -146,7 +146,7 @@ class Tokenizer:
             self.backend, self._encode = self.library, self._encode_slowly
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of the text, without any control token that it does not spell. Shapes: -> integers [N]
+        """Encode ids of the text, without any control token that it does not spell. Shapes: -> integers [N]
 
         Errors: CannotEncode
         """
@@ -164,7 +164,7 @@ class Tokenizer:
             raise self._cannot_encode(text, error) from error
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text. Errors: CannotEncode, of the first that has none"""
+        """Encode the ids of each text. Errors: CannotEncode, of the first that has none"""
         if self.choose_backend() == self.library:
             try:
                 return self._encode_batch_slowly(texts)
@@ -179,11 +179,11 @@ class Tokenizer:
         )
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of these ids; control tokens are written by name."""
+        """Decode the text of these ids; control tokens are written by name."""
         raise NotImplementedError
 
     def decode_text(self, ids: Iterable[int]) -> str:
-        """The text of ids that `encode` gave for one."""
+        """Decode the text of ids that `encode` gave for one."""
         return self.decode(ids)
 
     def token_id(self, name: str) -> int | None:
@@ -191,7 +191,7 @@ class Tokenizer:
         raise NotImplementedError
 
     def name_of(self, number: int) -> str:
-        """The name of a token. Errors: ValueError for a number that the tokenizer does not have"""
+        """Name a token. Errors: ValueError for a number that the tokenizer does not have"""
         return self.decode([number])
 
     @property
@@ -205,7 +205,7 @@ class Tokenizer:
         return False
 
     def count_dropped(self, text: str) -> int:
-        """Characters of the text that have no id."""
+        """Count characters of the text that have no id."""
         return 0
 
     def control_ids(self) -> Collection[int]:
@@ -213,7 +213,7 @@ class Tokenizer:
         return [i for i in (self.control.begin, self.control.end) if i is not None]
 
     def encode_prompt(self, text: str) -> Prompt:
-        """Ids of a text that a model is to go on from, as transformers' tokenizer of the same folder gives them.
+        """Encode ids of a text that a model is to go on from, as transformers' tokenizer of the same folder gives them.
 
         The tokens that the tokenizer puts before and after every text are added (not a second time where the text spells
         them), and names of control tokens in the text are those tokens: a prompt is written by whoever asks, not by a
@@ -227,7 +227,7 @@ class Tokenizer:
         return Prompt([*begin, *ids, *end], len(begin))
 
     def encode_with_names(self, text: str) -> list[int]:
-        """Ids of a text that spells its control tokens itself, as a chat template's does; nothing is added to it."""
+        """Encode ids of a text that spells its control tokens itself, as a chat template's does; nothing is added to it."""
         return [int(token) for token in self._encode_with_names(text)]
 
     def control_names(self) -> list[str]:
@@ -270,7 +270,7 @@ def split_number(name: str) -> tuple[str, int | None]:
 
 
 def choose_end(path: str, end: str | None, own: int | None, token_id: Callable[[str], int | None]) -> int | None:
-    """The number of the end token: of the name that was asked for, as NAME or NAME=NUMBER, else the tokenizer's own. None
+    """Choose the number of the end token: of the name that was asked for, as NAME or NAME=NUMBER, else the tokenizer's own. None
     if there is no such token.
 
     Errors: ConfigError if the number that was asked for is not the tokenizer's.
@@ -290,7 +290,7 @@ def choose_end(path: str, end: str | None, own: int | None, token_id: Callable[[
 
 
 def compute_fingerprint(path: str) -> str:
-    """A hash of the tokenizer's file; in a folder, of the file that is read."""
+    """Compute a hash of the tokenizer's file; in a folder, of the file that is read."""
     if os.path.isdir(path):
         names = (os.path.join(path, file) for file in TOKENIZER_NAMES)
         path = next((name for name in names if os.path.exists(name)), path)
@@ -301,7 +301,7 @@ def compute_fingerprint(path: str) -> str:
 
 
 def read_bytes(path: str) -> bytes:
-    """The file's content. ConfigError where it cannot be read."""
+    """Read the file's content. ConfigError where it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -309,7 +309,7 @@ def read_bytes(path: str) -> bytes:
 
 
 def read_text(path: str) -> str:
-    """The file's text, without a byte order mark. ConfigError where it is none."""
+    """Read the file's text, without a byte order mark. ConfigError where it is none."""
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -242,7 +242,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def explain_unusable(path: str, error: Exception) -> ConfigError:
-    """The error for a tokenizer.json that its library does not take."""
+    """Explain the error for a tokenizer.json that its library does not take."""
     return ConfigError(
         f"{path}: not a usable tokenizer.json ({error}). Give one that `tokenizers` reads, or train one with "
         "`megalm tokenize INPUT --train-bpe 8192 --output PREFIX`."

@@ -19,7 +19,7 @@ BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def list_added_tokens(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tokens that a tokenizer.json adds to its model's vocabulary."""
+    """List the tokens that a tokenizer.json adds to its model's vocabulary."""
     return config.get("added_tokens") or []
 
 
@@ -37,7 +37,7 @@ def remove_additions(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_misnumbered(config: dict[str, Any]) -> dict[str, int]:
-    """The added tokens that the library gives other numbers than the file, with the library's numbers.
+    """Find the added tokens that the library gives other numbers than the file, with the library's numbers.
 
     It takes the model's own number of a name, else the next that is free behind the vocabulary, whatever the file says.
     """
@@ -61,7 +61,7 @@ def find_misnumbered(config: dict[str, Any]) -> dict[str, int]:
 
 
 def make_plain_text_config(config: dict[str, Any], control: Collection[str] = ()) -> dict[str, Any]:
-    """The tokenizer.json for `tokenizers` with `encode_special_tokens`: control tokens are those that are special in the
+    """Make the tokenizer.json for `tokenizers` with `encode_special_tokens`: control tokens are those that are special in the
     file, and those named here."""
     added = [
         {**token, "special": bool(token.get("special")) or token["content"] in control}
@@ -113,7 +113,7 @@ def _is_name(name: str, config: dict[str, Any]) -> bool:
 
 
 def _find_merged(model: dict[str, Any], names: Collection[str]) -> set[str]:
-    """Those of the names that a merge leads to. Asks for each name's cuts, as there are far fewer than merges."""
+    """Find those of the names that a merge leads to. Asks for each name's cuts, as there are far fewer than merges."""
     merges = {merge if isinstance(merge, str) else " ".join(merge) for merge in (model.get("merges") or ()) if names}
     prefix = model.get("continuing_subword_prefix") or ""
     return {

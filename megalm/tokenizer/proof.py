@@ -11,7 +11,7 @@ OVERLAPS = 200  # pairs of names that are tried
 
 
 def make_proof_texts(names: Sequence[str] = ()) -> list[str]:
-    """Texts on which tokenizers differ when they differ at all: spaces, numbers, scripts, emoji, controls, random
+    """Make texts on which tokenizers differ when they differ at all: spaces, numbers, scripts, emoji, controls, random
     code points, and names of added tokens."""
     texts = [
         "",

@@ -46,7 +46,7 @@ def load_tokenizer(
     end: str | None = None,
     special: Sequence[str] = (),
 ) -> Tokenizer:
-    """The tokenizer in this file, or in this folder (tokenizer.json before tokenizer.model).
+    """Load the tokenizer in this file, or in this folder (tokenizer.json before tokenizer.model).
 
     `proven`: another process has compared this backend with the format's own library; it is taken as it is, which saves
     the time. `control_tokens`: their names in a text become control tokens. `end`: the token that ends documents, by name,
@@ -79,7 +79,7 @@ def load_tokenizer(
 
 
 def find_tokenizer_file(name: str) -> str:
-    """The tokenizer's file: this one, or the preferred one of a folder. ConfigError if there is none."""
+    """Find the tokenizer's file: this one, or the preferred one of a folder. ConfigError if there is none."""
     if os.path.isdir(name):
         files = (os.path.join(name, file) for file in TOKENIZER_NAMES)
         found = next((file for file in files if os.path.exists(file)), None)

@@ -42,7 +42,7 @@ class Balance:
         self.own = [module for chunk in chunks for module in chunk.modules() if isinstance(module, BalanceLoss)]
 
     def describe(self, sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Numbers for the step's record: of each mixture's layer, and of the worst of them; {} for a dense model.
+        """Describe numbers for the step's record: of each mixture's layer, and of the worst of them; {} for a dense model.
 
         max_load: the fullest expert's tokens over the mean; dead: experts without any; entropy: of the mean probability, as a
         share of the even one's.

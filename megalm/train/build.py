@@ -17,14 +17,14 @@ from megalm.precision.policy import check_device, make_policy
 
 
 def choose_schedule(config: Config, data_size: int = 1) -> Schedule:
-    """The pipeline schedule of one step, for the usual number of micro-batches of a data rank."""
+    """Choose the pipeline schedule of one step, for the usual number of micro-batches of a data rank."""
     parallel, train = config.parallel, config.train
     micro_batches = max(1, train.global_batch_size // (train.micro_batch_size * data_size))
     return build_schedule(parallel.schedule, parallel.pipeline, micro_batches, parallel.virtual_pipeline)
 
 
 def find_local_seq_length(config: Config, mesh: Mesh, seq_length: int | None = None) -> int:
-    """Positions of a sequence (default: of model.seq_length) in the tensors that travel between pipeline stages: S/(c t)
+    """Find positions of a sequence (default: of model.seq_length) in the tensors that travel between pipeline stages: S/(c t)
     or S/c.
     """
     seq_length = (seq_length or config.model.seq_length) // mesh.context.size

@@ -25,6 +25,6 @@ def register_hook(name: str, build: BuildHook) -> None:
 
 
 def build_registered_hooks(config: Config, folder: Path) -> list[Hook]:
-    """The hooks of plugins for this run, in the order of their names."""
+    """Build the hooks of plugins for this run, in the order of their names."""
     built = [HOOKS[name](config, folder) for name in sorted(HOOKS)]
     return [hook for hook in built if hook is not None]

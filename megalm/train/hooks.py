@@ -59,7 +59,7 @@ class Hook:
 
 
 def collect_states(hooks: list[Hook]) -> dict[str, Any]:
-    """Each hook's state by its name, where it has one."""
+    """Collect each hook's state by its name, where it has one."""
     return {hook.name: state for hook in hooks if (state := hook.state_dict())}
 
 

@@ -129,6 +129,6 @@ def build_trainer(
     environment: Mapping[str, object] | None = None,
     pulse: Pulse | None = None,
 ) -> Trainer:
-    """A trainer of a resolved configuration with parts of its own; see `build_parts` and `Trainer`."""
+    """Build a trainer of a resolved configuration with parts of its own; see `build_parts` and `Trainer`."""
     parts = build_parts(config, mesh, folder, objective=objective, batch_source=batch_source)
     return Trainer(parts, hooks=hooks, peak_flops=peak_flops, environment=environment, pulse=pulse)

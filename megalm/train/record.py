@@ -40,7 +40,7 @@ class StepRecords:
         self._flops: dict[int, tuple[float, float]] = {}  # by sequence length: of the model, of the hardware, a token
 
     def make(self, progress: Progress, phase: Phase, measured: Measured) -> dict[str, Any]:
-        """The record of a step of this phase; hooks and an evaluation may add to it."""
+        """Make the record of a step of this phase; hooks and an evaluation may add to it."""
         signals = measured.signals
         speed = measured.tokens / progress.seconds
         model_flops, hardware_flops = self._flops_per_token(phase.seq_length)

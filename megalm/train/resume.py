@@ -133,7 +133,7 @@ class SettingsCheck:
             check_changes(self.changes, self.config.checkpoint.allow_changes, where, load=self.load)
 
     def _read(self, stored: dict[str, Any], where: str) -> Config:
-        """The stored settings; what an earlier version did not know has its default, which is what that version did."""
+        """Read the stored settings; what an earlier version did not know has its default, which is what that version did."""
         known = Config()
         self.unknown = sorted(_unknown(stored, known))
         return make_config(_without(stored, self.unknown), f"the configuration in {where}")

@@ -29,7 +29,7 @@ WORDS = "/again writes another answer, /clear forgets, /system TEXT, /quit; Ctrl
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Make the arguments."""
     made = ArgumentParser("megalm chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("model", type=Path, help="a run's folder, a checkpoint, or a folder of another library's")
     made.add_argument("--web", action="store_true", help="serve a page and OpenAI's endpoints on 127.0.0.1")
@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def load(args: argparse.Namespace) -> "Speaker":
-    """The model that the arguments name."""
+    """Load the model that the arguments name."""
     from megalm.generate.chat import Speaker
     from megalm.generate.model import load_model, open_tokenizer
 

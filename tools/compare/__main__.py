@@ -31,7 +31,7 @@ EPILOG = """examples:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Make the arguments."""
     made = ArgumentParser(
         prog="megalm compare",
         description="Compare runs: what differs in their settings, what each came to, the best first.",

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_conversations(path: Path) -> list[list[str]]:
-    """What is asked, turn by turn; the same once. Errors: ConfigError that names the line"""
+    """Read what is asked, turn by turn; the same once. Errors: ConfigError that names the line"""
     found: dict[tuple[str, ...], None] = {}
     for where, row in read_rows(path):
         turns = row.get("turns", [row.get("prompt")])

@@ -64,7 +64,7 @@ def choose_markers(args: argparse.Namespace) -> dict[str, Marker]:
 
 
 def load(args: argparse.Namespace) -> Model:
-    """The model that the arguments name."""
+    """Load the model that the arguments name."""
     if args.batch_tokens < 1:
         raise ConfigError(f"--batch-tokens={args.batch_tokens} must be at least 1")
     try:
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(result: TaskResult, reused: bool = False) -> str:
-    """A task's line."""
+    """Describe a task's line."""
     chance = "" if result.kind not in ("choice", "schema") else f"{result.baseline:.3f}"
     figures = "  ".join(f"{name} {show(figure)}" for name, figure in result.figures.items())
     return f"{result.task:<28} {result.num_fewshot:>5} {len(result.outcomes):>6} {chance:>7}  {figures}" + (

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Make the options."""
     parser = ArgumentParser(
         prog="megalm filter",
         description="Keep the documents that rules let through, with their scores. `--list` shows presets and scores; "

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def make_training_parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Make the options."""
     parser = ArgumentParser(
         prog="megalm filter train",
         description="Train a quality classifier: which of two sets of texts does a text resemble?",

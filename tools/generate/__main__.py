@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def read_prompt() -> str:
-    """The prompt from standard input. ConfigError where that is not text."""
+    """Read the prompt from standard input. ConfigError where that is not text."""
     try:
         return sys.stdin.read().rstrip("\n")
     except UnicodeDecodeError as error:
@@ -70,7 +70,7 @@ def read_prompt() -> str:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a JSON-lines file. ConfigError that names the line and what is wrong with it."""
+    """Read the prompts of a JSON-lines file. ConfigError that names the line and what is wrong with it."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def describe() -> dict[str, object]:
-    """The table, and what the extension was built with."""
+    """Describe the table, and what the extension was built with."""
     library = backend.find_library()
     isa = _ISA_NAMES[library.cpu_isa()] if library is not None else None
     has_cuda = library is not None and bool(library.has_cuda)
@@ -103,7 +103,7 @@ def describe_attention() -> list[dict[str, Any]]:
 
 
 def _choose(names: list[str]) -> tuple[str, str]:
-    """What serves the ops under the choice in force, and why."""
+    """Choose what serves the ops under the choice in force, and why."""
     choice = f"ops.backend={backend.get_backend()}"
     if backend.get_backend() == "reference":
         return "reference", choice

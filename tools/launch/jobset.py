@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_jobset(job: Job, image: str, queue: str | None, claim: str | None) -> dict[str, Any]:
-    """A pod for each node. Exit statuses 2 and 3 fail the whole set; all else starts it again."""
+    """Make a pod for each node. Exit statuses 2 and 3 fail the whole set; all else starts it again."""
     script = make_node_script(
         job, "$JOB_COMPLETION_INDEX", f"${{MASTER_ADDR:-{job.name}-workers-0-0.{job.name}}}", "${MASTER_PORT:-29500}"
     )

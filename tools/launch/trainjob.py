@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_trainjob(job: Job, image: str, queue: str | None, runtime: str) -> dict[str, Any]:
-    """A node for each node; how often it is started again is the runtime's to say."""
+    """Make a node for each node; how often it is started again is the runtime's to say."""
     script = make_node_script(job, "$PET_NODE_RANK", "$PET_MASTER_ADDR", "$PET_MASTER_PORT")
     trainer: dict[str, Any] = {"image": image, "numNodes": job.nodes, "command": ["bash", "-c", script]}
     if job.gpus:

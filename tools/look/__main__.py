@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Make the options."""
     parser = ArgumentParser(
         prog="megalm look",
         description="See what data holds, on a page of this machine (127.0.0.1): samples, search, sources side by side, "
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe_size(sample: "Sample") -> str:
-    """How many documents there are."""
+    """Describe how many documents there are."""
     about = "" if all(source.exact for source in sample.sources) else "about "
     return f"{about}{sample.documents_there:,} documents"
 

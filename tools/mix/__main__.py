@@ -35,7 +35,7 @@ EPILOG = """examples:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Make the arguments."""
     result = ArgumentParser(
         prog="megalm mix",
         description="Tokens, proportion and epochs of each source of a mixture; compares mixtures; writes the yaml for data=.",
@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def list_mixtures(words: Sequence[str], most_epochs: float) -> list[Mixture]:
-    """The mixtures that the command line names."""
+    """List the mixtures that the command line names."""
     files = [word for word in words if "=" not in word]
     totals = [word.partition("=")[2] for word in words if word.startswith("total=")]
     sources = [parse_source(word) for word in words if "=" in word and not word.startswith("total=")]

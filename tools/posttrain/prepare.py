@@ -49,7 +49,7 @@ def _show_progress(records: int) -> None:
 
 
 def describe(made: Prepared, tokenizer: str) -> str:
-    """What was made, and the next command."""
+    """Describe what was made, and the next command."""
     share = made.targets / made.tokens
     things, experiment = ("pairs", "dpo") if made.pairs else ("records", "sft")
     lines = [

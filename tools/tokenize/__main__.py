@@ -184,7 +184,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def make_job(args: argparse.Namespace) -> Job:
-    """The job that the options describe."""
+    """Make the job that the options describe."""
     if args.token_type is not None or args.end_id is not None:
         raise ConfigError("--token-type and --end-id are for token files of other programs: give --from-tokens, too.")
     if args.output is None and not (args.report or args.json):

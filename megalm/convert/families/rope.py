@@ -142,7 +142,7 @@ def _yarn_magnitude(settings: Config, factor: float) -> float:
 
 
 def compute_yarn_magnitude(factor: float, scale: float = 1.0) -> float:
-    """What YaRN multiplies queries and keys by (arXiv:2309.00071, sec. 3.4)."""
+    """Compute what YaRN multiplies queries and keys by (arXiv:2309.00071, sec. 3.4)."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 

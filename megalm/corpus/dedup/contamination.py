@@ -61,7 +61,7 @@ class _Search:
 def find_contaminated(
     corpus: Corpus, evaluation: Corpus, words: int = WORDS, characters: int = CHARACTERS
 ) -> Contamination:
-    """Documents that share a run of `words` words with the evaluation text, or hold an item of it that has fewer words, but
+    """Find documents that share a run of `words` words with the evaluation text, or hold an item of it that has fewer words, but
     at least so many characters.
 
     Memory: 16 bytes for each run of the evaluation text, shared by all processes of a machine.
@@ -233,7 +233,7 @@ def _map(search: _Search, name: str, kind: Any) -> np.ndarray:
 
 
 def _find_runs(texts: Texts, size: int, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of a text and an evaluation document with a run in common, and how many runs each text has.
+    """Find the pairs of a text and an evaluation document with a run in common, and how many runs each text has.
 
     Shapes: -> _PAIR [pairs], int64 [texts]
     """

@@ -21,7 +21,7 @@ _HASH = np.dtype([("high", "<u8"), ("low", "<u8"), ("number", "<i8")])
 
 
 def find_exact_duplicates(corpus: Corpus, normalize: bool = False) -> Removals:
-    """The documents to remove. `normalize`: case and white space make no difference."""
+    """Find the documents to remove. `normalize`: case and white space make no difference."""
     corpus.each_shard(_hash_shard, normalize, "hashes")
     together = max(1, min(PARTS // 16, PARTS * corpus.share // (RECORD_BYTES * max(corpus.documents, 1))))
     paths = corpus.each_part(_compare_parts, -(-PARTS // together), together)

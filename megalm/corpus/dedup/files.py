@@ -13,7 +13,7 @@ DEALT = 1 << 18  # records copied at a time
 
 
 def name_shard_file(folder: str, number: int, part: str) -> str:
-    """Where a shard's file of this kind is."""
+    """Name where a shard's file of this kind is."""
     return os.path.join(folder, f"{number:06d}.{part}")
 
 
@@ -40,7 +40,7 @@ def write_whole(path: str) -> Iterator[BinaryIO]:
 
 
 def load(path: str, dtype: Any, start: int = 0, stop: int = -1) -> np.ndarray:
-    """Elements [start, stop) of a file that `save` left; stop -1: the end."""
+    """Load elements [start, stop) of a file that `save` left; stop -1: the end."""
     size = np.dtype(dtype).itemsize
     return np.fromfile(path, dtype, -1 if stop < 0 else stop - start, offset=start * size)
 
@@ -67,12 +67,12 @@ def deal_some(owner: np.ndarray, parts: int, records: Callable[[np.ndarray], np.
 
 
 def count_dealt(path: str, part: int) -> int:
-    """How many records of what `deal` wrote are one part's."""
+    """Count how many records of what `deal` wrote are one part's."""
     start, stop = load(f"{path}.bounds", "<i8", part, part + 2)
     return int(stop - start)
 
 
 def load_dealt(path: str, part: int, dtype: Any, stop_part: int | None = None) -> np.ndarray:
-    """The records of one part, or of some after one another, of what `deal` wrote."""
+    """Load the records of one part, or of some after one another, of what `deal` wrote."""
     start, stop = load(f"{path}.bounds", "<i8", part, (part + 1 if stop_part is None else stop_part) + 1)[[0, -1]]
     return load(path, dtype, int(start), int(stop)) if stop > start else np.empty(0, dtype)

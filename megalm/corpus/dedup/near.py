@@ -46,7 +46,7 @@ class _Near:
 
 
 def find_near_duplicates(corpus: Corpus, threshold: float = 0.8, words: int = 5) -> tuple[Removals, np.ndarray]:
-    """Documents to remove, and the verified pairs that decided it.
+    """Find documents to remove, and the verified pairs that decided it.
 
     Shapes: -> EDGE [pairs], sorted
     Errors: ConfigError if a number does not fit.

@@ -152,7 +152,7 @@ def _part(stage: ShardStage, part: str) -> Iterator[BinaryIO]:
 
 
 def read_bad(folder: str, shard: int) -> list[list[Any]]:
-    """What could not be read of a shard: piece, number of documents before it, place, reason."""
+    """Read what could not be read of a shard: piece, number of documents before it, place, reason."""
     with open(name_shard_file(folder, shard, "bad"), encoding="utf-8") as file:
         return json.load(file)
 
@@ -207,7 +207,7 @@ def _write_kept(stage: ShardStage, gone: np.ndarray, file: BinaryIO) -> Written:
 
 
 def list_staying(stage: ShardStage, gone: np.ndarray) -> Iterator[tuple[Piece, np.ndarray, np.ndarray]]:
-    """The pieces of which something stays: (piece, the numbers in the shard of its documents that stay, their places)"""
+    """List the pieces of which something stays: (piece, the numbers in the shard of its documents that stay, their places)"""
     places = load(stage.path("places"), PLACE)
     stays = np.ones(len(places), bool)
     stays[gone] = False
@@ -323,7 +323,7 @@ def join(corpus: Corpus, part: str, name: str) -> None:
 
 
 def count_unread(corpus: Corpus) -> tuple[int, tuple[str, ...]]:
-    """How many documents could not be read, and the first of them in words."""
+    """Count how many documents could not be read, and the first of them in words."""
     count, listed = 0, []
     for shard in corpus.shards:
         for piece, _, place, reason in read_bad(corpus.folder, shard.number):
@@ -336,5 +336,5 @@ def count_unread(corpus: Corpus) -> tuple[int, tuple[str, ...]]:
 def read_table(
     corpus: Corpus, paths: list[str], why: str, evaluation: tuple[str, tuple[int, ...]] | None = None
 ) -> Removals:
-    """The removals in these files of the corpus' folder."""
+    """Read the removals in these files of the corpus' folder."""
     return Removals(tuple(os.path.join(corpus.folder, path) for path in paths), why, evaluation)

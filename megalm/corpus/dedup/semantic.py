@@ -49,7 +49,7 @@ def find_semantic_duplicates(
     clusters: int | None = None,
     keep: str = "first",
 ) -> Removals:
-    """Documents that are closer than `threshold` to one that comes before them in the order of `keep`: first in the
+    """Find documents that are closer than `threshold` to one that comes before them in the order of `keep`: first in the
     input, far from the cluster's centre (as in the paper) or near to it.
 
     Errors: ConfigError if a number or the embeddings do not fit.

@@ -69,7 +69,7 @@ def hash_run(words: np.ndarray) -> int:
 
 
 def make_shingles(texts: Texts | Sequence[str], words: int) -> tuple[np.ndarray, np.ndarray]:
-    """The set of runs of `words` words of each text, as sorted hashes; a shorter text is one run.
+    """Make the set of runs of `words` words of each text, as sorted hashes; a shorter text is one run.
 
     Shapes: -> uint64 [all], and the offsets of each text's part int64 [texts + 1]
     """

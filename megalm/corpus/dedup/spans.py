@@ -192,7 +192,7 @@ def _cut_by_windows(chunks: list[_Chunk], counts: list[int], parts: int) -> list
 
 
 def find_spans(symbols: Symbols, length: int, stages: Stages, chunk: int | None = None) -> np.ndarray:
-    """All spans that occurred before, in the file's order, touching and overlapping ones joined.
+    """Find all spans that occurred before, in the file's order, touching and overlapping ones joined.
 
     chunk: symbols sorted at a time; the result is the same.
     Shapes: -> int64 [spans, 4]: document; where the span begins and ends in the file; where its first window was before

@@ -99,12 +99,12 @@ class Stages:
 
 
 def describe_recipe(command: str, options: dict[str, Any], files: Sequence[Any]) -> dict[str, Any]:
-    """All that decides what the stages leave: the command, its options, and the files by their stamps."""
+    """Describe all that decides what the stages leave: the command, its options, and the files by their stamps."""
     return {"format": 1, "command": command, "options": options, "files": hash_json(list(files))}
 
 
 def _read(path: str) -> tuple[dict[tuple[str, int], Any], int]:
-    """The results that are whole, and how many bytes they take."""
+    """Read the results that are whole, and how many bytes they take."""
     known: dict[tuple[str, int], Any] = {}
     whole = 0
     try:

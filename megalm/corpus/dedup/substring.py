@@ -43,7 +43,7 @@ def find_repeated_token_spans(
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> list[Span]:
-    """All spans to cut, in the file's order, touching and overlapping ones joined.
+    """Find all spans to cut, in the file's order, touching and overlapping ones joined.
 
     `folder` is for what waits on disk; it is removed, unless an interruption leaves it for the same call to go on from.
     `chunk`: tokens sorted at a time, by default 16 million.

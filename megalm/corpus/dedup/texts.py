@@ -55,7 +55,7 @@ class Texts:
         return (str(content, "utf-8") for content in self.contents())
 
     def count_characters(self) -> np.ndarray:
-        """Characters of each text.
+        """Count characters of each text.
 
         Shapes: -> int64 [texts]
         """

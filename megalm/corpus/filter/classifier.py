@@ -67,7 +67,7 @@ class Features:
 
 
 def make_features(texts: Texts) -> Features:
-    """The features of texts, however many they are."""
+    """Make the features of texts, however many they are."""
     parts = [make_shingles(texts, words) for words in RUNS]
     owners = np.concatenate([np.repeat(np.arange(len(texts)), np.diff(offsets)) for _, offsets in parts])
     buckets = np.concatenate([values >> np.uint64(64 - BITS) for values, _ in parts]).astype(np.uint32)
@@ -117,14 +117,14 @@ class Classifier:
         return _logistic(make_features(texts).scores(self.weights, self.bias))
 
     def encode(self, quality: Quality) -> bytes:
-        """A file of safetensors with the weights and what was measured of them."""
+        """Encode a file of safetensors with the weights and what was measured of them."""
         notes = json.dumps({"format": FORMAT, "bias": self.bias, "quality": asdict(quality)})
         return save({"weights": self.weights}, {"classifier": notes})  # one entry: several come in any order
 
 
 @lru_cache(maxsize=4)
 def load_classifier(path: str) -> Classifier:
-    """A classifier that `Classifier.encode` gave.
+    """Load a classifier that `Classifier.encode` gave.
 
     Errors: ConfigError for a file that is not there, or of another format.
     """
@@ -239,7 +239,7 @@ class Classified:
 
 
 def gather_features(batches: Iterable[Texts], most: int) -> Features:
-    """The features of the first `most` texts."""
+    """Gather the features of the first `most` texts."""
     parts, left = [], most
     for texts in batches:
         found = make_features(texts)

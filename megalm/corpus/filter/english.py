@@ -137,13 +137,13 @@ class WordTables:
 
 
 def parse_ranges(text: str) -> np.ndarray:
-    """The codes of hexadecimal ranges: "41-5A 61"."""
+    """Parse the codes of hexadecimal ranges: "41-5A 61"."""
     bounds = [part.split("-") for part in text.split()]
     return np.concatenate([np.arange(int(part[0], 16), int(part[-1], 16) + 1) for part in bounds])
 
 
 def list_exceptions() -> dict[str, tuple[str, ...]]:
-    """Runs without white space that are words, or split into words, as they are here and in no other way."""
+    """List runs without white space that are words, or split into words, as they are here and in no other way."""
     found: dict[str, tuple[str, ...]] = {whole: (whole,) for whole in _WHOLE.split()}
     for line in _SPLIT.strip().splitlines():
         stems, _, endings = line.partition(":")
@@ -160,7 +160,7 @@ def list_exceptions() -> dict[str, tuple[str, ...]]:
 
 
 def encode_strings(strings: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The strings as codes one after another, and where each ends.
+    """Encode the strings as codes one after another, and where each ends.
 
     Shapes: -> uint32 [characters], int64 [strings]
     """
@@ -171,7 +171,7 @@ def encode_strings(strings: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def load_word_tables() -> WordTables:
-    """The tables, made once."""
+    """Load the tables, made once."""
     exceptions = list_exceptions()
     pieces = [[len(piece) for piece in parts] for parts in exceptions.values()]
     return WordTables(

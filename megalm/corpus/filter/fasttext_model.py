@@ -46,13 +46,13 @@ class FastText:
 
 
 def name_label(label: str) -> str:
-    """The label with fastText's prefix."""
+    """Name the label with fastText's prefix."""
     return label if label.startswith(PREFIX) else PREFIX + label
 
 
 @lru_cache(maxsize=4)
 def load_fasttext(path: str) -> Any:
-    """The model.
+    """Load the model.
 
     Errors: ConfigError where the library is not installed, or the file is no such model.
     """

@@ -53,7 +53,7 @@ def simplify_code(code: str) -> str:
 
 @cache
 def load_detector(library: str) -> Callable[[str], list[tuple[str, float]]]:
-    """A function that gives languages with their shares of a text, the largest first; UNKNOWN where there is none.
+    """Load a function that gives languages with their shares of a text, the largest first; UNKNOWN where there is none.
 
     Errors: ConfigError where the library is not installed.
     """
@@ -80,7 +80,7 @@ def _load_pycld2() -> Callable[[str], list[tuple[str, float]]]:
 
 
 def _load_py3langid() -> Callable[[str], list[tuple[str, float]]]:
-    """A naive Bayes classifier: the share is the probability of the language that it chooses."""
+    """Load a naive Bayes classifier: the share is the probability of the language that it chooses."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

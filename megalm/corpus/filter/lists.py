@@ -226,7 +226,7 @@ class UserFunction:
 
 @cache
 def load_function(name: str) -> Callable[[str, dict[str, Any]], Any]:
-    """The function MODULE:NAME.
+    """Load the function MODULE:NAME.
 
     Errors: ConfigError where there is none.
     """

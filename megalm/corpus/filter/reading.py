@@ -74,7 +74,7 @@ class Documents:
 
 
 def read_documents(shard: CorpusShard, needs_fields: bool) -> Iterator[Documents]:
-    """The documents of all pieces of a shard.
+    """Read the documents of all pieces of a shard.
 
     Errors: ConfigError at a document that cannot be read, unless the shard leaves out what is bad.
     """

@@ -93,7 +93,7 @@ class RuleSet:
 
 
 def list_presets() -> list[str]:
-    """The names of the sets of rules that come with the package."""
+    """List the names of the sets of rules that come with the package."""
     folder = resources.files("megalm.corpus.filter") / "presets"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
@@ -104,7 +104,7 @@ def describe_presets() -> dict[str, str]:
 
 
 def read_rules(names: Sequence[str]) -> list[dict[str, Any]]:
-    """The contents of presets and yaml files, `include` and files of lists filled in: all that a worker needs.
+    """Read the contents of presets and yaml files, `include` and files of lists filled in: all that a worker needs.
 
     Errors: ConfigError for an unknown preset, a file that is not there or no yaml.
     """
@@ -182,7 +182,7 @@ def _listed(key: str, value: Any, folder: str, name: str) -> Any:
 
 
 def make_rules(contents: Sequence[Mapping[str, Any]]) -> RuleSet:
-    """The rules of what `read_rules` gave, one set after another.
+    """Make the rules of what `read_rules` gave, one set after another.
 
     Errors: ConfigError for a rule that names no score, has a key that nobody reads, or contradicts another one.
     """

@@ -140,7 +140,7 @@ SCORES: dict[str, Score] = {
 
 
 def load_counter() -> ModuleType:
-    """The compiled extension.
+    """Load the compiled extension.
 
     Errors: ConfigError where it was not built.
     """
@@ -176,7 +176,7 @@ def count_texts(texts: Texts, settings: CountSettings) -> Counted:
 
 
 def make_word_arguments() -> tuple[int, ...]:
-    """The fields of WordRules in csrc/text_counts/op.h; the arrays live as long as the process."""
+    """Make the fields of WordRules in csrc/text_counts/op.h; the arrays live as long as the process."""
     t = load_word_tables()
     return (
         t.classes.ctypes.data,

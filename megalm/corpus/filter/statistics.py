@@ -136,7 +136,7 @@ def _thresholds(bounds: list[Bound]) -> Iterator[tuple[int, bool]]:
 
 
 def describe_scores(corpus: Corpus, rules: RuleSet) -> Iterator[Distribution]:
-    """The distribution of each score, from what the shards left; one score at a time is held."""
+    """Describe the distribution of each score, from what the shards left; one score at a time is held."""
     stride = -(-corpus.documents // MOST_VALUES) if corpus.documents else 1
     for number, column in enumerate(rules.columns):
         parts = [np.empty(0, np.float32)]
@@ -174,7 +174,7 @@ def _describe(column: str, values: np.ndarray) -> Distribution:
 
 
 def gather_thresholds(corpus: Corpus, rules: RuleSet) -> list[Threshold]:
-    """Every limit of the rules with the texts nearest to it, over all shards."""
+    """Gather every limit of the rules with the texts nearest to it, over all shards."""
     bounds = [item for item in rules.items if isinstance(item, Bound)]
     found = {
         (number, is_least): Threshold(

@@ -80,7 +80,7 @@ def _group(vectors: np.ndarray, count: int, random: np.random.Generator) -> np.n
 
 
 def _name(of: np.ndarray, words: Sequence[list[str]], count: int) -> list[str]:
-    """Words that many texts of a group have, and few others."""
+    """Name words that many texts of a group have, and few others."""
     everywhere: Counter[str] = Counter()
     inside: list[Counter[str]] = [Counter() for _ in range(count)]
     for group, listed in zip(of.tolist(), words, strict=True):

@@ -104,7 +104,7 @@ def _append(path: Path, line: bytes) -> None:
 
 
 def read_labels(path: str | Path) -> Iterator[Label]:
-    """All lines; one that a crash cut off is passed over.
+    """Read all lines; one that a crash cut off is passed over.
 
     Errors: ConfigError for a file that is not there, or holds something else.
     """

@@ -39,7 +39,7 @@ class Span:
 
 
 def find_duplicates(texts: Texts, keys: Sequence[str]) -> Duplicates:
-    """Groups of texts that share most of their runs of five words."""
+    """Find groups of texts that share most of their runs of five words."""
     values, offsets = make_shingles(texts, 5)
     random = np.random.default_rng(7)
     factors, addends = (random.integers(1, 2**31, (BANDS, ROWS)).astype(np.uint32) | np.uint32(1) for _ in range(2))
@@ -76,7 +76,7 @@ def find_duplicates(texts: Texts, keys: Sequence[str]) -> Duplicates:
 
 
 def find_spans(words: Sequence[list[str]]) -> list[Span]:
-    """The spans that occur most often, each as long as all that follows repeats as often."""
+    """Find the spans that occur most often, each as long as all that follows repeats as often."""
     numbers: dict[str, int] = {}
     stream: list[int] = []
     owner: list[int] = []

@@ -206,7 +206,7 @@ class _Units:
         return self._ends[-1] if self._ends else 0
 
     def draw(self, random: np.random.Generator) -> Iterator[Piece]:
-        """Each once, by chance."""
+        """Draw each once, by chance."""
         if len(self) <= MOST_UNITS:
             yield from map(self._at, random.permutation(len(self)).tolist())
             return

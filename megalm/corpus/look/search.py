@@ -115,7 +115,7 @@ class Search:
         os.replace(aside, self._folder / "index.json")
 
     def find(self, query: str) -> dict[str, Any]:
-        """Documents with these words one after another, in any case.
+        """Find documents with these words one after another, in any case.
 
         Errors: ConfigError for an empty query, or files that changed.
         """
@@ -145,7 +145,7 @@ class Search:
         }
 
     def _choose_blocks(self, wanted: str) -> list[int]:
-        """The blocks whose filters have all the words, and those that no filter is of yet."""
+        """Choose the blocks whose filters have all the words, and those that no filter is of yet."""
         everything = list(range(len(self._blocks)))
         values, _ = make_shingles(Texts.of([wanted]), 1)
         if self._filters is None or len(values) == 0:
@@ -158,7 +158,7 @@ class Search:
         return [*np.flatnonzero(has).tolist(), *everything[done:]]
 
     def _find_in(self, piece: Piece, wanted: str, pattern: re.Pattern[str]) -> Iterator[tuple[Seen, int]]:
-        """The documents with the place in each."""
+        """Find the documents with the place in each."""
         longest = max(wanted.split(), key=len)
         if piece.plain and holds_lines(piece) and "://" not in piece.path and longest.isascii() and longest.isalnum():
             with open(piece.path, "rb") as file:  # one look at the bytes leaves out most blocks
@@ -195,7 +195,7 @@ def cut_into_blocks(files: Sequence[Piece]) -> list[Piece]:
 
 
 def _read_texts(piece: Piece, text_field: str) -> Iterator[Texts]:
-    """All texts of a block, what cannot be read left out."""
+    """Read all texts of a block, what cannot be read left out."""
     if holds_lines(piece):
         for lines in read_lines(piece, text_field):
             yield Texts(lines.data, lines.ends, lines.ascii)

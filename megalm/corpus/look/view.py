@@ -171,7 +171,7 @@ def _short(value: float) -> float | None:
 
 
 def read_losses(path: str) -> dict[str, float]:
-    """Bits per byte of documents by their keys.
+    """Read bits per byte of documents by their keys.
 
     Errors: ConfigError for a file that is not there, or has other lines.
     """

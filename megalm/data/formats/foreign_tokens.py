@@ -37,7 +37,7 @@ def is_there(path: str) -> bool:
 
 
 def open_foreign(path: str, token_type: str | None = None, cache: Cache | None = None) -> ForeignTokens:
-    """The tokens of a file. token_type: that of raw tokens; of others their header tells it.
+    """Open the tokens of a file. token_type: that of raw tokens; of others their header tells it.
 
     Errors: ConfigError for a file that cannot be read, is damaged, or whose type is not known.
     """

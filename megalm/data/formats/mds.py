@@ -392,7 +392,7 @@ def write_index(path: str | os.PathLike, dtype: np.dtype, lengths: np.ndarray) -
 
 
 def read_token_documents(folder: str | os.PathLike, column: str = "tokens") -> Iterator[np.ndarray]:
-    """The token arrays in a column of an MDS folder.
+    """Read the token arrays in a column of an MDS folder.
 
     Errors: ConfigError if there is no such column, or it does not hold one-dimensional arrays of integers.
     """

@@ -64,7 +64,7 @@ def find_fixed_size(encoding: str) -> int | None:
 
 
 def encode_value(encoding: str, value: Any) -> bytes:
-    """The bytes of one value. Errors: ValueError if the value is not of the encoding."""
+    """Encode the bytes of one value. Errors: ValueError if the value is not of the encoding."""
     if encoding == "bytes":
         return bytes(value)
     if encoding == "str":
@@ -92,7 +92,7 @@ def encode_value(encoding: str, value: Any) -> bytes:
 
 
 def decode_value(encoding: str, data: bytes) -> Any:
-    """The value of these bytes. Errors: ValueError if they are not a value of the encoding."""
+    """Decode the value of these bytes. Errors: ValueError if they are not a value of the encoding."""
     if encoding == "bytes":
         return data
     if encoding in ("str", "str_decimal"):
@@ -113,7 +113,7 @@ def decode_value(encoding: str, data: bytes) -> Any:
 
 
 def decode_array(encoding: str, data: bytes | np.ndarray) -> np.ndarray:
-    """The array of these bytes, without a copy. Errors: ValueError if they are none of the encoding."""
+    """Decode the array of these bytes, without a copy. Errors: ValueError if they are none of the encoding."""
     dtype, shape = _array_parts(encoding)
     at = 0
     if dtype is None:

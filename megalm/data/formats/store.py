@@ -246,7 +246,7 @@ class Store:
         return self.persistently(self._full(name), ask)
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """A byte range, or the whole file. A range that comes shorter is asked for again, then an error."""
+        """Read a byte range, or the whole file. A range that comes shorter is asked for again, then an error."""
 
         def get() -> bytes:
             data = self.files.cat_file(self._path(name), start=start, end=stop)
@@ -366,5 +366,5 @@ class RemoteArray:
 
 
 def open_bytes(path: str, cache: Cache | None) -> Bytes:
-    """A local file, or a URL's through the cache."""
+    """Open a local file, or a URL's through the cache."""
     return RemoteFile(path, cache or Cache()) if is_url(path) else LocalFile(path)

@@ -37,7 +37,7 @@ _Loader.add_constructor("!function", _refuse_function)
 
 
 def read_yaml(path: Path) -> Any:
-    """The file's content. Errors: ConfigError for what cannot be read or is no YAML"""
+    """Read the file's content. Errors: ConfigError for what cannot be read or is no YAML"""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except ConfigError as error:
@@ -49,7 +49,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_settings(path: Path, depth: int = 0) -> dict[str, Any]:
-    """A task's settings, with those of the file that it includes below them."""
+    """Read a task's settings, with those of the file that it includes below them."""
     settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: a task is a mapping with task, dataset_kwargs, doc_to_text, ...")

@@ -54,7 +54,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_items(path: Path, kind: str) -> tuple[Item, ...]:
-    """The items of a jsonl file. Errors: ConfigError that names line and field, or that there are none"""
+    """Read the items of a jsonl file. Errors: ConfigError that names line and field, or that there are none"""
     items = tuple(make_item(row, kind, where) for where, row in read_rows(path))
     if not items:
         raise ConfigError(f"{path}: no items; a line each, as {FIELDS[kind]}")

@@ -38,12 +38,12 @@ class Suite:
 
 
 def list_suites() -> list[str]:
-    """Names of the shipped suites."""
+    """List names of the shipped suites."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
 def find_suite(name: str, data: Path = DATA) -> Path:
-    """The file of a suite that is shipped, or that is given as a file. ConfigError where there is neither."""
+    """Find the file of a suite that is shipped, or that is given as a file. ConfigError where there is neither."""
     if (shipped := SHIPPED / f"{name}.yaml").exists():
         return shipped
     if Path(name).exists():
@@ -57,7 +57,7 @@ def find_suite(name: str, data: Path = DATA) -> Path:
 
 
 def read_suite(name: str, data: Path = DATA, only: Sequence[str] = ()) -> Suite:
-    """A suite's tasks with their items. data: where fetched sets lie. only: names of tasks; empty: all.
+    """Read a suite's tasks with their items. data: where fetched sets lie. only: names of tasks; empty: all.
 
     A .yaml is a suite in the gauntlet's form (`icl_tasks`), a list of lm-eval's tasks (`task: [file, ...]`), or one of
     lm-eval's tasks; a .jsonl is one task, whose kind its first row says.
@@ -98,7 +98,7 @@ def read_suite(name: str, data: Path = DATA, only: Sequence[str] = ()) -> Suite:
 
 
 def read_chances(path: Path) -> dict[str, dict[str, float]]:
-    """What CORE's bundle takes for chance, by task, from its table in percent; {} where there is no table."""
+    """Read what CORE's bundle takes for chance, by task, from its table in percent; {} where there is no table."""
     if not path.exists():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
@@ -110,7 +110,7 @@ def read_chances(path: Path) -> dict[str, dict[str, float]]:
 
 
 def read_file(path: Path) -> Task:
-    """A jsonl file as a task, whose kind its first row says."""
+    """Read a jsonl file as a task, whose kind its first row says."""
     where, row = next(read_rows(path), ("", {}))
     kind = guess_kind(row)
     if kind is None:
@@ -134,7 +134,7 @@ COMPARED: dict[str, dict[str, bool]] = {"text": {"normalize": True}, "math": {"m
 
 
 def make_task(entry: Mapping[str, Any], suite: Path, data: Path) -> Task:
-    """A task of a suite's entry in the gauntlet's form."""
+    """Make a task of a suite's entry in the gauntlet's form."""
     label = str(entry.get("label"))
     kind = TYPES.get(str(entry.get("icl_task_type")))
     if kind is None:
@@ -214,7 +214,7 @@ def _is_of(name: str, entry: Mapping[str, Any]) -> bool:
 
 
 def find_data(name: str, suite: Path, data: Path) -> Path:
-    """A task's file: beside the suite, else among what was fetched."""
+    """Find a task's file: beside the suite, else among what was fetched."""
     places = [suite.parent / name, data / name, Path(name)]
     return next((place for place in places if place.exists()), places[1 if suite.parent == SHIPPED else 0])
 

@@ -38,7 +38,7 @@ class Trace:
 
 
 def load_traces(folder: Path) -> list[Trace]:
-    """Every csv below a folder that has a column `loss`. Errors: ConfigError if there is none."""
+    """Load every csv below a folder that has a column `loss`. Errors: ConfigError if there is none."""
     traces = []
     for path in sorted(folder.rglob("*.csv")):
         try:
@@ -195,7 +195,7 @@ def _summary(delays: Sequence[int | None], wanted: bool) -> dict[str, Any]:
 
 
 def find_sustained_jumps(trace: Trace, rise: float = 0.4) -> list[int]:
-    """Samples where ln(loss) rose by `rise` over its last 16 and stayed there for 3, on curves that are quiet enough."""
+    """Find samples where ln(loss) rose by `rise` over its last 16 and stayed there for 3, on curves that are quiet enough."""
     x = np.log(np.maximum(trace.losses, 1e-9))
     jumps: list[int] = []
     for i in range(32, len(x) - 3):

@@ -22,7 +22,7 @@ _QUERY = re.compile(r"((?:key|token|secret|signature|sig|password|credential)[\w
 
 
 def describe_settings(config: Config) -> dict[str, Any]:
-    """Every key with its value, without secrets: what a key's name calls one, and what an address carries."""
+    """Describe every key with its value, without secrets: what a key's name calls one, and what an address carries."""
     found: dict[str, Any] = {}
     _flatten("", asdict(config), found)
     return found
@@ -46,7 +46,7 @@ def hide_secrets(value: Any) -> Any:
 
 
 def collect_lineage(trainer: Trainer) -> dict[str, str]:
-    """What the run is made of: version and commit of the code, the data's digests, what it began with, where it lies."""
+    """Collect what the run is made of: version and commit of the code, the data's digests, what it began with, where it lies."""
     config = trainer.config
     facts = {
         "megalm": __version__,
@@ -66,7 +66,7 @@ def collect_lineage(trainer: Trainer) -> dict[str, str]:
 
 
 def find_commit() -> str | None:
-    """The commit of the code where this is a checkout, with + where files differ from it; None elsewhere."""
+    """Find the commit of the code where this is a checkout, with + where files differ from it; None elsewhere."""
     folder = Path(__file__).resolve().parents[3]
     if not (folder / ".git").exists():
         return None

@@ -27,7 +27,7 @@ class Tracker:
         """The run (or what goes on of it) begins; steps from this one on follow. What was shown of them is forgotten."""
 
     def describe(self, facts: Mapping[str, str]) -> None:
-        """Where the run comes from: versions, commit, digests of the data, parent; right after `start`."""
+        """Describe where the run comes from: versions, commit, digests of the data, parent; right after `start`."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Numbers of a step, each by a name with a folder: train/loss, eval/loss, events/spike."""

@@ -85,7 +85,7 @@ def is_lost(chaos: ChaosConfig, place: int, furthest: int, attempt: int = 1) -> 
 
 
 def find_attempt(environment: Mapping[str, str]) -> int:
-    """How often torchrun or Slurm has started the ranks again."""
+    """Find how often torchrun or Slurm has started the ranks again."""
     text = environment.get("TORCHELASTIC_RESTART_COUNT") or environment.get("SLURM_RESTART_COUNT") or "0"
     return int(text) if text.isdecimal() else 0
 

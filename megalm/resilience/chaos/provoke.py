@@ -26,7 +26,7 @@ DATA_KINDS = ("random_tokens", "permuted_tokens", "repeated_token")
 
 
 def make_provoke_hooks(config: GuardConfig) -> list[Hook]:
-    """The hook that does the damage that `guard.provoke` asks for, if it asks for any."""
+    """Make the hook that does the damage that `guard.provoke` asks for, if it asks for any."""
     return [] if config.provoke.kind == "none" else [ProvokeHook(config.provoke)]
 
 
@@ -38,7 +38,7 @@ def provoke_source(config: Config, source: BatchSource, mesh: Mesh) -> BatchSour
 
 
 def find_damaged_positions(config: ProvokeConfig, batch_size: int) -> range:
-    """Positions of the stream whose batches are bad: those that the configured steps have in an undisturbed run."""
+    """Find positions of the stream whose batches are bad: those that the configured steps have in an undisturbed run."""
     first = (config.step - 1) * batch_size
     return range(first, first + config.steps * batch_size)
 

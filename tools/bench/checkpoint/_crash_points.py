@@ -126,7 +126,7 @@ def merge_reports(reports: list[Report]) -> Report:
 
 
 def list_applicable(operation: str) -> list[str]:
-    """The faults that an operation can suffer."""
+    """List the faults that an operation can suffer."""
     faults = ["kill", "power", "eio"]
     if operation in ("create", "write", "fsync", "fsync-folder", "mkdir", "rename"):
         faults.append("enospc")

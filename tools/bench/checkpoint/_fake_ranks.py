@@ -97,7 +97,7 @@ def reference(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def list_boxes_of_rank(layout: Layout, rank: int, values: dict[str, torch.Tensor] | None) -> list[Box]:
-    """What `rank` of the layout holds, with the values of `values`, or NaN to be filled.
+    """List what `rank` of the layout holds, with the values of `values`, or NaN to be filled.
 
     The tied embedding is on both ends of the pipeline; with ZeRO each data rank holds a range of the flat order,
     which begins and ends inside of tensors and rows.

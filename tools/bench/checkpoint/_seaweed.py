@@ -17,7 +17,7 @@ import fsspec
 
 
 def find_binary() -> str | None:
-    """The `weed` program, if it is installed."""
+    """Find the `weed` program, if it is installed."""
     beside = Path(sys.executable).parent / "weed"
     return str(beside) if beside.exists() else shutil.which("weed")
 

@@ -146,7 +146,7 @@ def _measure(folder: Path, size: int, rounds: int, threads: int) -> dict:
 
 
 def _measure_run(folder: Path, saves: int, threads: int) -> dict:
-    """Steps of `+model=tiny` with its own batch: alone, stalled by a save, and beside the writing of one."""
+    """Measure steps of `+model=tiny` with its own batch: alone, stalled by a save, and beside the writing of one."""
     import torch
 
     from megalm.config.compose import compose_config

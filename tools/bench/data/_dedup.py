@@ -17,7 +17,7 @@ RUST_TOOL_MB_PER_CPU_S = 4000 / (2.1 * 3600)
 
 
 def make_labelled(texts: list[str], documents: int) -> list[str]:
-    """Documents, half of them copies of others with a share of their words replaced: none, 1, 2, 4 or 8 in a hundred."""
+    """Make documents, half of them copies of others with a share of their words replaced: none, 1, 2, 4 or 8 in a hundred."""
     rng = random.Random(7)
     originals = texts[: documents - documents // 2]
     copies = []

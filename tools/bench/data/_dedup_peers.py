@@ -28,7 +28,7 @@ def runs(text: str) -> set[tuple[str, ...]]:
 
 
 def find_by_brute_force(source: str) -> tuple[set[int], int]:
-    """All pairs of a Jaccard similarity of THRESHOLD and more, by counting what they share; all but the first document of
+    """Find all pairs of a Jaccard similarity of THRESHOLD and more, by counting what they share; all but the first document of
     each connected group would go. Also returns the number of pairs."""
     numbers: dict[int, int] = {}  # by a hash of 64 bits: the runs themselves would take gigabytes
     sets = [[numbers.setdefault(hash(run), len(numbers)) for run in runs(text)] for text in texts(source)]

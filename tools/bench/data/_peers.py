@@ -84,7 +84,7 @@ class MegatronStyleMap:
 
 
 def open_megatron_style(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[[], int]:
-    """An epoch of shuffled batches through torch's DataLoader; returns how many samples it gave."""
+    """Open an epoch of shuffled batches through torch's DataLoader; returns how many samples it gave."""
     from torch.utils.data import DataLoader
 
     loader: DataLoader = DataLoader(MegatronStyleMap(prefix, seq_length), batch_size=batch)  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ def open_megatron_style(prefix: str, folder: Path, seq_length: int, batch: int) 
 
 
 def open_megatron_core(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[[], int]:
-    """An epoch of Megatron core's own GPTDataset through torch's DataLoader, without masks and positions."""
+    """Open an epoch of Megatron core's own GPTDataset through torch's DataLoader, without masks and positions."""
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
     from megatron.core.datasets.indexed_dataset import IndexedDataset
     from megatron.core.datasets.utils import Split
@@ -116,7 +116,7 @@ def open_megatron_core(prefix: str, folder: Path, seq_length: int, batch: int) -
 
 
 def open_litdata(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[[], int]:
-    """The same tokens as litdata's chunks of tokens, shuffled."""
+    """Open the same tokens as litdata's chunks of tokens, shuffled."""
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
     from litdata.streaming.writer import BinaryWriter
 
@@ -138,7 +138,7 @@ def open_litdata(prefix: str, folder: Path, seq_length: int, batch: int) -> Call
 
 
 def open_mosaicml_streaming(prefix: str, folder: Path, seq_length: int, batch: int) -> Callable[[], int]:
-    """The same tokens as MDS shards of samples, shuffled."""
+    """Open the same tokens as MDS shards of samples, shuffled."""
     from streaming import MDSWriter, StreamingDataset
     from torch.utils.data import DataLoader
 
@@ -156,7 +156,7 @@ def open_mosaicml_streaming(prefix: str, folder: Path, seq_length: int, batch: i
 
 
 def measure(function: Callable[[], int]) -> float:
-    """Samples per second of processor time, all threads together."""
+    """Measure samples per second of processor time, all threads together."""
     start = time.process_time()
     count = function()
     return count / max(time.process_time() - start, 1e-9)

@@ -235,7 +235,7 @@ def _loader(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def make_sparse_token_file(prefix: Path, size: int, documents: int = 10_000) -> None:
-    """A token file of this many bytes that takes hardly any room: the tokens are a hole in the file."""
+    """Make a token file of this many bytes that takes hardly any room: the tokens are a hole in the file."""
     import numpy as np
 
     from megalm.data.tokens import HEADER, MAGIC

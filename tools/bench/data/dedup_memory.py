@@ -51,7 +51,7 @@ def _write(path: Path, kind: str, size: float) -> int:
 
 
 def measure_held(process: Any) -> int:
-    """Bytes that a process holds besides mapped files; elsewhere than on Linux with them."""
+    """Measure bytes that a process holds besides mapped files; elsewhere than on Linux with them."""
     try:
         found = re.search(
             r"^Anonymous:\s+(\d+) kB", Path(f"/proc/{process.pid}/smaps_rollup").read_text(), re.MULTILINE

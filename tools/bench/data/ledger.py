@@ -51,7 +51,7 @@ def make_sources(folder: Path, form: str) -> list[str]:
 
 
 def make_loader(settings: dict[str, Any], rank: int, size: int) -> Any:
-    """The loader of one rank: three sources, two phases of different mixtures and sequence lengths."""
+    """Make the loader of one rank: three sources, two phases of different mixtures and sequence lengths."""
     from types import SimpleNamespace
 
     from megalm.config import Config

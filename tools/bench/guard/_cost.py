@@ -20,7 +20,7 @@ _TINY = ["model.hidden_size=256", "model.ffn_hidden_size=688", "guard.provoke.ki
 
 
 def measure_costs(data: str, steps: int = 64) -> list[dict[str, Any]]:
-    """What the guard's parts take of a step, and step times with the guard and without, alternating in one process."""
+    """Measure what the guard's parts take of a step, and step times with the guard and without, alternating in one process."""
     return [
         _cost(name, data, max(16, steps // (1 + 3 * index)), more) for index, (name, more) in enumerate(SHAPES.items())
     ]

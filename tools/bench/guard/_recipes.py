@@ -229,7 +229,7 @@ def _config(recipe: str, data: str, *more: str, size: int = 1) -> Any:
 
 
 def make_trainer(folder: Path, recipe: str, data: str, *more: str, size: int = 1) -> tuple[Any, Any]:
-    """A trainer of this recipe with the guard as its only hook."""
+    """Make a trainer of this recipe with the guard as its only hook."""
     from megalm.data.loader import Loader
     from megalm.guard.hook import GuardHook
     from megalm.parallel.mesh import build_mesh

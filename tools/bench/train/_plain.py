@@ -112,7 +112,7 @@ class Llama(nn.Module):
 
 
 def build_plain(shape: dict[str, Any], device: str) -> Llama:
-    """The model of a shape with random weights."""
+    """Build the model of a shape with random weights."""
     torch.manual_seed(0)
     with torch.device(device):
         model = Llama(shape)

@@ -239,7 +239,7 @@ def _compose(args: argparse.Namespace, shape: dict[str, Any], micro_batch: int) 
 
 
 def _build(config: Any, folder: Path, device: str) -> Any:
-    """A trainer over one batch, again and again, with a guard that may stand beside it."""
+    """Build a trainer over one batch, again and again, with a guard that may stand beside it."""
     import torch
 
     from megalm.guard.hook import GuardHook

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _choose(wanted: str | None, device: str, model: str = "dense") -> tuple[list[str], dict[str, str]]:
-    """The sides in the order in which they begin, and those that cannot run here, with the reason."""
+    """Choose the sides in the order in which they begin, and those that cannot run here, with the reason."""
     default = [*DEFAULT_SIDES[device], *([DENSE_SIDE] if model == "moe" else [])]
     names = default if wanted is None else [name.strip() for name in wanted.split(",")]
     if unknown := [name for name in names if name not in SIDES]:
