@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megalm.config.errors import ConfigError
+from megalm.convert.average import average
 from megalm.convert.choices import FORMATS
 from megalm.convert.formats import open_source
 from megalm.convert.huggingface_settings import EVERYTHING
@@ -122,12 +123,14 @@ def convert(
     format: str | None = None,
     vocab_size: int | None = None,
     accept: Collection[str] = (),
+    others: Sequence[Path] = (),
     bits: bool = False,
     progress: Callable[[int], Progress] | None = None,
 ) -> tuple[Source, Report]:
     """Converts a folder. The target is opened again at the end, and must have each weight of the source in its shape.
 
-    `accept`: settings of the source's config.json that are not known here. `bits`: also read every weight back and compare it.
+    `others`: folders whose weights are averaged with the source's. `accept`: settings of the source's config.json that are
+    not known here. `bits`: also read every weight back and compare it.
     `progress` is told the number of bytes and gives back a function that is told of each tensor. Memory: about one tensor;
     for `mp_rank_*` targets one rank's share of the model.
     Errors: ConfigError, with nothing written where the source is at fault.
@@ -136,6 +139,11 @@ def convert(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not an empty folder; choose another target, or remove it")
     source = open_source(source_path, format, vocab_size=vocab_size, accept=accept)
+    if others:
+        if options.optimizer:
+            raise ConfigError("average and optimizer: a mean has no moments; leave one out")
+        opened = [open_source(path, format, vocab_size=vocab_size, accept=accept) for path in others]
+        source = average([source, *opened])
     if options.upcycle:
         source = upcycle(source, options.upcycle, options.top_k)
     if options.optimizer and source.optimizer is None:

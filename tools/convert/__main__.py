@@ -4,6 +4,7 @@
     megalm convert runs/first exported --to huggingface --verify
     megalm convert runs/first megatron --to megatron --tensor 2 --pipeline 2
     megalm convert runs/first runs/mixture --to megalm --upcycle 8 --verify
+    megalm convert runs/first/checkpoints/step-1000 mean --average runs/first/checkpoints/step-1100 --to huggingface
     megalm convert reshard runs/first/checkpoints/step-00000100 merged
 
 Tensors pass one by one, on the CPU; memory stays near one layer. At the end the target is opened again, and each tensor of
@@ -50,6 +51,10 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--upcycle", type=int, default=0, metavar="N",
         help="to megalm: a mixture in which each MLP of the dense model is N experts; it computes the same",
+    )  # fmt: skip
+    made.add_argument(
+        "--average", type=Path, nargs="+", default=[], metavar="FOLDER",
+        help="write the mean of the source's weights and those of these, of the same model",
     )  # fmt: skip
     made.add_argument("--top-k", type=int, default=2, help="with --upcycle: experts for a token (default 2)")
     made.add_argument(
@@ -130,6 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
             format=arguments.format,
             vocab_size=arguments.vocab_size,
             accept=arguments.accept,
+            others=arguments.average,
             bits=arguments.verify,
             progress=bar,
         )
