@@ -68,8 +68,10 @@ chat: .venv/.installed   ## a tiny model learns to answer, then to add: pretrain
 	    --prompts data/chat/held_out.jsonl data/chat/sums.jsonl data/chat/other_held_out.jsonl
 	@echo "talk to it: $(RUN) -m tools.chat runs/chat-reinforced"
 
-spike: .venv/.installed data/python_text_document.idx   ## damage a small run on purpose and watch it recover
+spike: .venv/.installed data/python_text_document.idx   ## the same damage with the guard and without it, on one page (2 minutes)
 	$(RUN) -m megalm.launch +model=tiny +experiment=spike/zeroed_second_moment run.name=spike
+	$(RUN) -m megalm.launch +model=tiny +experiment=spike/zeroed_second_moment run.name=spike-unguarded guard=watch
+	$(RUN) -m tools.compare runs/spike runs/spike-unguarded --html runs/spike.html
 
 chaos: .venv/.installed data/python_text_document.idx   ## kill a rank of a small run on purpose and watch it go on
 	$(RUN) -m megalm.launch +model=tiny +experiment=chaos/killed run.name=chaos

@@ -21,6 +21,11 @@ UNIMPORTANT = ("run.name", "run.dir")
 """Settings in which runs differ because they are two."""
 SMOOTH = 0.9
 """Share of the smooth line that a step leaves as it was."""
+LONGEST_SETTING = 60
+"""Characters of a setting in a table."""
+WIDE = 20.0
+"""Where the largest value is more than this times the smallest, the axis is logarithmic: so a run that blew up leaves
+room for the others."""
 CURVES = (
     ("loss", "training loss"),
     ("eval/loss", "held-out loss"),
@@ -125,7 +130,7 @@ def tabulate_comparison(runs: Sequence[RunSummary], metric: str) -> tuple[list[s
     rows = [
         [
             run.name,
-            *(show(run.settings.get(key)) for key in keys),
+            *(shorten(run.settings.get(key)) for key in keys),
             str(run.last_step),
             *(format_number(run.values.get(key)) for key in shown_metrics),
             str(run.spikes),
@@ -133,6 +138,14 @@ def tabulate_comparison(runs: Sequence[RunSummary], metric: str) -> tuple[list[s
         for run in runs
     ]
     return headers, rows
+
+
+def shorten(setting: Any) -> str:
+    """Show a setting as a table has room for: of a list of mappings what each begins with, of what is long its beginning."""
+    if isinstance(setting, list) and setting and all(isinstance(one, dict) and one for one in setting):
+        setting = [next(iter(one.values())) for one in setting]
+    text = show(setting)
+    return text if len(text) <= LONGEST_SETTING else f"{text[: LONGEST_SETTING - 1]}\u2026"
 
 
 def write_comparison_page(runs: Sequence[RunSummary], metric: str, highest: bool = False) -> str:
@@ -159,7 +172,9 @@ def write_comparison_page(runs: Sequence[RunSummary], metric: str, highest: bool
             elif points:
                 lines.append(Line(run.name, points))
         if lines:
-            blocks.append(Lines(title, "step", key, lines))
+            values = [y for line in lines for _, y in line.points if y - y == 0]
+            wide = key != "lr" and bool(values) and min(values) > 0 and max(values) > WIDE * min(values)
+            blocks.append(Lines(title, "step", key, lines, log="y" if wide else ""))
     return render_page(f"{len(runs)} runs compared", blocks)
 
 

@@ -9,6 +9,7 @@ from megalm.observe.runs import (
     find_runs,
     list_differing_settings,
     rank,
+    shorten,
     smooth,
     summarize,
     tabulate_comparison,
@@ -74,3 +75,8 @@ def test_the_same_run_given_twice_counts_once_and_what_is_none_is_named(tmp_path
 def test_the_smooth_line_begins_at_the_first_point():
     assert smooth([(1, 4.0), (2, 4.0)]) == [(1, 4.0), (2, pytest.approx(4.0))]
     assert [x for x, _ in smooth([(1, 4.0), (2, float("nan")), (3, 2.0)])] == [1, 3]
+
+
+def test_a_long_setting_is_shown_by_what_its_parts_begin_with(tmp_path):
+    assert shorten([{"action": "skip", "budget": 3}, {"action": "rollback"}]) == "[skip, rollback]"
+    assert shorten("x" * 70) == "x" * 59 + "\u2026" and shorten(0.5) == "0.5"
