@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 LFS = b"version https://git-lfs.github.com/spec/"
+ANSWERS = (b"invalid username", b"entry not found", b"access to model", b"repository not found")
+"""How a hub answers in words in place of a file; some answer in JSON."""
 
 
 def describe_damage(start: bytes) -> str | None:
@@ -21,7 +23,7 @@ def describe_damage(start: bytes) -> str | None:
     head = start.lstrip()[:200].lower()
     if head.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")) or b"<html" in head:
         return "is a web page (HTML), not the file itself: a download that went to a log-in or error page; download it again"
-    if head.startswith((b"invalid username", b"entry not found", b"access to model", b"repository not found")):
+    if head.startswith(ANSWERS) or re.match(rb'\{\s*"(error|detail|message)"\s*:\s*"', head):
         return (
             f"is the server's answer {start[:60].decode('utf-8', 'replace')!r}, not the file itself; download it again"
         )

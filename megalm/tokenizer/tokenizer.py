@@ -68,6 +68,8 @@ def load_tokenizer(
     for option, value in (("--special", special), ("--tiktoken-pattern", tiktoken_pattern)):
         if value:
             raise ConfigError(f"{option} is for a .tiktoken rank file, and {name} is none: it says that itself.")
+    if start[:1] in (b"[", b'"') or (start[:1] != b"{" and name.endswith(".json")):
+        raise ConfigError(f"{name}: not a usable tokenizer.json: it does not hold a JSON object. Give {FORMATS}.")
     if start[:1] != b"{":
         return SentencePieceTokenizer(name, backend, proven, control_tokens, end)
     content = parse_json(Path(name), read_bytes(name))

@@ -113,6 +113,7 @@ def test_all_shards_without_their_index_are_read_and_told(folder):
         (LFS, "is a Git LFS pointer, not the file itself of 269,060,552 bytes; fetch it: .*git lfs pull"),
         (b"", "is empty; copy it again"),
         (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "is a web page"),
+        (b'{"error":"Repository not found"}', "is the server's answer"),
         (b"Entry not found", "is the server's answer 'Entry not found'"),
         (b"\0" * 4096, "zero bytes only"),
         (b"\x1f\x8b\x08" + b"z" * 200, "is a compressed file; unpack it first"),

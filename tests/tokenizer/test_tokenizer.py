@@ -292,6 +292,7 @@ def test_the_faster_libraries_come_with_the_package_and_are_pinned(name):
         ('{"model": {}}'.encode("utf-16-le"), "UTF-16"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "Git LFS pointer"),
         (b"<!DOCTYPE html><html>", "web page"),
+        (b'{"error": "Repository not found"}', "the server's answer"),
         (b'{"a": 0, "b": 1}', "vocab.json"),
         (b'{"tokenizer_class": "X"}', "tokenizer_config.json"),
         (b'{"model_type": "llama"}', "config.json"),
