@@ -8,7 +8,10 @@ import pytest
 from tests.test_arrows import ROOMS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 PATH = re.compile(r"[A-Za-z][\w.*-]*(?:/[\w.*-]*)+|[\w-]+\.(?:py|toml|sh|h|cuh|cpp|cu)")
 MADE = {"runs", "data", "configs", "logs", "tensorboard", "checkpoints", "huggingface", "samples"}
 """What runs and tools make."""

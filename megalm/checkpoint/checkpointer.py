@@ -246,9 +246,8 @@ class Checkpointer:
 
         A folder of checkpoints, or of a run, as `path` means the newest good one in it. Where a checkpoint turns out to be
         damaged, this is reported (`checkpoint_rejected`) and the one before it is taken; if `path` names one, there is no other.
-        With `weights_only`, boxes of optimizer tensors stay as they are; so do `optional` ones that it has not. `check` is
-        called on every rank with a checkpoint's state and its name before anything of it is taken; what it raises (alike on
-        all ranks) ends the load.
+        With `weights_only`, boxes of optimizer tensors stay as they are; so do `optional` ones that it has not. `check` gets a
+        checkpoint's state and name on every rank before any of it is taken; what it raises (alike on all) ends the load.
 
         Returns: (state, this rank's own state; None on another layout than it was saved on, and with `weights_only`).
         Errors: ConfigError if it is a checkpoint of another model (nothing is overwritten), or there is none;
