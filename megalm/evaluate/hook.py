@@ -74,7 +74,7 @@ class SuiteHook(Hook):
         if trainer.step != step or (step % self.every and step != trainer.total_steps):
             return
         begun = time.perf_counter()
-        scorer = self._make_scorer(trainer)
+        scorer = self.make_scorer(trainer)
         results = [evaluate_task(task, self.protocol, scorer, self.tokenizer, limit=self.limit) for task in self.tasks]
         record.update(name_figures(results))
         seconds = time.perf_counter() - begun
@@ -86,7 +86,8 @@ class SuiteHook(Hook):
             error = f" ± {shown.error:.3f}" if shown.error else ""
             self._print(f"step {step}: {self.suite.name} above chance {shown.value:.3f}{error} in {seconds:.1f} s")
 
-    def _make_scorer(self, trainer: Trainer) -> Scorer:
+    def make_scorer(self, trainer: Trainer) -> Scorer:
+        """Make what scores continuations by the weights in training, on the run's own layout."""
         fp8 = self.config.precision.fp8
         multiple = find_multiple(fp8.recipe) if choose_fp8_products(self.config.model, fp8) else 1
         length = self.config.model.seq_length

@@ -164,7 +164,7 @@ def launch(arguments: Sequence[str]) -> int:
         status = _start(config, folder, world, planned.as_dict())
     finally:
         if status == 2 and new and not world.external:
-            remove_unused(folder)
+            remove_unused(folder, config.run.name)
     return status
 
 

@@ -3,8 +3,9 @@
 from contextlib import suppress
 from pathlib import Path
 
-from megalm.config import Config
+from megalm.config import Config, ConfigError
 from megalm.config.writing import explain_failed_writes
+from megalm.launch.lock import FolderLock
 
 LOGS = "logs"
 
@@ -36,12 +37,25 @@ def make_run_folder(folder: Path) -> None:
         (folder / LOGS).mkdir(parents=True, exist_ok=True)
 
 
-def remove_unused(folder: Path) -> None:
-    """Remove a folder in which nothing was written: that of a start that was refused."""
-    with suppress(OSError):  # what holds something stays
-        inside = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
-        for place in (*inside, folder):
-            for entry in list(place.iterdir()):
-                if entry.is_file() and not entry.is_symlink() and entry.stat().st_size == 0:
-                    entry.unlink()
-            place.rmdir()
+def remove_unused(folder: Path, run: str) -> None:
+    """Remove a folder in which nothing was written: that of a start that was refused. What another process has stays."""
+    lock = FolderLock(folder, run)
+    if lock.path.exists():
+        return
+    with suppress(OSError, ConfigError):  # what holds something stays
+        lock.acquire()
+        try:
+            inside = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
+            for place in inside:
+                _remove_empty_files(place)
+                place.rmdir()
+            _remove_empty_files(folder)
+        finally:
+            lock.release()
+        folder.rmdir()
+
+
+def _remove_empty_files(folder: Path) -> None:
+    for entry in list(folder.iterdir()):
+        if entry.is_file() and not entry.is_symlink() and entry.stat().st_size == 0:
+            entry.unlink()

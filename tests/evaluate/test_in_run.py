@@ -45,7 +45,7 @@ def score_suite(world, words, folder):
     mesh = build_mesh(config.parallel, "cpu")
     trainer = build_trainer(config, mesh, folder)
     hook = SuiteHook(config, folder, None)
-    scorer = hook._make_scorer(trainer)
+    scorer = hook.make_scorer(trainer)
     results = [evaluate_task(task, hook.protocol, scorer, hook.tokenizer, limit=8) for task in hook.tasks]
     trainer.checkpoints.close()
     trainer.batch_source.close()

@@ -197,7 +197,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--match {args.match!r}: no layout has all these words; one looks like '{list_layouts()[-1]}'."
         )
-    environment = _environment()
+    environment = describe_environment()
     started = time.monotonic()
     rows: list[dict[str, Any]] = []
     try:
@@ -284,7 +284,7 @@ def _run(models: list[str], chosen: list[Layout], folder: Path, rows: list[dict[
                 add({**named, "equal": False, "error": str(error)})
 
 
-def _environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     import torch
 
     from megalm.ops.backend import find_library, get_backend
