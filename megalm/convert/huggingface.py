@@ -191,15 +191,16 @@ def write_folder(
         files = [path for path in files if path.name != CARD]  # the card of the model that it was before
     # The embedding's dtype stands for the whole model's.
     main_dtype = dtype or source.weights.dtype("embedding.weight")
-    folder.mkdir(parents=True, exist_ok=True)
-    control = write_tokenizer(folder, files, source.model.position_limit)
-    own = source.config_json is not None and (tokenizer is None or _came_with(source, tokenizer))
-    config_json = choose_config_json(source, main_dtype, None if own else control)
+    config_json = choose_config_json(source, main_dtype, None)
     table = huggingface_names.make_huggingface_rules(source.model, config_json["model_type"])
     left = set(source.weights.names()) - {part.name for rule in table for part in rule.parts}
     check_none_left(source.path, sorted(name for name in left if not name.endswith(_OF_TRAINING)))
     check_shapes(source.path, source.weights, {part.name: part.shape for rule in table for part in rule.parts})
     table += huggingface_names.list_prediction_copies(source.model, config_json["model_type"])
+    folder.mkdir(parents=True, exist_ok=True)  # what cannot be written as such a folder has been refused by now
+    control = write_tokenizer(folder, files, source.model.position_limit)
+    if source.config_json is None or not (tokenizer is None or _came_with(source, tokenizer)):
+        config_json = choose_config_json(source, main_dtype, control)
     layout = [(rule.foreign, rule.shape, dtype or source.weights.dtype(rule.parts[0].name)) for rule in table]
     writer = SafetensorsWriter(folder, layout, max_shard_bytes=max_shard_bytes)
     try:

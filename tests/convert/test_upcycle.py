@@ -1,10 +1,14 @@
 """A dense model becomes a mixture of the same function; a checkpoint that lacks an expert is refused by its name."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from megalm.config import ConfigError
 from megalm.config.compose import compose_config
+from megalm.convert.huggingface import write_folder
 from megalm.convert.run import Options, convert
 from megalm.convert.source import Source
 from megalm.convert.upcycle import upcycle
@@ -74,3 +78,10 @@ def test_a_missing_expert_is_named_by_layer_and_number():
     lacking = MemoryWeights({name: mixed.weights.read(name) for name in names})
     with pytest.raises(ConfigError, match=r"the weight layers\.1\.mlp\.experts\.3\.gate\.weight is missing"):
         build_model(mixed.model, lacking)
+
+
+def test_a_model_that_no_architecture_expresses_leaves_no_folder(tmp_path):
+    made = source("model.value_head=true")
+    with pytest.raises(ConfigError, match="cannot express model.value_head"):
+        write_folder(replace(made, files=[Path(__file__)]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
