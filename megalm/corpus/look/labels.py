@@ -18,6 +18,7 @@ from pathlib import Path
 from megalm.config.errors import ConfigError
 
 LONGEST = 40
+BEGIN = b'{"key": "'  # of every line
 
 
 def make_key(text: str) -> str:
@@ -90,8 +91,9 @@ def _append(path: Path, line: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with open(path, "ab+") as file:
-        if file.tell() and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
-            line = b"\n" + line
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
@@ -113,14 +115,21 @@ def read_labels(path: str | Path) -> Iterator[Label]:
     except OSError as error:
         raise ConfigError(f"labels {path} cannot be read ({error.strerror}): `megalm look` writes them.") from error
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        if not line.strip(b"\0 \t\r"):  # zeros: a length that reached the disk before its bytes did
             continue
         try:
             found = json.loads(line)
+        except ValueError:
+            if line.startswith(BEGIN[: len(line)]):
+                continue  # cut off: a beginning of a line is never JSON
+            raise _refuse(path, number) from None
+        try:
             yield Label(found["key"], found["label"], str(found["text"]), str(found["place"]), float(found["time"]))
         except (ValueError, KeyError, TypeError):
-            if number >= 2 and line.startswith(b'{"key"') and not line.endswith(b"}") or number == len(lines):
-                continue  # cut off
-            raise ConfigError(
-                f"{path}: line {number} is no label of `megalm look` (key, label, text, place, time): name another file."
-            ) from None
+            raise _refuse(path, number) from None
+
+
+def _refuse(path: str | Path, number: int) -> ConfigError:
+    return ConfigError(
+        f"{path}: line {number} is no label of `megalm look` (key, label, text, place, time): name another file."
+    )

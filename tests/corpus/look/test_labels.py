@@ -18,13 +18,26 @@ def test_the_last_line_of_a_text_counts_and_null_takes_a_label_back(tmp_path):
     assert Labels(labels.path).counts() == {"good": 1}
 
 
-def test_a_line_that_a_crash_cut_off_spoils_no_other(tmp_path):
+def test_a_line_that_a_crash_cut_off_anywhere_spoils_no_other(tmp_path):
     path = tmp_path / "labels.jsonl"
-    Labels(path).give("a", "bad", "one", "place")
-    with open(path, "ab") as file:
-        file.write(b'{"key": "b", "label": "ba')
-    Labels(path).give("c", "good", "three", "place")
-    assert Labels(path).counts() == {"bad": 1, "good": 1}
+    labels = Labels(path)
+    for key, text in (("a", "first"), ("b", 'ends in "}" and \u00e9')):
+        labels.give(key, "bad", text, "place")
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        kept = (cut >= first - 1) + (cut >= len(whole) - 1)  # a line without its end is whole
+        assert Labels(path).counts() == ({"bad": kept} if kept else {}), cut
+        Labels(path).give("c", "good", "behind", "place")
+        assert Labels(path).counts() == ({"bad": kept} if kept else {}) | {"good": 1}, cut
+
+
+def test_zeros_that_a_lost_power_left_spoil_no_label(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    path.write_bytes(bytes(70))
+    Labels(path).give("c", "good", "behind", "place")
+    assert Labels(path).counts() == {"good": 1}
 
 
 @pytest.mark.parametrize("label", ["", "  ", "x" * 41, "a/b", "a\nb"])
@@ -35,8 +48,9 @@ def test_a_label_that_is_none_is_refused_and_not_written(tmp_path, label):
     assert not labels.path.exists()
 
 
-def test_another_file_is_no_list_of_labels(tmp_path):
-    (tmp_path / "other.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+@pytest.mark.parametrize("content", ['{"text": "one"}\n{"text": "two"}\n', '{"text": "one"}', "words", "[1]\n", "7"])
+def test_another_file_is_no_list_of_labels(tmp_path, content):
+    (tmp_path / "other.jsonl").write_text(content)
     with pytest.raises(ConfigError, match="line 1 is no label"):
         Labels(tmp_path / "other.jsonl")
 
