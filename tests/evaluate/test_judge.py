@@ -61,8 +61,9 @@ def test_the_last_verdict_counts(text, verdict):
 
 @pytest.fixture
 def endpoint():
-    """A fair judge behind HTTP, that fails every third request."""
-    seen = []
+    """A fair judge behind HTTP, that fails every third question when it is asked first."""
+    seen, known = [], []
+    counting = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *args):
@@ -70,8 +71,13 @@ def endpoint():
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.append(body)
-            if len(seen) % 3 == 0:
+            question = body["messages"][0]["content"]
+            with counting:  # questions are asked side by side
+                seen.append(body)
+                new = question not in known
+                known.extend([question] * new)
+                fails = new and len(known) % 3 == 0
+            if fails:
                 self.send_error(503)
                 return
             said = fair(body["messages"][0]["content"])
